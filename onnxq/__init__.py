@@ -1,0 +1,94 @@
+"""Quantize ONNX models for ONNX Runtime.
+
+This is the public API and nothing else. Every name is imported on first use, so that ``import onnxq`` costs nothing:
+the libraries that know graphs and run models come in only with the function that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from onnxq._version import __version__
+
+if TYPE_CHECKING:
+    from onnxq.api import benchmark, calibrate, compare, inspect, presets, quantize, targets
+    from onnxq.errors import (
+        CalibrationError,
+        MissingExtraError,
+        ModelError,
+        OnnxqError,
+        RecipeError,
+        TargetError,
+        VerificationError,
+    )
+    from onnxq.recipe import Recipe
+    from onnxq.stats.base import Statistics
+
+__all__ = [
+    "CalibrationError",
+    "MissingExtraError",
+    "ModelError",
+    "OnnxqError",
+    "Recipe",
+    "RecipeError",
+    "Statistics",
+    "TargetError",
+    "VerificationError",
+    "__version__",
+    "benchmark",
+    "calibrate",
+    "compare",
+    "inspect",
+    "presets",
+    "quantize",
+    "targets",
+]
+
+_HOMES = {
+    "CalibrationError": "onnxq.errors",
+    "MissingExtraError": "onnxq.errors",
+    "ModelError": "onnxq.errors",
+    "OnnxqError": "onnxq.errors",
+    "Recipe": "onnxq.recipe",
+    "RecipeError": "onnxq.errors",
+    "Statistics": "onnxq.stats.base",
+    "TargetError": "onnxq.errors",
+    "VerificationError": "onnxq.errors",
+    "benchmark": "onnxq.api",
+    "calibrate": "onnxq.api",
+    "compare": "onnxq.api",
+    "inspect": "onnxq.api",
+    "presets": "onnxq.api",
+    "quantize": "onnxq.api",
+    "targets": "onnxq.api",
+}
+
+
+class _Package(ModuleType):
+    """The package as a module whose public names importing a room cannot hide.
+
+    Python binds an imported submodule to its parent, so importing the room ``onnxq.targets`` would replace the
+    function ``onnxq.targets``. Rooms are imported as ``from onnxq.targets.x import y``, which needs no such binding.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
