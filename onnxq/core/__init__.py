@@ -1,0 +1,1 @@
+"""Numbers: element types, specifications, affine quantization, error measures."""
