@@ -1,0 +1,1 @@
+"""Streaming, mergeable, serializable statistics of values, and the range methods that read them."""

@@ -1,0 +1,192 @@
+"""The statistics file: a versioned .npz without pickled objects.
+
+All values are packed into a few long arrays, so that three hundred of them are read and written as fast as one. Names
+are data (a unicode array), not archive members: they may hold any character.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.errors import CalibrationError
+from onnxq.stats.base import Statistics, ValueStatistic
+from onnxq.stats.means import ChannelMeans
+
+FORMAT = "onnxq-statistics"
+VERSION = 1
+
+_KEYS = (
+    "model_hash", "data_hash", "samples", "names", "extrema", "counters", "ranks", "shapes", "spans", "counts",
+    "mean_names", "mean_items", "mean_lengths", "mean_sums",
+)  # fmt: skip
+
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def save(statistics: Statistics, path: Path) -> None:
+    """Write statistics to a temporary file beside ``path`` and move it there.
+
+    Equal statistics give equal bytes.
+
+    Raises:
+        CalibrationError: the file cannot be written; what was at ``path`` is still there.
+    """
+    content = _archive(_pack(statistics))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        remedy = "free space there or choose another folder" if error.errno in (28, 122) else "choose another file"
+        raise CalibrationError(
+            f"{path}: statistics cannot be written: {error.strerror or error}; nothing was changed; {remedy}"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _archive(arrays: dict[str, Array]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{key}.npy")  # its fixed date is what makes equal content equal bytes
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, member.getvalue())
+    return content.getvalue()
+
+
+def _pack(statistics: Statistics) -> dict[str, Array]:
+    names = list(statistics)
+    values = [statistics[name].to_arrays() for name in names]
+
+    def stacked(key: str, like: Array) -> Array:
+        return np.stack([value[key] for value in values]) if values else like
+
+    def joined(key: str) -> Array:
+        return np.concatenate([value[key] for value in values]) if values else np.zeros(0, np.int64)
+
+    return {
+        "format": np.array(FORMAT),
+        "version": np.array(VERSION),
+        "model_hash": np.array(statistics.model_hash),
+        "data_hash": np.array(statistics.data_hash),
+        "samples": np.array(statistics.samples, np.int64),
+        "names": np.array(names, dtype=np.str_) if names else np.zeros(0, "U1"),
+        "extrema": stacked("extrema", np.zeros((0, 2))),
+        "counters": stacked("counters", np.zeros((0, 6), np.int64)),
+        "ranks": np.array([value["shape"].size for value in values], np.int64),
+        "shapes": joined("shape"),
+        "spans": stacked("span", np.zeros((0, 2), np.int64)),
+        "counts": joined("counts"),
+        **_pack_means(statistics),
+    }
+
+
+def _pack_means(statistics: Statistics) -> dict[str, Array]:
+    means = {name: means for name, means in sorted(statistics.means.items()) if means.sums is not None}
+    sums = [m.sums for m in means.values() if m.sums is not None]
+    return {
+        "mean_names": np.array(list(means), dtype=np.str_) if means else np.zeros(0, "U1"),
+        "mean_items": np.array([m.items for m in means.values()], np.int64),
+        "mean_lengths": np.array([s.size for s in sums], np.int64),
+        "mean_sums": np.concatenate(sums) if sums else np.zeros(0, np.int64),
+    }
+
+
+def _unpack_means(packed: dict[str, Array]) -> dict[str, ChannelMeans]:
+    names, items, lengths = packed["mean_names"], packed["mean_items"], packed["mean_lengths"]
+    sums = packed["mean_sums"]
+    if not len(names) == len(items) == len(lengths) or (lengths < 0).any() or lengths.sum() != sums.size:
+        raise CalibrationError("its arrays of channel means do not belong together")
+    parts = np.split(sums, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    return {
+        name: ChannelMeans(int(count), part.astype(np.int64))
+        for name, count, part in zip(names.tolist(), items, parts, strict=True)
+    }
+
+
+def load(path: Path) -> Statistics:
+    """Read a file that `save` wrote.
+
+    Raises:
+        CalibrationError: the file is missing, is not of this kind or version, or is damaged.
+    """
+    remedy = "write it with `onnxq calibrate`"
+    try:
+        if not path.is_file():
+            kind = "is a directory" if path.is_dir() else "does not exist"
+            raise CalibrationError(f"{path}: statistics file {kind}; {remedy}")
+        if not zipfile.is_zipfile(path):
+            raise CalibrationError(f"{path}: not a statistics file (.npz expected); {remedy}")
+        with np.load(path, allow_pickle=False) as archive:
+            members = set(archive.files)
+            if "format" not in members or "version" not in members or str(archive["format"]) != FORMAT:
+                raise CalibrationError(f"{path}: an .npz, but not of statistics; {remedy}")
+            version = int(archive["version"])
+            if version != VERSION:
+                raise CalibrationError(
+                    f"{path}: statistics of format version {version}; this onnxq reads {VERSION}, {remedy} again"
+                )
+            missing = [key for key in _KEYS if key not in members]
+            if missing:
+                raise CalibrationError(f"{path}: statistics lack {', '.join(missing)}; {remedy} again")
+            return _unpack({key: archive[key] for key in _KEYS})
+    except CalibrationError as error:
+        text = str(error)
+        raise CalibrationError(text if text.startswith(str(path)) else f"{path}: damaged statistics: {text}") from None
+    except OSError as error:
+        raise CalibrationError(f"{path}: statistics cannot be read: {error.strerror or error}") from None
+    except _DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CalibrationError(f"{path}: damaged statistics file ({reason}); {remedy} again") from None
+
+
+def _unpack(packed: dict[str, Array]) -> Statistics:
+    names = packed["names"]
+    rows = {len(names), *(len(packed[key]) for key in ("extrema", "counters", "ranks", "spans"))}
+    if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
+        raise CalibrationError("its arrays do not belong together")
+    statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
+    statistics.means = _unpack_means(packed)
+    shape_ends = np.cumsum(packed["ranks"])
+    count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
+    for row, name in enumerate(names.tolist()):
+        shape_start = int(shape_ends[row - 1]) if row else 0
+        count_start = int(count_ends[row - 1]) if row else 0
+        statistics.put(
+            name,
+            ValueStatistic.from_arrays(
+                {
+                    "extrema": packed["extrema"][row],
+                    "counters": packed["counters"][row],
+                    "shape": packed["shapes"][shape_start : int(shape_ends[row])],
+                    "span": packed["spans"][row],
+                    "counts": packed["counts"][count_start : int(count_ends[row])],
+                }
+            ),
+        )
+    return statistics
