@@ -1,0 +1,1 @@
+"""Graphs: the only room that knows onnx and onnx_ir."""

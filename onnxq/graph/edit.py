@@ -1,0 +1,100 @@
+"""Small changes to a graph that keep its invariants: names, outputs and the other readers of a value."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.core.dtypes import Array
+from onnxq.graph import walk
+
+
+def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+    """Add a constant to a graph.
+
+    Args:
+        graph: the graph that holds it; it is visible in the bodies inside too.
+        name: a name that is free in the whole model (see `onnxq.graph.walk.Names`).
+        array: its contents; not copied.
+        dtype: ONNX element type; None takes the array's.
+    """
+    tensor = ir.Tensor(array, dtype=dtype, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape, frozen=True), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` stand for ``old`` everywhere: it gets its name, its readers and its place among the graph's outputs.
+
+    Where ``old`` is a graph output, ``new`` must be allowed to be one (see `can_be_output`).
+    """
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name = name
+    if old.type is not None:
+        new.type = old.type
+    if old.shape is not None:
+        new.shape = old.shape
+    new.metadata_props.update(old.metadata_props)
+
+
+def can_be_output(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether the value may take over the name of an output of ``graph``: made by a node of it, no output yet."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+def remove_node(node: ir.Node) -> None:
+    """Take a node whose outputs nothing reads any more out of its graph; its bodies stop reading outer values too."""
+    graph = node.graph
+    assert graph is not None
+    for _, body in walk.subgraphs(node):
+        for inner in walk.all_nodes(body):
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
+    graph.remove(node, safe=True)
+
+
+def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
+    """Set an input, growing the list of inputs where it is too short."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+
+
+def set_constant(node: ir.Node, index: int, array: Array, names: walk.Names, base: str) -> ir.Value:
+    """Give a node its own constant at an input.
+
+    An initializer that nothing else reads keeps its name and gets the new contents; otherwise one is added and the
+    other readers keep what they have.
+
+    Args:
+        node: the reader.
+        index: the input.
+        array: the new contents; not copied.
+        names: the model's names.
+        base: name of an initializer that has to be added, made unique.
+    """
+    graph = node.graph
+    assert graph is not None
+    old = walk.input_at(node, index)
+    if old is not None and old.is_initializer() and not old.is_graph_input() and walk.only_use(old) is node:
+        old.const_value = ir.Tensor(array, name=old.name)
+        old.shape, old.type = ir.Shape(array.shape, frozen=True), ir.TensorType(old.const_value.dtype)
+        return old
+    value = add_initializer(graph, names.value(base), array)
+    set_input(node, index, value)
+    return value
+
+
+def drop_unused_initializer(value: ir.Value | None) -> bool:
+    """Remove an initializer from its graph if nothing reads it; returns whether it did."""
+    if value is None or not value.is_initializer() or value.uses() or value.is_graph_output() or value.is_graph_input():
+        return False
+    graph = value.graph
+    assert graph is not None and value.name is not None
+    del graph.initializers[value.name]
+    return True

@@ -1,0 +1,1 @@
+"""Emitters: apply decisions to a graph, one file a format."""

@@ -1,0 +1,157 @@
+"""The QDQ format: operators stay as they are, between QuantizeLinear and DequantizeLinear nodes.
+
+The runtime recognises DQ → operator → Q and runs it on integers; a runtime that does not still computes the same model
+in float. Operators that ONNX Runtime would leave on floats in this form although they take integers (Pad) are put
+between Q and DQ instead.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.core.spec import QTensor
+from onnxq.graph import edit, walk
+from onnxq.graph.emit import common
+from onnxq.graph.emit.native import to_integers
+from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
+from onnxq.graph.ops import OPS, Kind, activation_positions
+
+
+def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
+    """Rewrite the model in place.
+
+    Args:
+        model: the prepared model that the rewrite was made for.
+        rewrite: what becomes of it.
+    """
+    builder = common.Builder(model)
+    nodes = common.folded_first(model.graph, rewrite)
+    emitter = _Emitter(builder, rewrite)
+    for value in list(model.graph.inputs):
+        emitter.convert_float(value)
+    for node in list(nodes.values()):
+        change = common.change_of(rewrite, node)
+        if change is not None:
+            emitter.convert(node, change)
+        else:
+            for output in node.outputs:
+                emitter.convert_float(output)
+    common.drop_idle(model.graph, emitter.integers)
+    common.shield_bodies(builder)
+    common.keep_float(builder)
+    common.store_weights(builder, rewrite, nodes)
+
+
+class _Emitter:
+    def __init__(self, builder: common.Builder, rewrite: Rewrite) -> None:
+        self._builder = builder
+        self._rewrite = rewrite
+        self.integers: dict[int, ir.Value] = {}
+
+    def convert_float(self, value: ir.Value) -> None:
+        """Give a value that is computed in float an integer form, for the integer nodes alone."""
+        params = self._rewrite.values.get(value.name or "")
+        if params is None:
+            return
+        readers = [
+            (user, position)
+            for user in value.consumers()
+            if common.change_of(self._rewrite, user) is not None and user.graph is self._builder.graph
+            for position in activation_positions(user, OPS[user.op_type])
+            if user.inputs[position] is value
+        ]
+        if not readers:
+            return
+        back = self._pair(value)
+        for user, position in readers:
+            user.replace_input_with(position, back)
+
+    def convert(self, node: ir.Node, change: NodeRewrite) -> None:
+        """Put an integer node between its Q and DQ nodes."""
+        row = OPS[node.op_type]
+        for position, tensor in change.constants.items():
+            original = node.inputs[position]
+            assert original is not None
+            edit.set_input(node, position, self._constant(original, tensor))
+            edit.drop_unused_initializer(original)
+        if change.bias is not None and row.bias is not None:
+            original = walk.input_at(node, row.bias)
+            edit.set_input(node, row.bias, self._bias(node, original, change))
+            edit.drop_unused_initializer(original)
+        if row.native:
+            source = node.inputs[0]
+            assert source is not None
+            name = node.outputs[0].name or ""
+            to_integers(self._builder, node, self.integers[id(source)], self._rewrite.values[name], self.integers)
+            return
+        if change.float_output:
+            self._keep_bias_apart(node)
+            return
+        if row.kind is Kind.READING:
+            return
+        for output in list(node.outputs):
+            if (output.name or "") in self._rewrite.values and (output.uses() or output.is_graph_output()):
+                self._pair(output, take_place=True)
+
+    def _keep_bias_apart(self, node: ir.Node) -> None:
+        """Keep ONNX Runtime from joining a MatMul and the Add of its bias into a float Gemm.
+
+        It does so where the shape is fixed and the bias has one axis, before it looks for integers; with a second axis
+        of length 1 the bias means the same and the MatMul stays on integers.
+        """
+        shape = walk.dims(node.inputs[0])
+        if node.op_type != "MatMul" or shape is None or None in shape or len(shape) < 3:
+            return
+        for user in node.outputs[0].consumers():
+            if user.op_type != "Add":
+                continue
+            for index, value in enumerate(user.inputs):
+                bias = walk.const_array(value)
+                if value is not None and bias is not None and bias.ndim == 1:
+                    edit.set_constant(user, index, bias.reshape(1, -1), self._builder.names, value.name or "bias")
+
+    def _pair(self, value: ir.Value, take_place: bool = False) -> ir.Value:
+        """Q and DQ behind a value; the DQ's output, which replaces the value everywhere if ``take_place``."""
+        builder, name = self._builder, value.name or ""
+        params = self._rewrite.values[name]
+        names = builder.names
+        q = builder.quantize(value, params, names.value(f"{name}_QuantizeLinear_Output"))
+        dq = builder.dequantize(q.outputs[0], params, names.value(f"{name}_DequantizeLinear_Output"), name)
+        builder.place_after(value, [q, dq])
+        self.integers[id(dq.outputs[0])] = q.outputs[0]
+        if take_place:
+            common.replace_uses(value, dq.outputs[0], keep=q)
+        return dq.outputs[0]
+
+    def _constant(self, original: ir.Value, tensor: QTensor) -> ir.Value:
+        builder, base = self._builder, original.name or "constant"
+        integers = builder.integers(base, tensor)
+        axis = common.channel_axis_of(tensor)
+        # Constants of equal contents are one: a zero point can be what another node dequantizes.
+        inputs = (integers, builder.scale(base, tensor.params), builder.zero_point(base, tensor.params))
+        for user in integers.consumers():
+            if user.op_type == "DequantizeLinear" and tuple(user.inputs) == inputs and _axis(user) == axis:
+                return user.outputs[0]
+        output = builder.names.value(f"{base}_DequantizeLinear_Output")
+        dq = builder.dequantize(integers, tensor.params, output, base, axis)
+        self._place_first(dq)
+        return dq.outputs[0]
+
+    def _bias(self, node: ir.Node, original: ir.Value | None, change: NodeRewrite) -> ir.Value:
+        assert change.bias is not None
+        builder, base = self._builder, (original.name if original is not None else None) or f"{node.name}_bias"
+        integers = builder.integers(base, change.bias)
+        axis = 0 if change.bias.params.scale.size > 1 else None
+        output = builder.names.value(f"{base}_DequantizeLinear_Output")
+        dq = builder.dequantize(integers, change.bias.params, output, base, axis)
+        self._place_first(dq)
+        return dq.outputs[0]
+
+    def _place_first(self, dq: ir.Node) -> None:
+        # Constants may be shared with nodes further up, so their DQ goes to the top of the graph.
+        first = next(iter(self._builder.graph))
+        self._builder.graph.insert_before(first, [dq])
+
+
+def _axis(node: ir.Node) -> int | None:
+    return walk.attr_int(node, "axis") if "axis" in node.attributes else None

@@ -1,0 +1,39 @@
+"""What an emitter is told: a plan whose numbers are known. Plain data, by the names of the prepared model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxq.core.spec import QParams, QTensor
+
+
+@dataclass(frozen=True, eq=False)
+class NodeRewrite:
+    """One node that runs on integers.
+
+    Attributes:
+        constants: quantized constants by input position: the weight, and constant operands of element-wise nodes.
+        bias: int32 values at ``scale_x · scale_w``, for the row's bias position; None where there is no bias.
+        folds: name of the Relu or Clip right behind it whose work the output's range does; it is removed.
+        float_output: the products are scaled back to float at once; the output has no integer form.
+    """
+
+    constants: dict[int, QTensor] = field(default_factory=dict)
+    bias: QTensor | None = None
+    folds: str | None = None
+    float_output: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """Everything an emitter does to a graph.
+
+    Attributes:
+        values: parameters of each activation that has an integer form.
+        nodes: the nodes that run on integers.
+        storage: constants by node and input position that are only stored as integers and computed with as floats.
+    """
+
+    values: dict[str, QParams] = field(default_factory=dict)
+    nodes: dict[str, NodeRewrite] = field(default_factory=dict)
+    storage: dict[str, dict[int, QTensor]] = field(default_factory=dict)

@@ -1,0 +1,15 @@
+"""The types of graphs by the names that rooms outside this one use."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+Model = ir.Model
+Graph = ir.Graph
+Node = ir.Node
+Value = ir.Value
+Proto = onnx.ModelProto
+
+FLOAT32 = ir.DataType.FLOAT
+"""Element type of ordinary real numbers."""

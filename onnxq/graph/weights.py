@@ -1,0 +1,175 @@
+"""Find the weight of a node in whatever form it is stored, and say what it looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.core.affine import dequantize, params_for, quantize
+from onnxq.core.dtypes import Array, QType
+from onnxq.core.metrics import sqnr_db
+from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.ops import channel_axis
+
+_POSITIONS = {
+    "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "GRU": 1, "RNN": 1, "MatMulInteger": 1,
+    "ConvInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "DynamicQuantizeLSTM": 1,
+    "MatMulNBits": 1, "MatMulBnb4": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "GatherBlockQuantized": 0,
+}  # fmt: skip
+_SCALES = {
+    "QLinearConv": 4, "QLinearMatMul": 4, "QGemm": 4, "MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2,
+    "DynamicQuantizeLSTM": 8, "MatMulNBits": 2, "GatherBlockQuantized": 2,
+}  # fmt: skip
+_ZERO_POINTS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3}
+_PACKED = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
+_LARGE = 1 << 24
+"""Elements beyond which the error at int8 is not computed."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant that a layer multiplies with.
+
+    Attributes:
+        node: the layer.
+        value: the constant as it is stored.
+        scale: its scales, where it is stored as integers and they are constant.
+        zero_point: its zero points, likewise.
+        axis: along which scales of rank 1 lie; None where there is one, or they have the weight's rank.
+        block: elements in a block; 0 where there are no blocks.
+        unfolded: Cast → Mul turns the integers into floats, once, when the model is loaded.
+    """
+
+    node: ir.Node
+    value: ir.Value
+    scale: Array | None = None
+    zero_point: Array | None = None
+    axis: int | None = None
+    block: int = 0
+    unfolded: bool = False
+
+
+def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
+    """The weight of a node, behind the DequantizeLinear or Cast → Mul that unfolds it; None where it has none.
+
+    Args:
+        node: any node.
+        position: the input that holds the weight; None takes the operator's own.
+    """
+    position = _POSITIONS.get(node.op_type) if position is None else position
+    value = walk.input_at(node, position) if position is not None else None
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        source = producer.inputs[0]
+        if source is None or not walk.is_constant(source):
+            return None
+        return Weight(
+            node,
+            source,
+            walk.const_array(walk.input_at(producer, 1)),
+            walk.const_array(walk.input_at(producer, 2)),
+            walk.attr_int(producer, "axis", 1),
+            walk.attr_int(producer, "block_size", 0),
+        )
+    if (stored := _unfolded(producer)) is not None and producer is not None:
+        return Weight(node, stored, walk.const_array(producer.inputs[1]), unfolded=True)
+    if not walk.is_constant(value):
+        return None
+    if node.op_type not in _SCALES:
+        return Weight(node, value)
+    axis = 0 if node.op_type == "QLinearConv" or walk.attr_int(node, "transB", 0) else -1
+    zero_point = _ZERO_POINTS.get(node.op_type)
+    return Weight(
+        node,
+        value,
+        walk.const_array(walk.input_at(node, _SCALES[node.op_type])),
+        walk.const_array(walk.input_at(node, zero_point)) if zero_point is not None else None,
+        axis,
+        walk.attr_int(node, "block_size", 0),
+    )
+
+
+def _unfolded(node: ir.Node | None) -> ir.Value | None:
+    """The integers behind the Mul of Cast → Mul; None for any other node."""
+    if node is None or node.op_type != "Mul" or node.inputs[0] is None:
+        return None
+    cast = node.inputs[0].producer()
+    source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    if source is None or not walk.is_constant(source) or source.dtype in walk.FLOATS:
+        return None
+    return source
+
+
+def granularity_of(weight: Weight) -> str:
+    """Which elements share a scale, in words; empty where that is not known."""
+    if weight.block:
+        return f"in blocks of {weight.block}"
+    if weight.scale is None:
+        return ""
+    return "per channel" if weight.scale.size > 1 else "per tensor"
+
+
+def weight_facts(weight: Weight) -> dict[str, Any]:
+    """What a weight looks like, as plain data; see `onnxq.results.Inspection`."""
+    value, array = weight.value, walk.const_array(weight.value)
+    dtype = value.dtype.name.lower() if value.dtype is not None else "unknown"
+    facts: dict[str, Any] = {
+        "name": value.name, "node": weight.node.name,
+        "shape": list(value.shape.numpy()) if value.shape is not None else [],
+        "dtype": {"float": "float32", "double": "float64"}.get(dtype, dtype),
+        "granularity": granularity_of(weight) or None, "low": None, "high": None, "sqnr_db": None,
+    }  # fmt: skip
+    if array is None or array.size == 0 or weight.node.op_type in _PACKED:
+        return facts
+    reals = _reals(weight, array)
+    if reals is not None and np.isfinite(reals).any():
+        facts["low"], facts["high"] = float(np.nanmin(reals)), float(np.nanmax(reals))
+    if array.dtype == np.float32 and array.ndim >= 2 and array.size <= _LARGE and np.isfinite(array).all():
+        facts["sqnr_db"] = _error_at_int8(weight.node, array)
+    return facts
+
+
+def _reals(weight: Weight, array: Array) -> Array | None:
+    """The real numbers that a weight stands for; None where its scales are not known."""
+    if weight.value.dtype in walk.FLOATS:
+        return np.asarray(array, np.float32)
+    scale, zero = weight.scale, weight.zero_point
+    if scale is None:
+        return None
+    numbers = array.astype(np.float32)
+    for parameter, operation in ((zero, np.subtract), (scale, np.multiply)):
+        if parameter is None or parameter.size == 0:
+            continue
+        spread = _spread(parameter.astype(np.float32), weight, array.shape)
+        if spread is None:
+            return None
+        numbers = operation(numbers, spread)
+    return numbers
+
+
+def _spread(parameter: Array, weight: Weight, shape: tuple[int, ...]) -> Array | None:
+    """A scale or zero point in a shape that broadcasts over the weight's."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if weight.block and weight.axis is not None and parameter.ndim == len(shape):
+        whole = np.repeat(parameter, weight.block, axis=weight.axis)
+        return np.take(whole, np.arange(shape[weight.axis]), axis=weight.axis)
+    if parameter.ndim == len(shape):
+        return parameter
+    if weight.axis is None or parameter.ndim != 1 or parameter.size != shape[weight.axis]:
+        return None
+    return parameter.reshape([-1 if i == weight.axis % len(shape) else 1 for i in range(len(shape))])
+
+
+def _error_at_int8(node: ir.Node, array: Array) -> float | None:
+    axis = channel_axis(node, array.ndim)
+    spec = TensorSpec(QType.INT8, PerTensor() if axis is None else PerAxis(axis), symmetric=True, narrow_range=True)
+    params = params_for(array, spec)
+    ratio = sqnr_db(array, dequantize(quantize(array, params), params))
+    return float(ratio) if np.isfinite(ratio) else None
