@@ -1,0 +1,1 @@
+"""Weight algorithms: pure functions on arrays, one file each."""

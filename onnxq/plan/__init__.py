@@ -1,0 +1,1 @@
+"""What becomes of each node and value: decisions as data, then their numbers."""

@@ -1,0 +1,286 @@
+"""Make the plan: recipe × operator table × target × shapes → decisions. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from onnxq.core.dtypes import QType
+from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
+from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
+from onnxq.plan.bias import mean_kind
+from onnxq.plan.candidates import Candidate, Survey, body_nodes, survey
+from onnxq.plan.cost import Shapes, node_costs
+from onnxq.plan.decisions import (
+    FLOAT,
+    FOLDED,
+    INTEGER,
+    PRESENT,
+    STORAGE,
+    Decision,
+    NodePlan,
+    Plan,
+)
+from onnxq.plan.place import ahead_of_work, place, why_float
+from onnxq.plan.select import Choice, Selection
+from onnxq.plan.values import decide_values
+from onnxq.recipe import PRESETS, Recipe
+from onnxq.stats.base import Statistics
+from onnxq.targets import Target
+
+MIN_STORED = 1024
+"""Weights of fewer elements stay float in storage: scales and two nodes would outweigh the saving."""
+
+_ACTIVATIONS_FLOAT = "activations stay float32 with this preset"
+
+__all__ = ["Wanted", "make_plan", "wanted_by", "wanted_by_any"]
+
+
+def make_plan(
+    model: Model,
+    recipe: Recipe,
+    target: Target,
+    shapes: Shapes,
+    dtypes: Mapping[str, str],
+    sources: Mapping[str, tuple[str, ...]],
+    unusable: Mapping[str, str] | None = None,
+    op_types: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide what each node and value becomes.
+
+    Args:
+        model: the prepared model; not changed.
+        recipe: what the user asked for; its preset must not be "auto".
+        target: what the runtime can do, and how fast.
+        shapes: shape of each value in one sample.
+        dtypes: element type of each value in one sample.
+        sources: for each node, the names it had in the user's model.
+        unusable: values that must stay float, and why (see `onnxq.plan.unusable`).
+        op_types: operator of each node of the user's model.
+
+    Raises:
+        RecipeError: a pattern or operator type matches nothing.
+    """
+    graph = model.graph
+    selection = Selection(recipe, sources, {node.op_type for node in walk.all_nodes(graph)}, op_types)
+    spec = activation_spec(recipe, target)
+    found = survey(graph, target, selection, dtypes, spec.symmetric)
+    for name, candidate in list(found.candidates.items()):
+        bad = next((v.name for v in _touched(candidate) if v.name in (unusable or {})), None)
+        if unusable and bad:
+            found.keep(name, f"value {bad!r} {unusable[bad]}")
+    static = PRESETS[recipe.preset].activations == "static"
+    working = ahead_of_work(found)
+    chosen = place(found, target, shapes, working) if static else set()
+    context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
+    nodes: dict[str, NodePlan] = {}
+    for node in found.order:
+        for plan in _node_plans(node, context):
+            nodes.setdefault(plan.name, plan)
+    values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
+    nodes = _drop_folds(nodes, values, found)
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a calibration run has to gather.
+
+    Attributes:
+        values: values that need a range.
+        image_means: inputs of convolutions, whose channel means correct biases.
+        row_means: inputs of Gemm layers, likewise.
+    """
+
+    values: tuple[str, ...]
+    image_means: tuple[str, ...] = ()
+    row_means: tuple[str, ...] = ()
+
+    def without(self, known: Statistics) -> Wanted:
+        """What is not known yet."""
+        return Wanted(
+            tuple(name for name in self.values if name not in known),
+            tuple(name for name in self.image_means if name not in known.means),
+            tuple(name for name in self.row_means if name not in known.means),
+        )
+
+
+def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
+    """What a plan needs.
+
+    Args:
+        model: the prepared model.
+        plan: its plan.
+        means: also what bias correction needs.
+    """
+    nodes = [node for node in model.graph if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER]
+    return Wanted(tuple(plan.calibrated), *(_means(nodes) if means else ((), ())))
+
+
+def wanted_by_any(
+    model: Model, target: Target, dtypes: Mapping[str, str], sources: Mapping[str, tuple[str, ...]]
+) -> Wanted:
+    """What any plan for the target could need."""
+    selection = Selection(Recipe(preset="w8a8"), sources, ())
+    found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
+    names: dict[str, None] = {}
+    for candidate in found.candidates.values():
+        for value in _touched(candidate):
+            if value.name and not walk.is_constant(value):
+                names[value.name] = None
+    return Wanted(tuple(names), *_means([candidate.node for candidate in found.candidates.values()]))
+
+
+def _means(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    kinds: dict[str, dict[str, None]] = {"image": {}, "rows": {}}
+    for node in nodes:
+        kind = mean_kind(node)
+        if kind is not None and node.inputs[0] is not None and node.inputs[0].name:
+            kinds[kind][node.inputs[0].name] = None
+    return tuple(kinds["image"]), tuple(kinds["rows"])
+
+
+def _touched(candidate: Candidate) -> list[Value]:
+    read = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
+    written = [] if candidate.row.kind is Kind.READING else candidate.outputs
+    return [value for value in (*read, *written) if value is not None]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the plans of single nodes are made from."""
+
+    found: Survey
+    chosen: set[str]
+    working: set[int]
+    recipe: Recipe
+    target: Target
+    shapes: Shapes
+    selection: Selection
+    static: bool
+
+
+def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
+    """The plan of a node and, where one is folded in, of its clamp."""
+    found, chosen, recipe, target = context.found, context.chosen, context.recipe, context.target
+    shapes, selection, static = context.shapes, context.selection, context.static
+    name = node.name or ""
+    op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if name in found.present:
+        return [NodePlan(name, op_type, PRESENT, "quantized already")]
+    candidate = found.candidates.get(name)
+    if candidate is not None and name in chosen:
+        costs = node_costs(node, candidate.row, shapes, target.costs)
+        clamp = candidate.clamp
+        plans = [
+            NodePlan(
+                name,
+                op_type,
+                INTEGER,
+                folds=clamp.name if clamp is not None else None,
+                weights=_weight_specs(candidate, recipe, target, selection),
+                float_us=round(costs[0], 1),
+                int_us=round(costs[1], 1),
+            )
+        ]
+        if clamp is not None:
+            plans.append(NodePlan(clamp.name or "", clamp.op_type, FOLDED, f"done by the output range of {name!r}"))
+        return plans
+    folded_into = found.folded.get(name)
+    if folded_into is not None:
+        if folded_into.node.name in chosen:
+            return []
+        return [NodePlan(name, op_type, FLOAT, "the layer before it stays float" if static else _ACTIVATIONS_FLOAT)]
+    reason = found.kept.get(name)
+    costs_of: tuple[float | None, float | None] = (None, None)
+    if candidate is not None:
+        as_float, as_int = node_costs(node, candidate.row, shapes, target.costs)
+        costs_of = (round(as_float, 1), round(as_int, 1))
+        reason = why_float(candidate, context.working, shapes, target) if static else _ACTIVATIONS_FLOAT
+    stored = _storage_specs(node, recipe, selection.of(name, node.op_type))
+    by_user = selection.of(name, node.op_type).reason is not None
+    if stored and not by_user:
+        why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
+        return [NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=costs_of[0], int_us=costs_of[1])]
+    if not static and not by_user and op_type in STORABLE and _is_small(node):
+        reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
+    return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
+
+
+def _is_small(node: Node) -> bool:
+    """Whether the constant weight of a layer is too small to gain from being stored as integers."""
+    array = walk.const_array(walk.input_at(node, STORABLE[node.op_type][0]))
+    return array is not None and array.size < MIN_STORED
+
+
+def _weight_specs(candidate: Candidate, recipe: Recipe, target: Target, selection: Selection) -> dict[int, TensorSpec]:
+    node, row = candidate.node, candidate.row
+    specs: dict[int, TensorSpec] = {}
+    if row.weight is not None and is_weight(node, row):
+        specs[row.weight] = _weight_spec(node, row.weight, recipe, target, candidate.choice)
+    for position in activation_positions(node, row):
+        if walk.is_constant(node.inputs[position]):
+            specs[position] = activation_spec(recipe, target)
+    return specs
+
+
+def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choice: Choice) -> TensorSpec:
+    array = walk.const_array(node.inputs[position])
+    assert array is not None
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    if node.graph is not None and walk.opset(node.graph) < target.min_opset:
+        per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
+    axis = channel_axis(node, array.ndim) if per_channel else None
+    bits = target.weight_bits if target.weight_bits < target.weight.bits else None
+    return TensorSpec(
+        target.weight, PerTensor() if axis is None else PerAxis(axis), symmetric=True, narrow_range=True, grid_bits=bits
+    )
+
+
+def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
+    """The grid of quantized activations."""
+    symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
+    return TensorSpec(target.activation, PerTensor(), symmetric=symmetric)
+
+
+def _storage_specs(node: Node, recipe: Recipe, choice: Choice) -> dict[int, TensorSpec]:
+    positions = STORABLE.get(node.op_type, ()) if node.domain == "" else ()
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    specs: dict[int, TensorSpec] = {}
+    for position in positions:
+        value = walk.input_at(node, position)
+        array = walk.const_array(value)
+        if array is None or value is None or value.dtype != FLOAT32 or array.size < MIN_STORED or array.ndim < 2:
+            continue
+        axis = channel_axis(node, array.ndim) if per_channel else None
+        granularity = PerTensor() if axis is None else PerAxis(axis)
+        specs[position] = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
+    return specs
+
+
+def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:
+    """Undo folds where the output has no integer form, and note which products go straight to float."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or candidate is None or candidate.row.kind is Kind.READING:
+            continue
+        if candidate.outputs[0].name in values:
+            continue
+        result[name] = replace(plan, float_output=True, folds=None)
+        if plan.folds is not None:
+            result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
+    return result
+
+
+def _notes(graph: Graph) -> tuple[str, ...]:
+    inside = body_nodes(graph)
+    if not inside:
+        return ()
+    where = inside[0][0].split(".")[0]
+    return (
+        f"{len(inside)} node(s) with weights lie in bodies of If, Loop or Scan (the first in {where!r}) and stay "
+        "float: values inside bodies have no statistics",
+    )

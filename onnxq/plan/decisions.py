@@ -1,0 +1,124 @@
+"""Decisions as data: what each value and each node becomes, and why, before anything is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from onnxq.core.spec import QParams, TensorSpec
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Parameters from the value's own statistics."""
+
+    spec: TensorSpec
+    range_method: str
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """Parameters known beforehand (Softmax lies in 0…1)."""
+
+    params: QParams
+
+
+@dataclass(frozen=True)
+class SharedWith:
+    """The same parameters as another value, because the operator between them only moves elements."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Parameters that follow from those of other values by a rule.
+
+    Attributes:
+        values: the values they follow from.
+        rule: ``union`` (Concat: one range over all inputs, so that their integers are copied as they are).
+    """
+
+    values: tuple[str, ...]
+    rule: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Stays float."""
+
+    reason: str
+
+
+Decision = Calibrated | Fixed | SharedWith | Derived | Keep
+
+INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
+"""What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
+before it; stays float; was quantized before onnxq saw it."""
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What becomes of one node.
+
+    Attributes:
+        name: the node's name in the prepared model.
+        op_type: its operator, with the domain where that is not ONNX's own.
+        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT` or `PRESENT`.
+        reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
+        folds: name of the Relu or Clip behind it that its output's range replaces.
+        float_output: its products are scaled back to float at once.
+        weights: how its constants become integers, by input position.
+        float_us: estimated time of the float kernel, in microseconds a sample; None where shapes are unknown.
+        int_us: the same for the integer kernel.
+    """
+
+    name: str
+    op_type: str
+    action: str
+    reason: str = ""
+    folds: str | None = None
+    float_output: bool = False
+    weights: dict[int, TensorSpec] = field(default_factory=dict)
+    float_us: float | None = None
+    int_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every decision, by the names of the prepared model.
+
+    Attributes:
+        nodes: one entry for each node that computes with real numbers, in graph order.
+        values: one entry for each activation that has an integer form.
+        notes: what the user should know about the plan as a whole.
+    """
+
+    nodes: dict[str, NodePlan]
+    values: dict[str, Decision]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def calibrated(self) -> list[str]:
+        """Names of the values whose statistics the plan needs."""
+        return [name for name, decision in self.values.items() if isinstance(decision, Calibrated)]
+
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """``{operator: {"quantized": n, "total": n}}``; integer, folded and storage nodes count as quantized."""
+        table: dict[str, dict[str, int]] = {}
+        for node in self.nodes.values():
+            row = table.setdefault(node.op_type, {"quantized": 0, "total": 0})
+            row["total"] += 1
+            row["quantized"] += node.action != FLOAT
+        return dict(sorted(table.items()))
+
+    def kept_float(self) -> list[tuple[str, str, str]]:
+        """(node, operator, reason) of everything that computes in float."""
+        return [(n.name, n.op_type, n.reason) for n in self.nodes.values() if n.action in (FLOAT, STORAGE)]
+
+    def counts(self, *actions: str) -> int:
+        """How many nodes have one of the actions."""
+        return sum(node.action in actions for node in self.nodes.values())
+
+    def with_node(self, node: NodePlan) -> Plan:
+        """A copy in which one node's plan is replaced."""
+        return replace(self, nodes={**self.nodes, node.name: node})

@@ -1,0 +1,95 @@
+"""Place the candidates: which of them run on integers, and why the others do not."""
+
+from __future__ import annotations
+
+from onnxq.graph import walk
+from onnxq.graph.ops import Kind, activation_positions, gives_float
+from onnxq.graph.types import Value
+from onnxq.plan.candidates import Candidate, Survey
+from onnxq.plan.cost import Shapes, elements, kernel_is_slower, layout_us, node_costs
+from onnxq.plan.partition import Link, partition
+from onnxq.targets import Target
+
+SMALL_WEIGHT = 256
+"""A weight of fewer elements saves less than its scales and conversions take, so its layer has to earn its place."""
+
+
+def place(found: Survey, target: Target, shapes: Shapes, working: set[int]) -> set[str]:
+    """Names of the candidates that run on integers; ``working`` are those of `ahead_of_work`."""
+    candidates = list(found.candidates.values())
+    forced: dict[int, bool] = {}
+    for i, candidate in enumerate(candidates):
+        if candidate.choice.insisted or _is_heavy(candidate, shapes, target):
+            forced[i] = True
+    if not forced:
+        # Nothing is expected to gain. The user asked for integers all the same: multiply on them, and let the
+        # measurement say what it costs.
+        forced = {i: True for i, c in enumerate(candidates) if c.row.kind is Kind.WEIGHTED}
+    if not forced:
+        return set()
+    for i, candidate in enumerate(candidates):
+        if candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working:
+            forced.setdefault(i, False)
+    costs = [node_costs(c.node, c.row, shapes, target.costs) for c in candidates]
+    sides = partition([c[0] for c in costs], [c[1] for c in costs], _links(candidates, target, shapes), forced)
+    return {c.node.name or "" for c, integer in zip(candidates, sides, strict=True) if integer}
+
+
+def _is_heavy(candidate: Candidate, shapes: Shapes, target: Target) -> bool:
+    """Whether a layer runs on integers whatever stands around it: it is faster there, and smaller."""
+    if candidate.row.kind is not Kind.WEIGHTED or kernel_is_slower(candidate.node, shapes, target.costs):
+        return False
+    weight = walk.const_array(candidate.node.inputs[1])
+    return weight is None or weight.size >= SMALL_WEIGHT
+
+
+def why_float(candidate: Candidate, working: set[int], shapes: Shapes, target: Target) -> str:
+    """Why a candidate that could run on integers does not."""
+    as_float, as_int = node_costs(candidate.node, candidate.row, shapes, target.costs)
+    if candidate.row.kind is Kind.WEIGHTED:
+        return f"slower on integers here: about {as_int:.0f} µs against {as_float:.0f} µs"
+    if candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working:
+        return "no integer layer comes after it, so that rounding to 8 bits would only cost accuracy"
+    return f"does not pay between float nodes: about {as_int:.0f} µs and conversions against {as_float:.0f} µs"
+
+
+def ahead_of_work(found: Survey) -> set[int]:
+    """Ids of the candidates whose results reach a multiply-accumulate layer through other candidates."""
+    writers = {id(output): c for c in found.candidates.values() for output in c.outputs}
+    pending = [c for c in found.candidates.values() if c.row.kind is Kind.WEIGHTED]
+    reached: set[int] = set()
+    while pending:
+        candidate = pending.pop()
+        for position in activation_positions(candidate.node, candidate.row):
+            writer = writers.get(id(candidate.node.inputs[position]))
+            if writer is not None and id(writer) not in reached:
+                reached.add(id(writer))
+                pending.append(writer)
+    return reached
+
+
+def _links(candidates: list[Candidate], target: Target, shapes: Shapes) -> list[Link]:
+    producers = {id(output): i for i, c in enumerate(candidates) for output in c.outputs}
+    readers: dict[int, tuple[Value, dict[int, None]]] = {}
+    for i, candidate in enumerate(candidates):
+        for position in activation_positions(candidate.node, candidate.row):
+            value = candidate.node.inputs[position]
+            if value is not None and not walk.is_constant(value):
+                readers.setdefault(id(value), (value, {}))[1][i] = None
+        if candidate.row.kind is not Kind.READING:
+            for output in candidate.outputs:
+                readers.setdefault(id(output), (output, {}))
+    members = {id(c.node) for c in candidates}
+    links = []
+    for key, (value, reading) in readers.items():
+        size = elements(value, shapes) or 0
+        producer = producers.get(key)
+        outside = value.is_graph_output() or any(id(user) not in members for user in value.consumers())
+        free = producer is not None and gives_float(candidates[producer].node) and not reading
+        back = 0.0 if free else target.costs.dequantize.us(size)
+        there = target.costs.quantize.us(size)
+        there += sum(layout_us(candidates[i].node, shapes, target.costs.behind_quantize) for i in reading)
+        if producer is not None:
+            there += layout_us(candidates[producer].node, shapes, target.costs.before_quantize)
+        links.append(Link(producer, tuple(reading), outside, there, back))
+    return links

@@ -1,0 +1,193 @@
+"""Turn a plan into numbers: statistics → ranges → parameters, weights → integers. The result tells an emitter all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.core.affine import params_from_range, quantize
+from onnxq.core.spec import QParams, QTensor, TensorSpec
+from onnxq.errors import CalibrationError
+from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
+from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.types import Model, Node
+from onnxq.plan.constants import Weights, node_rewrite
+from onnxq.plan.decisions import INTEGER, STORAGE, Calibrated, Decision, Derived, Fixed, Plan, SharedWith
+from onnxq.stats.base import Statistics
+from onnxq.stats.ranges import compute_range
+
+SHARED_WIDENING = 1.2
+"""A Concat's inputs share one range only if none becomes wider than this factor: a quarter of a bit at most is lost."""
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A plan with its numbers.
+
+    Attributes:
+        rewrite: what the emitter is told.
+        ranges: (low, high) of each value that was calibrated.
+        notes: what the user should know.
+    """
+
+    rewrite: Rewrite
+    ranges: dict[str, Range]
+    notes: tuple[str, ...]
+
+
+def solve(
+    model: Model, plan: Plan, statistics: Statistics | None, percentile: float = 99.99, correct_bias: bool = True
+) -> Solution:
+    """Compute every parameter and quantize every constant that a plan names.
+
+    Args:
+        model: the prepared model; not changed.
+        plan: the decisions.
+        statistics: of the values that the plan calibrates; None where it calibrates none.
+        percentile: share of the values in percent that the range method "percentile" keeps.
+        correct_bias: take what rounding the weights adds to the mean of a layer's output from its bias.
+
+    Raises:
+        CalibrationError: the statistics lack a value that the plan needs.
+    """
+    nodes = {node.name or "": node for node in model.graph}
+    clamps = _clamps(plan, nodes)
+    ranges = _Ranges(plan, statistics, percentile, clamps)
+    values = {name: ranges.params(name) for name in plan.values}
+    notes: list[str] = []
+    weights = Weights()
+    rewrites: dict[str, NodeRewrite] = {}
+    storage: dict[str, dict[int, QTensor]] = {}
+    for name, node_plan in plan.nodes.items():
+        node = nodes[name]
+        if node_plan.action == STORAGE:
+            storage[name] = {i: weights.of(node, i, spec) for i, spec in node_plan.weights.items()}
+        elif node_plan.action == INTEGER:
+            rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
+    return Solution(Rewrite(values, rewrites, storage), ranges.found, tuple(notes))
+
+
+class _Ranges:
+    """Ranges of values, shared along operators that only move elements and, where it costs little, through Concat."""
+
+    def __init__(self, plan: Plan, statistics: Statistics | None, percentile: float, clamps: dict[str, Range]) -> None:
+        self._plan = plan
+        self._clamps = clamps
+        self._parent: dict[str, str] = {}
+        self.found: dict[str, Range] = {}
+        self._params: dict[str, QParams] = {}
+        for name, decision in plan.values.items():
+            if isinstance(decision, Calibrated):
+                if statistics is None or name not in statistics:
+                    raise CalibrationError(
+                        f"value {name!r}: the statistics do not have it; run onnxq calibrate on this very model"
+                    )
+                low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
+                bound_low, bound_high = clamps.get(name, (-np.inf, np.inf))
+                self.found[name] = (max(low, bound_low), min(high, bound_high))
+        for name, decision in plan.values.items():
+            if isinstance(decision, Derived):
+                self._join(name, decision)
+
+    def params(self, name: str) -> QParams:
+        """Scale and zero point of a value."""
+        root = self._root(name)
+        decision = self._plan.values[root]
+        if isinstance(decision, Fixed):
+            return decision.params
+        if root not in self._params:
+            low, high = self.found[root]
+            params = params_from_range(low, high, _spec(self._plan, decision))
+            for bounds in self._bounds(root):
+                params = _clamping(params, bounds)
+            self._params[root] = params
+        return self._params[root]
+
+    def _root(self, name: str) -> str:
+        while True:
+            decision = self._plan.values[name]
+            if name in self._parent:
+                name = self._parent[name]
+            elif isinstance(decision, SharedWith):
+                name = decision.value
+            else:
+                return name
+
+    def _join(self, name: str, decision: Derived) -> None:
+        roots = list(dict.fromkeys(self._root(value) for value in decision.values))
+        each = [self._range(root) for root in roots]
+        low, high = min(r[0] for r in each), max(r[1] for r in each)
+        self.found[name] = (low, high)
+        shareable = all(
+            not isinstance(self._plan.values[root], Fixed)
+            and high - low <= SHARED_WIDENING * (r[1] - r[0])
+            and self._within_clamp(root, low, high)
+            for root, r in zip(roots, each, strict=True)
+        )
+        if shareable:
+            for root in roots:
+                self._parent[root] = name
+
+    def _within_clamp(self, root: str, low: float, high: float) -> bool:
+        return all(bounds[0] <= low and high <= bounds[1] for bounds in self._bounds(root))
+
+    def _bounds(self, root: str) -> list[Range]:
+        """Bounds of the clamps that were folded away on values which share these parameters."""
+        return [
+            bounds for name, bounds in self._clamps.items() if name in self._plan.values and self._root(name) == root
+        ]
+
+    def _range(self, root: str) -> Range:
+        decision = self._plan.values[root]
+        if isinstance(decision, Fixed):
+            scale, zero = float(decision.params.scale.reshape(())), int(decision.params.zero_point.reshape(()))
+            return scale * (decision.params.spec.qmin - zero), scale * (decision.params.spec.qmax - zero)
+        return self.found[root]
+
+
+def clamps_exactly(params: QParams, bounds: Range) -> bool:
+    """Whether saturation to the grid does just what a clamp to ``bounds`` before quantization does.
+
+    True if both bounds round to the ends of the grid or beyond: then everything a clamp would change becomes the same
+    integer without it.
+    """
+    scalar = QParams(params.spec, params.scale.reshape(()), params.zero_point.reshape(()))
+    ends = quantize(np.array(bounds, np.float32), scalar)
+    return bool(ends[0] == params.spec.qmin and ends[1] == params.spec.qmax)
+
+
+def _clamping(params: QParams, bounds: Range) -> QParams:
+    """The parameters with a scale that is no larger than lets saturation do the work of a clamp to ``bounds``."""
+    spec, zero_point, scale = params.spec, params.zero_point, float(params.scale.reshape(()))
+    if bounds[1] == 0.0:  # nothing lies above the zero point, even where nothing was seen below it either
+        zero_point = np.full_like(zero_point, spec.qmax)
+    zero = int(zero_point.reshape(()))
+    for bound, steps in ((bounds[0], spec.qmin - zero), (bounds[1], spec.qmax - zero)):
+        if steps and bound and np.isfinite(bound):
+            scale = min(scale, bound / (steps - np.copysign(0.5, steps)))  # it rounds to the end from half a step on
+    narrow = np.full_like(params.scale, max(scale, _SMALLEST_SCALE))
+    while not clamps_exactly(QParams(spec, narrow, zero_point), bounds) and narrow > _SMALLEST_SCALE:
+        narrow = np.asarray(np.nextafter(narrow, np.float32(0)))  # past a tie, or a scale rounded up
+    return QParams(spec, narrow, zero_point)
+
+
+def _spec(plan: Plan, decision: Decision) -> TensorSpec:
+    if isinstance(decision, Calibrated):
+        return decision.spec
+    specs = [d.spec for d in plan.values.values() if isinstance(d, Calibrated)]
+    return specs[0]
+
+
+def _clamps(plan: Plan, nodes: dict[str, Node]) -> dict[str, Range]:
+    """Bounds of each clamp that was folded away, by the value it wrote."""
+    bounds: dict[str, Range] = {}
+    for node_plan in plan.nodes.values():
+        if node_plan.folds is not None:
+            clamp = nodes[node_plan.folds]
+            bounds[clamp.outputs[0].name or ""] = clamp_bounds(clamp)
+    return bounds

@@ -1,0 +1,62 @@
+"""Values whose statistics, once they are there, show that 8 bits cannot stand for them."""
+
+from __future__ import annotations
+
+from onnxq.graph.types import Model
+from onnxq.plan.decisions import INTEGER, Calibrated, Plan, SharedWith
+from onnxq.stats.base import Statistics, ValueStatistic
+
+WIDEST_LOGITS = 128.0
+"""Width of a logit above which half a step of an 8-bit grid changes a probability by a quarter and more."""
+
+_OF_LOGITS = ("Softmax", "Sigmoid")
+
+
+def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
+    """Find the values that the nodes which touch them have to stay float for.
+
+    Those are values of which calibration saw no finite number, or nothing but zeros: a grid for them would clip
+    whatever comes later. And the input of a Softmax or Sigmoid where a mask was added to it (−10000, or −∞): beside
+    that an 8-bit grid has no levels left for the numbers that matter.
+
+    Args:
+        model: the prepared model.
+        plan: its plan.
+        statistics: of the values that the plan calibrates.
+
+    Returns:
+        By name, what is wrong with the value.
+    """
+    found = {name: reason for name in plan.calibrated if (reason := _nothing_seen(statistics.get(name)))}
+    for node in model.graph:
+        node_plan = plan.nodes.get(node.name or "")
+        if node.op_type not in _OF_LOGITS or node_plan is None or node_plan.action != INTEGER or not node.inputs[0]:
+            continue
+        chain = _shared(node.inputs[0].name or "", plan)
+        if isinstance(plan.values[chain[-1]], Calibrated) and (reason := _masked(statistics.get(chain[-1]))):
+            found |= {name: reason for name in chain if name not in found}
+    return found
+
+
+def _shared(name: str, plan: Plan) -> list[str]:
+    """The value and those whose parameters it shares, up to the one that decides them."""
+    chain = [name]
+    while isinstance(decision := plan.values[chain[-1]], SharedWith):
+        chain.append(decision.value)
+    return chain
+
+
+def _nothing_seen(statistic: ValueStatistic | None) -> str:
+    if statistic is None or statistic.low is None:
+        return "had no finite number in calibration"
+    return "was zero in all of calibration" if statistic.low == statistic.high == 0.0 else ""
+
+
+def _masked(statistic: ValueStatistic | None) -> str:
+    if statistic is None or statistic.low is None or statistic.high is None:
+        return ""
+    if statistic.inf_count:
+        return "is masked with infinities, which no integer stands for"
+    if statistic.high - statistic.low <= WIDEST_LOGITS:
+        return ""
+    return f"reaches from {statistic.low:.4g} to {statistic.high:.4g}: 8 bits are too few for its probabilities"

@@ -1,0 +1,258 @@
+"""A recipe: everything a user can choose about a quantization, as immutable data that round-trips through YAML."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq.errors import RecipeError
+
+FORMATS = ("qdq", "qoperator")
+RANGES = ("minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to quantize.
+
+    Attributes:
+        name: what ``--preset`` takes.
+        description: one line.
+        activations: "static" or None where only weights change.
+        weights: "integer" for kernels that multiply integers, "storage" for integers unfolded to float at load.
+        needs_data: whether calibration data is needed.
+    """
+
+    name: str
+    description: str
+    activations: str | None
+    weights: str
+    needs_data: bool
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("auto", "w8a8 where there is calibration data, else w8", None, "storage", False),
+        Preset(
+            "w8a8",
+            "static: 8-bit weights and calibrated 8-bit activations on integer kernels",
+            "static",
+            "integer",
+            True,
+        ),
+        Preset(
+            "w8",
+            "8-bit weight storage, unfolded to float32 at load: a quarter of the size, float speed",
+            None,
+            "storage",
+            False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for the nodes whose name matches a pattern; the last rule that matches wins, key by key.
+
+    Attributes:
+        match: a node name or a shell pattern over node names (``layer1.*``).
+        quantize: False leaves the nodes float; True quantizes them even where that is expected to be slower.
+        range: range method of the values they write.
+        per_channel: scales for their weights by channel (True) or by tensor (False).
+    """
+
+    match: str
+    quantize: bool | None = None
+    range: str | None = None
+    per_channel: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("rule range", self.range, RANGES)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is to be quantized.
+
+    Attributes:
+        preset: a key of `PRESETS`.
+        format: "qdq" or "qoperator"; None takes the target's default.
+        range: method that turns calibration statistics into ranges.
+        percentile: share of the values, in percent, that the method "percentile" keeps.
+        per_channel: weight scales by output channel, or by tensor.
+        symmetric: activations with their zero at the middle of the grid; None takes the target's choice.
+        bias_correct: take what rounding the weights adds to the mean of a layer's output from its bias.
+        target: name of the target.
+        include: only nodes that match one of these patterns are quantized, even where that is expected to be slower.
+        exclude: nodes that match one of these patterns stay float.
+        op_types: only nodes of these operator types are quantized.
+        rules: exceptions by node.
+        min_sqnr: verification fails below this SQNR, in dB.
+        max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
+            labels, else of top-1 agreement with the float model.
+    """
+
+    preset: str = "auto"
+    format: str | None = None
+    range: str = "mse"
+    percentile: float = 99.99
+    per_channel: bool = True
+    symmetric: bool | None = None
+    bias_correct: bool = True
+    target: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    op_types: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("--preset", self.preset, tuple(PRESETS))
+        _check_choice("--format", self.format, FORMATS)
+        _check_choice("--range", self.range, RANGES)
+        if not 50 < self.percentile <= 100:
+            raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
+        for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
+            if limit is not None and math.isnan(limit):
+                raise RecipeError(f"{option}: {limit} is no number; nothing could be compared with it")
+
+    def override(self, **options: object) -> Recipe:
+        """A copy in which each option that is not None or empty replaces the recipe's own.
+
+        Raises:
+            RecipeError: an option has no such name or value.
+        """
+        given = {key: value for key, value in options.items() if value is not None and value != ()}
+        _check_keys("recipe", given, [field.name for field in fields(self)])
+        for key in ("include", "exclude", "op_types"):
+            if key in given:
+                given[key] = _names(key, given[key])
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def rule_for(self, names: Iterable[str]) -> Rule:
+        """All rules that match one of the names, joined into one; later ones win key by key."""
+        joined = Rule(match="")
+        for rule in self.rules:
+            if any(matches(rule.match, name) for name in names):
+                joined = replace(
+                    joined,
+                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
+                )
+        return joined
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, without the keys that have their default."""
+        import yaml
+
+        plain = asdict(self)
+        plain["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in plain["rules"]]
+        default = asdict(Recipe())
+        kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v != default[k] and v != []}
+        return yaml.safe_dump({"preset": self.preset, **kept}, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: not YAML, not a mapping, an unknown key or a value that does not fit.
+        """
+        import yaml
+
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
+            raise RecipeError(f"{where}: not YAML ({reason}); write keys and values, such as 'preset: w8a8'") from None
+        if data is None:
+            data = {}
+        if not isinstance(data, Mapping):
+            raise RecipeError(
+                f"{where}: a {type(data).__name__}, not a mapping; write keys and values, such as 'preset: w8a8'"
+            )
+        _check_keys(where, data, [field.name for field in fields(cls)])
+        values: dict[str, Any] = {key: value for key, value in data.items() if value is not None}
+        rules = values.pop("rules", None) or []
+        if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+            raise RecipeError(f"{where}: rules must be a list of mappings, each with 'match' and what is to hold")
+        for key in ("include", "exclude", "op_types"):
+            if key in values:
+                values[key] = _names(key, values[key])
+        built = []
+        for i, given in enumerate(rules):
+            _check_keys(f"{where}: rule {i + 1}", given, [field.name for field in fields(Rule)])
+            rule = {key: value for key, value in given.items() if value is not None}
+            if "match" not in rule:
+                raise RecipeError(f"{where}: rule {i + 1} has no 'match'; give a node name or a pattern")
+            _check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
+            built.append(Rule(**rule))
+        _check_types(where, values, _RECIPE_TYPES)
+        return cls(**values, rules=tuple(built))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            RecipeError: the file cannot be read or is no recipe.
+        """
+        try:
+            text = Path(path).read_text("utf8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise RecipeError(f"--recipe {path}: cannot be read ({reason}); give a YAML file") from None
+        return cls.from_yaml(text, where=f"--recipe {path}")
+
+
+_RECIPE_TYPES: dict[str, tuple[type, ...]] = {
+    "preset": (str,), "format": (str,), "range": (str,), "percentile": (int, float), "per_channel": (bool,),
+    "symmetric": (bool,), "bias_correct": (bool,), "target": (str,), "min_sqnr": (int, float), "max_drop": (int, float),
+}  # fmt: skip
+_RULE_TYPES: dict[str, tuple[type, ...]] = {
+    "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,),
+}  # fmt: skip
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        there = f"did you mean {near[0]!r}? There" if near else "there"
+        raise RecipeError(f"{what}: no {value!r}; {there} are {', '.join(choices)}")
+
+
+def _check_keys(where: str, given: Iterable[str], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            there = f"did you mean {near[0]!r}? There" if near else "there"
+            raise RecipeError(f"{where}: no key {key!r}; {there} are {', '.join(known)}")
+
+
+def _check_types(where: str, given: Mapping[str, Any], known: dict[str, tuple[type, ...]]) -> None:
+    for key, types in known.items():
+        value = given.get(key)
+        wrong = value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types))
+        if wrong:
+            wanted = {str: "text", bool: "true or false"}.get(types[0], "a number")
+            raise RecipeError(f"{where}: {key} is {value!r} ({type(value).__name__}); it takes {wanted}")
+
+
+def _names(key: str, value: object) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise RecipeError(f"{key}: {value!r} is not a list of names; write [name, name]")
+    return tuple(items)
