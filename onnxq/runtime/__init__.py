@@ -1,0 +1,1 @@
+"""Models run here: the only room that opens ONNX Runtime sessions."""

@@ -1,0 +1,172 @@
+"""The augmentation pass: values become outputs, samples stream through, each batch is folded in and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxq.errors import CalibrationError, ModelError
+from onnxq.graph import io
+from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
+from onnxq.runtime.feeds import Feed, FeedHash
+from onnxq.runtime.layout import unordered_session
+from onnxq.runtime.readers import Reader
+from onnxq.runtime.session import CPU, Session, provider_named
+from onnxq.stats.base import Statistics
+
+Progress = Callable[[int, "int | None"], None]
+"""Called with the samples done and their number (None where that is not known)."""
+
+
+def calibrate(
+    model: Model,
+    values: Iterable[str],
+    reader: Iterable[Feed],
+    *,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    provider: str = CPU,
+    start: Statistics | None = None,
+    checkpoint: Callable[[Statistics], None] | None = None,
+    checkpoint_every: int = 32,
+    warn: Callable[[str], None] | None = None,
+    image_means: Iterable[str] = (),
+    row_means: Iterable[str] = (),
+) -> Statistics:
+    """Run samples through a model and gather statistics of its values, in memory that does not depend on their number.
+
+    Args:
+        model: the prepared model; unchanged.
+        values: names of the float values wanted, of the main graph or its inputs.
+        reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
+        progress: called after each sample.
+        threads: threads an operator may use; None lets the runtime choose.
+        provider: execution provider to run on.
+        start: statistics of the first ``start.samples`` feeds, of an interrupted run: those feeds are skipped and the
+            object is continued in place.
+        checkpoint: called with the statistics so far after every ``checkpoint_every`` samples.
+        checkpoint_every: samples between checkpoints.
+        warn: called with a line for each value that has no statistics, and why.
+        image_means: values of (N, C, spatial …) whose channel means are wanted too.
+        row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
+
+    Returns:
+        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value,
+        but not always in its own order (`onnxq.runtime.layout`).
+
+    Raises:
+        CalibrationError: a sample does not fit or fails, there is none, the provider is not there, or ``start`` is
+            of another model or other data.
+        ModelError: the runtime cannot load the model.
+    """
+    provider = provider_named(provider)
+    statistics = start if start is not None else Statistics()
+    model_hash = io.model_hash(model)
+    if start is not None and start.model_hash != model_hash:
+        raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
+    statistics.model_hash = model_hash
+    done = statistics.samples
+    augmented = with_outputs(model, values)
+    note = warn or (lambda line: None)
+    for name in augmented.missing:
+        note(f"value '{name}': not in the main graph (inside an If, Loop or Scan body?), so it has no statistics")
+    total = _length(reader)
+    digest = FeedHash()
+    pooled = add_channel_means(augmented, image_means)
+    session = unordered_session(augmented.model, threads=threads, provider=provider)
+    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means))
+    index = -1
+    # Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
+    with ThreadPoolExecutor(1) as pool:
+        folding: Future[None] | None = None
+        for index, feed in enumerate(reader):
+            digest.update(feed)
+            if index >= done:
+                arrays = _run(session, feed, wanted, index)
+                if folding is not None:
+                    folding.result()
+                for name in wanted.from_feed:  # here and now: a reader may use its arrays again
+                    _update(statistics, name, _plain_float(feed[name]), wanted)
+                state = (index + 1, digest.hexdigest())
+                folding = pool.submit(_fold, statistics, arrays, wanted, state)
+                del arrays
+                if checkpoint is not None and (index + 1) % checkpoint_every == 0:
+                    folding.result()
+                    checkpoint(statistics)
+            elif index + 1 == done and digest.hexdigest() != statistics.data_hash:
+                raise CalibrationError(
+                    f"saved statistics: they are of other data (its first {done} samples differ); "
+                    "calibrate from the beginning"
+                )
+            if progress is not None:
+                progress(index + 1, total)
+        if folding is not None:
+            folding.result()
+    if index < 0:
+        raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+    if index + 1 < done:
+        raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
+    return statistics
+
+
+def _length(reader: Iterable[Feed]) -> int | None:
+    if isinstance(reader, Reader):
+        return reader.count
+    return len(reader) if isinstance(reader, Sized) else None
+
+
+def _is_float(dtype: np.dtype[Any] | None) -> bool:
+    return dtype is not None and (dtype.kind == "f" or dtype.name == "bfloat16")
+
+
+def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None]) -> tuple[list[str], list[str]]:
+    """The float values to fetch, and those to take from the feed."""
+    dtypes = {**session.output_dtypes, **{spec.name: spec.dtype for spec in session.input_specs}}
+    for name in (*augmented.outputs, *augmented.inputs):
+        if not _is_float(dtypes.get(name)):
+            note(f"value '{name}': holds {dtypes.get(name) or 'no tensor'}, not real numbers, so it has no statistics")
+    fetch = [name for name in augmented.outputs if _is_float(dtypes.get(name))]
+    return fetch, [name for name in augmented.inputs if _is_float(dtypes.get(name))]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to take from each run: outputs, inputs, outputs that are channel means, and values of rows."""
+
+    fetch: list[str]
+    from_feed: list[str]
+    pooled: dict[str, str]
+    rows: frozenset[str]
+
+
+def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
+    outputs = [*wanted.fetch, *wanted.pooled.values()]
+    try:
+        return session.run(feed, outputs) if outputs else []
+    except ModelError as error:
+        raise CalibrationError(f"calibration sample {index}: {error}") from error
+
+
+def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str]) -> None:
+    arrays.reverse()  # each array is let go as soon as it is folded in
+    for name in wanted.fetch:
+        _update(statistics, name, _plain_float(arrays.pop()), wanted)
+    for name in wanted.pooled:
+        means = _plain_float(arrays.pop())
+        statistics.update_means(name, means.reshape(means.shape[:2]))
+    statistics.samples, statistics.data_hash = state
+
+
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted) -> None:
+    statistics.update(name, array)
+    if name in wanted.rows and array.ndim == 2:
+        statistics.update_means(name, array)
+
+
+def _plain_float(array: Any) -> Any:
+    """The array in a type that numpy computes in."""
+    return array if array.dtype.kind == "f" else array.astype(np.float32)

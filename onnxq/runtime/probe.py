@@ -1,0 +1,59 @@
+"""Types and shapes of values as they really are, where shape inference does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxq.errors import ModelError
+from onnxq.graph.outputs import Model, tensor_names, value_names, with_outputs
+from onnxq.runtime.feeds import Feed
+from onnxq.runtime.session import session_of
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """Type and shape of a value in one run."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def probe(model: Model, feed: Feed, *, threads: int | None = None) -> dict[str, ValueInfo]:
+    """Run a model once and say what every value of its main graph was.
+
+    Args:
+        model: unchanged.
+        feed: arrays by input name.
+        threads: threads an operator may use; None lets the runtime choose.
+
+    Returns:
+        By name: the inputs, then the values in graph order. Sequences and optional values are left out, and so are
+        values that the runtime cannot give as outputs.
+
+    Raises:
+        ModelError: the model itself cannot be loaded or run on the feed.
+    """
+    given = [value.name for value in model.graph.outputs if value.name]
+    found = {name: ValueInfo(array.dtype, array.shape) for name, array in feed.items()}
+    # First everything; then without what may be no tensor; then only what the model gives anyway.
+    for names in (value_names(model), tensor_names(model)):
+        try:
+            return found | _run(model, names, feed, threads)
+        except ModelError:
+            continue
+    return found | _run(model, given, feed, threads)
+
+
+def _run(model: Model, names: Sequence[str], feed: Feed, threads: int | None) -> dict[str, ValueInfo]:
+    augmented = with_outputs(model, names)
+    session = session_of(augmented.model, threads=threads, optimize=False, packed=False)
+    arrays = session.run(feed, augmented.outputs)
+    return {
+        name: ValueInfo(array.dtype, array.shape)
+        for name, array in zip(augmented.outputs, arrays, strict=True)
+        if isinstance(array, np.ndarray)
+    }

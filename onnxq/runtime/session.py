@@ -1,0 +1,219 @@
+"""Open ONNX Runtime sessions and run them; its failures become one-line errors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+
+from onnxq.errors import CalibrationError, ModelError
+from onnxq.graph.outputs import Model, without_weights
+from onnxq.runtime.feeds import Feed, InputSpec
+from onnxq.runtime.reasons import reason
+
+__all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]
+
+CPU = "CPUExecutionProvider"
+
+_DTYPES: dict[str, Any] = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "bool": np.bool_,
+    "string": np.str_,
+    "int4": ml_dtypes.int4,
+    "uint4": ml_dtypes.uint4,
+    "float8e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8e5m2": ml_dtypes.float8_e5m2,
+    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def _tensor_dtype(type_text: str) -> np.dtype[Any] | None:
+    """Numpy type of ``tensor(<name>)``; None for sequences, maps and what numpy has no type for."""
+    if not (type_text.startswith("tensor(") and type_text.endswith(")")):
+        return None
+    found = _DTYPES.get(type_text[len("tensor(") : -1])
+    return None if found is None else np.dtype(found)
+
+
+class Session:
+    """A model that is ready to run.
+
+    Attributes:
+        label: what messages call the model.
+        output_names: in the order of the model.
+        output_dtypes: element type by output name; None for outputs that are no tensors.
+        keep: what has to live as long as the session.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, label: str) -> None:
+        self.label = label
+        self.keep: object = None
+        self._session = session
+        self.output_names: list[str] = [output.name for output in session.get_outputs()]
+        self.output_dtypes: dict[str, np.dtype[Any] | None] = {
+            output.name: _tensor_dtype(output.type) for output in session.get_outputs()
+        }
+
+    @property
+    def input_specs(self) -> list[InputSpec]:
+        """What the model takes; initializers that could be overridden are not inputs.
+
+        Raises:
+            ModelError: an input is no tensor.
+        """
+        specs = []
+        for value in self._session.get_inputs():
+            dtype = _tensor_dtype(value.type)
+            if dtype is None:
+                raise ModelError(
+                    f"{self.label}: input '{value.name}' is a {value.type}; only models that take tensors can be fed"
+                )
+            specs.append(InputSpec(value.name, dtype, tuple(value.shape)))
+        return specs
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run the model once.
+
+        Args:
+            feed: arrays by input name.
+            outputs: names of the outputs to give; None gives all.
+
+        Returns:
+            One array for each output; a list for an output that is a sequence.
+
+        Raises:
+            ModelError: the runtime refused the feed or failed.
+        """
+        try:
+            result: list[Any] = self._session.run(None if outputs is None else list(outputs), feed)
+        except Exception as error:  # the runtime's exceptions have no common base
+            raise ModelError(f"{self.label}: onnxruntime cannot run it: {reason(error)}") from error
+        return result
+
+
+def provider_named(name: str) -> str:
+    """The execution provider of that name; ``cpu`` and the like are short for ``CPUExecutionProvider``.
+
+    Raises:
+        CalibrationError: the installed ONNX Runtime does not have it; the message lists what it has.
+    """
+    available = [str(provider) for provider in onnxruntime.get_available_providers()]
+    for provider in available:
+        if name.lower() in (provider.lower(), provider.removesuffix("ExecutionProvider").lower()):
+            return provider
+    raise CalibrationError(
+        f"provider '{name}': not in the installed onnxruntime {onnxruntime.__version__}; "
+        f"available are {', '.join(available)}"
+    )
+
+
+def providers_from(provider: str) -> list[str]:
+    """The provider, and the CPU for what it cannot run."""
+    return [provider] if provider == CPU else [provider, CPU]
+
+
+def open_session(
+    model: bytes | Path,
+    *,
+    optimize: bool = True,
+    threads: int | None = None,
+    providers: Sequence[str] = (CPU,),
+    profile: bool = False,
+    label: str | None = None,
+    save_to: Path | None = None,
+) -> Session:
+    """Open a model in ONNX Runtime, which logs nothing.
+
+    Args:
+        model: contents of a model file, or its path (which external data needs).
+        optimize: all graph optimizations, or none.
+        threads: threads an operator may use; None lets the runtime choose.
+        providers: execution providers by preference, by their full names.
+        profile: write the runtime's profile into the working folder.
+        label: what messages call the model; None takes the path, or ``model``.
+        save_to: write the optimized model there; it can be opened on this kind of machine only.
+
+    Raises:
+        ModelError: the runtime cannot load the model; the message has its reason.
+    """
+    options = _options(optimize, threads)
+    options.enable_profiling = profile
+    if save_to is not None:
+        options.optimized_model_filepath = str(save_to)
+    label = label or (str(model) if isinstance(model, Path) else "model")
+    return _opened(str(model) if isinstance(model, Path) else model, options, providers, label)
+
+
+def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions leave the cores to others
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _opened(source: bytes | str, options: onnxruntime.SessionOptions, providers: Sequence[str], label: str) -> Session:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:  # the runtime's exceptions have no common base
+        raise ModelError(f"{label}: onnxruntime {onnxruntime.__version__} cannot load it: {reason(error)}") from error
+    if providers and providers[0] not in session.get_providers():
+        raise CalibrationError(
+            f"provider '{providers[0]}': could not be started, its libraries are missing or no device is there; "
+            f"use {CPU}"
+        )
+    return Session(session, label)
+
+
+def session_of(
+    model: Model,
+    *,
+    optimize: bool = True,
+    threads: int | None = None,
+    providers: Sequence[str] = (CPU,),
+    label: str = "model",
+    save_to: Path | None = None,
+    packed: bool = True,
+) -> Session:
+    """Open a model in memory, of any size; the session shares its weights.
+
+    Args:
+        model: unchanged; its weights must not be changed while the session lives.
+        optimize: as for `open_session`.
+        threads: as for `open_session`.
+        providers: as for `open_session`.
+        label: as for `open_session`.
+        save_to: write the optimized model there, its weights beside it; it can be opened on this kind of machine only.
+        packed: let kernels lay out their weights anew, which takes longer than the few runs of a quick look.
+
+    Raises:
+        ModelError: the runtime cannot load the model.
+    """
+    content, weights = without_weights(model)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options = _options(optimize, threads)
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if save_to is not None:
+        options.optimized_model_filepath = str(save_to)
+        prefix = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{prefix}_file_name", f"{save_to.name}.data")
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "4096")
+    options.add_external_initializers(list(weights), values)
+    session = _opened(content, options, providers, label)
+    session.keep = values
+    return session

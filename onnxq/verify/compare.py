@@ -1,0 +1,253 @@
+"""Run a float model and its quantized form on the same samples and compare what they give."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.errors import VerificationError
+from onnxq.runtime.feeds import Feed
+from onnxq.runtime.session import Session, open_session
+from onnxq.verify.fidelity import Fidelity, OutputComparison
+
+_CLASS_RANKS = (2, 3)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantized model against its float model.
+
+    Attributes:
+        outputs: by the float model's output name; outputs that are no tensors are left out.
+        samples: feeds run.
+        sqnr_db: of the worst real-valued output, in dB; None where there is none.
+        top1_agreement: of ``class_output``; None where there is none.
+        class_output: the output taken for class scores: the first real-valued one of rank 2 or 3 whose last axis is
+            2 or longer.
+        accuracy: ``{"float": …, "quantized": …}``, shares of labels that the largest element of ``class_output``
+            hits; None without labels.
+        warnings: what could not be compared.
+    """
+
+    outputs: dict[str, OutputComparison]
+    samples: int
+    sqnr_db: float | None
+    top1_agreement: float | None
+    class_output: str | None
+    accuracy: dict[str, float] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def finite(self) -> bool:
+        """No output holds NaN or an infinity where the float model's is finite."""
+        return all(output.finite for output in self.outputs.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values; SQNR may be infinite."""
+        return dataclasses.asdict(self)
+
+    def summary(self) -> str:
+        """Everything as text, a line for each output."""
+        lines = [f"{self.samples} samples"]
+        for name, output in self.outputs.items():
+            facts = []
+            if output.sqnr_db is not None:
+                facts.append("equal" if output.sqnr_db == math.inf else f"SQNR {output.sqnr_db:.1f} dB")
+                facts.append(f"cosine {output.cosine:.6f}")
+                facts.append(f"largest error {output.max_abs_error:.4g}")
+            if output.top1_agreement is not None:
+                facts.append(f"top-1 agreement {output.top1_agreement:.1%}")
+            if output.agreement is not None:
+                facts.append(f"equal elements {output.agreement:.1%}")
+            if not output.finite:
+                facts.append(f"{output.nonfinite_quantized} elements are NaN or infinite")
+            lines.append(f"{name}: {', '.join(facts) or 'not compared'}")
+        if self.accuracy is not None:
+            lines.append(f"accuracy: {self.accuracy['float']:.2%} float, {self.accuracy['quantized']:.2%} quantized")
+        return "\n".join(lines)
+
+
+def compare(
+    float_model: bytes | Path | Session,
+    quantized_model: bytes | Path | Session,
+    feeds: Iterable[Feed],
+    *,
+    optimize: bool = True,
+    labels: Array | None = None,
+    threads: int | None = None,
+) -> Comparison:
+    """Run both models on every feed and compare their outputs, one feed in memory at a time.
+
+    Args:
+        float_model: the reference; contents of a model file, its path, or a session that is open already.
+        quantized_model: the model in question; its outputs are matched by name, else by position.
+        feeds: arrays by input name.
+        optimize: with all graph optimizations of the runtime, or with none.
+        labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`.
+        threads: threads an operator may use; None lets the runtime choose.
+
+    Raises:
+        ModelError: a model cannot be loaded or run.
+        VerificationError: the outputs cannot be matched, or there is not one feed.
+    """
+    return compare_all(float_model, [quantized_model], feeds, optimize=optimize, labels=labels, threads=threads)[0]
+
+
+def compare_all(
+    float_model: bytes | Path | Session,
+    quantized_models: Sequence[bytes | Path | Session],
+    feeds: Iterable[Feed],
+    *,
+    optimize: bool = True,
+    labels: Array | None = None,
+    threads: int | None = None,
+    budgets: Sequence[float] | None = None,
+) -> list[Comparison]:
+    """Compare several models with one float model, which runs once for each feed; otherwise as `compare`.
+
+    Args:
+        float_model: as for `compare`.
+        quantized_models: as for `compare`.
+        feeds: as for `compare`.
+        optimize: as for `compare`.
+        labels: as for `compare`.
+        threads: as for `compare`.
+        budgets: seconds after which each model is compared on no further feed; None sets no bound.
+    """
+    reference = _opened(float_model, "float model", optimize, threads)
+    limits = [math.inf] * len(quantized_models) if budgets is None else budgets
+    trials = [
+        _Trial(reference, _opened(model, "quantized model", optimize, threads), labels, limit)
+        for model, limit in zip(quantized_models, limits, strict=True)
+    ]
+    names = reference.output_names
+    samples = 0
+    for feed in feeds:
+        expected = dict(zip(names, reference.run(feed, names), strict=True))
+        samples += 1
+        for trial in trials:
+            trial.add(feed, expected)
+    if samples == 0:
+        raise VerificationError("compare: there is not one sample; give at least one feed")
+    return [trial.result() for trial in trials]
+
+
+class _Trial:
+    """One quantized model on its way through the feeds."""
+
+    def __init__(self, reference: Session, actual: Session, labels: Array | None, seconds: float) -> None:
+        self._session = actual
+        self._left = seconds
+        self._samples = 0
+        self._pairs = _matched(reference, actual)
+        self._states = {name: Fidelity() for name, _ in self._pairs}
+        self._hits = None if labels is None else _Hits(np.asarray(labels))
+        self._chosen: str | None = None
+
+    def add(self, feed: Feed, outputs: Mapping[str, Any]) -> None:
+        """Run the model on a feed and compare with what the float model gave."""
+        if self._left <= 0:
+            return
+        started = time.perf_counter()
+        found = self._session.run(feed, [name for _, name in self._pairs])
+        self._left -= time.perf_counter() - started
+        self._samples += 1
+        for (name, _), got in zip(self._pairs, found, strict=True):
+            expected = outputs[name]
+            if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
+                continue
+            self._states[name].update(expected, got)
+            if self._chosen is None and self._states[name].is_real and _looks_like_classes(expected):
+                self._chosen = name
+            if name == self._chosen and self._hits is not None:
+                self._hits.add(expected, got)
+
+    def result(self) -> Comparison:
+        """The figures over all feeds."""
+        samples = self._samples
+        outputs = {name: state.result() for name, state in self._states.items() if state.samples or state.mismatched}
+        warnings = [
+            f"output '{name}': shapes or types differ between the models on {output.mismatched} of {samples} samples, "
+            "which are left out"
+            for name, output in outputs.items()
+            if output.mismatched
+        ]
+        hits, chosen = self._hits, self._chosen
+        if hits is not None and (chosen is None or not hits.complete):
+            warnings.append(
+                "labels: they do not match an output of class scores item by item, so accuracy is not given"
+            )
+        ratios = [output.sqnr_db for output in outputs.values() if output.sqnr_db is not None]
+        return Comparison(
+            outputs=outputs,
+            samples=samples,
+            sqnr_db=min(ratios, default=None),
+            top1_agreement=None if chosen is None else outputs[chosen].top1_agreement,
+            class_output=chosen,
+            accuracy=hits.accuracy if hits is not None and chosen is not None else None,
+            warnings=warnings,
+        )
+
+
+def _opened(model: bytes | Path | Session, name: str, optimize: bool, threads: int | None) -> Session:
+    if isinstance(model, Session):
+        return model
+    label = str(model) if isinstance(model, Path) else name
+    return open_session(model, optimize=optimize, threads=threads, label=label)
+
+
+def _matched(reference: Session, actual: Session) -> list[tuple[str, str]]:
+    if set(reference.output_names) <= set(actual.output_names):
+        return [(name, name) for name in reference.output_names]
+    if len(reference.output_names) != len(actual.output_names):
+        raise VerificationError(
+            f"{actual.label}: its outputs {actual.output_names} are not those of {reference.label}, "
+            f"{reference.output_names}; compare a model with its own quantized form"
+        )
+    return list(zip(reference.output_names, actual.output_names, strict=True))
+
+
+def _looks_like_classes(output: Array) -> bool:
+    return output.ndim in _CLASS_RANKS and output.shape[-1] >= 2
+
+
+class _Hits:
+    """Counts how often the largest element is at the label."""
+
+    def __init__(self, labels: Array) -> None:
+        self._labels = labels.argmax(-1) if labels.ndim > 1 and labels.shape[-1] > 1 else labels.reshape(-1)
+        self._used = 0
+        self._right = [0, 0]
+        self._fits = True
+
+    def add(self, expected: Array, got: Array) -> None:
+        """Compare one batch of both models with its labels."""
+        items = expected.shape[0]
+        labels = self._labels[self._used : self._used + items]
+        self._used += items
+        scores = [array.reshape(items, -1) if array.ndim == 2 else array for array in (expected, got)]
+        if len(labels) != items or any(array.ndim != 2 or array.shape[0] != items for array in scores):
+            self._fits = False
+            return
+        for model, array in enumerate(scores):
+            self._right[model] += int(np.count_nonzero(array.argmax(-1) == labels))
+
+    @property
+    def complete(self) -> bool:
+        """Every batch had its labels, and none were left."""
+        return self._fits and self._used == len(self._labels) > 0
+
+    @property
+    def accuracy(self) -> dict[str, float] | None:
+        """Shares of hits of both models."""
+        if not self.complete:
+            return None
+        return {"float": self._right[0] / self._used, "quantized": self._right[1] / self._used}

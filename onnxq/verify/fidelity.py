@@ -1,0 +1,137 @@
+"""How far one output is from its reference, summed up over a stream of samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """One output of a quantized model against the float model's, over all samples.
+
+    Attributes:
+        sqnr_db: signal to quantization noise ratio over all elements that are finite in the float output, in dB; inf
+            where they are equal, −inf where there is noise without signal or a non-finite element. None for outputs
+            that are no real numbers, and where no element of the float output is finite.
+        cosine: of the angle between the outputs as vectors, over the same elements; None likewise.
+        max_abs_error: largest difference, in units of the output; inf where an element is finite only in float.
+        top1_agreement: share of positions with the largest element at the same index of the last axis; None unless
+            the rank is 2 or more and the last axis 2 or longer.
+        agreement: share of equal elements, for integers, booleans and strings; None for real numbers.
+        finite: no element is finite in the float model and not in the quantized one.
+        nonfinite_float: elements that are not finite in the float model; they count in no other measure.
+        nonfinite_quantized: elements that are not finite in the quantized model but are in the float model.
+        samples: feeds compared.
+        mismatched: feeds for which the two models gave different shapes or types, so that nothing was compared.
+    """
+
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs_error: float | None
+    top1_agreement: float | None
+    agreement: float | None
+    finite: bool
+    nonfinite_float: int
+    nonfinite_quantized: int
+    samples: int
+    mismatched: int
+
+
+class Fidelity:
+    """Accumulates an `OutputComparison`; memory does not depend on the number of samples."""
+
+    def __init__(self) -> None:
+        """Start with no sample."""
+        self.is_real = False
+        self.samples = self.mismatched = 0
+        self._signal = self._noise = self._dot = self._other = 0.0
+        self._worst = 0.0
+        self._compared = 0
+        self._top1 = _Share()
+        self._equal = _Share()
+        self._nonfinite = [0, 0]
+
+    def update(self, reference: Array, actual: Array) -> None:
+        """Add one sample's output of both models; sums are in float64."""
+        if reference.shape != actual.shape or _is_real(reference) != _is_real(actual):
+            self.mismatched += 1
+            return
+        self.samples += 1
+        if not _is_real(reference):
+            self._equal.add(reference == actual)
+            return
+        self.is_real = True
+        if reference.ndim >= 2 and reference.shape[-1] >= 2:
+            same = np.argmax(reference, -1) == np.argmax(actual, -1)
+            self._top1.add(same & (np.isnan(reference).any(-1) | ~np.isnan(actual).any(-1)))
+        left, right = (np.asarray(array, np.float64).ravel() for array in (reference, actual))
+        seen, given = np.isfinite(left), np.isfinite(right)
+        if not seen.all() or not given.all():
+            self._nonfinite[0] += int(np.count_nonzero(~seen))
+            self._nonfinite[1] += int(np.count_nonzero(seen & ~given))
+            left, right = left[seen & given], right[seen & given]
+        self._compared += left.size
+        error = right - left
+        self._signal += float(left @ left)
+        self._noise += float(error @ error)
+        self._dot += float(left @ right)
+        self._other += float(right @ right)
+        self._worst = max(self._worst, float(np.abs(error).max(initial=0.0)))
+
+    def result(self) -> OutputComparison:
+        """All so far."""
+        broken = self._nonfinite[1] > 0
+        known = self.is_real and (broken or self._compared > 0 or self._nonfinite[0] == 0)
+        return OutputComparison(
+            sqnr_db=self._sqnr() if known else None,
+            cosine=self._cosine() if known else None,
+            max_abs_error=(math.inf if broken else self._worst) if self.is_real else None,
+            top1_agreement=self._top1.value,
+            agreement=self._equal.value,
+            finite=not broken,
+            nonfinite_float=self._nonfinite[0],
+            nonfinite_quantized=self._nonfinite[1],
+            samples=self.samples,
+            mismatched=self.mismatched,
+        )
+
+    def _sqnr(self) -> float:
+        if self._nonfinite[1]:
+            return -math.inf
+        if self._noise == 0.0:
+            return math.inf
+        return 10.0 * (math.log10(self._signal) - math.log10(self._noise)) if self._signal > 0.0 else -math.inf
+
+    def _cosine(self) -> float:
+        if self._nonfinite[1]:
+            return 0.0
+        if self._signal == 0.0 or self._other == 0.0:
+            return 1.0 if self._signal == self._other else 0.0
+        return min(1.0, max(-1.0, self._dot / math.sqrt(self._signal) / math.sqrt(self._other)))
+
+
+class _Share:
+    """Share of true elements."""
+
+    def __init__(self) -> None:
+        self._true = self._all = 0
+
+    def add(self, hits: Array) -> None:
+        """Count booleans."""
+        hits = np.asarray(hits)
+        self._true += int(np.count_nonzero(hits))
+        self._all += hits.size
+
+    @property
+    def value(self) -> float | None:
+        """The share; None where nothing was counted."""
+        return self._true / self._all if self._all else None
+
+
+def _is_real(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxq.errors import ModelError
+from onnxq.runtime.dummy import dummy_feed, runnable_feed
+from onnxq.runtime.feeds import InputSpec
+from onnxq.runtime.session import open_session
+
+
+def spec(name, dtype, *shape):
+    return InputSpec(name, np.dtype(dtype), shape)
+
+
+def test_contents_by_type_are_safe_to_run():
+    feed = dummy_feed(
+        [
+            spec("x", np.float16, "N", 3),
+            spec("ids", np.int64, "N", None),
+            spec("attention_mask", np.int64, "N", None),
+            spec("flag", np.bool_),
+            spec("text", np.str_, 2),
+        ],
+        dims=5,
+    )
+    assert {name: (array.dtype.name, array.shape) for name, array in feed.items() if name != "text"} == {
+        "x": ("float16", (1, 3)),
+        "ids": ("int64", (1, 5)),
+        "attention_mask": ("int64", (1, 5)),
+        "flag": ("bool", ()),
+    }
+    assert feed["attention_mask"].all() and not feed["ids"].any() and feed["flag"]
+    assert feed["text"].tolist() == ["", ""]
+
+
+def test_it_is_the_same_at_every_call_and_takes_lengths_by_name():
+    inputs = [spec("x", np.float32, "N", "C", "S")]
+    first, second = dummy_feed(inputs, {"N": 2, "S": 7}), dummy_feed(inputs, {"N": 2, "S": 7})
+    assert first["x"].shape == (2, 1, 7)
+    np.testing.assert_array_equal(first["x"], second["x"])
+
+
+def test_a_size_that_runs_is_found(content):
+    # a valid convolution of 5 columns needs at least 5
+    conv = "g (float[N,1,W] x) => (float[N,1,V] y) <float[1,1,5] w = {1,1,1,1,1}> { y = Conv(x, w) }"
+    assert runnable_feed(open_session(content(conv), threads=1))["x"].shape == (1, 1, 16)
+
+
+def test_a_model_that_nothing_fits_asks_for_data(content):
+    with pytest.raises(ModelError, match=r"no made-up input fits it, so give samples"):
+        runnable_feed(open_session(content("g (float[N,4] x, float[N,3] z) => (float[N,4] y) { y = MatMul(x, z) }")))
