@@ -1,0 +1,397 @@
+"""The public API: each function is one reading of the way in `onnxq.pipeline`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onnxq import gate, pipeline
+from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
+from onnxq.graph import io
+from onnxq.graph.emit.qdq import emit_qdq
+from onnxq.graph.emit.qoperator import emit_qoperator
+from onnxq.pipeline import Clock, Progress, Source, is_path
+from onnxq.plan.build import wanted_by_any
+from onnxq.plan.solve import solve
+from onnxq.recipe import PRESETS, Recipe
+from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.runtime.calibrate import calibrate as run_calibration
+from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.feeds import Feed
+from onnxq.runtime.readers import open_reader
+from onnxq.runtime.session import CPU, open_session
+from onnxq.stats.base import Statistics
+from onnxq.targets import TARGETS, target_named
+from onnxq.verify.benchmark import benchmark as run_benchmark
+from onnxq.verify.compare import Comparison
+from onnxq.verify.compare import compare as run_comparison
+
+__all__ = ["benchmark", "calibrate", "compare", "inspect", "presets", "quantize", "targets"]
+
+_EMITTERS = {"qdq": emit_qdq, "qoperator": emit_qoperator}
+
+
+def quantize(
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibration: object = None,
+    preset: str | None = None,
+    format: str | None = None,
+    range: str | None = None,
+    percentile: float | None = None,
+    per_channel: bool | None = None,
+    symmetric: bool | None = None,
+    bias_correct: bool | None = None,
+    target: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    op_types: Sequence[str] = (),
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    statistics: Statistics | str | os.PathLike[str] | None = None,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    benchmark: bool = True,
+    seconds: float = 0.4,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize a float model, verify the result and write it.
+
+    Args:
+        model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, and nothing for a ModelProto, whose
+            quantized form is then in ``result.model``.
+        calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
+            ``get_next()``; None looks for ``calibration_data/<stem>.npz``.
+        preset: a name that `presets` lists; "auto" by default.
+        format: "qdq" or "qoperator".
+        range: "minmax", "percentile", "entropy" or "mse".
+        percentile: share of the values in percent that the range "percentile" keeps.
+        per_channel: weight scales by output channel.
+        symmetric: activations with zero in the middle of the grid.
+        bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
+        target: a name that `targets` lists.
+        include: patterns; only nodes that match are quantized.
+        exclude: patterns; nodes that match stay float.
+        op_types: only these operators are quantized.
+        recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
+        statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
+        min_sqnr: dB below which verification fails.
+        max_drop: points of accuracy or top-1 agreement above which verification fails.
+        force: write the model even if verification fails.
+        threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
+        benchmark: measure latency.
+        seconds: time to spend on measuring each model.
+        progress: called with (step, done, total).
+
+    Returns:
+        Figures, decisions and the place of the file.
+
+    Raises:
+        ModelError: the model cannot be used.
+        RecipeError: options that make no sense for it, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+        VerificationError: the result failed verification; nothing was written.
+    """
+    clock = Clock(progress)
+    given = _recipe(recipe).override(
+        preset=preset,
+        format=format,
+        range=range,
+        percentile=percentile,
+        per_channel=per_channel,
+        symmetric=symmetric,
+        bias_correct=bias_correct,
+        target=target,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        op_types=tuple(op_types),
+        min_sqnr=min_sqnr,
+        max_drop=max_drop,
+    )
+    chosen_target = target_named(given.target)
+    saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
+    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
+    found = calibration if calibration is not None else pipeline.find_calibration(model)
+    data = pipeline.open_data(found, prepared) if found is not None else None
+    settled = pipeline.settle_preset(given, data is not None or saved is not None)
+    form = settled.format or chosen_target.formats[0]
+    destination = _destination(model, output, settled.preset, found, statistics)
+    plan, used, warnings = pipeline.plan_and_calibrate(prepared, settled, chosen_target, data, saved, threads, clock)
+    if data is None and settled.preset == "w8":
+        warnings.insert(0, pipeline.what_data_would_buy(model))
+    with clock.step("rewrite"):
+        solution = solve(prepared.model, plan, used, settled.percentile, settled.bias_correct)
+        _EMITTERS[form](prepared.model, solution.rewrite)
+    warnings = [*prepared.notes, *warnings, *plan.notes, *solution.notes]
+    non_finite = pipeline.non_finite(plan, used)
+    warnings += pipeline.said_of_non_finite(non_finite)
+    with ExitStack() as stack:
+        emitted = pipeline.contents(prepared.model, stack)
+        verdict = gate.verify(
+            emitted, prepared, settled, data, clock, timed=benchmark, seconds=seconds, threads=threads
+        )
+        if verdict.failures and not force:
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
+        warnings += [f"forced although: {line}" for line in verdict.failures]
+        size = len(emitted) if isinstance(emitted, bytes) else io.size_bytes(emitted)
+        if destination is not None:
+            with clock.step("save"):
+                io.save(prepared.model, destination, source=model if is_path(model) else None)
+            size = io.size_bytes(destination)
+    if size > prepared.size:
+        warnings.append(
+            f"larger than float: {size} bytes against {prepared.size}; scales cost more than they save here"
+        )
+    comparison = verdict.comparison
+    return QuantizeResult(
+        output=destination,
+        preset=settled.preset,
+        format=form if plan.values else None,
+        target=chosen_target.name,
+        size_before=prepared.size,
+        size_after=size,
+        sqnr_db=comparison.sqnr_db if comparison is not None else None,
+        top1_agreement=comparison.top1_agreement if comparison is not None else None,
+        latency_ratio=verdict.ratio,
+        coverage=plan.coverage(),
+        kept_float=plan.kept_float(),
+        seconds=clock.seconds,
+        warnings=[*warnings, *verdict.warnings],
+        comparison=comparison,
+        unoptimized=verdict.unoptimized,
+        non_finite=non_finite,
+        plan=plan,
+        model=io.to_proto(prepared.model) if not is_path(model) else None,
+        latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
+    )
+
+
+def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
+    if recipe is None:
+        return Recipe()
+    return recipe if isinstance(recipe, Recipe) else Recipe.from_file(os.fspath(recipe))
+
+
+def _destination(model: Source, output: str | os.PathLike[str] | None, preset: str, *inputs: object) -> Path | None:
+    """Where the result goes; said before the work starts if it cannot go there."""
+    if output is None and not is_path(model):
+        return None
+    path = Path(str(model)).with_suffix(f".{preset}.onnx") if output is None else Path(output)
+    _check_output(path, model, *inputs)
+    return path
+
+
+def _check_output(path: Path, model: Source, *inputs: object) -> None:
+    """Say before the work starts if the result cannot be written, or would replace something that is read."""
+    io.check_destination(path, source=model if is_path(model) else None)
+    for used in inputs:
+        if isinstance(used, str | os.PathLike) and path.exists() and Path(used).exists() and path.samefile(used):
+            raise OnnxqError(f"{path}: is an input of this very run; name another file")
+
+
+def calibrate(
+    model: Source,
+    output: str | os.PathLike[str],
+    *,
+    calibration: object = None,
+    target: str = "cpu",
+    threads: int | None = None,
+    provider: str = CPU,
+    progress: Progress | None = None,
+    resume: bool = False,
+) -> CalibrateResult:
+    """Run samples through a model and save the statistics that any recipe for the target could need.
+
+    Args:
+        model: path of an ONNX file, or an ``onnx.ModelProto``.
+        output: the ``.npz`` file to write.
+        calibration: as for `quantize`.
+        target: a name that `targets` lists.
+        threads: threads an operator may use; None lets the runtime choose.
+        provider: execution provider that runs the float model.
+        progress: called with (step, done, total).
+        resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
+
+    Raises:
+        ModelError: the model cannot be used.
+        CalibrationError: data that does not fit it, or nothing to calibrate.
+    """
+    clock = Clock(progress)
+    path = Path(output)
+    found = calibration if calibration is not None else pipeline.find_calibration(model)
+    _check_output(path, model, found)
+    chosen_target = target_named(target)
+    start = Statistics.load(path) if resume and path.exists() else None
+    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
+    if found is None:
+        raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
+    reader = open_reader(found, prepared.inputs)
+    seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader))), None, threads)
+    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources)
+    if not wanted.values:
+        raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
+    warnings: list[str] = [*prepared.notes, *reader.notes]
+    started = time.perf_counter()
+    statistics = run_calibration(
+        prepared.model,
+        wanted.values,
+        reader,
+        image_means=wanted.image_means,
+        row_means=wanted.row_means,
+        progress=clock.report("calibrate"),
+        threads=threads,
+        provider=provider,
+        start=start,
+        checkpoint=(lambda partial: partial.save(path)) if resume else None,
+        warn=warnings.append,
+    )
+    elapsed = time.perf_counter() - started
+    bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
+    warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]
+    statistics.save(path)
+    return CalibrateResult(path, elapsed, statistics.samples, len(statistics), warnings, statistics)
+
+
+def compare(
+    float_model: Source, quantized_model: Source, *, data: object = None, threads: int | None = None
+) -> Comparison:
+    """Compare the outputs of a quantized model with those of its float original.
+
+    Args:
+        float_model: path or ``onnx.ModelProto``.
+        quantized_model: path or ``onnx.ModelProto``.
+        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given.
+        threads: threads an operator may use.
+
+    Raises:
+        CalibrationError: data that does not fit.
+        ModelError: a model cannot be loaded, or the outputs are not those of one model.
+    """
+    reference, actual = _runnable(float_model), _runnable(quantized_model)
+    found = data if data is not None else pipeline.find_calibration(float_model)
+    if found is None:
+        raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
+    before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
+    after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
+    names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
+    if set(names) != set(others):
+        raise ModelError(
+            f"{after.label}: its inputs {others} are not those of {before.label}, {names}; "
+            "compare a model with its own quantized form"
+        )
+    reader = open_reader(found, before.input_specs)
+    try:
+        result = run_comparison(before, after, reader, labels=reader.labels)
+    except VerificationError as error:
+        raise ModelError(str(error)) from error
+    result.warnings.extend(reader.notes)
+    return result
+
+
+def _called(source: Source, otherwise: str) -> str:
+    return os.fspath(source) if is_path(source) else otherwise
+
+
+def _runnable(source: Source) -> Path | bytes:
+    model = io.load(source)
+    return Path(source) if is_path(source) else io.to_bytes(model)
+
+
+def benchmark(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    data: object = None,
+    threads: int | None = None,
+    seconds: float = 3.0,
+    memory: bool = True,
+) -> BenchmarkResult:
+    """Time models in alternation.
+
+    Args:
+        models: paths; ratios are to the first.
+        data: samples, as for `quantize`; None makes one up.
+        threads: threads an operator may use; None means one.
+        seconds: time to spend on each model.
+        memory: measure peak memory, in a process for each model.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+        CalibrationError: data that does not fit.
+    """
+    if not models:
+        raise RecipeError("benchmark: no model was given; name one or more")
+    paths = [Path(model) for model in models]
+    for path in paths:
+        io.load(path)
+    session = open_session(paths[0], threads=threads)
+    warnings: list[str] = []
+    feeds: Iterable[Feed]
+    if data is None:
+        feeds = [runnable_feed(session)]
+        warnings.append("measured on one made-up sample; give --calibration for the real shapes")
+    else:
+        feeds = open_reader(data, session.input_specs)
+    names = _distinct(paths)
+    rows = run_benchmark(
+        dict(zip(names, paths, strict=True)), feeds, seconds=seconds, threads=threads or 1, memory=memory
+    )
+    for row, path in zip(rows, paths, strict=True):
+        object.__setattr__(row, "size_bytes", io.size_bytes(path))
+    return BenchmarkResult(rows, warnings)
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    names: list[str] = []
+    for path in paths:
+        name, n = str(path), 1
+        while name in names:
+            n += 1
+            name = f"{path} ({n})"
+        names.append(name)
+    return names
+
+
+def inspect(model: Source) -> Inspection:
+    """Say what of a model is quantized, how, and what its weights look like.
+
+    Args:
+        model: path or ``onnx.ModelProto``, float or quantized, by whatever tool.
+
+    Raises:
+        ModelError: the model cannot be used.
+    """
+    from onnxq.graph.inspect import inspect_model
+
+    loaded = io.load(model)
+    size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
+    found = inspect_model(loaded, size)
+    return Inspection(found.facts, found.nodes, found.weights, found.coverage)
+
+
+def presets() -> list[dict[str, Any]]:
+    """All presets, as data."""
+    return [asdict(preset) for preset in PRESETS.values()]
+
+
+def targets() -> list[dict[str, Any]]:
+    """All targets, as data."""
+    return [
+        {
+            "name": target.name,
+            "description": target.description,
+            "activation": target.activation.value,
+            "weight": target.weight.value
+            + (f", {target.weight_bits} bits used" if target.weight_bits < target.weight.bits else ""),
+            "formats": list(target.formats),
+            "operators": sorted(target.integer_ops),
+        }
+        for target in TARGETS.values()
+    ]

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the command class that shows options in named groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxq.cli._guard import State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+CALIBRATION_FORMS = (
+    "an .npz file (arrays by input name, samples along axis 0, 'labels' optional), a folder of .npz or .npy feeds, "
+    "or module:callable, which returns an iterable of feeds"
+)
+
+
+class GroupedOption(click.Option):
+    """An option that is listed under a heading of its own in the help text."""
+
+    def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options under their headings, in the order in which they were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list a group; ungrouped options come last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+        last = groups.pop("Options", [])
+        for title, records in [*groups.items(), ("Options", last)]:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def option(
+    *declarations: str, help: str, group: str = "Options", default_text: str = "", **attributes: Any
+) -> Callable[[F], F]:
+    """Declare an option under a heading.
+
+    Args:
+        declarations: its names, as for ``click.option``.
+        help: what it does, in sentences.
+        group: the heading.
+        default_text: what happens without the option, where that is not one value.
+        attributes: the rest of what ``click.option`` takes.
+    """
+    text = f"{help}  [default: {default_text}]" if default_text else help
+    return click.option(*declarations, cls=GroupedOption, group=group, help=text, **attributes)
+
+
+def _remember_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    state(ctx).verbose |= value
+    return value
+
+
+def state(ctx: click.Context) -> State:
+    """The state of the run, shared with the guard."""
+    return ctx.ensure_object(State)
+
+
+def output_options(function: F) -> F:
+    """Add --json and -v/--verbose, which every command has."""
+    function = option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        is_eager=True,
+        callback=_remember_verbose,
+        help="Show every name in full, and a traceback if the program itself fails.",
+    )(function)
+    return option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")(function)
+
+
+def threads_option(group: str, default_text: str = "onnxruntime's own choice") -> Callable[[F], F]:
+    """Add --threads."""
+    return option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        group=group,
+        default_text=default_text,
+        help="Threads that onnxruntime may use for one inference.",
+    )
+
+
+def examples(*lines: str) -> str:
+    """Format an epilog of examples that click leaves as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,78 @@
+"""Results for people: the JSON form of each as lines and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxq import text
+from onnxq.cli._output import show_table, show_text
+
+
+def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: bool) -> None:
+    """Print what came out, what it costs, how good it is, what is quantized and what is not.
+
+    Args:
+        result: the JSON form of the result.
+        float_model: the model that went in.
+        verbose: name every node, not only the first few of each reason.
+    """
+    show_text(f"{float_model} -> {result['output']}")
+    show_text()
+    _show_facts(text.quantization_facts(result))
+    _show_tables(text.quantization_tables(result, everything=verbose))
+
+
+def show_comparison(result: Mapping[str, Any]) -> None:
+    """Print a line for each output, and the accuracy of both models where it is known."""
+    samples = result["samples"]
+    show_text(f"{samples} sample{'s' if samples != 1 else ''}")
+    _show_tables([text.comparison_table(result)])
+    accuracy = result.get("accuracy")
+    if accuracy:
+        show_text()
+        show_text(f"accuracy  {100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %")
+
+
+def show_benchmark(result: Mapping[str, Any]) -> None:
+    """Print a line for each model."""
+    show_table(text.benchmark_table(result))
+
+
+def show_inspection(result: Mapping[str, Any], *, verbose: bool) -> None:
+    """Print facts, what is quantized and how, what is not, and what weights look like.
+
+    Args:
+        result: the JSON form of the result.
+        verbose: name every node and every weight.
+    """
+    _show_facts(text.inspection_facts(result))
+    _show_tables(text.inspection_tables(result, everything=verbose))
+
+
+def show_records(records: Sequence[Mapping[str, Any]], *, last: str = "", leave_out: Iterable[str] = ()) -> None:
+    """Print mappings with the same keys as a table.
+
+    Args:
+        records: the rows.
+        last: key whose column comes last, since its text is long.
+        leave_out: keys that are not shown.
+    """
+    keys = dict.fromkeys(name for record in records for name in record if name not in set(leave_out))
+    names = sorted(keys, key=lambda name: name == last)
+    rows = [tuple(text.cell(record.get(name)) for name in names) for record in records]
+    header = tuple(name.replace("_", " ") for name in names)
+    show_table(text.Table(header, rows, long=(len(names) - 1,)))
+
+
+def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        show_text(f"{name:{width}}{value}")
+
+
+def _show_tables(tables: Iterable[text.Table]) -> None:
+    for table in tables:
+        show_text()
+        show_table(table)

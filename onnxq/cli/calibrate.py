@@ -1,0 +1,111 @@
+"""``onnxq calibrate``: statistics of every value that quantization may ask about, saved for later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli._options import (
+    CALIBRATION_FORMS,
+    FILE,
+    GroupedCommand,
+    examples,
+    option,
+    output_options,
+    state,
+    threads_option,
+)
+from onnxq.cli._output import emit_json, show_text, show_warnings
+from onnxq.cli._progress import working
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Save the statistics of a model's values for later.",
+    epilog=examples(
+        "onnxq calibrate model.onnx -c calibration.npz -o model.stats.npz",
+        "onnxq quantize model.onnx --stats model.stats.npz --range entropy",
+    ),
+)
+@click.argument("model", type=FILE)
+@option(
+    "-c",
+    "--calibration",
+    metavar="DATA",
+    required=True,
+    group="Input and output",
+    help=f"Samples to run: {CALIBRATION_FORMS}.",
+)
+@option(
+    "-o",
+    "--output",
+    metavar="STATS",
+    type=FILE,
+    required=True,
+    group="Input and output",
+    help="File for the statistics (.npz).",
+)
+@option(
+    "--resume",
+    is_flag=True,
+    group="Input and output",
+    help="Save now and then, and go on where an earlier run with --resume, on the same model and data, stopped.",
+)
+@option(
+    "--engine",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    group="Running",
+    help="What runs the samples: this process.",
+)
+@option(
+    "--provider",
+    metavar="NAME",
+    default="CPUExecutionProvider",
+    show_default=True,
+    group="Running",
+    help="The onnxruntime execution provider that runs the float model.",
+)
+@threads_option("Running")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    calibration: str,
+    output: Path,
+    resume: bool,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    """Run MODEL on samples and save the statistics of its values.
+
+    One run serves every range method and every preset: hand the file to 'onnxq quantize --stats'. Memory does not
+    grow with the number of samples, and their shapes may differ.
+    """
+    from onnxq import api
+
+    if resume:
+        state(ctx).resumable = output
+    with working(as_json) as progress:
+        result = api.calibrate(
+            model,
+            output,
+            calibration=calibration,
+            threads=threads,
+            provider=provider,
+            progress=progress,
+            resume=resume,
+        )
+    state(ctx).written = output
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_text(result.summary())
+    show_warnings(result.warnings)

@@ -1,0 +1,51 @@
+"""``onnxq compare``: how close a quantized model is to its float original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli._options import CALIBRATION_FORMS, FILE, GroupedCommand, examples, option, output_options
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_comparison
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Compare a quantized model with its float original.",
+    epilog=examples(
+        "onnxq compare model.onnx model.w8a8.onnx -c test.npz",
+        "onnxq compare model.onnx model.w8a8.onnx -c mydata:samples --json",
+    ),
+)
+@click.argument("float_model", type=FILE, metavar="FLOAT")
+@click.argument("quantized_model", type=FILE, metavar="QUANTIZED")
+@option(
+    "-c",
+    "--calibration",
+    metavar="DATA",
+    required=True,
+    group="Data",
+    help=f"Samples to run through both models: {CALIBRATION_FORMS}.",
+)
+@output_options
+def command(float_model: Path, quantized_model: Path, calibration: str, as_json: bool, **_: Any) -> None:
+    """Compare the outputs of the model QUANTIZED with those of the model FLOAT, sample by sample.
+
+    Gives SQNR, cosine similarity and top-1 agreement for each output, and the accuracy of both models where the data
+    has an array 'labels'.
+    """
+    from onnxq import api
+
+    with working(as_json) as progress:
+        if progress is not None:
+            progress("compare", 0, None)
+        result = api.compare(float_model, quantized_model, data=calibration)
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_comparison(result.to_dict())
+    show_warnings(getattr(result, "warnings", ()))

@@ -1,0 +1,214 @@
+"""``onnxq quantize``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli._options import (
+    CALIBRATION_FORMS,
+    FILE,
+    GroupedCommand,
+    examples,
+    option,
+    output_options,
+    state,
+    threads_option,
+)
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_quantization
+
+_FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Quantize a model, verify the result and write it.",
+    epilog=examples(
+        "onnxq quantize model.onnx",
+        "onnxq quantize model.onnx -o small.onnx -c calibration.npz",
+        "onnxq quantize model.onnx -c calibration.npz --range entropy --format qoperator",
+        "onnxq quantize model.onnx -c calibration.npz --exclude 'head/*' --op-type Conv",
+        "onnxq quantize model.onnx --stats model.stats.npz --min-sqnr 20 --json",
+    ),
+)
+@click.argument("model", type=FILE)
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=FILE,
+    group=_FILES,
+    default_text="<model stem>.<preset>.onnx beside MODEL",
+    help="File for the quantized model. An existing one is replaced when the new one is complete.",
+)
+@option(
+    "-c",
+    "--calibration",
+    metavar="DATA",
+    group=_FILES,
+    default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
+    help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
+)
+@option(
+    "--stats",
+    metavar="FILE",
+    type=FILE,
+    group=_FILES,
+    help="Statistics saved by 'onnxq calibrate': samples are then run to measure the result, not for ranges.",
+)
+@option(
+    "-p",
+    "--preset",
+    metavar="NAME",
+    group=_HOW,
+    default_text="auto",
+    help="What weights and activations become; 'onnxq presets' lists the names.",
+)
+@option(
+    "--recipe",
+    metavar="FILE",
+    type=FILE,
+    group=_HOW,
+    help="YAML file with all of these choices, by node where need be. Options on the command line win over it.",
+)
+@option(
+    "--format",
+    type=click.Choice(["qdq", "qoperator"]),
+    group=_HOW,
+    default_text="the target's, qdq",
+    help="What is written: QuantizeLinear and DequantizeLinear around float operators, or integer operators.",
+)
+@option(
+    "--range",
+    "range_method",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    group=_HOW,
+    default_text="mse",
+    help="How the range of an activation is found from its statistics.",
+)
+@option(
+    "--percentile",
+    type=click.FloatRange(min=50, max=100, min_open=True),
+    metavar="P",
+    group=_HOW,
+    default_text="99.99",
+    help="Share of the values, in percent, that the range covers. Implies --range percentile.",
+)
+@option(
+    "--symmetric/--affine",
+    default=None,
+    group=_HOW,
+    default_text="the target's, affine",
+    help="Whether the range of an activation has zero in its middle, or lies where the values are.",
+)
+@option(
+    "--per-channel/--per-tensor",
+    default=None,
+    group=_HOW,
+    default_text="per channel",
+    help="One weight scale for each output channel, or one for the whole weight.",
+)
+@option(
+    "--bias-correct/--no-bias-correct",
+    default=None,
+    group=_HOW,
+    default_text="on",
+    help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
+)
+@option(
+    "--target",
+    metavar="NAME",
+    group=_HOW,
+    default_text="cpu",
+    help="What will run the model; 'onnxq targets' lists the names.",
+)
+@option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    group=_WHICH,
+    help="Quantize only nodes whose name matches, even where that is expected to be slower. Repeatable.",
+)
+@option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    group=_WHICH,
+    help="Leave nodes whose name matches in float. Repeatable.",
+)
+@option(
+    "--op-type",
+    "op_types",
+    metavar="TYPE",
+    multiple=True,
+    group=_WHICH,
+    help="Quantize only operators of this type, such as Conv, even where that is expected to be slower. Repeatable.",
+)
+@option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    group=_PROOF,
+    help="Write nothing and exit with 3 if an output has a lower signal-to-noise ratio than this, in decibels.",
+)
+@option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    group=_PROOF,
+    help="Write nothing and exit with 3 if accuracy (with labels) or top-1 agreement falls by more than X points.",
+)
+@option("--no-benchmark", is_flag=True, group=_PROOF, help="Do not measure latency.")
+@threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    preset: str | None,
+    range_method: str | None,
+    percentile: float | None,
+    stats: Path | None,
+    no_benchmark: bool,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Quantize the float model MODEL, verify the result, and write it beside MODEL.
+
+    The result is opened in onnxruntime with and without optimizations, compared with MODEL on samples that were not
+    used for calibration, and timed against it. If that fails, nothing is written and the exit code is 3. MODEL itself
+    is never changed.
+
+    PATTERN is the name of a node, in full or with wildcards, such as 'blocks.*'. One that matches nothing is an
+    error.
+    """
+    if percentile is not None:
+        if range_method not in (None, "percentile"):
+            raise click.UsageError(f"--percentile does not go with --range {range_method}; leave one of them out")
+        range_method, options["percentile"] = "percentile", percentile
+    if preset is not None:
+        options["preset"] = preset
+    from onnxq import api
+
+    with working(as_json) as progress:
+        result = api.quantize(
+            model,
+            range=range_method,
+            statistics=stats,
+            benchmark=not no_benchmark,
+            progress=progress,
+            **options,
+        )
+    state(ctx).written = result.output
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_quantization(result.to_dict(), float_model=model, verbose=verbose)
+    show_warnings(result.warnings)

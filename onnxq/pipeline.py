@@ -1,0 +1,368 @@
+"""The way from a float model to a verified quantized one, step by step; `onnxq.api` is thin on top of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+from onnxq.errors import CalibrationError, ModelError, RecipeError
+from onnxq.graph import io, origin
+from onnxq.graph.check import check_weights
+from onnxq.graph.prepare import prepare
+from onnxq.graph.types import Model, Proto
+from onnxq.graph.walk import constants_to_quantize
+from onnxq.plan.build import Wanted, make_plan, wanted_by
+from onnxq.plan.decisions import Plan
+from onnxq.plan.unusable import unusable_values
+from onnxq.recipe import PRESETS, Recipe
+from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.feeds import Feed
+from onnxq.runtime.probe import probe
+from onnxq.runtime.readers import Reader, open_reader, split
+from onnxq.runtime.session import InputSpec, session_of
+from onnxq.stats.base import Statistics
+from onnxq.targets import Target
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called with the step, what is done of it, and how much there is (None where that is not known)."""
+
+Source: TypeAlias = str | os.PathLike[str] | Proto
+
+_NAMED = 3
+"""Values with elements that are not finite that get a warning of their own."""
+
+
+class Clock:
+    """Takes the time of each step and reports it to the caller's progress."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step; several of one name add up."""
+        if self._progress is not None:
+            self._progress(name, 0, None)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def report(self, name: str) -> Callable[[int, int | None], None]:
+        """What a step calls as it goes on."""
+
+        def call(done: int, total: int | None) -> None:
+            if self._progress is not None:
+                self._progress(name, done, total)
+
+        return call
+
+
+@dataclass
+class Prepared:
+    """A float model, loaded and cleaned up.
+
+    Attributes:
+        model: the prepared model.
+        original: the float model as the runtime is given it: its path, or its contents.
+        size: bytes of the float model.
+        sources: for each node, the names it had in the user's model.
+        inputs: what the model takes.
+        notes: what preparing could not do.
+        has_qdq: the model holds quantized tensors already.
+        folded_weights: float weights behind a QuantizeLinear (from quantization-aware training) that became integers.
+        op_types: operator of each node of the user's model.
+    """
+
+    model: Model
+    original: Path | bytes
+    size: int
+    sources: dict[str, tuple[str, ...]]
+    inputs: list[InputSpec]
+    notes: list[str] = field(default_factory=list)
+    has_qdq: bool = False
+    folded_weights: int = 0
+    op_types: dict[str, str] = field(default_factory=dict)
+
+
+def load_and_prepare(source: Source, target: Target, clock: Clock) -> Prepared:
+    """Load a model, check it and clean it up.
+
+    Raises:
+        ModelError: the file or the graph cannot be used, or the runtime cannot load it.
+    """
+    with clock.step("load"):
+        model = io.load(source)
+        check_weights(model)
+        original: Path | bytes
+        if is_path(source):
+            original = Path(source)
+            size = io.size_bytes(original)
+        else:
+            original = io.to_bytes(model)
+            size = len(original)
+        session = session_of(model, optimize=False, packed=False, label=_name(source))
+        inputs = session.input_specs
+    with clock.step("prepare"):
+        before = origin.remember(model)
+        fake_quantized = constants_to_quantize(model)
+        report = prepare(model, min_opset=target.min_opset)
+        sources = origin.sources(before, model)
+    return Prepared(
+        model, original, size, sources, inputs, list(report.notes), report.has_qdq, fake_quantized, before.op_types
+    )
+
+
+def is_path(source: Source) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether the model was given as a file, not in memory."""
+    return isinstance(source, str | os.PathLike)
+
+
+def _name(source: Source) -> str:
+    return os.fspath(source) if is_path(source) else "model"
+
+
+def find_calibration(source: Source) -> Path | None:
+    """Calibration data that lies where one puts it: ``calibration_data/<stem>.npz`` or a folder ``<stem>``.
+
+    Looked for beside the model's folder, then in the working folder.
+    """
+    if not is_path(source):
+        return None
+    path = Path(source)
+    places = [path.resolve().parent.parent, path.resolve().parent, Path.cwd()]
+    for place in places:
+        for candidate in (place / "calibration_data" / f"{path.stem}.npz", place / "calibration_data" / path.stem):
+            if candidate.is_file() or (candidate.is_dir() and any(candidate.glob("*.np[zy]"))):
+                return candidate
+    return None
+
+
+@dataclass
+class Data:
+    """The samples of one quantization.
+
+    Attributes:
+        calibration: samples for ranges.
+        held_out: samples for verification, others than those for ranges where there are at least two.
+        first: the first sample.
+    """
+
+    calibration: Reader
+    held_out: Reader
+    first: Feed
+
+
+def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
+    """Open calibration data and hold out the last fifth.
+
+    Raises:
+        CalibrationError: the data does not fit the model.
+    """
+    reader = open_reader(calibration, prepared.inputs, batch_size=batch_size)
+    used, held_out = split(reader)
+    return Data(used, held_out, next(iter(used)))
+
+
+@dataclass
+class Shapes:
+    """Shape and element type of each value in one sample."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+
+def look(prepared: Prepared, data: Data | None, statistics: Statistics | None, threads: int | None) -> Shapes:
+    """Shapes and types of all values: from a run on one sample, else from saved statistics."""
+    if data is not None:
+        found = probe(prepared.model, data.first, threads=threads)
+        return Shapes(
+            {name: info.shape for name, info in found.items()}, {name: str(info.dtype) for name, info in found.items()}
+        )
+    if statistics is not None:
+        known = {name: statistic.shape for name, statistic in statistics.items() if statistic.shape is not None}
+        return Shapes(known, dict.fromkeys(known, "float32"))
+    return Shapes({}, {})
+
+
+def settle_preset(recipe: Recipe, has_data: bool) -> Recipe:
+    """Replace "auto" by what it stands for.
+
+    Raises:
+        RecipeError: the preset needs data and there is none.
+    """
+    if recipe.preset == "auto":
+        return recipe.override(preset="w8a8" if has_data else "w8")
+    if PRESETS[recipe.preset].needs_data and not has_data:
+        raise RecipeError(
+            f"--preset {recipe.preset}: needs calibration data and there is none; give --calibration or --stats, "
+            "or use --preset w8, which needs none"
+        )
+    return recipe
+
+
+def plan_and_calibrate(
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data | None,
+    statistics: Statistics | None,
+    threads: int | None,
+    clock: Clock,
+) -> tuple[Plan, Statistics | None, list[str]]:
+    """Decide what becomes of each node and gather the statistics that this needs.
+
+    Returns:
+        The plan, the statistics it was made with, and warnings.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or the plan quantizes nothing.
+        CalibrationError: the statistics are of another model, or lack a value.
+    """
+    warnings: list[str] = []
+    with clock.step("plan"):
+        seen = look(prepared, data, statistics, threads)
+
+        def plan_without(unusable: dict[str, str]) -> Plan:
+            return make_plan(
+                prepared.model,
+                recipe,
+                target,
+                seen.shapes,
+                seen.dtypes,
+                prepared.sources,
+                unusable=unusable,
+                op_types=prepared.op_types,
+            )
+
+        plan = plan_without({})
+        refuse_empty(plan, prepared, recipe)
+    wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
+    if not wanted.values:
+        return plan, statistics, warnings
+    if statistics is not None:
+        check_statistics(statistics, prepared, wanted.values)
+        samples = None
+    elif data is not None:
+        samples = data.calibration
+        statistics = _gather(prepared, wanted, samples, threads, clock, warnings)
+    else:
+        raise CalibrationError("calibration: the plan needs ranges and there is no data; give --calibration")
+    unusable: dict[str, str] = {}
+    while bad := unusable_values(prepared.model, plan, statistics):
+        unusable |= bad
+        plan = plan_without(unusable)
+        refuse_empty(plan, prepared, recipe)
+        # Where a node stays float after all, its neighbours can need values that were not wanted before.
+        wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct).without(statistics)
+        if samples is not None and wanted.values:
+            statistics.add(_gather(prepared, wanted, samples, threads, clock, warnings))
+    return plan, statistics, warnings
+
+
+def _gather(
+    prepared: Prepared, wanted: Wanted, samples: Reader, threads: int | None, clock: Clock, warnings: list[str]
+) -> Statistics:
+    with clock.step("calibrate"):
+        return calibrate(
+            prepared.model,
+            wanted.values,
+            samples,
+            image_means=wanted.image_means,
+            row_means=wanted.row_means,
+            progress=clock.report("calibrate"),
+            threads=threads,
+            warn=warnings.append,
+        )
+
+
+def check_statistics(statistics: Statistics, prepared: Prepared, wanted: Sequence[str]) -> None:
+    """Make sure that saved statistics are of this model and complete.
+
+    Raises:
+        CalibrationError: they are not.
+    """
+    if statistics.model_hash and statistics.model_hash != io.model_hash(prepared.model):
+        raise CalibrationError(
+            "--stats: the statistics are of another model (its hash differs); run onnxq calibrate on this one"
+        )
+    missing = [name for name in wanted if name not in statistics]
+    if missing:
+        raise CalibrationError(
+            f"--stats: value {missing[0]!r} has no statistics ({len(missing)} missing), and this recipe needs them; "
+            "give --calibration without --stats"
+        )
+
+
+def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
+    """A plan that quantizes nothing is an error.
+
+    Raises:
+        RecipeError: nothing would change; the message has the commonest reason.
+    """
+    if plan.counts("integer", "storage") or prepared.folded_weights:
+        return
+    if plan.counts("present"):
+        raise RecipeError(
+            f"the model is quantized already ({plan.counts('present')} nodes) and the rest stays float; "
+            "give the float model, or onnxq inspect to see what is in this one"
+        )
+    reasons: dict[str, int] = {}
+    for _, op_type, reason in plan.kept_float():
+        reasons[f"{op_type}: {reason}"] = reasons.get(f"{op_type}: {reason}", 0) + 1
+    common = sorted(reasons, key=lambda r: (-reasons[r], r))[:3]
+    detail = "; ".join(common) if common else "it has no node that computes with real numbers"
+    if recipe.exclude or recipe.include or recipe.op_types or any(rule.quantize is False for rule in recipe.rules):
+        remedy = "ask for less with --exclude, or for more with --include and --op-type"
+    elif recipe.preset == "w8":
+        remedy = "use --preset w8a8 with data"
+    else:
+        remedy = "name nodes with --include or --op-type to insist"
+    raise RecipeError(f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}")
+
+
+def contents(model: Model, stack: ExitStack) -> bytes | Path:
+    """The model as the runtime is given it: its bytes, or above 2 GB a temporary file."""
+    try:
+        return io.to_bytes(model)
+    except ModelError:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
+        io.save(model, path)
+        return path
+
+
+def what_data_would_buy(model: Source) -> str:
+    """What to tell a user who gave no calibration data."""
+    name = Path(model).stem if is_path(model) else "<model>"
+    return (
+        "no calibration data: weights are stored in 8 bits and computed with as float32, at float speed; with samples "
+        f"(--calibration, or calibration_data/{name}.npz) activations become 8 bits too and integer kernels run"
+    )
+
+
+def non_finite(plan: Plan, statistics: Statistics | None) -> dict[str, int]:
+    """Calibrated values that had elements that are not finite, and how many."""
+    if statistics is None:
+        return {}
+    counts = {name: statistics[name] for name in plan.calibrated if name in statistics}
+    return {n: s.nan_count + s.inf_count for n, s in counts.items() if s.nan_count + s.inf_count}
+
+
+def said_of_non_finite(found: dict[str, int]) -> list[str]:
+    """A line for each of the first values with elements that are not finite, and one for the rest."""
+    lines = [
+        f"value {name!r}: {count} NaN or infinite elements in calibration were left out of its range"
+        for name, count in list(found.items())[:_NAMED]
+    ]
+    if len(found) > _NAMED:
+        total = sum(list(found.values())[_NAMED:])
+        lines.append(f"{len(found) - _NAMED} more values had NaN or infinite elements ({total}); --json names them")
+    return lines

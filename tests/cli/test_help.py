@@ -1,0 +1,128 @@
+"""Help, version and wrong usage: what the program says without doing any work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import click
+import pytest
+from click.testing import Result
+
+from onnxq._version import __version__
+from onnxq.cli._app import COMMANDS, app
+
+Run = Callable[..., Result]
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(app)
+    found = {name: app.get_command(context, name) for name in app.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+def test_help_answers_in_time(start: Callable[..., subprocess.Popen[str]]) -> None:
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        out, _error = start("--help").communicate()
+        seconds.append(time.perf_counter() - began)
+        assert all(name in out for name in COMMANDS)
+    assert min(seconds) < 0.3
+
+
+def test_help_does_not_import_rich() -> None:
+    program = (
+        "import sys\nfrom onnxq.cli._app import app\n"
+        "try:\n    app.main(['quantize', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('rich', 'numpy', 'onnxruntime')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"onnxq {__version__}\n")
+
+
+def test_without_arguments_help_goes_to_stderr(run: Run) -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "quantize" in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_complete(run: Run, name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert f"  Examples:\n    onnxq {name}" in result.stdout.replace("onnxq quantize model.onnx --stats", "")
+    assert result.stdout.isascii()
+    assert {"--json", "--verbose", "--help"} <= set(result.stdout.replace(",", " ").split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_written_in_sentences(name: str) -> None:
+    command = commands()[name]
+    assert command.help
+    assert command.get_short_help_str(200).endswith(".")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            text = (parameter.help or "").split("  [default")[0]
+            assert text[:1].isupper(), parameter.name
+            assert text.endswith("."), parameter.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_short_help_is_not_cut(run: Run, name: str) -> None:
+    assert commands()[name].get_short_help_str(200) in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quantise", "m"], "no such command: 'quantise'; did you mean 'quantize'?; see 'onnxq --help'"),
+        (["xyz"], "no such command: 'xyz'; there are quantize,"),
+        (["--frob"], "--frob"),
+        (["quantize"], "missing argument 'MODEL'; see 'onnxq quantize --help'"),
+        (["quantize", "m", "n"], "unexpected extra argument"),
+        (["quantize", "m", "--jsn"], "--json"),
+        (["quantize", "m", "--format", "float"], "'float' is not one of 'qdq', 'qoperator'"),
+        (["quantize", "m", "--range", "median"], "'median' is not one of 'minmax'"),
+        (["quantize", "m", "--percentile", "40"], "40.0 is not in the range"),
+        (["quantize", "m", "--percentile", "99", "--range", "mse"], "--percentile does not go with --range mse"),
+        (["quantize", "m", "--threads", "0"], "0 is not in the range"),
+        (["quantize", "m", "--threads", "two"], "'two' is not a valid integer"),
+        (["quantize", "m", "-o"], "requires an argument"),
+        (["calibrate", "m", "-o", "s.npz"], "missing option '-c' / '--calibration'"),
+        (["calibrate", "m", "-c", "d.npz"], "missing option '-o' / '--output'"),
+        (["calibrate", "m", "-c", "d", "-o", "s", "--engine", "cloud"], "'cloud' is not"),
+        (["compare", "a", "-c", "d"], "missing argument 'QUANTIZED'"),
+        (["compare", "a", "b"], "missing option '-c' / '--calibration'"),
+        (["benchmark"], "missing argument 'MODEL [MODEL...]'"),
+        (["benchmark", "m", "--seconds", "0"], "0.0 is not in the range"),
+        (["inspect"], "missing argument 'MODEL'"),
+        (["presets", "all"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(run: Run, arguments: list[str], expected: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert line.endswith("--help'")
+
+
+def test_wrong_usage_with_json_gives_one_object(run: Run) -> None:
+    result = run("quantize", "--json")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+    assert result.stderr == f"error: {error['message']}\n"
