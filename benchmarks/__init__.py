@@ -1,0 +1,1 @@
+"""onnxq against its peers, one command a table; see README.md."""

@@ -1,0 +1,153 @@
+"""Work that runs in a process of its own: its peak memory is its own, and what it breaks is a row with the error.
+
+`run_job` is what others call; ``python -m benchmarks.jobs REQUEST.json ANSWER.json`` is the process it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came of a job.
+
+    Attributes:
+        values: the answer; empty where it failed.
+        peak_bytes: the most memory the process had at once, or None where that is not known.
+        error: one line, or None.
+    """
+
+    values: dict[str, Any]
+    peak_bytes: int | None
+    error: str | None
+
+
+def run_job(kind: str, **arguments: Any) -> JobResult:
+    """Run one of `JOBS` in a new process with one thread for numpy; arguments must be JSON.
+
+    The process may take two thirds of the memory that is free now; one that wants more ends in a MemoryError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        request.write_text(json.dumps({"kind": kind, "arguments": arguments}), encoding="utf-8")
+        command = [sys.executable, "-m", "benchmarks.jobs", str(request), str(answer)]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **threads, "TMPDIR": folder},
+                capture_output=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return JobResult({}, None, f"stopped after {TIMEOUT_SECONDS} s")
+        if not answer.is_file():
+            return JobResult({}, None, f"the process ended with status {done.returncode}")
+        return JobResult(**json.loads(answer.read_text(encoding="utf-8")))
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process had at once.
+
+    From /proc, because ``ru_maxrss`` of a new process starts at what the process that started it had.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _limit_memory() -> None:
+    """Hold this process to two thirds of the free memory, where the system tells how much that is."""
+    memory = Path("/proc/meminfo")
+    if not memory.is_file():
+        return
+    import resource
+
+    lines = dict(line.split(":", 1) for line in memory.read_text(encoding="utf-8").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (free * 2 // 3, resource.RLIM_INFINITY))
+
+
+def _peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
+    from benchmarks.peers import CONFIGS, quantize_with_peer
+
+    return dict(quantize_with_peer(CONFIGS[config], Path(model), Path(feeds), Path(output)))
+
+
+def _onnxq(model: str, feeds: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`onnxq.quantize` as a user calls it, timing and verification included."""
+    import onnxq
+
+    start = time.perf_counter()
+    result = onnxq.quantize(model, output, calibration=feeds, threads=1, **options)
+    seconds = time.perf_counter() - start
+    facts = result.to_dict()
+    report = {key: facts[key] for key in ("coverage", "warnings", "sqnr_db", "latency_ratio", "seconds")}
+    return {"seconds": seconds, "report": {**report, "kept_float": len(facts["kept_float"])}}
+
+
+def _calibrate(model: str, feeds: str, output: str, repeats: int) -> dict[str, Any]:
+    """`onnxq.calibrate` against plain inference of the same samples in memory, in turns."""
+    import onnxq
+    from benchmarks.feeds import read_feeds
+    from benchmarks.measure import plain_inference_seconds
+
+    samples = list(read_feeds(Path(feeds)))
+    plain, calibration = [], []
+    for number in range(repeats):
+        plain.append(plain_inference_seconds(Path(model), samples))
+        saved = str(Path(output).with_suffix(f".{number}.npz"))
+        calibration.append(onnxq.calibrate(model, saved, calibration=samples, threads=1).seconds)
+    plain.append(plain_inference_seconds(Path(model), samples))
+    return {"plain_seconds": statistics.median(plain), "seconds": statistics.median(calibration)}
+
+
+def _calibrate_memory(model: str, feeds: str, output: str) -> dict[str, Any]:
+    """`onnxq.calibrate` from a folder, for its peak memory."""
+    import onnxq
+
+    return {"samples": onnxq.calibrate(model, output, calibration=feeds, threads=1).samples}
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "peer": _peer,
+    "onnxq": _onnxq,
+    "calibrate": _calibrate,
+    "calibrate-memory": _calibrate_memory,
+}
+
+
+def _main(request: Path, answer: Path) -> None:
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    error = None
+    _limit_memory()
+    try:
+        values = JOBS[asked["kind"]](**asked["arguments"])
+    except Exception as problem:  # any failure is a row of the table
+        error = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+    result = {"values": values, "peak_bytes": peak_bytes(), "error": error}
+    answer.write_text(json.dumps(result, default=str), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))
