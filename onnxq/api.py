@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import gate, pipeline
+from onnxq.build import build
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
-from onnxq.graph.emit.qdq import emit_qdq
-from onnxq.graph.emit.qoperator import emit_qoperator
 from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.build import wanted_by_any
-from onnxq.plan.solve import solve
-from onnxq.recipe import PRESETS, Recipe
+from onnxq.presets import PRESETS
+from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.calibrate import calibrate as run_calibration
 from onnxq.runtime.dummy import runnable_feed
@@ -32,8 +31,6 @@ from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 
 __all__ = ["benchmark", "calibrate", "compare", "inspect", "presets", "quantize", "targets"]
-
-_EMITTERS = {"qdq": emit_qdq, "qoperator": emit_qoperator}
 
 
 def quantize(
@@ -122,19 +119,13 @@ def quantize(
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
     settled = pipeline.settle_preset(given, data is not None or saved is not None)
-    form = settled.format or chosen_target.formats[0]
     destination = _destination(model, output, settled.preset, found, statistics)
-    plan, used, warnings = pipeline.plan_and_calibrate(prepared, settled, chosen_target, data, saved, threads, clock)
+    built = build(prepared, settled, chosen_target, data, saved, threads, clock)
+    warnings = [*prepared.notes, *built.warnings]
     if data is None and settled.preset == "w8":
         warnings.insert(0, pipeline.what_data_would_buy(model))
-    with clock.step("rewrite"):
-        solution = solve(prepared.model, plan, used, settled.percentile, settled.bias_correct)
-        _EMITTERS[form](prepared.model, solution.rewrite)
-    warnings = [*prepared.notes, *warnings, *plan.notes, *solution.notes]
-    non_finite = pipeline.non_finite(plan, used)
-    warnings += pipeline.said_of_non_finite(non_finite)
     with ExitStack() as stack:
-        emitted = pipeline.contents(prepared.model, stack)
+        emitted = pipeline.contents(built.model, stack)
         verdict = gate.verify(
             emitted, prepared, settled, data, clock, timed=benchmark, seconds=seconds, threads=threads
         )
@@ -144,7 +135,7 @@ def quantize(
         size = len(emitted) if isinstance(emitted, bytes) else io.size_bytes(emitted)
         if destination is not None:
             with clock.step("save"):
-                io.save(prepared.model, destination, source=model if is_path(model) else None)
+                io.save(built.model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
     if size > prepared.size:
         warnings.append(
@@ -154,22 +145,22 @@ def quantize(
     return QuantizeResult(
         output=destination,
         preset=settled.preset,
-        format=form if plan.values else None,
+        format=built.form if built.plan.values else None,
         target=chosen_target.name,
         size_before=prepared.size,
         size_after=size,
         sqnr_db=comparison.sqnr_db if comparison is not None else None,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
-        coverage=plan.coverage(),
-        kept_float=plan.kept_float(),
+        coverage=built.plan.coverage(),
+        kept_float=built.plan.kept_float(),
         seconds=clock.seconds,
         warnings=[*warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
-        non_finite=non_finite,
-        plan=plan,
-        model=io.to_proto(prepared.model) if not is_path(model) else None,
+        non_finite=built.non_finite,
+        plan=built.plan,
+        model=io.to_proto(built.model) if not is_path(model) else None,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
     )
 

@@ -20,7 +20,8 @@ from onnxq.graph.walk import constants_to_quantize
 from onnxq.plan.build import Wanted, make_plan, wanted_by
 from onnxq.plan.decisions import Plan
 from onnxq.plan.unusable import unusable_values
-from onnxq.recipe import PRESETS, Recipe
+from onnxq.presets import PRESETS
+from onnxq.recipe import Recipe
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe

@@ -11,50 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.presets import PRESETS
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named way to quantize.
-
-    Attributes:
-        name: what ``--preset`` takes.
-        description: one line.
-        activations: "static" or None where only weights change.
-        weights: "integer" for kernels that multiply integers, "storage" for integers unfolded to float at load.
-        needs_data: whether calibration data is needed.
-    """
-
-    name: str
-    description: str
-    activations: str | None
-    weights: str
-    needs_data: bool
-
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("auto", "w8a8 where there is calibration data, else w8", None, "storage", False),
-        Preset(
-            "w8a8",
-            "static: 8-bit weights and calibrated 8-bit activations on integer kernels",
-            "static",
-            "integer",
-            True,
-        ),
-        Preset(
-            "w8",
-            "8-bit weight storage, unfolded to float32 at load: a quarter of the size, float speed",
-            None,
-            "storage",
-            False,
-        ),
-    )
-}
+ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
+BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -66,15 +28,30 @@ class Rule:
         quantize: False leaves the nodes float; True quantizes them even where that is expected to be slower.
         range: range method of the values they write.
         per_channel: scales for their weights by channel (True) or by tensor (False).
+        preset: another preset than the recipe's.
+        bits: bits of their weights.
+        block_size: elements of a weight that share a scale; 0 for one scale a column.
+        algorithm: how their weights are rounded.
+        accuracy_level: of their MatMulNBits kernels.
+        smooth: SmoothQuant's α for them.
     """
 
     match: str
     quantize: bool | None = None
     range: str | None = None
     per_channel: bool | None = None
+    preset: str | None = None
+    bits: int | None = None
+    block_size: int | None = None
+    algorithm: str | None = None
+    accuracy_level: int | None = None
+    smooth: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("rule range", self.range, RANGES)
+        _check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        _check_choice("rule algorithm", self.algorithm, ALGORITHMS)
+        _check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
 
 
 @dataclass(frozen=True)
@@ -97,6 +74,17 @@ class Recipe:
         min_sqnr: verification fails below this SQNR, in dB.
         max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
             labels, else of top-1 agreement with the float model.
+        bits: bits of a weight in blocks; None takes the preset's.
+        block_size: elements of a weight that share a scale in weight-only presets; 0 for one scale a column, None for
+            the preset's choice.
+        algorithm: how weights are rounded; None takes the preset's.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
+        fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
+        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None does not smooth.
+        equalize: equalize weight ranges across layers.
+        adaround: learn whether weights are rounded up or down.
+        outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()); None for none.
     """
 
     preset: str = "auto"
@@ -113,6 +101,16 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
+    bits: int | None = None
+    block_size: int | None = None
+    algorithm: str | None = None
+    accuracy_level: int = 4
+    target_bits: float | None = None
+    fuse: str | None = None
+    smooth: float | str | None = None
+    equalize: bool = False
+    adaround: bool = False
+    outliers: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--preset", self.preset, tuple(PRESETS))
@@ -120,6 +118,16 @@ class Recipe:
         _check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
+        _check_choice("--algorithm", self.algorithm, ALGORITHMS)
+        _check_weights("--", self.bits, self.block_size, self.accuracy_level)
+        if self.target_bits is not None and not 2 <= self.target_bits <= 32:
+            raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
+        if isinstance(self.smooth, str) and self.smooth != "auto":
+            raise RecipeError(f"--smooth: {self.smooth!r} is neither a number in 0…1 nor 'auto'")
+        if isinstance(self.smooth, (int, float)) and not 0 <= self.smooth <= 1:
+            raise RecipeError(f"--smooth: {self.smooth} is not in 0…1; 0.5 is the usual choice")
+        if self.outliers is not None and not self.outliers > 0:
+            raise RecipeError(f"outliers: {self.outliers} is no magnitude; 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
             if limit is not None and math.isnan(limit):
                 raise RecipeError(f"{option}: {limit} is no number; nothing could be compared with it")
@@ -216,9 +224,12 @@ class Recipe:
 _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
     "preset": (str,), "format": (str,), "range": (str,), "percentile": (int, float), "per_channel": (bool,),
     "symmetric": (bool,), "bias_correct": (bool,), "target": (str,), "min_sqnr": (int, float), "max_drop": (int, float),
+    "bits": (int,), "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "target_bits": (int, float),
+    "fuse": (str,), "smooth": (int, float, str), "equalize": (bool,), "adaround": (bool,), "outliers": (int, float),
 }  # fmt: skip
 _RULE_TYPES: dict[str, tuple[type, ...]] = {
-    "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,),
+    "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,), "preset": (str,), "bits": (int,),
+    "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "smooth": (int, float),
 }  # fmt: skip
 
 
@@ -232,6 +243,17 @@ def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> Non
         near = difflib.get_close_matches(str(value), choices, n=1)
         there = f"did you mean {near[0]!r}? There" if near else "there"
         raise RecipeError(f"{what}: no {value!r}; {there} are {', '.join(choices)}")
+
+
+def _check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
+    if bits is not None and bits not in BITS:
+        raise RecipeError(f"{option}bits: {bits} bits have no kernel; use {', '.join(map(str, BITS))}")
+    if block_size not in (None, 0) and (block_size < 16 or block_size > 256 or block_size & (block_size - 1)):
+        raise RecipeError(
+            f"{option}block-size: {block_size} has no kernel; use 16, 32, 64, 128 or 256, or 0 for columns"
+        )
+    if accuracy_level is not None and not 0 <= accuracy_level <= 4:
+        raise RecipeError(f"{option}accuracy-level: {accuracy_level} is not in 0…4; 0 is exact, 4 is fast")
 
 
 def _check_keys(where: str, given: Iterable[str], known: list[str]) -> None:

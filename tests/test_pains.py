@@ -25,9 +25,10 @@ import onnxruntime as ort
 import pytest
 
 import onnxq
-from onnxq import api, gate
+from onnxq import gate
 from onnxq.core.metrics import sqnr_db
 from onnxq.errors import VerificationError
+from onnxq.graph.emit import apply
 from onnxq.recipe import FORMATS
 from onnxq.results import QuantizeResult
 from onnxq.verify.benchmark import Timing
@@ -117,7 +118,7 @@ def test_ort_25932_old_and_new_operator_sets(form: str, opset: int) -> None:
 
 
 def test_ort_6430_what_does_not_load_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    emit = api._EMITTERS["qdq"]
+    emit = apply.STATIC["qdq"]
 
     def broken(model: object, rewrite: object) -> None:
         emit(model, rewrite)  # type: ignore[arg-type]
@@ -125,7 +126,7 @@ def test_ort_6430_what_does_not_load_is_not_written(tmp_path: Path, monkeypatch:
             if node.op_type == "Conv":
                 node.op_type = "NoSuchOperator"
 
-    monkeypatch.setitem(api._EMITTERS, "qdq", broken)
+    monkeypatch.setitem(apply.STATIC, "qdq", broken)
     output = tmp_path / "out.onnx"
     with pytest.raises(VerificationError, match="verification failed, nothing was written: quantized model"):
         quantize(build(CONV.format("y = Conv (x, w)"), w=W), drawn(*IMAGE), output=output)

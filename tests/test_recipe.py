@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
-from onnxq.recipe import FORMATS, PRESETS, RANGES, Recipe, Rule, matches
+from onnxq.presets import PRESETS
+from onnxq.recipe import FORMATS, RANGES, Recipe, Rule, matches
 
 # PyYAML reads three kinds of line end, which no name has, as spaces.
 letters = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")

@@ -23,10 +23,13 @@ from onnxq.plan.decisions import (
     NodePlan,
     Plan,
 )
+from onnxq.plan.dynamic import plan_dynamic
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.values import decide_values
-from onnxq.recipe import PRESETS, Recipe
+from onnxq.plan.weight_only import plan_weight
+from onnxq.presets import PRESETS, Preset
+from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
 
@@ -71,7 +74,11 @@ def make_plan(
         bad = next((v.name for v in _touched(candidate) if v.name in (unusable or {})), None)
         if unusable and bad:
             found.keep(name, f"value {bad!r} {unusable[bad]}")
-    static = PRESETS[recipe.preset].activations == "static"
+    static = any(preset.activations == "static" for preset in _presets(recipe))
+    for name in list(found.candidates):
+        candidate = found.candidates[name]
+        if static and preset_of(recipe, candidate.choice).activations != "static":
+            found.keep(name, _ACTIVATIONS_FLOAT)
     working = ahead_of_work(found)
     chosen = place(found, target, shapes, working) if static else set()
     context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
@@ -82,6 +89,15 @@ def make_plan(
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
     return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+
+
+def _presets(recipe: Recipe) -> list[Preset]:
+    return [PRESETS[name] for name in {recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset)}]
+
+
+def preset_of(recipe: Recipe, choice: Choice) -> Preset:
+    """The preset that holds for a node."""
+    return PRESETS[choice.rule.preset or recipe.preset]
 
 
 @dataclass(frozen=True)
@@ -199,8 +215,20 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         as_float, as_int = node_costs(node, candidate.row, shapes, target.costs)
         costs_of = (round(as_float, 1), round(as_int, 1))
         reason = why_float(candidate, context.working, shapes, target) if static else _ACTIVATIONS_FLOAT
-    stored = _storage_specs(node, recipe, selection.of(name, node.op_type))
-    by_user = selection.of(name, node.op_type).reason is not None
+    choice = selection.of(name, node.op_type)
+    by_user = choice.reason is not None
+    preset = preset_of(recipe, choice)
+    if not by_user and preset.activations in ("dynamic", "token"):
+        planned = plan_dynamic(node, preset, recipe, target, choice)
+        if isinstance(planned, NodePlan):
+            return [planned]
+        reason = planned
+    elif not by_user and preset.weights in ("blocks", "codebook"):
+        planned = plan_weight(node, preset, recipe, target, choice)
+        if isinstance(planned, NodePlan):
+            return [planned]
+        reason = planned
+    stored = _storage_specs(node, recipe, choice)
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         return [NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=costs_of[0], int_us=costs_of[1])]

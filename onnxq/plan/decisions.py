@@ -52,8 +52,10 @@ class Keep:
 Decision = Calibrated | Fixed | SharedWith | Derived | Keep
 
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
+DYNAMIC, WEIGHT = "dynamic", "weight"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
-before it; stays float; was quantized before onnxq saw it."""
+before it; stays float; was quantized before onnxq saw it; runs on integers with scales found at inference; computes in
+float with a kernel that reads packed weights."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class NodePlan:
     Attributes:
         name: the node's name in the prepared model.
         op_type: its operator, with the domain where that is not ONNX's own.
-        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT` or `PRESENT`.
+        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT`, `PRESENT`, `DYNAMIC` or `WEIGHT`.
         reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
         folds: name of the Relu or Clip behind it that its output's range replaces.
         float_output: its products are scaled back to float at once.
         weights: how its constants become integers, by input position.
         float_us: estimated time of the float kernel, in microseconds a sample; None where shapes are unknown.
         int_us: the same for the integer kernel.
+        form: which of several forms an action takes, in the words of its emitter.
+        algorithm: how its weights are rounded.
+        accuracy_level: of a kernel that has levels.
     """
 
     name: str
@@ -81,6 +86,9 @@ class NodePlan:
     weights: dict[int, TensorSpec] = field(default_factory=dict)
     float_us: float | None = None
     int_us: float | None = None
+    form: str = ""
+    algorithm: str = "rtn"
+    accuracy_level: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,25 @@ import numpy as np
 from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
-from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
+from onnxq.graph import walk
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, WeightRewrite
 from onnxq.graph.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.plan.constants import Weights, node_rewrite
-from onnxq.plan.decisions import INTEGER, STORAGE, Calibrated, Decision, Derived, Fixed, Plan, SharedWith
+from onnxq.plan.decisions import (
+    DYNAMIC,
+    INTEGER,
+    STORAGE,
+    WEIGHT,
+    Calibrated,
+    Decision,
+    Derived,
+    Fixed,
+    Plan,
+    SharedWith,
+)
+from onnxq.plan.dynamic import dynamic_rewrite
+from onnxq.plan.weight_only import weight_rewrite
 from onnxq.stats.base import Statistics
 from onnxq.stats.ranges import compute_range
 
@@ -55,7 +69,7 @@ def solve(
     Raises:
         CalibrationError: the statistics lack a value that the plan needs.
     """
-    nodes = {node.name or "": node for node in model.graph}
+    nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
     clamps = _clamps(plan, nodes)
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
@@ -63,13 +77,19 @@ def solve(
     weights = Weights()
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
+    dynamic: dict[str, DynamicRewrite] = {}
+    packed: dict[str, WeightRewrite] = {}
     for name, node_plan in plan.nodes.items():
         node = nodes[name]
         if node_plan.action == STORAGE:
             storage[name] = {i: weights.of(node, i, spec) for i, spec in node_plan.weights.items()}
         elif node_plan.action == INTEGER:
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
-    return Solution(Rewrite(values, rewrites, storage), ranges.found, tuple(notes))
+        elif node_plan.action == DYNAMIC:
+            dynamic[name] = dynamic_rewrite(node, node_plan, weights)
+        elif node_plan.action == WEIGHT:
+            packed[name] = weight_rewrite(node, node_plan, weights, statistics)
+    return Solution(Rewrite(values, rewrites, storage, dynamic, packed), ranges.found, tuple(notes))
 
 
 class _Ranges:

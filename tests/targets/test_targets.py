@@ -12,7 +12,8 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, TensorSpec
 from onnxq.errors import TargetError
 from onnxq.graph.ops import OPS, Kind
-from onnxq.recipe import FORMATS, PRESETS
+from onnxq.presets import PRESETS
+from onnxq.recipe import FORMATS
 from onnxq.targets import TARGETS, Target, target_named
 from tests.graph.build import build, weights
 from tests.plan.planning import plan_of

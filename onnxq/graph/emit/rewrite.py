@@ -25,6 +25,34 @@ class NodeRewrite:
 
 
 @dataclass(frozen=True, eq=False)
+class DynamicRewrite:
+    """One node whose activations are quantized at inference.
+
+    Attributes:
+        form: "tensor" or "token": what shares a scale; or the name of a fused operator.
+        constants: quantized weights by input position.
+    """
+
+    form: str
+    constants: dict[int, QTensor]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightRewrite:
+    """One node that reads packed weights.
+
+    Attributes:
+        form: the operator or pattern that unpacks them.
+        constants: quantized weights by input position.
+        accuracy_level: of MatMulNBits.
+    """
+
+    form: str
+    constants: dict[int, QTensor]
+    accuracy_level: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class Rewrite:
     """Everything an emitter does to a graph.
 
@@ -32,8 +60,12 @@ class Rewrite:
         values: parameters of each activation that has an integer form.
         nodes: the nodes that run on integers.
         storage: constants by node and input position that are only stored as integers and computed with as floats.
+        dynamic: the nodes whose activations are quantized at inference.
+        weights: the nodes that read packed weights.
     """
 
     values: dict[str, QParams] = field(default_factory=dict)
     nodes: dict[str, NodeRewrite] = field(default_factory=dict)
     storage: dict[str, dict[int, QTensor]] = field(default_factory=dict)
+    dynamic: dict[str, DynamicRewrite] = field(default_factory=dict)
+    weights: dict[str, WeightRewrite] = field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""One quantized model, in memory: transform, plan, calibrate, solve and rewrite a copy of the prepared model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from onnxq.graph.emit.apply import emit
+from onnxq.graph.types import Model
+from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
+from onnxq.plan.decisions import Plan
+from onnxq.plan.solve import solve
+from onnxq.recipe import Recipe
+from onnxq.stats.base import Statistics
+from onnxq.targets import Target
+from onnxq.transform import transform
+
+
+@dataclass
+class Built:
+    """A quantized model that is neither verified nor written yet.
+
+    Attributes:
+        model: the quantized model.
+        recipe: what it was made by; its preset is not "auto".
+        form: "qdq" or "qoperator".
+        plan: every decision.
+        statistics: what the ranges came from; None where none were needed.
+        non_finite: calibrated values with NaN or infinite elements, and how many.
+        warnings: one line each.
+    """
+
+    model: Model
+    recipe: Recipe
+    form: str
+    plan: Plan
+    statistics: Statistics | None
+    non_finite: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def build(
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data | None,
+    statistics: Statistics | None,
+    threads: int | None,
+    clock: Clock,
+) -> Built:
+    """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.
+
+    Args:
+        prepared: the float model.
+        recipe: how to quantize; its preset must not be "auto".
+        target: what the runtime can do.
+        data: samples; None where there are none.
+        statistics: statistics of an earlier run of the prepared model, used instead of a new calibration.
+        threads: threads an operator may use.
+        clock: takes the time.
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    form = recipe.format or target.formats[0]
+    model = prepared.model.clone()
+    model.meta.update(prepared.model.meta)
+    copy = replace(prepared, model=model)
+    notes = transform(copy, recipe, data, threads, clock)
+    plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
+    with clock.step("rewrite"):
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
+        emit(model, solution.rewrite, form)
+    found = non_finite(plan, used)
+    warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
+    return Built(model, recipe, form, plan, used, found, warnings)

@@ -1,0 +1,52 @@
+"""Named ways to quantize, as data: what ``--preset`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to quantize.
+
+    Attributes:
+        name: what ``--preset`` takes.
+        description: one line.
+        activations: "static" (calibrated), "dynamic" (one scale for each tensor, found at inference), "token" (one for
+            each row, found at inference); None where they stay float.
+        weights: "integer" for kernels that multiply integers, "storage" for integers unfolded to float at load,
+            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means).
+        needs_data: whether calibration data is needed.
+        bits: bits of a weight.
+        codebook: table of a "codebook" preset: "nf4", "fp4" or "kmeans".
+    """
+
+    name: str
+    description: str
+    activations: str | None
+    weights: str
+    needs_data: bool
+    bits: int = 8
+    codebook: str | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("auto", "w8a8 where there is calibration data, else w8", None, "storage", False),
+        Preset(
+            "w8a8",
+            "static: 8-bit weights and calibrated 8-bit activations on integer kernels",
+            "static",
+            "integer",
+            True,
+        ),
+        Preset(
+            "w8",
+            "8-bit weight storage, unfolded to float32 at load: a quarter of the size, float speed",
+            None,
+            "storage",
+            False,
+        ),
+    )
+}
