@@ -43,6 +43,7 @@ RESULT = {
 def outcome(result: dict[str, Any] = RESULT) -> SimpleNamespace:
     return SimpleNamespace(
         output=Path("out.onnx"),
+        recipe_path=None,
         warnings=result.get("warnings", []),
         to_dict=lambda: result,
         summary=lambda: "the summary\n",
