@@ -120,6 +120,13 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
 )
 @option(
+    "--equalize",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
+)
+@option(
     "--target",
     metavar="NAME",
     group=_HOW,
