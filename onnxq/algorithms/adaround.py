@@ -39,22 +39,23 @@ class AdaRoundConfig:
         warm: share of the iterations before that term sets in.
         sharpest: exponent of the term at its end; it starts at ``flattest`` (flat near 0 and 1, steep at the middle).
         flattest: exponent of the term at its start.
-        sweeps: passes over the columns afterwards, in which each rounding is turned over if that alone is better.
+        sweeps: passes over the columns afterwards, in which each rounding is turned over if that alone is better; rows
+            that end better from rounding to nearest take that.
         learn_scale: fit the scales to the integers at the end (AdaQuant), in closed form.
     """
 
-    iterations: int = 600
-    rate: float = 0.02
-    weight: float = 0.02
+    iterations: int = 300
+    rate: float = 0.05
+    weight: float = 0.5
     warm: float = 0.2
     flattest: float = 20.0
     sharpest: float = 2.0
-    sweeps: int = 2
+    sweeps: int = 3
     learn_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or not 0.0 <= self.warm < 1.0 or self.rate <= 0.0:
-            raise RecipeError("AdaRoundConfig: iterations and rate have to be positive, warm in 0…1; 600, 0.02 and 0.2")
+            raise RecipeError("AdaRoundConfig: iterations and rate have to be positive, warm in 0…1; 300, 0.05 and 0.2")
 
 
 def adaround(
@@ -94,13 +95,15 @@ def adaround(
             )
     params = params if params is not None else params_for(weight, spec)
     problem = _Problem.of(weight, moment, cross, params)
-    steps = _learn(problem, config)
-    for _ in range(config.sweeps):
-        if not problem.sweep(steps):
-            break
-    nearest = problem.nearest()
-    worse = problem.errors(steps) > problem.errors(nearest)
-    steps[worse] = nearest[worse]
+    steps = problem.nearest()
+    error = problem.errors(steps)
+    for start in (_learn(problem, config), steps.copy()):
+        for _ in range(config.sweeps):
+            if not problem.sweep(start):
+                break
+        reached = problem.errors(start)
+        better = reached < error
+        steps[better], error[better] = start[better], reached[better]
     zero_point = _spread(params.zero_point, weight.shape, params)
     values = np.clip(problem.floor + steps + zero_point, spec.qmin, spec.qmax)
     result = QTensor(values.astype(np.int32).astype(spec.dtype.numpy), params)

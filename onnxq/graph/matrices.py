@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -81,10 +82,12 @@ class Matrices:
         seen = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
         step = tuple(slice(None, None, s) for s in self.strides)
         inner = tuple(slice(None, None, d) for d in self.dilations)
-        seen = seen[(slice(None), slice(None), *step, *inner)]
+        every: tuple[slice, ...] = (slice(None), slice(None))
+        seen = seen[every + step + inner]
         places = (len(values), *seen.shape[2 : rank + 2])
         chosen = np.unravel_index(_some(int(np.prod(places)), limit), places)
-        taken = seen[(chosen[0], slice(None), *chosen[1:])]  # (rows, channels, window …)
+        index: tuple[Any, ...] = (chosen[0], slice(None), *chosen[1:])
+        taken = seen[index]  # (rows, channels, window …)
         grouped = taken.reshape(len(chosen[0]), self.groups, self.inputs)
         return np.ascontiguousarray(np.moveaxis(grouped, 1, 0), np.float32)
 

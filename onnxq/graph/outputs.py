@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import edit, walk
 
 Model = ir.Model
 """The model type, for rooms that pass models on without looking inside."""
@@ -90,6 +90,32 @@ def add_channel_means(augmented: Augmented, names: Iterable[str]) -> dict[str, s
         graph.outputs.append(mean)
         added[name] = str(mean.name)
     return added
+
+
+def only_outputs(model: Model, names: Iterable[str]) -> Model:
+    """A copy of a model that computes some values of its main graph and nothing else.
+
+    Args:
+        model: unchanged.
+        names: names of values; inputs of the model, initializers and unknown ones are left out.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    made = {value.name: value for node in graph for value in node.outputs if value.name}
+    wanted = [made[name] for name in dict.fromkeys(names) if name in made]
+    graph.outputs.clear()
+    for value in wanted:
+        value.shape = None
+        value.type = None
+        graph.outputs.append(value)
+    for node in reversed(list(graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            edit.remove_node(node)
+    for constant in list(graph.initializers.values()):
+        edit.drop_unused_initializer(constant)
+    for value in [value for value in graph.inputs if not value.uses()]:
+        graph.inputs.remove(value)
+    return copy
 
 
 def value_names(model: Model) -> list[str]:

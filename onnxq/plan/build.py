@@ -261,9 +261,15 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     if node.graph is not None and walk.opset(node.graph) < target.min_opset:
         per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
     axis = channel_axis(node, array.ndim) if per_channel else None
-    bits = target.weight_bits if target.weight_bits < target.weight.bits else None
+    asked = choice.rule.bits or recipe.bits or target.weight_bits
+    bits = min(asked, target.weight_bits)
+    bits_used = bits if bits < target.weight.bits else None
     return TensorSpec(
-        target.weight, PerTensor() if axis is None else PerAxis(axis), symmetric=True, narrow_range=True, grid_bits=bits
+        target.weight,
+        PerTensor() if axis is None else PerAxis(axis),
+        symmetric=True,
+        narrow_range=True,
+        grid_bits=bits_used,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import QParams
 from onnxq.graph.matrices import Matrices
-from onnxq.graph.outputs import Model, with_outputs
+from onnxq.graph.outputs import Model, only_outputs
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import Session, session_of
 
@@ -48,12 +48,21 @@ class Moments:
     Attributes:
         moment: float64, (groups, inputs, inputs): E[xxᵀ], or E[x̂x̂ᵀ] where there is a second model.
         cross: float64, (groups, inputs, inputs): E[xx̂ᵀ]; None without a second model.
-        rows: how many rows it is the mean of.
+        mean: float64, (groups, inputs): E[x] of the float model.
+        given: float64, (groups, inputs): E[x̂], or E[x] again.
+        rows: how many rows they are the mean of.
     """
 
     moment: Array
     cross: Array | None
+    mean: Array
+    given: Array
     rows: int
+
+    def centred(self) -> tuple[Array, Array | None]:
+        """``moment`` and ``cross`` without what the means contribute: a bias can make good for that."""
+        cross = None if self.cross is None else self.cross - self.mean[:, :, None] * self.given[:, None, :]
+        return self.moment - self.given[:, :, None] * self.given[:, None, :], cross
 
 
 def layer_moments(
@@ -99,6 +108,8 @@ def layer_moments(
             progress(index + 1, None)
     for entry in found.values():
         entry.moment /= entry.rows
+        entry.mean /= entry.rows
+        entry.given /= entry.rows
         if entry.cross is not None:
             entry.cross /= entry.rows
     return found
@@ -119,10 +130,12 @@ def _add(
     square = np.matmul(rows.swapaxes(1, 2), rows)
     product = np.matmul(clean.swapaxes(1, 2), rows) if both else None
     if layer not in found:
-        zeros = np.zeros(square.shape, np.float64)
-        found[layer] = Moments(zeros, zeros.copy() if both else None, 0)
+        zeros, flat = np.zeros(square.shape, np.float64), np.zeros(square.shape[:2], np.float64)
+        found[layer] = Moments(zeros, zeros.copy() if both else None, flat, flat.copy(), 0)
     entry = found[layer]
     entry.moment += square
+    entry.mean += clean.sum(axis=1, dtype=np.float64)
+    entry.given += rows.sum(axis=1, dtype=np.float64)
     if entry.cross is not None and product is not None:
         entry.cross += product
     entry.rows += rows.shape[1]
@@ -132,14 +145,18 @@ class _Source:
     """A model with inner values as outputs."""
 
     def __init__(self, model: Model, values: Mapping[str, tuple[str, QParams | None]], threads: int | None) -> None:
-        augmented = with_outputs(model, [name for name, _ in values.values()])
-        self._fetch = augmented.outputs
+        cut = only_outputs(model, [name for name, _ in values.values()])
+        self._fetch = [value.name or "" for value in cut.graph.outputs]
         self._values = values
-        self._session: Session = session_of(augmented.model, threads=threads)
+        self._session: Session | None = session_of(cut, threads=threads) if self._fetch else None
+        self._takes = {spec.name for spec in self._session.input_specs} if self._session is not None else set()
 
     def values(self, feed: Feed) -> dict[str, Array]:
         """The values of one sample as real numbers, inputs of the model included."""
-        got = dict(zip(self._fetch, self._session.run(feed, self._fetch), strict=True)) if self._fetch else {}
+        got: dict[str, Array] = {}
+        if self._session is not None:
+            taken = {name: array for name, array in feed.items() if name in self._takes}
+            got = dict(zip(self._fetch, self._session.run(taken, self._fetch), strict=True))
         found = {}
         for name, (there, params) in self._values.items():
             array = got.get(there, feed.get(there))
