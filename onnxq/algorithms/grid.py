@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,22 +96,37 @@ def search_range(
         Networks for Efficient Inference, arXiv:1902.06822.
     """
     weight = check_layout(weight, spec.granularity, "search_range")
-    low, high = reduce_range(weight, spec.granularity)
-    if config is None or weight.size == 0:
-        return low, high
+    if config is None:
+        return reduce_range(weight, spec.granularity)
     power = config.power
-    best = grid_error(weight, params_from_range(low, high, spec), importance, power)
-    full_low, full_high = low, high
+    return search_by(weight, spec, config, lambda params: grid_error(weight, params, importance, power))
+
+
+def search_by(
+    weight: Array, spec: TensorSpec, config: GridConfig, error_of: Callable[[QParams], Array]
+) -> tuple[Array, Array]:
+    """The range of each group with the smallest error by any measure; see `search_range`.
+
+    Args:
+        weight: float32, (out, in).
+        spec: the grid.
+        config: which ranges are tried.
+        error_of: the error of each group (shape of the scale) on a grid.
+    """
+    low, high = reduce_range(weight, spec.granularity)
+    if weight.size == 0:
+        return low, high
+    best = error_of(params_from_range(low, high, spec))
     sides = [(True, True)]
     if config.asymmetric and not spec.symmetric:
         sides += [(True, False), (False, True)]
     for low_moves, high_moves in sides:
-        from_low, from_high = (low, high) if len(sides) > 1 else (full_low, full_high)
+        from_low, from_high = low, high
         for ratio in config.ratios():
             share = np.float32(ratio)
             lows = from_low * share if low_moves else low
             highs = from_high * share if high_moves else high
-            error = grid_error(weight, params_from_range(lows, highs, spec), importance, power)
+            error = error_of(params_from_range(lows, highs, spec))
             better = error < best
             best = np.where(better, error, best)
             low, high = np.where(better, lows, low), np.where(better, highs, high)
