@@ -7,7 +7,7 @@ the outputs' squared error over the samples is tr(E H Eᵀ).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class AWQConfig:
 
     steps: int = 20
     grid: GridConfig | None = None
-    clip: GridConfig = GridConfig(steps=10, smallest=0.5)
+    clip: GridConfig = field(default_factory=lambda: GridConfig(steps=10, smallest=0.5))
 
     def __post_init__(self) -> None:
         if self.steps < 1:

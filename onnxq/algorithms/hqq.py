@@ -42,7 +42,7 @@ class HQQConfig:
         if not (0.0 < self.power < 1.0 and self.beta > 0.0 and self.kappa >= 1.0 and self.iterations >= 1):
             raise RecipeError(
                 f"HQQConfig: power {self.power}, beta {self.beta}, kappa {self.kappa}, iterations {self.iterations} "
-                "do not converge; use a power between 0 and 1, a positive beta, a kappa of 1 or more, 1 iteration or more"
+                "do not converge; use a power between 0 and 1, a positive beta, kappa and iterations of 1 or more"
             )
 
 
