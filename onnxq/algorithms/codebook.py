@@ -11,10 +11,10 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, PerBlock, PerTensor
 from onnxq.errors import RecipeError
 
-# bitsandbytes' thresholds: the midpoints, but for the last digit or two
+# bitsandbytes' thresholds, as float32: the midpoints, but for the last bit or two
 _NF4_THRESHOLDS = np.array(
     [
-        -0.8480964004993439,
+        -0.84809643,
         -0.6106329262256622,
         -0.4599952697753906,
         -0.33967943489551544,
@@ -22,13 +22,13 @@ _NF4_THRESHOLDS = np.array(
         -0.13791173323988914,
         -0.045525018125772476,
         0.03979014977812767,
-        0.1202552504837513,
+        0.120255254,
         0.2035212516784668,
         0.2920137718319893,
         0.3893125355243683,
-        0.5016634166240692,
+        0.5016634,
         0.6427869200706482,
-        0.8614784181118011,
+        0.8614784,
     ],
     np.float32,
 )

@@ -21,8 +21,12 @@ def heavy(shape: tuple[int, int]) -> np.ndarray:
 def test_codes_are_those_of_onnxruntime_and_bitsandbytes(table: np.ndarray, quant_type: int, size: int) -> None:
     weight = heavy((96, 256))
     weight[0] = 0
-    weight[1] = np.tile(np.concatenate([(table[:-1] + table[1:]) / 2, [1]]), 16)  # on the thresholds
-    weight[2, ::3] = -0.0
+    weight[1, ::3] = -0.0
+    ranked = np.sort(table)
+    near = (ranked[:-1] + ranked[1:]) * np.float32(0.5)  # the thresholds, to the last bits
+    for row in range(2, 20):
+        weight[row] = np.tile(np.append(near, np.float32(1)), 16)
+        near = np.nextafter(near, np.float32(2)) if row != 10 else (ranked[:-1] + ranked[1:]) * np.float32(0.5 - 5e-7)
     packed, absmax = np.zeros(weight.size // 2, np.uint8), np.zeros(weight.size // size, np.float32)
     native.quantize_matmul_bnb4(packed, weight, absmax, size, quant_type, 96, 256)
     result = quantize_codebook(weight, table, PerBlock(1, size))
