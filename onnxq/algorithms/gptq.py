@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
-from onnxq.algorithms.groups import check_layout, group_size
+from onnxq.algorithms.groups import check_finite, check_layout, group_size
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor, TensorSpec
@@ -207,6 +207,7 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
 
     Raises:
         CalibrationError: H is not finite, does not fit, or is not positive definite after damping.
+        ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows.
 
     References:
@@ -214,6 +215,7 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
     """
     config = config or GPTQConfig()
     weight = check_layout(weight, spec.granularity, "gptq")
+    check_finite(weight, "gptq")
     moments = check_hessian(hessian, weight.shape[1], "gptq")
     order = np.arange(weight.shape[1])
     if config.act_order:
