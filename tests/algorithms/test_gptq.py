@@ -113,8 +113,11 @@ def test_that_comparison_finds_a_wrong_update(fault: Fault, spec: TensorSpec) ->
     assert output_error(weight, wrong, x) > output_error(weight, result, x)
 
 
-@pytest.mark.parametrize("config", [PLAIN, GPTQConfig()], ids=["plain", "default"])
-@pytest.mark.parametrize("spec", SPECS[:5], ids=name)
+@pytest.mark.parametrize(
+    ("spec", "config"),
+    [*((spec, PLAIN) for spec in SPECS[:5]), (SPECS[1], GPTQConfig())],
+    ids=[*map(name, SPECS[:5]), "default"],
+)
 def test_on_correlated_inputs_the_weight_is_worse_and_the_output_better(spec: TensorSpec, config: GPTQConfig) -> None:
     both = 0
     for seed in range(30):
@@ -129,7 +132,7 @@ def test_on_correlated_inputs_the_weight_is_worse_and_the_output_better(spec: Te
 def test_order_and_searched_ranges_each_make_the_output_better_still() -> None:
     spec = TensorSpec(QType.INT4, PerAxis(0), symmetric=True)
     errors = []
-    for seed in range(20):
+    for seed in range(10):
         weight, x = draw(400 + seed)
         errors.append([output_error(weight, gptq(weight, moments(x), spec, CONFIGS[i]), x) for i in (0, 2, 3, 4)])
     plain, ordered, searched, both = np.array(errors).T
