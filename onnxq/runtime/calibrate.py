@@ -11,12 +11,13 @@ import numpy as np
 
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import io
+from onnxq.graph.inner import arrays_of
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.readers import Reader
 from onnxq.runtime.session import CPU, Session, provider_named
-from onnxq.stats.base import Statistics
+from onnxq.stats.base import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the samples done and their number (None where that is not known)."""
@@ -41,7 +42,8 @@ def calibrate(
 
     Args:
         model: the prepared model; unchanged.
-        values: names of the float values wanted, of the main graph or its inputs.
+        values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no sample
+            runs has a statistic of nothing.
         reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
         progress: called after each sample.
         threads: threads an operator may use; None lets the runtime choose.
@@ -73,12 +75,15 @@ def calibrate(
     augmented = with_outputs(model, values)
     note = warn or (lambda line: None)
     for name in augmented.missing:
-        note(f"value '{name}': not in the main graph (inside an If, Loop or Scan body?), so it has no statistics")
+        note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
     session = unordered_session(augmented.model, threads=threads, provider=provider)
-    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means))
+    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means), augmented.inner)
+    for name in augmented.inner:
+        if name not in statistics:
+            statistics.put(name, ValueStatistic())
     index = -1
     # Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
     with ThreadPoolExecutor(1) as pool:
@@ -135,16 +140,17 @@ def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None])
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to take from each run: outputs, inputs, outputs that are channel means, and values of rows."""
+    """What to take from each run: outputs, inputs, outputs that are channel means, values of rows, inner values."""
 
     fetch: list[str]
     from_feed: list[str]
     pooled: dict[str, str]
     rows: frozenset[str]
+    inner: dict[str, str]
 
 
 def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
-    outputs = [*wanted.fetch, *wanted.pooled.values()]
+    outputs = [*wanted.fetch, *wanted.pooled.values(), *wanted.inner.values()]
     try:
         return session.run(feed, outputs) if outputs else []
     except ModelError as error:
@@ -158,6 +164,9 @@ def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tup
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
+    for name in wanted.inner:
+        for array in arrays_of(arrays.pop()):
+            _update(statistics, name, _plain_float(array), wanted)
     statistics.samples, statistics.data_hash = state
 
 
