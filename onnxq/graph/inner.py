@@ -1,8 +1,8 @@
-"""Values inside bodies of If, Loop and Scan, handed out by the nodes that hold the bodies until the main graph has them.
+"""Values inside bodies of If, Loop and Scan, handed out by the nodes around them until the main graph has them.
 
-A branch of an If hands out what it computed and the other branch an empty array. A Loop carries a sequence to which each
-iteration adds its array, so that shapes may change from one to the next; what lies deeper is added to the same sequence.
-A Scan stacks its iterations.
+A branch of an If hands out what it computed and the other branch an empty array. A Loop carries a sequence to which
+each iteration adds its array, so that shapes may change from one to the next; what lies deeper is added to the same
+sequence. A Scan stacks its iterations.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class _Lift:
             before = len(body.outputs)
             body.outputs.extend(self._from(level + 1, ()))
             for name in ("scan_output_axes", "scan_output_directions"):
-                if given := walk.attr_ints(node, name):
-                    longer = (*given, *[0] * len(self._values))
+                if numbers := walk.attr_ints(node, name):
+                    longer = (*numbers, *[0] * len(self._values))
                     node.attributes[name] = ir.AttrInt64s(name, longer)
             return self._join(graph, carried, self._more_outputs(node, before))
         states = len(body.inputs) - 2

@@ -9,9 +9,10 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
-from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
+from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.plan.bias import mean_kind
-from onnxq.plan.candidates import Candidate, Survey, body_nodes, survey
+from onnxq.plan.bodies import witnesses
+from onnxq.plan.candidates import Candidate, Survey, survey
 from onnxq.plan.cost import Shapes, node_costs
 from onnxq.plan.decisions import (
     FLOAT,
@@ -88,7 +89,7 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -132,7 +133,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         means: also what bias correction needs.
     """
     nodes = [node for node in model.graph if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER]
-    return Wanted(tuple(plan.calibrated), *(_means(nodes) if means else ((), ())))
+    return Wanted((*plan.calibrated, *witnesses(model, plan)), *(_means(nodes) if means else ((), ())))
 
 
 def wanted_by_any(
@@ -301,14 +302,3 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
     return result
-
-
-def _notes(graph: Graph) -> tuple[str, ...]:
-    inside = body_nodes(graph)
-    if not inside:
-        return ()
-    where = inside[0][0].split(".")[0]
-    return (
-        f"{len(inside)} node(s) with weights lie in bodies of If, Loop or Scan (the first in {where!r}) and stay "
-        "float: values inside bodies have no statistics",
-    )

@@ -42,8 +42,8 @@ def calibrate(
 
     Args:
         model: the prepared model; unchanged.
-        values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no sample
-            runs has a statistic of nothing.
+        values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no
+            sample runs has a statistic of nothing.
         reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
         progress: called after each sample.
         threads: threads an operator may use; None lets the runtime choose.
