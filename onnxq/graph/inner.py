@@ -76,7 +76,7 @@ def expose(model: ir.Model, names: Iterable[str], *, shapes: bool = False) -> di
 
     Args:
         model: changed in place.
-        names: values of bodies; those that are none, or cannot be handed out, are left out.
+        names: values of bodies; those that are none, hold no real numbers, or cannot be handed out, are left out.
         shapes: give not the arrays but their shapes.
 
     Returns:
@@ -88,7 +88,8 @@ def expose(model: ir.Model, names: Iterable[str], *, shapes: bool = False) -> di
     added: dict[str, str] = {}
     for key in chains(model.graph) if wanted else ():
         chain = chains(model.graph)[key]  # anew: the nodes on the way may have been replaced
-        values = [value for value in own_values(chain[-1][1]) if value.name in wanted]
+        known = [value for value in own_values(chain[-1][1]) if value.name in wanted]
+        values = [value for value in known if value.dtype is None or walk.is_float(value)]
         if not values or why_hidden(chain, version):
             continue
         outputs = _Lift(chain, values, free, shapes).run()
