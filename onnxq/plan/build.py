@@ -51,6 +51,7 @@ def make_plan(
     sources: Mapping[str, tuple[str, ...]],
     unusable: Mapping[str, str] | None = None,
     op_types: Mapping[str, str] | None = None,
+    faint: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide what each node and value becomes.
 
@@ -63,6 +64,8 @@ def make_plan(
         sources: for each node, the names it had in the user's model.
         unusable: values that must stay float, and why (see `onnxq.plan.unusable`).
         op_types: operator of each node of the user's model.
+        faint: values that should stay float, and why; what the user insists on is quantized all the same (see
+            `onnxq.plan.faint`).
 
     Raises:
         RecipeError: a pattern or operator type matches nothing.
@@ -72,9 +75,10 @@ def make_plan(
     spec = activation_spec(recipe, target)
     found = survey(graph, target, selection, dtypes, spec.symmetric)
     for name, candidate in list(found.candidates.items()):
-        bad = next((v.name for v in _touched(candidate) if v.name in (unusable or {})), None)
-        if unusable and bad:
-            found.keep(name, f"value {bad!r} {unusable[bad]}")
+        wrong = {**({} if candidate.choice.insisted else faint or {}), **(unusable or {})}
+        bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
+        if bad:
+            found.keep(name, f"value {bad!r} {wrong[bad]}")
     static = any(preset.activations == "static" for preset in _presets(recipe))
     for name in list(found.candidates):
         candidate = found.candidates[name]

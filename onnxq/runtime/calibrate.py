@@ -95,9 +95,9 @@ def calibrate(
                 if folding is not None:
                     folding.result()
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted)
+                    _update(statistics, name, _plain_float(feed[name]), wanted, samples_in(feed))
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state)
+                folding = pool.submit(_fold, statistics, arrays, wanted, state, samples_in(feed))
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -157,21 +157,26 @@ def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]
         raise CalibrationError(f"calibration sample {index}: {error}") from error
 
 
-def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str]) -> None:
+def samples_in(feed: Feed) -> int:
+    """How many samples a feed holds: the length of the first axis of its first input that has one."""
+    return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
+
+
+def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], samples: int) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, samples)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
     for name in wanted.inner:
         for array in arrays_of(arrays.pop()):
-            _update(statistics, name, _plain_float(array), wanted)
+            _update(statistics, name, _plain_float(array), wanted, samples)
     statistics.samples, statistics.data_hash = state
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted) -> None:
-    statistics.update(name, array)
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, samples: int) -> None:
+    statistics.update(name, array, samples)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
 
