@@ -46,7 +46,8 @@ class SamplePowers:
         if not np.isfinite(rows).all():
             rows = np.where(np.isfinite(rows), rows, 0.0)
         filled = np.count_nonzero(rows, axis=1)
-        squares = np.square(rows, out=rows).sum(axis=1)
+        with np.errstate(over="ignore"):  # what overflows has no power that a grid could be held against
+            squares = np.square(rows, out=rows).sum(axis=1)
         for square, count in zip(squares.tolist(), filled.tolist(), strict=True):
             if count and 0.0 < square < math.inf:
                 key = math.floor(math.log2(square / count) * _BINS_AN_OCTAVE)
