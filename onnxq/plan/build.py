@@ -136,7 +136,9 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         plan: its plan.
         means: also what bias correction needs.
     """
-    nodes = [node for node in model.graph if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER]
+    nodes = [
+        node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
+    ]
     return Wanted((*plan.calibrated, *witnesses(model, plan)), *(_means(nodes) if means else ((), ())))
 
 

@@ -52,7 +52,9 @@ def _shared(name: str, plan: Plan) -> list[str]:
 
 
 def _nothing_seen(statistic: ValueStatistic | None) -> str:
-    if statistic is None or statistic.low is None:
+    if statistic is None:
+        return "has no statistics"
+    if statistic.low is None:
         return "had no finite number in calibration"
     return "was zero in all of calibration" if statistic.low == statistic.high == 0.0 else ""
 

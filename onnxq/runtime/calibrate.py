@@ -16,7 +16,7 @@ from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_output
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.readers import Reader
-from onnxq.runtime.session import CPU, Session, provider_named
+from onnxq.runtime.session import CPU, Session, provider_named, session_of
 from onnxq.stats.base import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
@@ -72,8 +72,8 @@ def calibrate(
         raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
     statistics.model_hash = model_hash
     done = statistics.samples
-    augmented = with_outputs(model, values)
     note = warn or (lambda line: None)
+    augmented = _augmented(model, list(values), threads, note)
     for name in augmented.missing:
         note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
     total = _length(reader)
@@ -116,6 +116,18 @@ def calibrate(
     if index + 1 < done:
         raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
     return statistics
+
+
+def _augmented(model: Model, values: list[str], threads: int | None, note: Callable[[str], None]) -> Augmented:
+    """The model with further outputs; without values of bodies where the runtime does not take it with them."""
+    augmented = with_outputs(model, values)
+    if augmented.inner:
+        try:
+            session_of(augmented.model, threads=threads, optimize=False, packed=False)
+        except ModelError as error:
+            note(f"values inside bodies have no statistics, since the runtime does not hand them out: {error}")
+            return with_outputs(model, [name for name in values if name not in augmented.inner])
+    return augmented
 
 
 def _length(reader: Iterable[Feed]) -> int | None:

@@ -53,8 +53,11 @@ def _inside(model: Model, feed: Feed, threads: int | None) -> dict[str, ValueInf
     augmented = with_inner_shapes(model)
     if not augmented.inner:
         return {}
-    session = session_of(augmented.model, threads=threads, optimize=False, packed=False)
-    shapes = map(shape_of, session.run(feed, list(augmented.inner.values())))
+    try:
+        session = session_of(augmented.model, threads=threads, optimize=False, packed=False)
+        shapes = map(shape_of, session.run(feed, list(augmented.inner.values())))
+    except ModelError:
+        return {}
     return {
         name: ValueInfo(np.dtype(np.float32), shape)
         for name, shape in zip(augmented.inner, shapes, strict=True)

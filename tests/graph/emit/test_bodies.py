@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 import onnxq
 from onnxq.core.metrics import sqnr_db
+from onnxq.graph import walk
+from onnxq.graph.inner import expose
 from onnxq.graph.names import scopes
 from onnxq.recipe import FORMATS
 from onnxq.results import QuantizeResult
@@ -290,3 +293,23 @@ def test_saved_statistics_know_bodies_too(tmp_path: Path) -> None:
     assert {"s", "s1", "s2", "o"} <= set(Statistics.load(tmp_path / "stats.npz"))
     result = onnxq.quantize(path, statistics=tmp_path / "stats.npz", preset="w8a8", benchmark=False, threads=1)
     assert set(integer_nodes(result)) == {"pre", "m1", "add", "m2", "m3"}
+
+
+def test_a_body_that_the_runtime_hands_nothing_out_of_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxq.graph.outputs as room
+
+    def refused(model: ir.Model, names: object, *, shapes: bool = False) -> dict[str, str]:
+        added = expose(model, names, shapes=shapes)  # type: ignore[arg-type]
+        for node in walk.all_nodes(model.graph):
+            if added and node.op_type in ("Identity", "Shape"):
+                node.op_type = "NoSuchOperator"
+        return added
+
+    monkeypatch.setattr(room.inner, "expose", refused)
+    proto, feeds, _ = CASES["branches"]
+    result = quantized(proto, feeds, "qdq")
+    assert integer_nodes(result) == ["pre"]
+    reasons = {name: reason for name, _, reason in result.kept_float}
+    assert reasons["c1"].startswith("value ") and "has no statistics" in reasons["c1"]
+    assert any("the runtime does not hand them out: model: onnxruntime" in line for line in result.warnings)
+    check(proto, result, feeds)
