@@ -31,7 +31,7 @@ def expected(samples):
         x = sample["x"]
         r = np.maximum(x, 0)
         for name, array in zip(VALUES, (x, r, np.exp(r), -np.exp(r)), strict=True):
-            statistics.update(name, array)
+            statistics.update(name, array, len(x))
     return statistics
 
 
