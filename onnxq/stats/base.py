@@ -86,7 +86,7 @@ class ValueStatistic:
         if seen.low <= seen.high:
             self.histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
             self.histogram.update(flat, stride(array.shape), seen)
-            self.powers.update(array, samples)
+            self.powers.update(array, samples, seen.finite)
 
     def merge(self, other: ValueStatistic) -> ValueStatistic:
         """The statistic of both together; neither is changed."""
