@@ -67,7 +67,7 @@ def test_close_to_the_best_of_all_roundings() -> None:
         learned = error(weight, dequantize(found.values, found.params), samples)
         assert learned >= best * (1 - 1e-4)
         ratios.append(learned / best)
-    assert np.mean(np.array(ratios) < 1.02) >= 0.6 and max(ratios) < 2.5
+    assert np.mean(np.array(ratios) < 1.02) >= 0.75 and max(ratios) < 4
 
 
 def test_the_gradient_is_that_of_the_error() -> None:
