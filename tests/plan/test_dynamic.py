@@ -97,7 +97,12 @@ def test_a_small_layer_that_is_insisted_on_is_quantized() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "columns", "action"),
-    [("w8a8-dynamic", 16, "dynamic"), ("w8a8-token", 64, "storage"), ("w8a8-token", 128, "dynamic")],
+    [
+        ("w8a8-dynamic", 12, "storage"),
+        ("w8a8-dynamic", 24, "dynamic"),
+        ("w8a8-token", 64, "storage"),
+        ("w8a8-token", 128, "dynamic"),
+    ],
 )
 def test_rows_need_larger_weights_than_tensors(preset: str, columns: int, action: str) -> None:
     text = f"g (float[4,128] x) => (float[4,{columns}] y) {{ [n] y = MatMul (x, v) }}"
