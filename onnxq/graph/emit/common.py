@@ -145,6 +145,8 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
     for its kernel only if it is folded there.
     """
     done: dict[tuple[int, int], ir.Value] = {}
+    if rewrite.storage:
+        nodes = {**{node.name or "": node for node in walk.all_nodes(builder.graph)}, **nodes}  # bodies among them
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             original = nodes[name].inputs[position]
