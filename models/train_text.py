@@ -153,7 +153,7 @@ def train_tiny_lm(text: Text, *, quick: bool) -> Trained:
     torch.manual_seed(verses.SEED)
     network = tiny_lm(len(text.vocabulary))
     batches = random_windows(ids, 16, WINDOW, np.random.default_rng(verses.SEED))
-    steps = QUICK_STEPS if quick else 3600
+    steps = QUICK_STEPS if quick else 1600
     fit(network, batches, steps, 3e-3, trapezoid(steps), 0.1)
     unigram = unigram_perplexity(ids, labels, len(text.vocabulary))
     print(f"tiny_lm: test perplexity {perplexity(network, x, labels):.3f}, unigram {unigram:.1f}")
