@@ -4,7 +4,7 @@
     python models/train_text.py all kjv.txt --quick --folder /tmp/try      # a few steps, to see that everything works
 
 The text is the caller's, one verse a line; README.md says how to get the one that these models learnt. Needs torch,
-onnx and onnxscript; takes about ten minutes a network on one core. Repeated runs on one machine and one version of
+onnx and onnxscript; takes two to five minutes a network on one core. Repeated runs on one machine and one version of
 torch write the same bytes.
 """
 
