@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
+from onnxq.graph.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
 from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
 from onnxq.plan.bias import mean_kind
 from onnxq.plan.candidates import Candidate, Survey, body_nodes, survey
@@ -88,6 +88,8 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
+    if target.adds_bias:
+        nodes = _with_biases(nodes, found)
     return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
 
 
@@ -300,6 +302,22 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         result[name] = replace(plan, float_output=True, folds=None)
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
+    return result
+
+
+def _with_biases(nodes: dict[str, NodePlan], found: Survey) -> dict[str, NodePlan]:
+    """Let a MatMul whose products go straight to float add the bias behind it."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or not plan.float_output or candidate is None:
+            continue
+        added = bias_behind(candidate.node)
+        if added is not None and result[added.name or ""].action == FLOAT:
+            result[name] = replace(plan, adds=added.name)
+            result[added.name or ""] = NodePlan(
+                added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
+            )
     return result
 
 

@@ -69,6 +69,7 @@ class NodePlan:
         reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
         folds: name of the Relu or Clip behind it that its output's range replaces.
         float_output: its products are scaled back to float at once.
+        adds: name of the Add behind it whose constant the kernel adds to these.
         weights: how its constants become integers, by input position.
         float_us: estimated time of the float kernel, in microseconds a sample; None where shapes are unknown.
         int_us: the same for the integer kernel.
@@ -83,6 +84,7 @@ class NodePlan:
     reason: str = ""
     folds: str | None = None
     float_output: bool = False
+    adds: str | None = None
     weights: dict[int, TensorSpec] = field(default_factory=dict)
     float_us: float | None = None
     int_us: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxq.graph import walk
-from onnxq.graph.ops import Kind, activation_positions, gives_float
+from onnxq.graph.ops import Kind, activation_positions, bias_behind, gives_float, scalings_beside
 from onnxq.graph.types import Value
 from onnxq.plan.candidates import Candidate, Survey
 from onnxq.plan.cost import Shapes, elements, kernel_is_slower, layout_us, node_costs
@@ -31,16 +31,40 @@ def place(found: Survey, target: Target, shapes: Shapes, working: set[int]) -> s
         if candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working:
             forced.setdefault(i, False)
     costs = [node_costs(c.node, c.row, shapes, target.costs) for c in candidates]
+    costs = _joined(candidates, costs, target)
     sides = partition([c[0] for c in costs], [c[1] for c in costs], _links(candidates, target, shapes), forced)
     return {c.node.name or "" for c, integer in zip(candidates, sides, strict=True) if integer}
 
 
+def _joined(candidates: list[Candidate], costs: list[tuple[float, float]], target: Target) -> list[tuple[float, float]]:
+    """The costs, with nodes that the runtime joins with the product beside them."""
+    result = list(costs)
+    index = {id(c.node): i for i, c in enumerate(candidates)}
+    for i, candidate in enumerate(candidates):
+        node = candidate.node
+        added = bias_behind(node) if target.adds_bias else None
+        if added is not None and id(added) in index:
+            j = index[id(added)]
+            result[j] = (0.0, result[j][1])
+        if node.op_type != "MatMul" or walk.is_constant(node.inputs[1]):
+            continue
+        for scaling in scalings_beside(node):
+            # Between floats it costs nothing; behind or before an integer product it does.
+            if (j := index.get(id(scaling), -1)) >= 0:
+                result[i] = (result[i][0], result[i][1] + costs[j][0])
+                result[j] = (0.0, result[j][1])
+    return result
+
+
 def _is_heavy(candidate: Candidate, shapes: Shapes, target: Target) -> bool:
-    """Whether a layer runs on integers whatever stands around it: it is faster there, and smaller."""
+    """Whether a layer runs on integers whatever stands around it: it is faster there, and smaller.
+
+    A product of two activations has no weight that becomes smaller, and has to earn its place.
+    """
     if candidate.row.kind is not Kind.WEIGHTED or kernel_is_slower(candidate.node, shapes, target.costs):
         return False
     weight = walk.const_array(candidate.node.inputs[1])
-    return weight is None or weight.size >= SMALL_WEIGHT
+    return weight is not None and weight.size >= SMALL_WEIGHT
 
 
 def why_float(candidate: Candidate, working: set[int], shapes: Shapes, target: Target) -> str:
@@ -85,7 +109,8 @@ def _links(candidates: list[Candidate], target: Target, shapes: Shapes) -> list[
         size = elements(value, shapes) or 0
         producer = producers.get(key)
         outside = value.is_graph_output() or any(id(user) not in members for user in value.consumers())
-        free = producer is not None and gives_float(candidates[producer].node) and not reading
+        alone = not reading or (len(reading) == 1 and not outside)
+        free = producer is not None and gives_float(candidates[producer].node) and alone
         back = 0.0 if free else target.costs.dequantize.us(size)
         there = target.costs.quantize.us(size)
         there += sum(layout_us(candidates[i].node, shapes, target.costs.behind_quantize) for i in reading)
