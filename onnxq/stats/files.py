@@ -26,7 +26,7 @@ VERSION = 1
 
 _KEYS = (
     "model_hash", "data_hash", "samples", "names", "extrema", "counters", "ranks", "shapes", "spans", "counts",
-    "mean_names", "mean_items", "mean_lengths", "mean_sums",
+    "masks", "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
 _DAMAGE = (
@@ -102,6 +102,7 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
         "shapes": joined("shape"),
         "spans": stacked("span", np.zeros((0, 2), np.int64)),
         "counts": joined("counts"),
+        "masks": np.array(list(statistics.masks), dtype=np.str_) if statistics.masks else np.zeros(0, "U1"),
         **_pack_means(statistics),
     }
 
@@ -171,6 +172,7 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
         raise CalibrationError("its arrays do not belong together")
     statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
+    statistics.masks = tuple(packed["masks"].tolist())
     statistics.means = _unpack_means(packed)
     shape_ends = np.cumsum(packed["ranks"])
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
