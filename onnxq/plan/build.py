@@ -26,6 +26,7 @@ from onnxq.plan.decisions import (
 from onnxq.plan.dynamic import plan_dynamic
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
+from onnxq.plan.units import keep_whole, mixed_units, units_of
 from onnxq.plan.values import decide_values
 from onnxq.plan.weight_only import plan_weight
 from onnxq.presets import PRESETS, Preset
@@ -79,8 +80,16 @@ def make_plan(
         candidate = found.candidates[name]
         if static and preset_of(recipe, candidate.choice).activations != "static":
             found.keep(name, _ACTIVATIONS_FLOAT)
+    units = units_of(graph) if static else []
+    keep_whole(found, units, selection)
     working = ahead_of_work(found)
     chosen = place(found, target, shapes, working) if static else set()
+    while mixed := mixed_units(units, found, chosen):
+        for unit, members in mixed:
+            for name in members & found.candidates.keys():
+                found.keep(name, f"{unit.reason}, which stays float")
+        working = ahead_of_work(found)
+        chosen = place(found, target, shapes, working)
     context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:

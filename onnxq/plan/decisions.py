@@ -9,15 +9,22 @@ from onnxq.core.spec import QParams, TensorSpec
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Parameters from the value's own statistics."""
+    """Parameters from the value's own statistics.
+
+    Attributes:
+        spec: the grid.
+        range_method: how the statistics become a range.
+        within: (low, high) that the value has by definition (Softmax lies in 0…1): the range is no wider.
+    """
 
     spec: TensorSpec
     range_method: str
+    within: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Parameters known beforehand (Softmax lies in 0…1)."""
+    """Parameters known beforehand (Softmax on integers lies in 0…1)."""
 
     params: QParams
 
