@@ -46,6 +46,7 @@ def quantize(
     symmetric: bool | None = None,
     bias_correct: bool | None = None,
     target: str | None = None,
+    fuse: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     op_types: Sequence[str] = (),
@@ -75,6 +76,7 @@ def quantize(
         symmetric: activations with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         target: a name that `targets` lists.
+        fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
         op_types: only these operators are quantized.
@@ -107,6 +109,7 @@ def quantize(
         symmetric=symmetric,
         bias_correct=bias_correct,
         target=target,
+        fuse=fuse,
         include=tuple(include),
         exclude=tuple(exclude),
         op_types=tuple(op_types),

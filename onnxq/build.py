@@ -67,7 +67,8 @@ def build(
     model = prepared.model.clone()
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
-    notes = transform(copy, recipe, data, threads, clock)
+    notes = transform(copy, recipe, target, data, threads, clock)
+    model = copy.model
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
