@@ -83,13 +83,13 @@ def make_plan(
     units = units_of(graph) if static else []
     keep_whole(found, units, selection)
     working = ahead_of_work(found)
-    chosen = place(found, target, shapes, working) if static else set()
+    chosen = place(found, target, shapes, working, units) if static else set()
     while mixed := mixed_units(units, found, chosen):
         for unit, members in mixed:
             for name in members & found.candidates.keys():
                 found.keep(name, f"{unit.reason}, which stays float")
         working = ahead_of_work(found)
-        chosen = place(found, target, shapes, working)
+        chosen = place(found, target, shapes, working, units)
     context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:

@@ -34,7 +34,7 @@ COSTS = Costs(
         weights_per_us=22e3,
         min_columns=16,
         fixed_us=4.0,
-        products=85e3,
+        products=65e3,
     ),
     quantize=Rate(0.22, 3.0),
     dequantize=Rate(0.18, 3.0),
@@ -48,6 +48,7 @@ COSTS = Costs(
         "Relu": Rate(0.06),
         "Clip": Rate(0.06),
         "Sigmoid": Rate(0.5),
+        "SiLU": Rate(0.25),  # Sigmoid and Mul, which become one kernel
         "Softmax": Rate(0.7),
         "Where": Rate(1.7),
         "MaxPool": Rate(0.024),
