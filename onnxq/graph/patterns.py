@@ -270,14 +270,12 @@ def find(graph: ir.Graph, patterns: tuple[Pattern, ...] = PATTERNS) -> list[Matc
         patterns: what to look for.
 
     Returns:
-        Matches in the order of their last node. Of matches of a pattern that lie one inside another only the largest is
-        given.
+        Matches in the order of their last node. Of matches that lie one inside another only the largest is given.
     """
     order = {id(node): index for index, node in enumerate(graph)}
     found: list[tuple[frozenset[int], Match]] = []
     for pattern in patterns:
         last = _last_types(pattern.template)
-        mine: list[tuple[frozenset[int], Match]] = []
         for node in graph:
             if node.op_type not in last:
                 continue
@@ -286,10 +284,9 @@ def find(graph: ir.Graph, patterns: tuple[Pattern, ...] = PATTERNS) -> list[Matc
                 continue
             members = tuple(sorted(state.nodes, key=lambda n: order[id(n)]))
             ids = frozenset(map(id, members))
-            mine = [(other, match) for other, match in mine if not other < ids]
-            if not any(ids < other for other, _ in mine):
-                mine.append((ids, Match(pattern, members, dict(state.values), _is_shared(node, members))))
-        found += mine
+            found = [(other, match) for other, match in found if not other < ids]
+            if not any(ids <= other for other, _ in found):
+                found.append((ids, Match(pattern, members, dict(state.values), _is_shared(node, members))))
     return [match for _, match in sorted(found, key=lambda item: order[id(item[1].nodes[-1])])]
 
 

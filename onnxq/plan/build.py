@@ -98,7 +98,7 @@ def make_plan(
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
     if target.adds_bias:
-        nodes = _with_biases(nodes, found)
+        nodes = _with_biases(nodes, found, selection)
     return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
 
 
@@ -314,7 +314,7 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
     return result
 
 
-def _with_biases(nodes: dict[str, NodePlan], found: Survey) -> dict[str, NodePlan]:
+def _with_biases(nodes: dict[str, NodePlan], found: Survey, selection: Selection) -> dict[str, NodePlan]:
     """Let a MatMul whose products go straight to float add the bias behind it."""
     result = dict(nodes)
     for name, plan in nodes.items():
@@ -322,7 +322,9 @@ def _with_biases(nodes: dict[str, NodePlan], found: Survey) -> dict[str, NodePla
         if plan.action != INTEGER or not plan.float_output or candidate is None:
             continue
         added = bias_behind(candidate.node)
-        if added is not None and result[added.name or ""].action == FLOAT:
+        if added is None or selection.of(added.name or "", added.op_type).excluded:
+            continue
+        if result[added.name or ""].action == FLOAT:
             result[name] = replace(plan, adds=added.name)
             result[added.name or ""] = NodePlan(
                 added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
