@@ -8,7 +8,7 @@ from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.plan.decisions import DYNAMIC, INTEGER, Plan
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
 from onnxq.plan.solve import solve
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
@@ -73,7 +73,7 @@ def build(
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
         emit(model, solution.rewrite, form)
-        if target.slow_norms and plan.counts(INTEGER, DYNAMIC):
+        if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
