@@ -109,5 +109,10 @@ def test_what_cannot_be_done_is_said_before_anything_runs(monkeypatch: pytest.Mo
         fuse(prepared(), "bert", FEED)
 
 
+def test_saved_statistics_are_of_another_model() -> None:
+    with pytest.raises(RecipeError, match="--fuse: saved statistics are of the model before fusion"):
+        onnxq.quantize(encoder("torch"), statistics="s.npz", preset="w8a8", fuse="bert")
+
+
 def test_heads_are_read_from_the_graph() -> None:
     assert module._heads(prepared(width=48)) == (3, 48)
