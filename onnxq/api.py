@@ -118,8 +118,8 @@ def quantize(
     )
     if given.fuse is not None and statistics is not None:
         raise RecipeError(
-            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or fuse "
-            "first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
         )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
