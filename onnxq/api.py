@@ -49,6 +49,7 @@ def quantize(
     equalize: bool | None = None,
     adaround: bool | None = None,
     target: str | None = None,
+    fuse: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     op_types: Sequence[str] = (),
@@ -80,6 +81,7 @@ def quantize(
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         target: a name that `targets` lists.
+        fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
         op_types: only these operators are quantized.
@@ -114,12 +116,18 @@ def quantize(
         equalize=equalize,
         adaround=adaround,
         target=target,
+        fuse=fuse,
         include=tuple(include),
         exclude=tuple(exclude),
         op_types=tuple(op_types),
         min_sqnr=min_sqnr,
         max_drop=max_drop,
     )
+    if given.fuse is not None and statistics is not None:
+        raise RecipeError(
+            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+        )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
     prepared = pipeline.load_and_prepare(model, chosen_target, clock)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.plan.decisions import Plan
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
 from onnxq.plan.solve import solve
 from onnxq.recipe import Recipe
 from onnxq.refine import refine
@@ -68,7 +69,8 @@ def build(
     model = prepared.model.clone()
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
-    notes = transform(copy, recipe, data, threads, clock)
+    notes = transform(copy, recipe, target, data, threads, clock)
+    model = copy.model
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
@@ -80,6 +82,8 @@ def build(
         warnings += learned
     with clock.step("rewrite"):
         emit(model, solution.rewrite, form)
+        if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
+            keep_apart(model)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     return Built(model, recipe, form, plan, used, found, warnings)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from onnxq.core.dtypes import Array
+from onnxq.graph.prepare import prepare
+from onnxq.graph.walk import all_nodes
 from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.pipeline import Clock, Data, Prepared
 from onnxq.recipe import Recipe
+from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.fuse import NORM_OPSET, fuse
 from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.session import session_of
+from onnxq.targets import Target
 
 
-def transform(prepared: Prepared, recipe: Recipe, data: Data | None, threads: int | None, clock: Clock) -> list[str]:
-    """Rewrite the prepared model in place as the recipe asks, without changing what it computes in float.
+def transform(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
+    """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
+
+    Args:
+        prepared: its model is changed or replaced.
+        recipe: what is asked for.
+        target: what the runtime is good at.
+        data: samples; None where there are none.
+        threads: threads an operator may use.
+        clock: takes the time.
 
     Returns:
         Warnings, one line each.
     """
     notes: list[str] = []
+    if recipe.fuse is not None:
+        with clock.step("fuse"):
+            notes += _fuse(prepared, recipe.fuse, target, data, threads)
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
@@ -34,4 +53,18 @@ def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> lis
         return channel_minima(prepared.model, axes, samples, threads=threads)
 
     absorb_biases(prepared.model, lowest)
+    return []
+
+
+def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None, threads: int | None) -> list[str]:
+    feed = data.first if data is not None else runnable_feed(session_of(prepared.model, threads=threads))
+    # The library writes LayerNormalization, which ONNX has from operator set 17 on.
+    prepare(prepared.model, min_opset=max(target.min_opset, NORM_OPSET))
+    # Residual sums stay apart where the kernel that joins them with a normalization is the slower one.
+    fused = fuse(prepared.model, model_type, feed, skip_norms=not target.slow_norms, threads=threads)
+    if fused.model is None:
+        return [fused.note]
+    prepared.model = fused.model
+    names = [node.name or "" for node in all_nodes(fused.model.graph)]
+    prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
     return []

@@ -141,6 +141,13 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     help="What will run the model; 'onnxq targets' lists the names.",
 )
 @option(
+    "--fuse",
+    metavar="TYPE",
+    group=_HOW,
+    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
+    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
+)
+@option(
     "--include",
     metavar="PATTERN",
     multiple=True,

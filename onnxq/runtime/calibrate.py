@@ -15,8 +15,9 @@ from onnxq.graph.inner import arrays_of
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
+from onnxq.runtime.padding import Masks, Padding
 from onnxq.runtime.readers import Reader
-from onnxq.runtime.session import CPU, Session, provider_named, session_of
+from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
 from onnxq.stats.base import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
@@ -57,8 +58,9 @@ def calibrate(
         row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
 
     Returns:
-        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value,
-        but not always in its own order (`onnxq.runtime.layout`).
+        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value
+        but those at padding tokens (`onnxq.runtime.padding`), and not always in its own order
+        (`onnxq.runtime.layout`).
 
     Raises:
         CalibrationError: a sample does not fit or fails, there is none, the provider is not there, or ``start`` is
@@ -79,7 +81,11 @@ def calibrate(
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
-    session = unordered_session(augmented.model, threads=threads, provider=provider)
+    masks = Masks.of(model)
+    if masks.fixed:  # where the tokens lie has to be known
+        session = session_of(augmented.model, threads=threads, providers=providers_from(provider))
+    else:
+        session = unordered_session(augmented.model, threads=threads, provider=provider)
     wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means), augmented.inner)
     for name in augmented.inner:
         if name not in statistics:
@@ -94,10 +100,11 @@ def calibrate(
                 arrays = _run(session, feed, wanted, index)
                 if folding is not None:
                     folding.result()
+                padding = masks.in_feed(feed)
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted, samples_in(feed))
+                    _update(statistics, name, _plain_float(feed[name]), wanted, padding, samples_in(feed))
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state, samples_in(feed))
+                folding = pool.submit(_fold, statistics, arrays, wanted, state, padding, samples_in(feed))
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -174,21 +181,26 @@ def samples_in(feed: Feed) -> int:
     return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
 
 
-def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], samples: int) -> None:
+def _fold(
+    statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], padding: Padding, samples: int
+) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted, samples)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, padding, samples)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
     for name in wanted.inner:
         for array in arrays_of(arrays.pop()):
-            _update(statistics, name, _plain_float(array), wanted, samples)
+            _update(statistics, name, _plain_float(array), wanted, padding, samples)
     statistics.samples, statistics.data_hash = state
+    statistics.masks = tuple(sorted({*statistics.masks, *(name for name, _ in padding.arrays)}))
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, samples: int) -> None:
-    statistics.update(name, array, samples)
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, padding: Padding, samples: int) -> None:
+    tokens = padding.tokens(name, array)
+    # Without their padding the samples of a batch are no longer told apart.
+    statistics.update(name, tokens, samples if tokens.shape == array.shape else 1, array.shape)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
 

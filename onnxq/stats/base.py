@@ -64,12 +64,13 @@ class ValueStatistic:
         """Infinite elements seen."""
         return self.extrema.inf_count
 
-    def update(self, array: Array, samples: int = 1) -> None:
+    def update(self, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
         """Fold in an array of any shape, which may differ from the ones before.
 
         Args:
             array: float16, float32 or float64; non-finite elements are counted and otherwise ignored.
             samples: how many samples were run at once; where the first axis has this length, it is the samples'.
+            shape: shape of the value, where the array is only a part of it.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -77,8 +78,9 @@ class ValueStatistic:
         array = np.asarray(array)
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             raise CalibrationError(f"update: element type {array.dtype} is not float16, float32 or float64")
-        if self.shape is None or _order(array.shape) < _order(self.shape):
-            self.shape = array.shape
+        shape = array.shape if shape is None else shape
+        if self.shape is None or _order(shape) < _order(self.shape):
+            self.shape = shape
         flat = array.reshape(-1)
         if flat.dtype.itemsize == 2:
             flat = flat.astype(np.float32)  # four times faster than reducing float16
@@ -177,6 +179,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         model_hash: of the model that was run.
         data_hash: of the calibration data.
         samples: feeds that were run.
+        masks: inputs of the model that said which positions are padding; these are left out of every value that has
+            such positions.
         means: channel means of the values that have them, by name.
     """
 
@@ -187,6 +191,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.model_hash = model_hash
         self.data_hash = data_hash
         self.samples = samples
+        self.masks: tuple[str, ...] = ()
         self.means: dict[str, ChannelMeans] = {}
         self._values: dict[str, ValueStatistic] = {}
 
@@ -202,11 +207,18 @@ class Statistics(Mapping[str, ValueStatistic]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Statistics):
             return NotImplemented
-        mine = (self.model_hash, self.data_hash, self.samples, self._values, self.means)
-        return mine == (other.model_hash, other.data_hash, other.samples, other._values, other.means)
+        mine = (self.model_hash, self.data_hash, self.samples, self.masks, self._values, self.means)
+        return mine == (
+            other.model_hash,
+            other.data_hash,
+            other.samples,
+            other.masks,
+            other._values,
+            other.means,
+        )
 
-    def update(self, name: str, array: Array, samples: int = 1) -> None:
-        """Fold an array, of so many samples, into the statistic of the value ``name``.
+    def update(self, name: str, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
+        """Fold an array, of so many samples, into the statistic of ``name``; see `ValueStatistic.update`.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -215,7 +227,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         if statistic is None:
             statistic = self._values[name] = ValueStatistic()
         try:
-            statistic.update(array, samples)
+            statistic.update(array, samples, shape)
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
 
@@ -247,6 +259,7 @@ class Statistics(Mapping[str, ValueStatistic]):
             CalibrationError: the shards are of different models.
         """
         joined = Statistics(self.model_hash, self.data_hash, self.samples)
+        joined.masks = self.masks
         joined._values = {name: statistic.merge(ValueStatistic()) for name, statistic in self._values.items()}
         joined.means = {name: means.merge(ChannelMeans()) for name, means in self.means.items()}
         for other in others:
@@ -256,6 +269,7 @@ class Statistics(Mapping[str, ValueStatistic]):
                     "join only runs of the same model"
                 )
             joined.samples += other.samples
+            joined.masks = tuple(sorted({*joined.masks, *other.masks}))
             for name, statistic in other._values.items():
                 joined._values[name] = joined._values.get(name, ValueStatistic()).merge(statistic)
             for name, means in other.means.items():

@@ -26,7 +26,7 @@ VERSION = 1
 
 _KEYS = (
     "model_hash", "data_hash", "samples", "names", "extrema", "counters", "ranks", "shapes", "spans", "counts",
-    "mean_names", "mean_items", "mean_lengths", "mean_sums",
+    "masks", "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
 _LATER = ("powers", "power_lengths")
@@ -107,6 +107,7 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
         "counts": joined("counts"),
         "powers": joined("powers").reshape(-1, 2),
         "power_lengths": np.array([len(value["powers"]) for value in values], np.int64),
+        "masks": np.array(list(statistics.masks), dtype=np.str_) if statistics.masks else np.zeros(0, "U1"),
         **_pack_means(statistics),
     }
 
@@ -176,6 +177,7 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
         raise CalibrationError("its arrays do not belong together")
     statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
+    statistics.masks = tuple(packed["masks"].tolist())
     statistics.means = _unpack_means(packed)
     shape_ends = np.cumsum(packed["ranks"])
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
