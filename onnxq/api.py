@@ -53,6 +53,7 @@ def quantize(
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
+    max_memory: float | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
@@ -82,6 +83,7 @@ def quantize(
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB below which verification fails.
         max_drop: points of accuracy or top-1 agreement above which verification fails.
+        max_memory: GiB that second moments may take at a time.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
@@ -112,13 +114,15 @@ def quantize(
         op_types=tuple(op_types),
         min_sqnr=min_sqnr,
         max_drop=max_drop,
+        max_memory=max_memory,
     )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
     prepared = pipeline.load_and_prepare(model, chosen_target, clock)
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
-    settled = pipeline.settle_preset(given, data is not None or saved is not None)
+    has_moments = bool(saved.moments) if saved is not None else data is not None
+    settled = pipeline.settle_preset(given, data is not None or saved is not None, has_moments)
     destination = _destination(model, output, settled.preset, found, statistics)
     built = build(prepared, settled, chosen_target, data, saved, threads, clock)
     warnings = [*prepared.notes, *built.warnings]
@@ -198,6 +202,7 @@ def calibrate(
     provider: str = CPU,
     progress: Progress | None = None,
     resume: bool = False,
+    moments: bool = False,
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
 
@@ -210,6 +215,8 @@ def calibrate(
         provider: execution provider that runs the float model.
         progress: called with (step, done, total).
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
+        moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
+            n channels 8·n² bytes of memory, and as much in the file.
 
     Raises:
         ModelError: the model cannot be used.
@@ -226,8 +233,8 @@ def calibrate(
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     reader = open_reader(found, prepared.inputs)
     seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader))), None, threads)
-    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources)
-    if not wanted.values:
+    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
+    if not wanted.values and not wanted.second_moments:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
     warnings: list[str] = [*prepared.notes, *reader.notes]
     started = time.perf_counter()
@@ -237,6 +244,8 @@ def calibrate(
         reader,
         image_means=wanted.image_means,
         row_means=wanted.row_means,
+        moments=wanted.second_moments,
+        peaks=wanted.channel_peaks,
         progress=clock.report("calibrate"),
         threads=threads,
         provider=provider,

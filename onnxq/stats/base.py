@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,19 @@ class ValueStatistic:
         return f"ValueStatistic(low={self.low}, high={self.high}, count={self.count}, shape={self.shape})"
 
 
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What a weight algorithm gets to know of the input that a weight is multiplied with.
+
+    Attributes:
+        moment: its second moment, of one row at least.
+        peaks: magnitudes of its channels; None where they were not gathered.
+    """
+
+    moment: SecondMoment
+    peaks: ChannelPeaks | None = None
+
+
 class Statistics(Mapping[str, ValueStatistic]):
     """The statistics of a calibration run, by value name, in the order of the names.
 
@@ -170,6 +184,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         means: channel means of the values that have them, by name.
         moments: second moments of the values that have them, by name.
         peaks: channel magnitudes of the values that have them, by name.
+        source: gives the moments and peaks of values that are not here, in place of those that are: all together
+            would not fit in memory. None where there is nothing more to come. Not saved.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -182,6 +198,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.means: dict[str, ChannelMeans] = {}
         self.moments: dict[str, SecondMoment] = {}
         self.peaks: dict[str, ChannelPeaks] = {}
+        self.source: Callable[[str], Statistics | None] | None = None
         self._values: dict[str, ValueStatistic] = {}
 
     def __getitem__(self, name: str) -> ValueStatistic:
@@ -238,6 +255,21 @@ class Statistics(Mapping[str, ValueStatistic]):
             self.peaks.setdefault(name, ChannelPeaks()).update(array)
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}") from None
+
+    def of_input(self, name: str) -> InputStatistics | None:
+        """What is known of the channels of a value; those of other values may be dropped for it (see ``source``).
+
+        Raises:
+            CalibrationError: the source failed.
+        """
+        if name not in self.moments and self.source is not None:
+            self.moments.clear()
+            self.peaks.clear()
+            found = self.source(name)
+            if found is not None:
+                self.moments, self.peaks = found.moments, found.peaks
+        moment, peaks = self.moments.get(name), self.peaks.get(name)
+        return None if moment is None or not moment.rows else InputStatistics(moment, peaks)
 
     def put(self, name: str, statistic: ValueStatistic) -> None:
         """Set the statistic of the value ``name``."""
