@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.clock import Clock
+from onnxq.clock import Clock, Progress
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.gather import check_statistics, gather
 from onnxq.graph import io, origin
@@ -28,6 +28,27 @@ from onnxq.runtime.readers import Reader, open_reader, split
 from onnxq.runtime.session import InputSpec, session_of
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
+
+__all__ = [
+    "Clock",
+    "Data",
+    "Prepared",
+    "Progress",
+    "Shapes",
+    "Source",
+    "contents",
+    "find_calibration",
+    "is_path",
+    "load_and_prepare",
+    "look",
+    "non_finite",
+    "open_data",
+    "plan_and_calibrate",
+    "refuse_empty",
+    "said_of_non_finite",
+    "settle_preset",
+    "what_data_would_buy",
+]
 
 Source: TypeAlias = str | os.PathLike[str] | Proto
 
