@@ -16,6 +16,7 @@ from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.build import wanted_by_any
+from onnxq.plan.weight_only import needed_opset
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -49,6 +50,11 @@ def quantize(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     op_types: Sequence[str] = (),
+    bits: int | None = None,
+    block_size: int | None = None,
+    algorithm: str | None = None,
+    accuracy_level: int | None = None,
+    target_bits: float | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
@@ -73,12 +79,17 @@ def quantize(
         range: "minmax", "percentile", "entropy" or "mse".
         percentile: share of the values in percent that the range "percentile" keeps.
         per_channel: weight scales by output channel.
-        symmetric: activations with zero in the middle of the grid.
+        symmetric: activations, and packed weights, with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         target: a name that `targets` lists.
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
         op_types: only these operators are quantized.
+        bits: bits of a packed weight: 2, 3, 4 or 8.
+        block_size: elements of a packed weight that share a scale; 0 for one scale a column.
+        algorithm: how packed weights are rounded.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        target_bits: average bits a weight that packed weights may take, scales and zero points included.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB below which verification fails.
@@ -112,13 +123,18 @@ def quantize(
         include=tuple(include),
         exclude=tuple(exclude),
         op_types=tuple(op_types),
+        bits=bits,
+        block_size=block_size,
+        algorithm=algorithm,
+        accuracy_level=accuracy_level,
+        target_bits=target_bits,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
         max_memory=max_memory,
     )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
-    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
+    prepared = pipeline.load_and_prepare(model, chosen_target, clock, needed_opset(given))
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
     has_moments = bool(saved.moments) if saved is not None else data is not None

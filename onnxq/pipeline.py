@@ -89,8 +89,15 @@ class Prepared:
     op_types: dict[str, str] = field(default_factory=dict)
 
 
-def load_and_prepare(source: Source, target: Target, clock: Clock) -> Prepared:
+def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: int = 0) -> Prepared:
     """Load a model, check it and clean it up.
+
+    Args:
+        source: the model.
+        target: what will run it.
+        clock: takes the time.
+        min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
+            its own, and a note says so.
 
     Raises:
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
@@ -110,7 +117,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock) -> Prepared:
     with clock.step("prepare"):
         before = origin.remember(model)
         fake_quantized = constants_to_quantize(model)
-        report = prepare(model, min_opset=target.min_opset)
+        report = prepare(model, min_opset=max(target.min_opset, min_opset))
         sources = origin.sources(before, model)
     return Prepared(
         model, original, size, sources, inputs, list(report.notes), report.has_qdq, fake_quantized, before.op_types
@@ -288,7 +295,7 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     Raises:
         RecipeError: nothing would change; the message has the commonest reason.
     """
-    if plan.counts("integer", "storage") or prepared.folded_weights:
+    if plan.counts("integer", "storage", "dynamic", "weight") or prepared.folded_weights:
         return
     if plan.counts("present"):
         raise RecipeError(

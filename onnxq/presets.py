@@ -43,10 +43,12 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "w8",
-            "8-bit weight storage, unfolded to float32 at load: a quarter of the size, float speed",
+            "8-bit weights: in blocks for large MatMul and Gemm, else stored and unfolded to float32 at load",
             None,
-            "storage",
+            "blocks",
             False,
         ),
+        Preset("w4", "4-bit weights in blocks of 32, unpacked by the kernel that multiplies", None, "blocks", False, 4),
+        Preset("w2", "2-bit weights in blocks of 32, unpacked by the kernel that multiplies", None, "blocks", False, 2),
     )
 }

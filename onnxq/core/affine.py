@@ -172,7 +172,7 @@ def params_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: TensorSpec)
         zero_point = np.full(scale.shape, spec.midpoint, np.int64)
     else:
         zero_point = np.clip(np.rint(spec.qmin - lows / scale.astype(np.float64)), spec.qmin, spec.qmax)
-    return QParams(spec, scale, _to_storage(np.asarray(zero_point), spec.dtype))
+    return QParams(spec, scale, to_storage(np.asarray(zero_point), spec.dtype))
 
 
 def params_for(x: Array, spec: TensorSpec) -> QParams:
@@ -211,7 +211,7 @@ def dynamic_params(x: Array) -> QParams:
     return QParams(spec, np.full(shape, scale, np.float32), np.full(shape, zero_point).astype(np.uint8))
 
 
-def _to_storage(integers: Array, dtype: QType) -> Array:
+def to_storage(integers: Array, dtype: QType) -> Array:
     """Cast whole numbers inside the range of ``dtype`` to its numpy type."""
     if dtype.bits >= 8:
         return integers.astype(dtype.numpy)
@@ -311,7 +311,7 @@ def quantize(x: Array, params: QParams) -> Array:
     work = _work_type(params.spec.dtype)
     for index, scale, zero_point in _slabs(x.shape, params):
         piece = x[index].astype(work, copy=False)
-        out[index] = _to_storage(_quantize_slab(piece, scale, zero_point, params.spec), params.spec.dtype)
+        out[index] = to_storage(_quantize_slab(piece, scale, zero_point, params.spec), params.spec.dtype)
     return out
 
 
@@ -377,4 +377,5 @@ __all__ = [
     "quantize_tensor",
     "reduce_range",
     "scale_shape",
+    "to_storage",
 ]

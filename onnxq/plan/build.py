@@ -82,7 +82,7 @@ def make_plan(
             found.keep(name, _ACTIVATIONS_FLOAT)
     working = ahead_of_work(found)
     chosen = place(found, target, shapes, working) if static else set()
-    context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
+    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, walk.opset(model))
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
@@ -192,6 +192,7 @@ class _Context:
     shapes: Shapes
     selection: Selection
     static: bool
+    opset: int
 
 
 def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
@@ -240,7 +241,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
             return [planned]
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
-        planned = plan_weight(node, preset, recipe, target, choice)
+        planned = plan_weight(node, preset, recipe, target, choice, context.opset)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned

@@ -1,0 +1,69 @@
+"""Call a weight algorithm by its name, and quantize each weight once however many nodes read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxq.algorithms.rtn import rtn
+from onnxq.core.dtypes import Array
+from onnxq.core.spec import QTensor, TensorSpec
+from onnxq.errors import RecipeError
+
+_SAMPLED = 64
+"""Elements of a weight that stand for it until it is compared as a whole."""
+
+
+def quantize_weight(weight: Array, spec: TensorSpec, algorithm: str, statistics: Any | None = None) -> QTensor:
+    """Quantize one weight.
+
+    Args:
+        weight: float32, (out, in).
+        spec: the grid; scales lie along axis 1 in blocks, or one a row.
+        algorithm: "rtn" or another name that ``--algorithm`` takes.
+        statistics: of the input that the weight is multiplied with; None where there are none.
+
+    Raises:
+        RecipeError: the algorithm needs statistics that are not there.
+    """
+    if algorithm == "rtn":
+        return rtn(weight, spec)
+    raise RecipeError(f"--algorithm {algorithm}: cannot run on a weight of shape {weight.shape}; use rtn")
+
+
+class PackedWeights:
+    """Quantized matrices, each (contents, grid, algorithm) once.
+
+    Weights are compared by their contents, so that an embedding and the output layer tied to it stay one although the
+    transposition between them was folded.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[tuple[Array, Any]]] = {}
+
+    def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: Any | None = None) -> QTensor:
+        """Quantize a weight, or find it; arguments as for `quantize_weight`."""
+        known = self.find(weight, spec, algorithm)
+        if known is None:
+            plain = np.ascontiguousarray(weight, np.float32)
+            known = self.add(weight, spec, algorithm, quantize_weight(plain, spec, algorithm, statistics))
+        return known  # type: ignore[no-any-return]
+
+    def find(self, weight: Array, *how: object) -> Any | None:
+        """What was added for a weight of these contents, quantized in this way."""
+        for array, found in self._known.get(_key(weight, how), []):
+            if array is weight or np.array_equal(array, weight, equal_nan=True):
+                return found
+        return None
+
+    def add(self, weight: Array, spec: object, algorithm: object, found: Any) -> Any:
+        """Keep a quantized weight."""
+        self._known.setdefault(_key(weight, (spec, algorithm)), []).append((weight, found))
+        return found
+
+
+def _key(weight: Array, how: tuple[object, ...]) -> tuple[Any, ...]:
+    places = np.linspace(0, max(weight.size - 1, 0), _SAMPLED, dtype=np.int64)
+    sample = weight[np.unravel_index(places, weight.shape)] if weight.size else weight
+    return (weight.shape, str(weight.dtype), sample.tobytes(), *how)
