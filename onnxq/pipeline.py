@@ -21,7 +21,7 @@ from onnxq.plan.build import make_plan, wanted_by
 from onnxq.plan.decisions import Plan
 from onnxq.plan.unusable import unusable_values
 from onnxq.presets import PRESETS
-from onnxq.recipe import ALGORITHMS_WITH_DATA, Recipe
+from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
 from onnxq.runtime.readers import Reader, open_reader, split
@@ -51,9 +51,6 @@ __all__ = [
 ]
 
 Source: TypeAlias = str | os.PathLike[str] | Proto
-
-ALGORITHM_WITHOUT_DATA = "hqq"
-"""How weights in blocks are rounded where there is no data and the user does not say."""
 
 _PLAIN_BITS = 8
 """Bits from which on rounding to nearest is as good as anything."""
@@ -225,7 +222,13 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
             "onnxq calibrate --moments), or use hqq, rtn or kquant, which need none"
         )
     presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
-    if recipe.algorithm is None and any(preset.weights == "blocks" for preset in presets):
+    packs = any(preset.weights == "blocks" for preset in presets)
+    if asked and not packs and set(asked) != {"rtn"}:
+        raise RecipeError(
+            f"--algorithm {asked[0]}: preset {recipe.preset} rounds weights to nearest; use a preset that packs "
+            f"weights: {', '.join(name for name, preset in PRESETS.items() if preset.weights == 'blocks')}"
+        )
+    if recipe.algorithm is None and packs:
         low = (recipe.bits or PRESETS[recipe.preset].bits) < _PLAIN_BITS
         return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe

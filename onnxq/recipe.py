@@ -18,6 +18,8 @@ RANGES = ("minmax", "percentile", "entropy", "mse")
 ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
 ALGORITHMS_WITH_DATA = ("gptq", "awq")
 """Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
+ALGORITHM_WITHOUT_DATA = "hqq"
+"""How weights in blocks are rounded where there is no data and the user does not say."""
 BITS = (2, 3, 4, 8)
 
 
