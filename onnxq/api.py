@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
+from onnxq.verify.metrics import metric_of
 
 __all__ = ["benchmark", "calibrate", "compare", "inspect", "presets", "quantize", "targets"]
 
@@ -277,19 +278,28 @@ def calibrate(
 
 
 def compare(
-    float_model: Source, quantized_model: Source, *, data: object = None, threads: int | None = None
+    float_model: Source,
+    quantized_model: Source,
+    *,
+    data: object = None,
+    metric: str | None = None,
+    threads: int | None = None,
 ) -> Comparison:
     """Compare the outputs of a quantized model with those of its float original.
 
     Args:
         float_model: path or ``onnx.ModelProto``.
         quantized_model: path or ``onnx.ModelProto``.
-        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given.
+        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given, with token ids
+            that an output predicts their perplexity.
+        metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy" or
+            "perplexity".
         threads: threads an operator may use.
 
     Raises:
         CalibrationError: data that does not fit.
         ModelError: a model cannot be loaded, or the outputs are not those of one model.
+        RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
     found = data if data is not None else pipeline.find_calibration(float_model)
@@ -309,7 +319,7 @@ def compare(
     except VerificationError as error:
         raise ModelError(str(error)) from error
     result.warnings.extend(reader.notes)
-    return result
+    return result if metric is None else replace(result, metric=metric_of(result, metric))
 
 
 def _called(source: Source, otherwise: str) -> str:

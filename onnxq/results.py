@@ -81,6 +81,8 @@ class QuantizeResult:
             "outputs": self.comparison.to_dict()["outputs"] if self.comparison is not None else None,
             "outputs_unoptimized": self.unoptimized.to_dict()["outputs"] if self.unoptimized is not None else None,
             "accuracy": self.comparison.accuracy if self.comparison is not None else None,
+            "perplexity": self.comparison.perplexity if self.comparison is not None else None,
+            "token_agreement": self.comparison.token_agreement if self.comparison is not None else None,
             "non_finite": self.non_finite,
             "seconds": round(sum(self.seconds.values()), 4),
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
