@@ -229,7 +229,8 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
             f"weights: {', '.join(name for name, preset in PRESETS.items() if preset.weights == 'blocks')}"
         )
     if recipe.algorithm is None and packs:
-        low = (recipe.bits or PRESETS[recipe.preset].bits) < _PLAIN_BITS
+        bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
+        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS
         return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
 
