@@ -292,8 +292,8 @@ def compare(
         quantized_model: path or ``onnx.ModelProto``.
         data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given, with token ids
             that an output predicts their perplexity.
-        metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy" or
-            "perplexity".
+        metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
+            "perplexity" or "divergence".
         threads: threads an operator may use.
 
     Raises:

@@ -83,6 +83,7 @@ class QuantizeResult:
             "accuracy": self.comparison.accuracy if self.comparison is not None else None,
             "perplexity": self.comparison.perplexity if self.comparison is not None else None,
             "token_agreement": self.comparison.token_agreement if self.comparison is not None else None,
+            "token_divergence": self.comparison.token_divergence if self.comparison is not None else None,
             "non_finite": self.non_finite,
             "seconds": round(sum(self.seconds.values()), 4),
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},

@@ -84,7 +84,9 @@ def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         change = 100 * (perplexity["quantized"] / perplexity["float"] - 1)
         facts.append(("perplexity", f"{perplexity['float']:.4g} -> {perplexity['quantized']:.4g} ({change:+.2f} %)"))
     if agreement is not None:
-        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %"))
+        apart = result.get("token_divergence")
+        more = "" if apart is None else f", divergence {apart:.3g} nats"
+        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
     return facts
 
 

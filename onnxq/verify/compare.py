@@ -39,6 +39,8 @@ class Comparison:
         perplexity: ``{"float": …, "quantized": …}`` of the token ids in the data, or of labels for tokens; None where
             no output (N, S, tokens) predicts them.
         token_agreement: share of these tokens, padding left out, for which both models find the same one most likely.
+        token_divergence: mean Kullback–Leibler divergence of the quantized model's distribution over tokens from the
+            float model's, in nats; unlike perplexity it cannot fall by chance.
         metric: the figure that was asked for by name; None where none was.
         warnings: what could not be compared.
     """
@@ -51,6 +53,7 @@ class Comparison:
     accuracy: dict[str, float] | None = None
     perplexity: dict[str, float] | None = None
     token_agreement: float | None = None
+    token_divergence: float | None = None
     metric: Metric | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -233,6 +236,7 @@ class _Trial:
             accuracy=accuracy,
             perplexity=tokens.perplexity if tokens is not None else None,
             token_agreement=tokens.agreement if tokens is not None else None,
+            token_divergence=tokens.divergence if tokens is not None else None,
             warnings=warnings,
         )
 

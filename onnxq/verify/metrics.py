@@ -55,6 +55,7 @@ _FIGURES: dict[str, tuple[Callable[[Comparison], tuple[float, float | None] | No
         "no output (N, S, tokens) predicts the token ids of the data; give an integer input (N, S), or labels of that "
         "shape",
     ),
+    "divergence": (lambda c: _alone(c.token_divergence), "no output (N, S, tokens) predicts the token ids of the data"),
 }
 METRICS = tuple(_FIGURES)
 

@@ -75,6 +75,7 @@ class Tokens:
         self._loss = [0.0, 0.0]
         self._hits = [0, 0]
         self._agreed = 0
+        self._divergence = 0.0
         self._tokens = 0
         self._classes = 0
         self.fits = True
@@ -102,11 +103,15 @@ class Tokens:
         asked = targets >= 0
         wanted = targets[asked]
         choices = []
-        for model, logits in enumerate((expected[asked], got[asked])):
-            for start in range(0, len(wanted), _ROWS):
-                part = slice(start, start + _ROWS)
-                self._loss[model] += _loss(logits[part], wanted[part])
-            choices.append(logits.argmax(axis=-1))
+        logits = expected[asked], got[asked]
+        for start in range(0, len(wanted), _ROWS):
+            part = slice(start, start + _ROWS)
+            both = [_log_probabilities(array[part]) for array in logits]
+            for model, logs in enumerate(both):
+                self._loss[model] -= float(_finite(logs[np.arange(len(logs)), wanted[part]]).sum())
+            self._divergence += _divergence(*both)
+        for model, array in enumerate(logits):
+            choices.append(array.argmax(axis=-1))
             self._hits[model] += int(np.count_nonzero(choices[model] == wanted))
         self._agreed += int(np.count_nonzero(choices[0] == choices[1]))
         self._tokens += wanted.size
@@ -138,6 +143,11 @@ class Tokens:
         return self._agreed / self._tokens if self.known else None
 
     @property
+    def divergence(self) -> float | None:
+        """Mean Kullback–Leibler divergence of the quantized model's distribution from the float model's, in nats."""
+        return self._divergence / self._tokens if self.known else None
+
+    @property
     def accuracy(self) -> dict[str, float] | None:
         """Share of tokens that are the most likely, of both models; None without labels."""
         if not self.known or not self._labelled:
@@ -145,10 +155,23 @@ class Tokens:
         return {"float": self._hits[0] / self._tokens, "quantized": self._hits[1] / self._tokens}
 
 
-def _loss(logits: Array, targets: Array) -> float:
-    """Summed negative log-likelihood; infinite where a logit of the target is not finite."""
+def _log_probabilities(logits: Array) -> Array:
+    """Of each row, in float64; NaN where logits are not finite."""
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         wide -= wide.max(axis=-1, keepdims=True)
-        found = np.log(np.exp(wide).sum(axis=-1)) - wide[np.arange(len(targets)), targets]
-    return float(np.where(np.isnan(found), np.inf, found).sum())
+        wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+def _finite(logs: Array) -> Array:
+    """NaN stands for no probability at all."""
+    return np.where(np.isnan(logs), -np.inf, logs)
+
+
+def _divergence(reference: Array, actual: Array) -> float:
+    """Σ p·(log p − log q) over rows and classes; classes without probability in the reference count nothing."""
+    chance = np.exp(reference)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(chance > 0, chance * (reference - _finite(actual)), 0.0)
+    return float(terms.sum())

@@ -73,6 +73,13 @@ def test_perplexity_of_the_next_token(content, padded):
     assert "perplexity: " in found.summary()
     same = compare(content(text(TABLE)), content(text(TABLE)), samples, threads=1)
     assert same.token_agreement == 1.0
+    assert same.token_divergence == 0.0
+    rows = np.concatenate([np.concatenate([f["input_ids"][0, :-1], f["input_ids"][1, :-1]]) for f in samples])
+    if not padded:
+        p, q = (np.exp(t[rows].astype(np.float64)) for t in (TABLE, TABLE + NOISE))
+        p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+        assert found.token_divergence == pytest.approx((p * np.log(p / q)).sum(-1).mean())
+        assert metric_of(found, "divergence").quantized == found.token_divergence
     assert same.perplexity["float"] == same.perplexity["quantized"]
 
 
