@@ -36,7 +36,7 @@ from onnxq.cli._summary import show_comparison
     "--metric",
     metavar="NAME",
     group="Data",
-    help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. Where it cannot be had, say why.",
+    help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It must be there.",
 )
 @output_options
 def command(
