@@ -9,6 +9,7 @@ from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import solve
+from onnxq.plan.weight_report import LayerWeight
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
@@ -27,6 +28,7 @@ class Built:
         statistics: what the ranges came from; None where none were needed.
         non_finite: calibrated values with NaN or infinite elements, and how many.
         warnings: one line each.
+        weights: bits and error of the weights of layers whose activations stay float.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class Built:
     statistics: Statistics | None
     non_finite: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    weights: tuple[LayerWeight, ...] = ()
 
 
 def build(
@@ -73,4 +76,4 @@ def build(
         emit(model, solution.rewrite, form)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
-    return Built(model, recipe, form, plan, used, found, warnings)
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights)

@@ -28,6 +28,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.dynamic import dynamic_rewrite
 from onnxq.plan.weight_only import weight_rewrite
+from onnxq.plan.weight_report import LayerWeight, weight_report
 from onnxq.stats.base import Statistics
 from onnxq.stats.ranges import compute_range
 
@@ -47,11 +48,13 @@ class Solution:
         rewrite: what the emitter is told.
         ranges: (low, high) of each value that was calibrated.
         notes: what the user should know.
+        weights: bits and error of the weights of layers whose activations stay float.
     """
 
     rewrite: Rewrite
     ranges: dict[str, Range]
     notes: tuple[str, ...]
+    weights: tuple[LayerWeight, ...] = ()
 
 
 def solve(
@@ -89,7 +92,9 @@ def solve(
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
         elif node_plan.action == WEIGHT:
             packed[name] = weight_rewrite(node, node_plan, weights, statistics)
-    return Solution(Rewrite(values, rewrites, storage, dynamic, packed), ranges.found, tuple(notes))
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
+    report = weight_report(nodes, rewrite, {name: node_plan.algorithm for name, node_plan in plan.nodes.items()})
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(report))
 
 
 class _Ranges:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.algorithms.hqq import hqq
+from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import QTensor, TensorSpec
@@ -29,6 +31,11 @@ def quantize_weight(weight: Array, spec: TensorSpec, algorithm: str, statistics:
     """
     if algorithm == "rtn":
         return rtn(weight, spec)
+    if algorithm == "hqq":
+        return hqq(weight, spec)
+    if algorithm == "kquant":
+        # MatMulNBits takes scales of either sign, as GGML's blocks have them
+        return kquant(weight, spec, KQuantConfig(negative_scale=spec.symmetric))
     raise RecipeError(f"--algorithm {algorithm}: cannot run on a weight of shape {weight.shape}; use rtn")
 
 

@@ -249,7 +249,8 @@ def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: Sta
 
 def _with_half_scales(tensor: QTensor, matrix: Array, algorithm: str) -> QTensor:
     """Scales as a float16 model takes them; what is rounded to nearest is rounded to the grid of the new scales."""
-    half = np.maximum(tensor.params.scale.astype(np.float16), np.float16(_SMALLEST_HALF))
+    scale = tensor.params.scale
+    half = np.copysign(np.maximum(np.abs(scale).astype(np.float16), np.float16(_SMALLEST_HALF)), scale)
     params = QParams(tensor.params.spec, half.astype(np.float32), tensor.params.zero_point)
     values = quantize(np.ascontiguousarray(matrix, np.float32), params) if algorithm == "rtn" else tensor.values
     return QTensor(values, params)
