@@ -8,6 +8,7 @@ from onnxq.graph.emit.apply import emit
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.plan.decisions import Plan
+from onnxq.plan.mixed import spend_bits
 from onnxq.plan.solve import solve
 from onnxq.plan.weight_report import LayerWeight
 from onnxq.recipe import Recipe
@@ -71,6 +72,10 @@ def build(
     copy = replace(prepared, model=model)
     notes = transform(copy, recipe, data, threads, clock)
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
+    if recipe.target_bits is not None:
+        with clock.step("plan"):
+            recipe = spend_bits(model, plan, recipe)
+        plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
         emit(model, solution.rewrite, form)

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.algorithms.codebook import quantize_codebook
 from onnxq.algorithms.hqq import hqq
+from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
+from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
-from onnxq.core.spec import QTensor, TensorSpec
+from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
+_TABLES = {"nf4": NF4, "fp4": FP4}
 _SAMPLED = 64
 """Elements of a weight that stand for it until it is compared as a whole."""
 
@@ -39,6 +43,20 @@ def quantize_weight(weight: Array, spec: TensorSpec, algorithm: str, statistics:
     raise RecipeError(f"--algorithm {algorithm}: cannot run on a weight of shape {weight.shape}; use rtn")
 
 
+def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
+    """Store one weight as indices into a table.
+
+    Args:
+        weight: float32, (out, in).
+        codebook: "nf4", "fp4" or "kmeans".
+        granularity: what shares a scale, or a table.
+        bits: bits of an index; tables have 16 entries at 4 and, fitted to the weight, 256 at 8.
+    """
+    if codebook in _TABLES:
+        return quantize_codebook(weight, _TABLES[codebook], granularity, bits)
+    return kmeans(weight, granularity, KMeansConfig(bits=bits))
+
+
 class PackedWeights:
     """Quantized matrices, each (contents, grid, algorithm) once.
 
@@ -54,7 +72,7 @@ class PackedWeights:
         known = self.find(weight, spec, algorithm)
         if known is None:
             plain = np.ascontiguousarray(weight, np.float32)
-            known = self.add(weight, spec, algorithm, quantize_weight(plain, spec, algorithm, statistics))
+            known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
         return known  # type: ignore[no-any-return]
 
     def find(self, weight: Array, *how: object) -> Any | None:
@@ -64,9 +82,9 @@ class PackedWeights:
                 return found
         return None
 
-    def add(self, weight: Array, spec: object, algorithm: object, found: Any) -> Any:
+    def add(self, weight: Array, found: Any, *how: object) -> Any:
         """Keep a quantized weight."""
-        self._known.setdefault(_key(weight, (spec, algorithm)), []).append((weight, found))
+        self._known.setdefault(_key(weight, how), []).append((weight, found))
         return found
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.core.affine import dequantize
+from onnxq.core.codebook import CodebookTensor, decode
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
 from onnxq.graph.emit.weight_only import block_of
 from onnxq.graph.types import Node
+from onnxq.plan.codebook import matrix_at
 from onnxq.plan.weight_only import BLOCKED, matrix_of
 
 _SLAB = 1 << 20
@@ -55,6 +57,9 @@ def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite, algorithms: Mappi
     found: list[LayerWeight] = []
     seen: dict[int, str] = {}
     for name, change in rewrite.weights.items():
+        found += _codebook_rows(nodes[name], change, algorithms[name], seen)
+        if not change.constants:
+            continue
         matrix = matrix_of(nodes[name])
         assert not isinstance(matrix, str)
         for tensor in change.constants.values():
@@ -73,6 +78,36 @@ def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite, algorithms: Mappi
             shares = first if first != name else None
             found.append(LayerWeight(name, "Cast, Mul", "rtn", array.size, bits, error, shares))
     return found
+
+
+def _codebook_rows(node: Node, change: WeightRewrite, algorithm: str, seen: dict[int, str]) -> list[LayerWeight]:
+    rows, name = [], node.name or ""
+    for position, tensor in change.codebooks.items():
+        matrix = matrix_at(node, position)
+        assert matrix is not None
+        first = seen.setdefault(id(tensor), name)
+        error = _error_db(np.asarray(matrix, np.float32), decode(tensor).reshape(matrix.shape))
+        bits = codebook_bits(tensor) / matrix.size
+        rows.append(
+            LayerWeight(name, change.form, algorithm, matrix.size, bits, error, first if first != name else None)
+        )
+    return rows
+
+
+def codebook_bits(tensor: CodebookTensor) -> int:
+    """Bits of a weight stored as indices, with its scales (where there are any but ones) and tables of float32."""
+    rows, width = tensor.indices.shape
+    if isinstance(tensor.granularity, PerBlock):
+        width = -(-width // tensor.granularity.size) * tensor.granularity.size
+    scales = 0 if bool((tensor.scale == 1).all()) else int(tensor.scale.size)
+    return int(rows * width) * tensor.bits + 32 * (scales + int(tensor.table.size))
+
+
+def _error_db(real: Array, actual: Array) -> float | None:
+    signal, noise = float(np.vdot(real, real)), float(np.vdot(real - actual, real - actual))
+    if not signal or not math.isfinite(signal):
+        return None
+    return 10 * math.log10(signal / noise) if noise else math.inf
 
 
 def bits_per_weight(layers: Iterable[LayerWeight]) -> float | None:
