@@ -78,13 +78,14 @@ class Replacer:
                 op_type,
                 inputs,
                 builder.names.value(f"{output.name}_product"),
-                name=builder.names.node(f"{node.name}_{op_type}"),
+                name=node.name,
                 domain=domain,
                 attributes=attributes,
                 dtype=output.dtype,
                 shape=output.shape,
             )
             node.graph.insert_before(node, [product])
+            node.name = builder.names.node(f"{node.name}_Add")
             op_type, domain, attributes, inputs = "Add", "", [], [product.outputs[0], rest]
         node.op_type, node.domain, node.version = op_type, domain, None
         node.attributes.clear()
