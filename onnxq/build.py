@@ -14,7 +14,7 @@ from onnxq.plan.weight_report import LayerWeight
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.transform import transform
+from onnxq.transform import transform, uses_awq
 
 
 @dataclass
@@ -70,7 +70,10 @@ def build(
     model = prepared.model.clone()
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
-    notes = transform(copy, recipe, data, threads, clock)
+    notes = transform(copy, recipe, target, data, threads, clock)
+    if statistics is not None and uses_awq(recipe):
+        statistics = None
+        notes.append("--stats: AWQ changed the float model that it belongs to, so the samples were run")
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):

@@ -88,6 +88,8 @@ class QuantizeResult:
             "outputs": self.comparison.to_dict()["outputs"] if self.comparison is not None else None,
             "outputs_unoptimized": self.unoptimized.to_dict()["outputs"] if self.unoptimized is not None else None,
             "accuracy": self.comparison.accuracy if self.comparison is not None else None,
+            "perplexity": self.comparison.perplexity if self.comparison is not None else None,
+            "token_agreement": self.comparison.token_agreement if self.comparison is not None else None,
             "non_finite": self.non_finite,
             "bits_per_weight": self.bits_per_weight,
             "weights": self.weights,

@@ -78,6 +78,18 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     accuracy = result.get("accuracy")
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
+    return facts + token_facts(result)
+
+
+def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Perplexity and agreement over tokens, where they are known."""
+    facts = []
+    perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
+    if perplexity:
+        change = 100 * (perplexity["quantized"] / perplexity["float"] - 1)
+        facts.append(("perplexity", f"{perplexity['float']:.4g} -> {perplexity['quantized']:.4g} ({change:+.2f} %)"))
+    if agreement is not None:
+        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %"))
     return facts
 
 

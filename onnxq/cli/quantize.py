@@ -168,6 +168,14 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     help="What will run the model; 'onnxq targets' lists the names.",
 )
 @option(
+    "--max-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    group=_HOW,
+    default_text="2",
+    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
+)
+@option(
     "--include",
     metavar="PATTERN",
     multiple=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
@@ -24,6 +24,7 @@ from onnxq.plan.decisions import (
     Plan,
 )
 from onnxq.plan.dynamic import plan_dynamic
+from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.values import decide_values
@@ -108,11 +109,15 @@ class Wanted:
         values: values that need a range.
         image_means: inputs of convolutions, whose channel means correct biases.
         row_means: inputs of Gemm layers, likewise.
+        second_moments: inputs of layers whose weights are rounded by them, and how many channels they have.
+        channel_peaks: those whose channel magnitudes are needed too.
     """
 
     values: tuple[str, ...]
     image_means: tuple[str, ...] = ()
     row_means: tuple[str, ...] = ()
+    second_moments: Mapping[str, int] = field(default_factory=dict)
+    channel_peaks: tuple[str, ...] = ()
 
     def without(self, known: Statistics) -> Wanted:
         """What is not known yet."""
@@ -120,6 +125,8 @@ class Wanted:
             tuple(name for name in self.values if name not in known),
             tuple(name for name in self.image_means if name not in known.means),
             tuple(name for name in self.row_means if name not in known.means),
+            {name: count for name, count in self.second_moments.items() if name not in known.moments},
+            tuple(name for name in self.channel_peaks if name not in known.peaks),
         )
 
 
@@ -132,13 +139,20 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         means: also what bias correction needs.
     """
     nodes = [node for node in model.graph if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER]
-    return Wanted(tuple(plan.calibrated), *(_means(nodes) if means else ((), ())))
+    moments = moments_of(model, plan)
+    peaks = tuple(moments_of(model, plan, "awq"))
+    return Wanted(tuple(plan.calibrated), *(_means(nodes) if means else ((), ())), moments, peaks)
 
 
 def wanted_by_any(
-    model: Model, target: Target, dtypes: Mapping[str, str], sources: Mapping[str, tuple[str, ...]]
+    model: Model,
+    target: Target,
+    dtypes: Mapping[str, str],
+    sources: Mapping[str, tuple[str, ...]],
+    *,
+    moments: bool = False,
 ) -> Wanted:
-    """What any plan for the target could need."""
+    """What any plan for the target could need; ``moments`` also what rounding weights by their inputs needs."""
     selection = Selection(Recipe(preset="w8a8"), sources, ())
     found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
     names: dict[str, None] = {}
@@ -146,7 +160,9 @@ def wanted_by_any(
         for value in _touched(candidate):
             if value.name and not walk.is_constant(value):
                 names[value.name] = None
-    return Wanted(tuple(names), *_means([candidate.node for candidate in found.candidates.values()]))
+    read = dict(filter(None, map(layer_input, model.graph))) if moments else {}
+    means = _means([candidate.node for candidate in found.candidates.values()])
+    return Wanted(tuple(names), *means, read, tuple(read))
 
 
 def _means(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -130,4 +130,4 @@ def codebook_rewrite(node: Node, plan: NodePlan, weights: Weights) -> WeightRewr
             table = quantize_by_table(plain, plan.algorithm, spec.granularity, spec.dtype.bits)
             found = weights.packed.add(matrix, table, *how)
         tensors[position] = found
-    return WeightRewrite(plan.form, {}, codebooks=tensors)
+    return WeightRewrite(plan.form, {}, codebooks=tensors, algorithm=plan.algorithm)

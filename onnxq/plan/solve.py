@@ -10,7 +10,7 @@ from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
-from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, WeightRewrite
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
 from onnxq.graph.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.plan.constants import Weights, node_rewrite
@@ -18,7 +18,6 @@ from onnxq.plan.decisions import (
     DYNAMIC,
     INTEGER,
     STORAGE,
-    WEIGHT,
     Calibrated,
     Decision,
     Derived,
@@ -27,7 +26,7 @@ from onnxq.plan.decisions import (
     SharedWith,
 )
 from onnxq.plan.dynamic import dynamic_rewrite
-from onnxq.plan.weight_only import weight_rewrite
+from onnxq.plan.pack import pack_weights
 from onnxq.plan.weight_report import LayerWeight, weight_report
 from onnxq.stats.base import Statistics
 from onnxq.stats.ranges import compute_range
@@ -81,7 +80,6 @@ def solve(
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
     dynamic: dict[str, DynamicRewrite] = {}
-    packed: dict[str, WeightRewrite] = {}
     for name, node_plan in plan.nodes.items():
         node = nodes[name]
         if node_plan.action == STORAGE:
@@ -90,11 +88,9 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-        elif node_plan.action == WEIGHT:
-            packed[name] = weight_rewrite(node, node_plan, weights, statistics)
+    packed = pack_weights(nodes, plan, weights, statistics, notes)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
-    report = weight_report(nodes, rewrite, {name: node_plan.algorithm for name, node_plan in plan.nodes.items()})
-    return Solution(rewrite, ranges.found, tuple(notes), tuple(report))
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite)))
 
 
 class _Ranges:

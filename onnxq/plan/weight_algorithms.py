@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.algorithms.awq import awq_clip
 from onnxq.algorithms.codebook import quantize_codebook
+from onnxq.algorithms.gptq import GPTQConfig, gptq
+from onnxq.algorithms.grid import quantize_range
 from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import KQuantConfig, kquant
@@ -15,32 +18,54 @@ from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
+from onnxq.stats.base import InputStatistics
+
+GPTQ = GPTQConfig()
+"""How GPTQ is run where nobody says otherwise."""
 
 _TABLES = {"nf4": NF4, "fp4": FP4}
 _SAMPLED = 64
 """Elements of a weight that stand for it until it is compared as a whole."""
 
 
-def quantize_weight(weight: Array, spec: TensorSpec, algorithm: str, statistics: Any | None = None) -> QTensor:
+def quantize_weight(
+    weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None
+) -> QTensor:
     """Quantize one weight.
 
     Args:
         weight: float32, (out, in).
         spec: the grid; scales lie along axis 1 in blocks, or one a row.
-        algorithm: "rtn" or another name that ``--algorithm`` takes.
+        algorithm: a name that ``--algorithm`` takes. Of "awq" this is the second half: its scales are in the weight
+            and its input already (`onnxq.passes.awq`), and what is left is to clip the ranges.
         statistics: of the input that the weight is multiplied with; None where there are none.
 
     Raises:
-        RecipeError: the algorithm needs statistics that are not there.
+        RecipeError: there is no such algorithm, or it needs statistics that are not there.
+        CalibrationError: the statistics do not fit the weight.
     """
-    if algorithm == "rtn":
-        return rtn(weight, spec)
-    if algorithm == "hqq":
-        return hqq(weight, spec)
-    if algorithm == "kquant":
-        # MatMulNBits takes scales of either sign, as GGML's blocks have them
-        return kquant(weight, spec, KQuantConfig(negative_scale=spec.symmetric))
-    raise RecipeError(f"--algorithm {algorithm}: cannot run on a weight of shape {weight.shape}; use rtn")
+    match algorithm:
+        case "rtn":
+            return rtn(weight, spec)
+        case "hqq":
+            return hqq(weight, spec)
+        case "kquant":
+            # MatMulNBits takes scales of either sign, as GGML's blocks have them
+            config = KQuantConfig(negative_scale=spec.symmetric)
+            return kquant(weight, spec, config, importance=_mean_squares(statistics))
+        case "gptq" | "awq":
+            moment = statistics.moment.matrix if statistics is not None else None
+            if moment is None:
+                raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use hqq")
+            if algorithm == "gptq":
+                return gptq(weight, moment, spec, GPTQ)
+            return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
+    raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use rtn, gptq, awq, hqq or kquant")
+
+
+def _mean_squares(statistics: InputStatistics | None) -> Array | None:
+    moment = statistics.moment.matrix if statistics is not None else None
+    return None if statistics is None or moment is None else np.diagonal(moment) / statistics.moment.rows
 
 
 def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
@@ -67,7 +92,7 @@ class PackedWeights:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], list[tuple[Array, Any]]] = {}
 
-    def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: Any | None = None) -> QTensor:
+    def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None) -> QTensor:
         """Quantize a weight, or find it; arguments as for `quantize_weight`."""
         known = self.find(weight, spec, algorithm)
         if known is None:

@@ -18,7 +18,7 @@ from onnxq.plan.decisions import WEIGHT, NodePlan
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
-from onnxq.stats.base import Statistics
+from onnxq.stats.base import InputStatistics
 from onnxq.targets import Target
 
 NBITS, BLOCKED, GATHERED = "MatMulNBits", "DequantizeLinear", "GatherBlockQuantized"
@@ -250,18 +250,34 @@ def _unfoldable_bias(node: Node) -> bool:
     return bias is not None and walk.const_array(bias) is None and walk.attr_float(node, "beta", 1.0) != 1.0
 
 
-def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: Statistics | None) -> WeightRewrite:
-    """Quantize the constants of a node with a `WEIGHT` plan."""
-    del statistics
+def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: InputStatistics | None) -> WeightRewrite:
+    """Quantize the constants of a node with a `WEIGHT` plan.
+
+    A matrix that is an embedding too is rounded as that is, so that the two share one tensor.
+
+    Args:
+        node: the node in the prepared model.
+        plan: what becomes of it.
+        weights: what is quantized already.
+        statistics: of the input that the weight is multiplied with; None where the algorithm needs none.
+
+    Raises:
+        CalibrationError: the statistics do not fit the weight.
+    """
     if plan.form in (BNB4, LOOKUP):
         return codebook_rewrite(node, plan, weights)
     (position, spec), *_ = plan.weights.items()
     matrix = matrix_of(node)
     assert not isinstance(matrix, str)
-    tensor = weights.packed.of(matrix, spec, plan.algorithm)
+    tied = weights.packed.find(matrix, spec, "rtn")
+    algorithm = plan.algorithm if tied is None else "rtn"
+    tensor = tied if tied is not None else weights.packed.of(matrix, spec, algorithm, statistics)
     if matrix.dtype == np.float16:
-        tensor = _with_half_scales(tensor, matrix, plan.algorithm)
-    return WeightRewrite(plan.form, {position: tensor}, plan.accuracy_level)
+        half = weights.packed.find(matrix, spec, algorithm, np.float16)
+        if half is None:
+            half = weights.packed.add(matrix, _with_half_scales(tensor, matrix, algorithm), spec, algorithm, np.float16)
+        tensor = half
+    return WeightRewrite(plan.form, {position: tensor}, plan.accuracy_level, algorithm=algorithm)
 
 
 def _with_half_scales(tensor: QTensor, matrix: Array, algorithm: str) -> QTensor:

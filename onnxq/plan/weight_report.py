@@ -46,18 +46,17 @@ class LayerWeight:
     shares: str | None = None
 
 
-def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite, algorithms: Mapping[str, str]) -> list[LayerWeight]:
+def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite) -> list[LayerWeight]:
     """Bits and error of every weight that is packed or stored.
 
     Args:
         nodes: of the prepared model, not rewritten yet.
         rewrite: what becomes of them.
-        algorithms: how weights were rounded, by node.
     """
     found: list[LayerWeight] = []
     seen: dict[int, str] = {}
     for name, change in rewrite.weights.items():
-        found += _codebook_rows(nodes[name], change, algorithms[name], seen)
+        found += _codebook_rows(nodes[name], change, seen)
         if not change.constants:
             continue
         matrix = matrix_of(nodes[name])
@@ -67,7 +66,7 @@ def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite, algorithms: Mappi
             bits = packed_bits(tensor, change, 8 * matrix.dtype.itemsize) / matrix.size
             error = weight_error_db(matrix, tensor)
             shares = first if first != name else None
-            found.append(LayerWeight(name, change.form, algorithms[name], matrix.size, bits, error, shares))
+            found.append(LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, shares))
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             array = walk.const_array(nodes[name].inputs[position])
@@ -80,7 +79,7 @@ def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite, algorithms: Mappi
     return found
 
 
-def _codebook_rows(node: Node, change: WeightRewrite, algorithm: str, seen: dict[int, str]) -> list[LayerWeight]:
+def _codebook_rows(node: Node, change: WeightRewrite, seen: dict[int, str]) -> list[LayerWeight]:
     rows, name = [], node.name or ""
     for position, tensor in change.codebooks.items():
         matrix = matrix_at(node, position)
@@ -89,7 +88,7 @@ def _codebook_rows(node: Node, change: WeightRewrite, algorithm: str, seen: dict
         error = _error_db(np.asarray(matrix, np.float32), decode(tensor).reshape(matrix.shape))
         bits = codebook_bits(tensor) / matrix.size
         rows.append(
-            LayerWeight(name, change.form, algorithm, matrix.size, bits, error, first if first != name else None)
+            LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, first if first != name else None)
         )
     return rows
 

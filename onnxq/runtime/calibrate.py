@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import io
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
+from onnxq.runtime.masks import kept_positions, without_padding
 from onnxq.runtime.readers import Reader
-from onnxq.runtime.session import CPU, Session, provider_named
+from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
 from onnxq.stats.base import Statistics
 
 Progress = Callable[[int, "int | None"], None]
@@ -36,6 +38,8 @@ def calibrate(
     warn: Callable[[str], None] | None = None,
     image_means: Iterable[str] = (),
     row_means: Iterable[str] = (),
+    moments: Iterable[str] = (),
+    peaks: Iterable[str] = (),
 ) -> Statistics:
     """Run samples through a model and gather statistics of its values, in memory that does not depend on their number.
 
@@ -53,6 +57,9 @@ def calibrate(
         warn: called with a line for each value that has no statistics, and why.
         image_means: values of (N, C, spatial …) whose channel means are wanted too.
         row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
+        moments: values of (…, C) whose second moments are wanted. Positions that the feed's attention mask calls
+            padding are left out (`onnxq.runtime.masks`).
+        peaks: values of (…, C) whose channel magnitudes are wanted, without padding likewise.
 
     Returns:
         Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value,
@@ -70,15 +77,20 @@ def calibrate(
         raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
     statistics.model_hash = model_hash
     done = statistics.samples
-    augmented = with_outputs(model, values)
+    ranges, moments, peaks = dict.fromkeys(values), dict.fromkeys(moments), dict.fromkeys(peaks)
+    augmented = with_outputs(model, [*ranges, *moments, *peaks])
     note = warn or (lambda line: None)
     for name in augmented.missing:
         note(f"value '{name}': not in the main graph (inside an If, Loop or Scan body?), so it has no statistics")
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
-    session = unordered_session(augmented.model, threads=threads, provider=provider)
-    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means))
+    if moments or peaks:  # which are of channels, so that the order of elements counts
+        session = session_of(augmented.model, threads=threads, providers=providers_from(provider))
+    else:
+        session = unordered_session(augmented.model, threads=threads, provider=provider)
+    sets = (frozenset(names) for names in (ranges, row_means, moments, peaks))
+    wanted = _Wanted(*_wanted(augmented, session, note), pooled, *sets)
     index = -1
     # Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
     with ThreadPoolExecutor(1) as pool:
@@ -89,10 +101,11 @@ def calibrate(
                 arrays = _run(session, feed, wanted, index)
                 if folding is not None:
                     folding.result()
+                kept = kept_positions(feed) if moments or peaks else None
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted)
+                    _update(statistics, name, _plain_float(feed[name]), wanted, kept)
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state)
+                folding = pool.submit(_fold, statistics, arrays, wanted, kept, state)
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -135,12 +148,18 @@ def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None])
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to take from each run: outputs, inputs, outputs that are channel means, and values of rows."""
+    """What to take from each run, and what of it."""
 
     fetch: list[str]
+    """outputs"""
     from_feed: list[str]
+    """inputs"""
     pooled: dict[str, str]
+    """outputs that are channel means, by the value that they are of"""
+    ranges: frozenset[str]
     rows: frozenset[str]
+    moments: frozenset[str]
+    peaks: frozenset[str]
 
 
 def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
@@ -151,20 +170,29 @@ def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]
         raise CalibrationError(f"calibration sample {index}: {error}") from error
 
 
-def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str]) -> None:
+def _fold(
+    statistics: Statistics, arrays: list[Any], wanted: _Wanted, kept: Array | None, state: tuple[int, str]
+) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, kept)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
     statistics.samples, statistics.data_hash = state
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted) -> None:
-    statistics.update(name, array)
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, kept: Array | None) -> None:
+    if name in wanted.ranges:
+        statistics.update(name, array)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
+    if name in wanted.moments or name in wanted.peaks:
+        rows = without_padding(array, kept)
+        if name in wanted.moments:
+            statistics.update_moments(name, rows)
+        if name in wanted.peaks:
+            statistics.update_peaks(name, rows)
 
 
 def _plain_float(array: Any) -> Any:

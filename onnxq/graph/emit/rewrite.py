@@ -47,12 +47,14 @@ class WeightRewrite:
         constants: quantized weights by input position.
         accuracy_level: of MatMulNBits.
         codebooks: weights as indices into a table, by input position.
+        algorithm: how they were rounded.
     """
 
     form: str
     constants: dict[int, QTensor]
     accuracy_level: int = 0
     codebooks: dict[int, CodebookTensor] = field(default_factory=dict)
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, eq=False)
