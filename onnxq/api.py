@@ -17,6 +17,7 @@ from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.build import wanted_by_any
 from onnxq.plan.weight_only import needed_opset
+from onnxq.plan.weight_report import bits_per_weight
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -183,6 +184,8 @@ def quantize(
         plan=built.plan,
         model=io.to_proto(built.model) if not is_path(model) else None,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
+        bits_per_weight=None if built.plan.counts("integer", "dynamic") else bits_per_weight(built.weights),
+        weights=[asdict(layer) for layer in built.weights],
     )
 
 

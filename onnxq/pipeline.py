@@ -334,7 +334,7 @@ def what_data_would_buy(model: Source) -> str:
     """What to tell a user who gave no calibration data."""
     name = Path(model).stem if is_path(model) else "<model>"
     return (
-        "no calibration data: weights are stored in 8 bits and computed with as float32, at float speed; with samples "
+        "no calibration data: weights have 8 bits and activations stay float32; with samples "
         f"(--calibration, or calibration_data/{name}.npz) activations become 8 bits too and integer kernels run"
     )
 

@@ -50,5 +50,25 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset("w4", "4-bit weights in blocks of 32, unpacked by the kernel that multiplies", None, "blocks", False, 4),
         Preset("w2", "2-bit weights in blocks of 32, unpacked by the kernel that multiplies", None, "blocks", False, 2),
+        Preset("nf4", "4-bit NormalFloat weights in blocks of 64 (QLoRA's)", None, "codebook", False, 4, "nf4"),
+        Preset("fp4", "4-bit floating-point weights in blocks of 64", None, "codebook", False, 4, "fp4"),
+        Preset(
+            "lut4",
+            "weights as one of 16 values fitted to each channel by k-means, looked up at load: float speed",
+            None,
+            "codebook",
+            False,
+            4,
+            "kmeans",
+        ),
+        Preset(
+            "lut8",
+            "weights as one of 256 values fitted to each tensor by k-means, looked up at load: float speed",
+            None,
+            "codebook",
+            False,
+            8,
+            "kmeans",
+        ),
     )
 }

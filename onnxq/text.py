@@ -63,6 +63,11 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
+        *(
+            [("weights", f"{result['bits_per_weight']:.2f} bits each, scales included")]
+            if result.get("bits_per_weight")
+            else []
+        ),
         ("latency", latency(result)),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]

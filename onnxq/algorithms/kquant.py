@@ -58,12 +58,12 @@ def _half(scale: Array, wanted: bool) -> Array:
         return scale
     with np.errstate(over="ignore", under="ignore"):
         rounded = scale.astype(np.float16).astype(np.float32)
-    return np.where(np.isfinite(rounded) & ((rounded != 0) | (scale == 0)), rounded, scale)
+    return np.asarray(np.where(np.isfinite(rounded) & ((rounded != 0) | (scale == 0)), rounded, scale))
 
 
 def _inverse(scale: Array) -> Array:
     """1/scale, and 0 where it is 0."""
-    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return np.asarray(np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0))
 
 
 def kquant(
@@ -194,7 +194,7 @@ def _weights(x: Array, columns: Array, importance: Array | None) -> Array:
     mean = np.mean(x * x, axis=1, keepdims=True)
     if importance is None:
         weights = np.sqrt(mean) + np.abs(x)
-        return np.where(columns > 0, weights, np.float32(0))
+        return np.asarray(np.where(columns > 0, weights, np.float32(0)))
     return np.asarray(columns * np.sqrt(mean + x * x), np.float32)
 
 
@@ -232,7 +232,7 @@ class _Best:
         weighted = self.weights * levels
         product = np.einsum("ge,ge->g", weighted, self.x)[:, None]
         squares = np.einsum("ge,ge->g", weighted, levels)[:, None]
-        return np.divide(product, squares, out=np.zeros_like(product), where=squares > 0)
+        return np.asarray(np.divide(product, squares, out=np.zeros_like(product), where=squares > 0))
 
 
 def _search_symmetric(x: Array, weights: Array, spec: TensorSpec, config: KQuantConfig) -> tuple[Array, Array]:

@@ -27,6 +27,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.dynamic import dynamic_rewrite
 from onnxq.plan.pack import pack_weights
+from onnxq.plan.weight_report import LayerWeight, weight_report
 from onnxq.stats.base import Statistics
 from onnxq.stats.ranges import compute_range
 
@@ -46,11 +47,13 @@ class Solution:
         rewrite: what the emitter is told.
         ranges: (low, high) of each value that was calibrated.
         notes: what the user should know.
+        weights: bits and error of the weights of layers whose activations stay float.
     """
 
     rewrite: Rewrite
     ranges: dict[str, Range]
     notes: tuple[str, ...]
+    weights: tuple[LayerWeight, ...] = ()
 
 
 def solve(
@@ -86,7 +89,8 @@ def solve(
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed = pack_weights(nodes, plan, weights, statistics, notes)
-    return Solution(Rewrite(values, rewrites, storage, dynamic, packed), ranges.found, tuple(notes))
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite)))
 
 
 class _Ranges:

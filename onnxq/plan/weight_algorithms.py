@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 
 from onnxq.algorithms.awq import awq_clip
+from onnxq.algorithms.codebook import quantize_codebook
 from onnxq.algorithms.gptq import GPTQConfig, gptq
 from onnxq.algorithms.grid import quantize_range
 from onnxq.algorithms.hqq import hqq
-from onnxq.algorithms.kquant import kquant
+from onnxq.algorithms.kmeans import KMeansConfig, kmeans
+from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
+from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
-from onnxq.core.spec import QTensor, TensorSpec
+from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.stats.base import InputStatistics
 
 GPTQ = GPTQConfig()
 """How GPTQ is run where nobody says otherwise."""
 
+_TABLES = {"nf4": NF4, "fp4": FP4}
 _SAMPLED = 64
 """Elements of a weight that stand for it until it is compared as a whole."""
 
@@ -46,7 +50,9 @@ def quantize_weight(
         case "hqq":
             return hqq(weight, spec)
         case "kquant":
-            return kquant(weight, spec, importance=_mean_squares(statistics))
+            # MatMulNBits takes scales of either sign, as GGML's blocks have them
+            config = KQuantConfig(negative_scale=spec.symmetric)
+            return kquant(weight, spec, config, importance=_mean_squares(statistics))
         case "gptq" | "awq":
             moment = statistics.moment.matrix if statistics is not None else None
             if moment is None:
@@ -60,6 +66,20 @@ def quantize_weight(
 def _mean_squares(statistics: InputStatistics | None) -> Array | None:
     moment = statistics.moment.matrix if statistics is not None else None
     return None if statistics is None or moment is None else np.diagonal(moment) / statistics.moment.rows
+
+
+def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
+    """Store one weight as indices into a table.
+
+    Args:
+        weight: float32, (out, in).
+        codebook: "nf4", "fp4" or "kmeans".
+        granularity: what shares a scale, or a table.
+        bits: bits of an index; tables have 16 entries at 4 and, fitted to the weight, 256 at 8.
+    """
+    if codebook in _TABLES:
+        return quantize_codebook(weight, _TABLES[codebook], granularity, bits)
+    return kmeans(weight, granularity, KMeansConfig(bits=bits))
 
 
 class PackedWeights:
@@ -77,7 +97,7 @@ class PackedWeights:
         known = self.find(weight, spec, algorithm)
         if known is None:
             plain = np.ascontiguousarray(weight, np.float32)
-            known = self.add(weight, spec, algorithm, quantize_weight(plain, spec, algorithm, statistics))
+            known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
         return known  # type: ignore[no-any-return]
 
     def find(self, weight: Array, *how: object) -> Any | None:
@@ -87,9 +107,9 @@ class PackedWeights:
                 return found
         return None
 
-    def add(self, weight: Array, spec: object, algorithm: object, found: Any) -> Any:
+    def add(self, weight: Array, found: Any, *how: object) -> Any:
         """Keep a quantized weight."""
-        self._known.setdefault(_key(weight, (spec, algorithm)), []).append((weight, found))
+        self._known.setdefault(_key(weight, how), []).append((weight, found))
         return found
 
 

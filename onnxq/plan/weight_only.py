@@ -12,6 +12,7 @@ from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.ops import STORABLE
 from onnxq.graph.types import FLOAT16, FLOAT32, Node
+from onnxq.plan.codebook import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import WEIGHT, NodePlan
 from onnxq.plan.select import Choice
@@ -63,6 +64,8 @@ def plan_weight(
     Raises:
         RecipeError: a block size or accuracy level that the form of the node does not have.
     """
+    if preset.weights == "codebook":
+        return plan_codebook(node, preset, recipe, choice, opset)
     if node.domain not in ("", "ai.onnx") or node.op_type not in (*STORABLE, "Gather"):
         return "activations stay float32 with this preset"
     if node.op_type not in ("MatMul", "Gemm", "Gather"):
@@ -132,7 +135,9 @@ def needed_opset(recipe: Recipe) -> int:
         preset = PRESETS[(rule.preset if rule is not None else None) or recipe.preset]
         bits = (rule.bits if rule is not None else None) or recipe.bits or preset.bits
         if preset.weights == "blocks" and recipe.format == "qdq":
-            needed = max(needed, _OPSETS[bits])
+            needed = max(needed, _OPSETS[bits if recipe.target_bits is None else 2])
+        if preset.weights == "codebook" and preset.bits == 4:
+            needed = max(needed, PACKED_OPSET)
     return needed
 
 
@@ -145,12 +150,22 @@ def block_spec(node: Node, shape: tuple[int, int], bits: int, recipe: Recipe, ch
     size = recipe.block_size if choice.rule.block_size is None else choice.rule.block_size
     if size is None:
         size = _DEFAULT_BLOCK[bits]
-    allowed = BLOCKS_2BIT if bits == 2 else BLOCKS
+    allowed = block_sizes(bits)
     if size and size not in allowed:
         raise RecipeError(
             f"{node.op_type} {node.name!r}: block size {size} has no kernel at {bits} bits (K = {shape[1]}); use "
             f"{', '.join(map(str, allowed))}, or 0 for one scale a column"
         )
+    return grid(bits, size, recipe)
+
+
+def block_sizes(bits: int) -> tuple[int, ...]:
+    """Block sizes that have kernels."""
+    return BLOCKS_2BIT if bits == 2 else BLOCKS
+
+
+def grid(bits: int, size: int, recipe: Recipe) -> TensorSpec:
+    """The grid of so many bits in blocks of ``size`` along the inputs, or with one scale a row where that is 0."""
     return TensorSpec(
         _STORAGE[bits],
         PerBlock(1, size) if size else PerAxis(0),
@@ -249,19 +264,26 @@ def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: Inp
     Raises:
         CalibrationError: the statistics do not fit the weight.
     """
+    if plan.form in (BNB4, LOOKUP):
+        return codebook_rewrite(node, plan, weights)
     (position, spec), *_ = plan.weights.items()
     matrix = matrix_of(node)
     assert not isinstance(matrix, str)
     tied = weights.packed.find(matrix, spec, "rtn")
-    tensor = tied if tied is not None else weights.packed.of(matrix, spec, plan.algorithm, statistics)
+    algorithm = plan.algorithm if tied is None else "rtn"
+    tensor = tied if tied is not None else weights.packed.of(matrix, spec, algorithm, statistics)
     if matrix.dtype == np.float16:
-        tensor = _with_half_scales(tensor, matrix, plan.algorithm)
-    return WeightRewrite(plan.form, {position: tensor}, plan.accuracy_level)
+        half = weights.packed.find(matrix, spec, algorithm, np.float16)
+        if half is None:
+            half = weights.packed.add(matrix, _with_half_scales(tensor, matrix, algorithm), spec, algorithm, np.float16)
+        tensor = half
+    return WeightRewrite(plan.form, {position: tensor}, plan.accuracy_level, algorithm=algorithm)
 
 
 def _with_half_scales(tensor: QTensor, matrix: Array, algorithm: str) -> QTensor:
     """Scales as a float16 model takes them; what is rounded to nearest is rounded to the grid of the new scales."""
-    half = np.maximum(tensor.params.scale.astype(np.float16), np.float16(_SMALLEST_HALF))
+    scale = tensor.params.scale
+    half = np.copysign(np.maximum(np.abs(scale).astype(np.float16), np.float16(_SMALLEST_HALF)), scale)
     params = QParams(tensor.params.spec, half.astype(np.float32), tensor.params.zero_point)
     values = quantize(np.ascontiguousarray(matrix, np.float32), params) if algorithm == "rtn" else tensor.values
     return QTensor(values, params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +13,9 @@ from onnxq.core.packing import pack, pack_blocks
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
+from onnxq.graph.emit.codebook import emit_bnb4, emit_lookup
+from onnxq.graph.emit.replace import Replacer, alpha_of
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
-from onnxq.graph.ops import MICROSOFT
 
 _SIGNED = {QType.UINT2: QType.INT2, QType.UINT4: QType.INT4, QType.UINT8: QType.INT8}
 _LARGEST_BLOCK = {2: 128, 4: 256, 8: 256}
@@ -28,12 +30,14 @@ def emit_weight_only(model: ir.Model, rewrite: Rewrite, form: str) -> None:
     del form
     if not rewrite.weights:
         return
-    emitter = _Emitter(common.Builder(model))
+    emitter = _Emitter(model)
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
     forms: dict[str, Callable[[ir.Node, WeightRewrite], None]] = {
         "MatMulNBits": emitter.nbits,
         "DequantizeLinear": emitter.blocked,
         "GatherBlockQuantized": emitter.table,
+        "MatMulBnb4": partial(emit_bnb4, emitter),
+        "Gather": partial(emit_lookup, emitter),
     }
     # Tables come last: one that is tied to an output layer reads that layer's initializer.
     for name, change in sorted(rewrite.weights.items(), key=lambda item: item[1].form == "GatherBlockQuantized"):
@@ -49,18 +53,14 @@ def block_of(tensor: QTensor) -> int:
     return min(max(whole, _SMALLEST_BLOCK[bits]), _LARGEST_BLOCK[bits])
 
 
-class _Emitter:
-    def __init__(self, builder: common.Builder) -> None:
-        self._builder = builder
-        self._made: dict[tuple[int, str, str], ir.Value] = {}
-
+class _Emitter(Replacer):
     def nbits(self, node: ir.Node, change: WeightRewrite) -> None:
         """MatMulNBits in the place of a MatMul or Gemm."""
         tensor, original = change.constants[1], node.inputs[1]
         assert original is not None
-        old, alpha = list(node.inputs), _alpha(node)
+        old, alpha = list(node.inputs), alpha_of(node)
         inputs: list[ir.Value | None] = [node.inputs[0], *self._packed(original, tensor, alpha)]
-        bias, rest = self._bias(node, tensor.values.shape[0])
+        bias, rest = self.bias(node, tensor.values.shape[0])
         if bias is not None:
             inputs += [None] * (5 - len(inputs)) + [bias]
         attributes = [
@@ -70,7 +70,7 @@ class _Emitter:
             ir.AttrInt64("block_size", block_of(tensor)),
             ir.AttrInt64("accuracy_level", change.accuracy_level),
         ]
-        self._replace(node, "MatMulNBits", inputs, attributes, rest)
+        self.replace(node, "MatMulNBits", inputs, attributes, rest)
         common.drop_inputs(old)
 
     def blocked(self, node: ir.Node, change: WeightRewrite) -> None:
@@ -80,27 +80,25 @@ class _Emitter:
         """
         tensor, original = change.constants[1], node.inputs[1]
         assert original is not None and node.graph is not None
-        old, alpha, base = list(node.inputs), _alpha(node), original.name or "weight"
+        old, alpha, base = list(node.inputs), alpha_of(node), original.name or "weight"
         blocks = isinstance(tensor.params.spec.granularity, PerBlock)
         turned = f"turned {base}"  # an equal weight keeps its own copy: the runtime would join their DequantizeLinear
-        scale = self._once(
+        scale = self.once(
             tensor, "scale", original, lambda: _scales(tensor, original, alpha, turned=True), f"{alpha} turned"
         )
         symmetric = tensor.params.spec.symmetric
         dtype = common.IR_TYPES[_SIGNED[tensor.params.spec.dtype] if symmetric else tensor.params.spec.dtype]
-        integers = self._once(tensor, "quantized", original, lambda: _turned(tensor), turned, dtype)
+        integers = self.once(tensor, "quantized", original, lambda: _turned(tensor), turned, dtype)
         inputs: list[ir.Value | None] = [integers, scale]
         if not symmetric:
-            inputs.append(
-                self._once(tensor, "zero_point", original, lambda: _turned_zero_points(tensor), turned, dtype)
-            )
+            inputs.append(self.once(tensor, "zero_point", original, lambda: _turned_zero_points(tensor), turned, dtype))
         attributes = [ir.AttrInt64("axis", 0 if blocks else 1)]
         if blocks:
             attributes.append(ir.AttrInt64("block_size", block_of(tensor)))
-        dq = self._builder.node(
+        dq = self.builder.node(
             "DequantizeLinear",
             inputs,
-            self._builder.names.value(f"{base}_DequantizeLinear_Output"),
+            self.builder.names.value(f"{base}_DequantizeLinear_Output"),
             attributes=attributes,
             dtype=original.dtype,
             shape=ir.Shape(tensor.values.shape[::-1]),
@@ -109,9 +107,9 @@ class _Emitter:
         if node.op_type == "MatMul":
             edit.set_input(node, 1, dq.outputs[0])
         else:
-            bias, rest = self._bias(node, tensor.values.shape[0])
+            bias, rest = self.bias(node, tensor.values.shape[0])
             rest = bias if bias is not None else rest  # a bias of one axis is fused into MatMulNBits as well
-            self._replace(node, "MatMul", [node.inputs[0], dq.outputs[0]], [], rest, domain="")
+            self.replace(node, "MatMul", [node.inputs[0], dq.outputs[0]], [], rest, domain="")
         common.drop_inputs(old)
 
     def table(self, node: ir.Node, change: WeightRewrite) -> None:
@@ -119,9 +117,9 @@ class _Emitter:
         tensor, original = change.constants[0], node.inputs[0]
         assert original is not None
         spec = tensor.params.spec
-        tied = self._made.get((id(tensor), "packed", "1.0"))
+        tied = self.made.get((id(tensor), "packed", "1.0"))
         if tied is None or tensor.values.shape[1] % block_of(tensor):  # padding would become part of the rows
-            data = self._once(tensor, "packed_rows", original, lambda: pack(_stored(tensor), spec.dtype.bits))
+            data = self.once(tensor, "packed_rows", original, lambda: pack(_stored(tensor), spec.dtype.bits))
         else:
             data = self._rows_of(tensor, tied)
         inputs: list[ir.Value | None] = [data, node.inputs[1], *self._parameters(original, tensor, 1.0)]
@@ -131,32 +129,32 @@ class _Emitter:
             ir.AttrInt64("gather_axis", 0),
             ir.AttrInt64("quantize_axis", 1),
         ]
-        self._replace(node, "GatherBlockQuantized", inputs, attributes, None)
+        self.replace(node, "GatherBlockQuantized", inputs, attributes, None)
         common.drop_inputs([original])
 
     def _rows_of(self, tensor: QTensor, packed: ir.Value) -> ir.Value:
         """The weight of a MatMulNBits in the shape of a table: the same bytes, seen otherwise."""
         key = (id(tensor), "rows", "1.0")
-        if key not in self._made:
+        if key not in self.made:
             rows, width = tensor.values.shape
             length = -(-width // block_of(tensor)) * block_of(tensor) * tensor.params.spec.dtype.bits // 8
             base = (packed.name or "weight").removesuffix("_packed")
-            shape = self._new(f"{base}_rows_shape", np.array([rows, length], np.int64))
-            reshape = self._builder.node(
+            shape = self.new(f"{base}_rows_shape", np.array([rows, length], np.int64))
+            reshape = self.builder.node(
                 "Reshape",
                 [packed, shape],
-                self._builder.names.value(f"{base}_packed_rows"),
+                self.builder.names.value(f"{base}_packed_rows"),
                 dtype=packed.dtype,
                 shape=ir.Shape([rows, length]),
             )
-            self._builder.place_after(packed, [reshape])
-            self._made[key] = reshape.outputs[0]
-        return self._made[key]
+            self.builder.place_after(packed, [reshape])
+            self.made[key] = reshape.outputs[0]
+        return self.made[key]
 
     def _packed(self, original: ir.Value, tensor: QTensor, alpha: float) -> list[ir.Value]:
         """Integers, scales and zero points as MatMulNBits takes them."""
         fill = _zero_points(tensor)[:, -1]
-        weight = self._once(
+        weight = self.once(
             tensor,
             "packed",
             original,
@@ -165,84 +163,11 @@ class _Emitter:
         return [weight, *self._parameters(original, tensor, alpha)]
 
     def _parameters(self, original: ir.Value, tensor: QTensor, alpha: float) -> list[ir.Value]:
-        scale = self._once(tensor, "scale", original, lambda: _scales(tensor, original, alpha), str(alpha))
+        scale = self.once(tensor, "scale", original, lambda: _scales(tensor, original, alpha), str(alpha))
         if tensor.params.spec.symmetric:
             return [scale]
         bits = tensor.params.spec.dtype.bits
-        return [scale, self._once(tensor, "zero_point", original, lambda: pack(_zero_points(tensor), bits))]
-
-    def _once(
-        self,
-        tensor: QTensor,
-        what: str,
-        original: ir.Value,
-        make: Callable[[], Array],
-        variant: str = "1.0",
-        dtype: ir.DataType | None = None,
-    ) -> ir.Value:
-        """An initializer that all readers of a quantized weight share."""
-        key = (id(tensor), what, variant)
-        if key not in self._made:
-            self._made[key] = self._new(f"{original.name or 'weight'}_{what}", make(), dtype)
-        return self._made[key]
-
-    def _new(self, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
-        plain = np.require(array, requirements="C")
-        return edit.add_initializer(self._builder.graph, self._builder.names.value(name), plain, dtype)
-
-    def _bias(self, node: ir.Node, outputs: int) -> tuple[ir.Value | None, ir.Value | None]:
-        """(what the kernel adds as one value a column, what has to be added behind it)."""
-        value = walk.input_at(node, 2) if node.op_type == "Gemm" else None
-        array = walk.const_array(value)
-        if value is None or array is None:
-            return None, value
-        beta = walk.attr_float(node, "beta", 1.0)
-        scaled = (array.astype(np.float32) * np.float32(beta)).astype(array.dtype) if beta != 1.0 else array
-        if scaled.ndim <= 1 or all(length == 1 for length in scaled.shape[:-1]):
-            row = np.broadcast_to(scaled.reshape(-1), (outputs,))
-            if row is not array and not (row.shape == array.shape and beta == 1.0):
-                return self._new(f"{value.name}_row", row, value.dtype), None
-            return value, None
-        return None, value if beta == 1.0 else self._new(f"{value.name}_scaled", scaled, value.dtype)
-
-    def _replace(
-        self,
-        node: ir.Node,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        attributes: list[ir.Attr],
-        rest: ir.Value | None,
-        domain: str = MICROSOFT,
-    ) -> None:
-        """Make a node another one in its place, with an Add behind it where something is left to be added."""
-        builder, output = self._builder, node.outputs[0]
-        assert node.graph is not None
-        if domain:
-            builder.graph.opset_imports.setdefault(domain, 1)
-        if rest is not None:
-            product = builder.node(
-                op_type,
-                inputs,
-                builder.names.value(f"{output.name}_product"),
-                name=builder.names.node(f"{node.name}_{op_type}"),
-                domain=domain,
-                attributes=attributes,
-                dtype=output.dtype,
-                shape=output.shape,
-            )
-            node.graph.insert_before(node, [product])
-            op_type, domain, attributes, inputs = "Add", "", [], [product.outputs[0], rest]
-        node.op_type, node.domain, node.version = op_type, domain, None
-        node.attributes.clear()
-        for attribute in attributes:
-            node.attributes[attribute.name] = attribute
-        node.resize_inputs(len(inputs))
-        for index, value in enumerate(inputs):
-            node.replace_input_with(index, value)
-
-
-def _alpha(node: ir.Node) -> float:
-    return walk.attr_float(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
+        return [scale, self.once(tensor, "zero_point", original, lambda: pack(_zero_points(tensor), bits))]
 
 
 def _stored(tensor: QTensor) -> Array:
