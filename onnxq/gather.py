@@ -102,7 +102,7 @@ def check_statistics(statistics: Statistics, model: Model, wanted: Wanted) -> No
             "give --calibration without --stats"
         )
     missing = [name for name in wanted.second_moments if name not in statistics.moments]
-    if missing:
+    if missing and statistics.source is None:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no second moment ({len(missing)} missing), and this recipe needs them; "
             "run onnxq calibrate --moments, or give --calibration without --stats"

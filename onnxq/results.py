@@ -44,8 +44,8 @@ class QuantizeResult:
         bits_per_weight: bits that a packed or stored weight takes on average, scales and zero points included; None
             where there is none, or layers run on integers.
         weights: one entry for each packed or stored weight: ``node``, ``form``, ``algorithm``, ``elements``, ``bits``
-            with its share of scales and zero points, ``error_db`` (signal to quantization noise), and ``shares``, the
-            layer whose weight it shares.
+            with its share of scales and zero points, ``error_db`` (signal to quantization noise), ``shares``, the
+            layer whose weight it shares, and ``output_db``, that of the layer's output where its input was calibrated.
     """
 
     output: Path | None

@@ -148,6 +148,30 @@ def test_statistics_without_second_moments_are_not_enough(tmp_path) -> None:
         onnxq.quantize(network(), preset="w4", algorithm="gptq", statistics=partial)
 
 
+def test_errors_of_layers_are_reported() -> None:
+    by_layer = {}
+    for algorithm in ("rtn", "gptq"):
+        found = quantized(algorithm=algorithm).to_dict()["weights"]
+        by_layer[algorithm] = {layer["node"]: layer for layer in found}
+    assert all(layer["output_db"] is None for layer in by_layer["rtn"].values())
+    for name, layer in by_layer["gptq"].items():
+        # more noise in the weight, less in what it gives: about what the runtime finds at the end
+        assert layer["error_db"] < by_layer["rtn"][name]["error_db"]
+        assert layer["output_db"] > layer["error_db"] + 3
+
+
+def test_bits_are_spent_where_the_calibrated_error_is_largest() -> None:
+    budget = {"target_bits": 4.5, "bits": None}
+    blind = quantized(algorithm="rtn", **budget)
+    seeing = quantized(algorithm="gptq", **budget)
+    assert seeing.to_dict()["bits_per_weight"] <= 4.5
+    assert seeing.sqnr_db is not None
+    assert blind.sqnr_db is not None
+    assert seeing.sqnr_db > blind.sqnr_db
+    parts = quantized(algorithm="gptq", max_memory=1e-6, **budget)
+    assert parts.sqnr_db == seeing.sqnr_db
+
+
 def test_few_rows_are_said() -> None:
     result = onnxq.quantize(
         network(), preset="w4", calibration=samples(4, rows=2), benchmark=False, threads=1, format="qoperator"

@@ -17,10 +17,12 @@ from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Model, Node
 from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan, Plan
+from onnxq.plan.moments import layer_input
 from onnxq.plan.weight_algorithms import PackedWeights
 from onnxq.plan.weight_only import BLOCKED, GATHERED, NBITS, block_sizes, grid, matrix_of
 from onnxq.plan.weight_report import packed_bits
 from onnxq.recipe import Recipe, Rule
+from onnxq.stats.base import Statistics
 
 BITS = (2, 4, 8)
 BLOCKS = (32, 64, 128)
@@ -36,16 +38,19 @@ class _Weight:
     choices: list[Choice] = field(default_factory=list)
 
 
-def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
+def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None) -> Recipe:
     """Give each packed layer the bits and the block size that serve the model best within ``recipe.target_bits``.
 
-    A layer's error is the power of what rounding to nearest adds to its weight, over that of the weight: the share of
-    noise in its output if its inputs were uncorrelated. Shares of layers are summed.
+    A layer's error is the share of noise in its output: the power that rounding to nearest adds, over that of the
+    output. With second moments H of the input these are Σ E²·diag(H), for rounding errors E of one weight are
+    independent of those of another, and tr(W H Wᵀ); without them inputs count as uncorrelated and alike. Shares of
+    layers are summed.
 
     Args:
         model: the prepared model.
         plan: its plan without the budget.
         recipe: what the user asked for.
+        statistics: with the second moments that the plan needs; None where there are none.
 
     Returns:
         The recipe with a rule for each packed layer; the user's own rules win over them.
@@ -55,7 +60,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
     """
     assert recipe.target_bits is not None
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
-    weights = _weights(nodes, plan, recipe)
+    weights = _weights(nodes, plan, recipe, statistics)
     if not weights:
         raise RecipeError(
             f"--target-bits {recipe.target_bits:g}: nothing is packed in blocks with --preset {recipe.preset}; use w4, "
@@ -75,7 +80,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
     return replace(recipe, rules=(*rules, *recipe.rules))
 
 
-def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe) -> list[_Weight]:
+def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Statistics | None) -> list[_Weight]:
     known, found = PackedWeights(), []
     for node_plan in plan.nodes.values():
         if node_plan.action != WEIGHT or node_plan.form not in (NBITS, BLOCKED, GATHERED):
@@ -89,13 +94,14 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe) -> list[_Weight
         weight.nodes.append(node_plan)
     for weight in found:
         plain = np.ascontiguousarray(weight.matrix, np.float32)
+        power, squares = _signal(plain, [nodes[node.name] for node in weight.nodes], statistics)
         for bits, size in _options(weight, recipe):
             spec = grid(bits, size, recipe)
             tensor = rtn(plain, spec)
             form = weight.nodes[0].form
             cost = packed_bits(tensor, WeightRewrite(form, {}), 8 * weight.matrix.dtype.itemsize) / plain.size
             weight.options.append((bits, size))
-            weight.choices.append(Choice(cost, _noise(plain, tensor)))
+            weight.choices.append(Choice(cost, _noise(plain, tensor, squares) / power if power else 0.0))
     return found
 
 
@@ -114,10 +120,20 @@ def _options(weight: _Weight, recipe: Recipe) -> Iterable[tuple[int, int]]:
                 yield bits, size
 
 
-def _noise(matrix: Array, tensor: QTensor) -> float:
+def _signal(matrix: Array, readers: Iterable[Node], statistics: Statistics | None) -> tuple[float, Array]:
+    """Power of a layer's output, and mean squares of its inputs, (in,), up to one factor."""
+    reads = filter(None, map(layer_input, readers))
+    known = [found for name, _ in reads if statistics is not None and (found := statistics.of_input(name))]
+    moment = known[0].moment.matrix if known else None
+    if moment is None or moment.shape[0] != matrix.shape[1] or not moment.any():
+        return float(np.vdot(matrix, matrix)), np.ones(matrix.shape[1], np.float32)
+    hessian = (moment / moment.max()).astype(np.float32)
+    return float(np.vdot(matrix @ hessian, matrix)), np.diagonal(hessian)
+
+
+def _noise(matrix: Array, tensor: QTensor, squares: Array) -> float:
     error = matrix - dequantize(tensor.values, tensor.params)
-    power = float(np.vdot(matrix, matrix))
-    return float(np.vdot(error, error)) / power if power else 0.0
+    return float(np.vdot(error * squares, error))
 
 
 def _stored(nodes: dict[str, Node], plan: Plan) -> Iterable[tuple[int, float]]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
+from onnxq.algorithms.groups import rows_of
+from onnxq.core.affine import dequantize
 from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Node
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
 from onnxq.plan.moments import layer_input
-from onnxq.plan.weight_only import weight_rewrite
+from onnxq.plan.weight_only import matrix_of, weight_rewrite
 from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.base import InputStatistics, Statistics
+
+_ROWS = 512
+"""Outputs whose error is computed at a time."""
 
 
 def pack_weights(
     nodes: Mapping[str, Node], plan: Plan, weights: Weights, statistics: Statistics | None, notes: list[str]
-) -> dict[str, WeightRewrite]:
+) -> tuple[dict[str, WeightRewrite], dict[str, float | None]]:
     """Quantize the weights of every node with a `WEIGHT` plan.
 
     Layers with a common input are taken together, in the order of the first: statistics that do not fit in memory all
@@ -31,10 +39,15 @@ def pack_weights(
         statistics: with second moments, where the plan needs them.
         notes: lines for the user are appended.
 
+    Returns:
+        What becomes of each node, and the signal to quantization noise of the output of each layer whose input is
+        known, in dB (None where there is no signal).
+
     Raises:
         CalibrationError: statistics that do not fit a weight; the message names the layer.
     """
     packed: dict[str, WeightRewrite] = {}
+    errors: dict[str, float | None] = {}
     unseen: list[str] = []
     scarce: list[tuple[str, int, int]] = []
     for name in _by_input(nodes, plan):
@@ -50,6 +63,8 @@ def pack_weights(
             packed[name] = weight_rewrite(nodes[name], node_plan, weights, known)
         except CalibrationError as error:
             raise CalibrationError(f"{node_plan.op_type} {name!r}: {error}") from None
+        if known is not None:
+            errors[name] = _output_db(nodes[name], packed[name], known)
     if unseen:
         notes.append(
             f"layer {unseen[0]!r}{_more(unseen)}: calibration saw none of its input (is it in a body of If, Loop or "
@@ -61,7 +76,27 @@ def pack_weights(
             f"layer {name!r}{_more(scarce)}: calibration saw {rows} rows of its input of {channels} channels; "
             "with more samples than channels its weight can be rounded better"
         )
-    return packed
+    return packed, errors
+
+
+def _output_db(node: Node, change: WeightRewrite, known: InputStatistics) -> float | None:
+    """10·log₁₀ of tr(W H Wᵀ) / tr(E H Eᵀ): over the calibration samples, for the input as the float model has it."""
+    matrix, moment = matrix_of(node), known.moment.matrix
+    tensor = next(iter(change.constants.values()), None)
+    if isinstance(matrix, str) or moment is None or tensor is None or tensor.values.shape != matrix.shape:
+        return None
+    peak = float(np.diagonal(moment).max(initial=0.0))
+    hessian = (moment / (peak or 1.0)).astype(np.float32)
+    signal = noise = 0.0
+    for start in range(0, matrix.shape[0], _ROWS):
+        part = slice(start, start + _ROWS)
+        real = np.asarray(matrix[part], np.float32)
+        error = real - dequantize(tensor.values[part], rows_of(tensor.params, part))
+        signal += float(np.vdot(real @ hessian, real))
+        noise += float(np.vdot(error @ hessian, error))
+    if signal <= 0.0 or not math.isfinite(signal):
+        return None
+    return 10.0 * math.log10(signal / noise) if noise > 0.0 else math.inf
 
 
 def _more(names: list[str] | list[tuple[str, int, int]]) -> str:

@@ -88,9 +88,9 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-    packed = pack_weights(nodes, plan, weights, statistics, notes)
+    packed, errors = pack_weights(nodes, plan, weights, statistics, notes)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
-    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite)))
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 
 
 class _Ranges:

@@ -35,6 +35,8 @@ class LayerWeight:
         bits: bits an element takes, scales and zero points included.
         error_db: signal to quantization noise of the weight, in dB; None where the float weight is all zeros.
         shares: the layer whose quantized weight it shares; None where it has its own.
+        output_db: signal to quantization noise of the layer's output over the calibration samples, for the input that
+            the float model gives it, in dB; None where its input was not calibrated.
     """
 
     node: str
@@ -44,15 +46,20 @@ class LayerWeight:
     bits: float
     error_db: float | None
     shares: str | None = None
+    output_db: float | None = None
 
 
-def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite) -> list[LayerWeight]:
+def weight_report(
+    nodes: Mapping[str, Node], rewrite: Rewrite, output_db: Mapping[str, float | None] | None = None
+) -> list[LayerWeight]:
     """Bits and error of every weight that is packed or stored.
 
     Args:
         nodes: of the prepared model, not rewritten yet.
         rewrite: what becomes of them.
+        output_db: signal to quantization noise of the outputs of layers whose input was calibrated.
     """
+    outputs = output_db or {}
     found: list[LayerWeight] = []
     seen: dict[int, str] = {}
     for name, change in rewrite.weights.items():
@@ -66,7 +73,8 @@ def weight_report(nodes: Mapping[str, Node], rewrite: Rewrite) -> list[LayerWeig
             bits = packed_bits(tensor, change, 8 * matrix.dtype.itemsize) / matrix.size
             error = weight_error_db(matrix, tensor)
             shares = first if first != name else None
-            found.append(LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, shares))
+            row = LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, shares, outputs.get(name))
+            found.append(row)
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             array = walk.const_array(nodes[name].inputs[position])
