@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,20 +50,32 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
     """How what makes a value can make it times ``factors`` instead, without a node more.
 
     Args:
-        value: channels along the last axis.
-        factors: float64, (channels,), positive.
+        value: any.
+        factors: float64, positive; broadcasts against the value from the right. One axis stands for channels along the
+            last axis; on the way through reshapes and the heads of an attention there can be more.
 
     Returns:
         The changes; None where there is no way.
     """
+    while factors.ndim > 1 and factors.shape[0] == 1:
+        factors = factors[0]
     node = value.producer()
     if node is None or node.outputs[0] is not value:
         return None
+    standard = node.domain in _STANDARD
+    if standard and node.op_type in _HOMOGENEOUS:
+        return _through(node, factors)
+    if standard and node.op_type in _MOVING:
+        return _reshape(node, factors)
+    if standard and node.op_type == "Transpose":
+        return _transpose(node, factors)
+    if standard and node.op_type == "MatMul" and not walk.is_constant(walk.input_at(node, 1)):
+        return _mixture(node, factors)
+    if factors.ndim > 1:
+        return None
     if (node.domain, node.op_type) in _NORMS:
         return _constants(node, _NORMS[node.domain, node.op_type], factors)
-    if node.domain not in _STANDARD:
-        return None
-    match node.op_type:
+    match node.op_type if standard else "":
         case "BatchNormalization":
             return _batch_normalization(node, factors)
         case "MatMul":
@@ -73,14 +86,6 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
             return _product(node, factors)
         case "Add" | "Sub":
             return _join(_operand(node, position, factors) for position in (0, 1))
-        case "Transpose":
-            return _through(node, factors) if _keeps_last(node) else None
-        case op_type if op_type in _HOMOGENEOUS:
-            return _through(node, factors)
-        case op_type if op_type in _MOVING:
-            known = walk.dims(walk.input_at(node, 0)), walk.dims(value)
-            same = all(shape is not None and shape and shape[-1] == factors.size for shape in known)
-            return _through(node, factors) if same else None
     return None
 
 
@@ -99,9 +104,46 @@ def _through(node: Node, factors: Array) -> list[Change] | None:
     return absorb(source, factors) if source is not None and walk.only_use(source) is node else None
 
 
-def _keeps_last(node: Node) -> bool:
+def _reshape(node: Node, factors: Array) -> list[Change] | None:
+    """Axes at the end that hold as many elements before and after hold the same elements in the same order."""
+    before, after = walk.dims(walk.input_at(node, 0)), walk.dims(node.outputs[0])
+    if not before or not after or len(after) < factors.ndim:
+        return None
+    tail = _known(after[-factors.ndim :])
+    if tail is None:
+        return None
+    for count in range(1, len(before) + 1):
+        shape = _known(before[-count:])
+        if shape is None or math.prod(shape) > math.prod(tail):
+            return None
+        if math.prod(shape) == math.prod(tail):
+            return _through(node, np.broadcast_to(factors, tail).reshape(shape))
+    return None
+
+
+def _known(dims: Sequence[int | None]) -> tuple[int, ...] | None:
+    found = tuple(dim for dim in dims if dim is not None)
+    return found if len(found) == len(dims) else None
+
+
+def _transpose(node: Node, factors: Array) -> list[Change] | None:
     order = walk.attr_ints(node, "perm")
-    return bool(order) and order[-1] == len(order) - 1
+    if not order or len(order) < factors.ndim:
+        return None
+    full = factors.reshape((1,) * (len(order) - factors.ndim) + factors.shape)
+    return _through(node, full.transpose(np.argsort(order)))
+
+
+def _mixture(node: Node, factors: Array) -> list[Change] | None:
+    """A product of two activations, as attention mixes values by probabilities: the right one takes the factors up."""
+    value = walk.input_at(node, 1)
+    shape, rank = walk.dims(value), walk.rank(node.outputs[0])
+    if value is None or shape is None or rank != len(shape) or rank < 2 or walk.only_use(value) is not node:
+        return None
+    if factors.ndim > rank or (factors.ndim > 1 and factors.shape[-2] != 1):
+        return None
+    ends = zip(shape[-factors.ndim :], factors.shape, strict=True)
+    return absorb(value, factors) if all(size in (1, dim) for dim, size in ends) else None
 
 
 def _times(node: Node, position: int, factors: Array) -> Change | None:

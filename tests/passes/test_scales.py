@@ -160,6 +160,50 @@ def test_reshape_before_the_layer() -> None:
     assert found.added
 
 
+HEADS = (
+    f"g (float[N,4,{C}] x) => (float[N,4,4] z) {{ [q] a = MatMul (x, Q) \n [v] b = MatMul (x, V) \n"
+    " [bias] c = Add (b, B) \n h = Reshape (c, heads) \n t = Transpose <perm=[0, 2, 1, 3]> (h) \n"
+    " qh = Reshape (a, heads) \n qt = Transpose <perm=[0, 2, 1, 3]> (qh) \n kt = Transpose <perm=[0, 2, 3, 1]> (qh) \n"
+    " s = MatMul (qt, kt) \n p = Softmax (s) \n m = MatMul (p, t) \n o = Transpose <perm=[0, 2, 1, 3]> (m) \n"
+    " v = Reshape (o, flat) \n [fc] z = MatMul (v, W) EXTRA }"
+)
+
+
+def attention(extra: str = "", text: str = HEADS) -> onnx.ModelProto:
+    constants = {"Q": weights(C, C, seed=5), "V": weights(C, C, seed=6), "B": gamma(), "W": W}
+    shapes = {"heads": np.array([0, 4, 2, C // 2]), "flat": np.array([0, 4, C])}
+    proto = build(text.replace("EXTRA", extra), **constants, **shapes)
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def test_attention_passes_scales_on_to_the_projection_of_values() -> None:
+    found, _ = scaled(attention(), "v", ["fc"])
+    assert sorted(found.into) == ["bias", "v"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEADS.replace(
+            "m = MatMul (p, t)",
+            "i = Transpose <perm=[0, 1, 3, 2]> (t) \n j = MatMul (i, p) \n m = Transpose <perm=[0, 1, 3, 2]> (j)",
+        ),  # the values are on the left
+        HEADS.replace("EXTRA", "\n w = Neg (t)"),  # the values are read elsewhere
+        HEADS.replace("m = MatMul (p, t)", "u = Neg (p) \n n = Add (t, t) \n m = MatMul (u, n)"),
+    ],
+)
+def test_attention_that_does_not_pass_scales_on_gets_a_mul(text: str) -> None:
+    assert scaled(attention(text=text), "v", ["fc"])[0].added
+
+
+def test_values_that_heads_share_do_not_take_up_scales_of_each_head() -> None:
+    text = HEADS.replace("h = Reshape (c, heads)", "h = Reshape (c, one)")
+    constants = {"Q": weights(C, C, seed=5), "V": weights(C, C // 2, seed=6), "B": gamma()[: C // 2], "W": W}
+    shapes = {"heads": np.array([0, 4, 2, C // 2]), "flat": np.array([0, 4, C]), "one": np.array([0, 4, 1, C // 2])}
+    proto = build(text.replace("EXTRA", ""), **constants, **shapes)
+    assert scaled(onnx.shape_inference.infer_shapes(proto, data_prop=True), "v", ["fc"])[0].added
+
+
 def test_layers_that_share_an_input_share_the_scales() -> None:
     text = (
         f"g (float[N,S,{C}] x) => (float[N,S,4] y, float[N,S,4] z, float[N,S,4] w) {{ [n] v = LayerNormalization (x, g)"
