@@ -219,7 +219,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
     if unfed and not known:
         raise RecipeError(
             f"--algorithm {unfed[0]}: needs calibration data and there is none; give --calibration (or --stats from "
-            "onnxq calibrate --moments), or use hqq, rtn or kquant, which need none"
+            "onnxq calibrate --moments), or use kquant, hqq or rtn, which need none"
         )
     presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
     packs = any(preset.weights == "blocks" for preset in presets)

@@ -18,7 +18,7 @@ RANGES = ("minmax", "percentile", "entropy", "mse")
 ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
 ALGORITHMS_WITH_DATA = ("gptq", "awq")
 """Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
-ALGORITHM_WITHOUT_DATA = "hqq"
+ALGORITHM_WITHOUT_DATA = "kquant"
 """How weights in blocks are rounded where there is no data and the user does not say."""
 BITS = (2, 3, 4, 8)
 
@@ -81,7 +81,7 @@ class Recipe:
         bits: bits of a weight in blocks; None takes the preset's.
         block_size: elements of a weight that share a scale in weight-only presets; 0 for one scale a column, None for
             the preset's choice.
-        algorithm: how weights are rounded; None takes the preset's.
+        algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.

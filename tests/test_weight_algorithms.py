@@ -94,8 +94,8 @@ def test_rules_choose_by_node() -> None:
 
 def test_with_data_gptq_is_the_default_and_without_it_what_needs_none() -> None:
     assert settle_preset(Recipe(preset="w4"), True).algorithm == "gptq"
-    assert settle_preset(Recipe(preset="w4"), False).algorithm == "hqq"
-    assert settle_preset(Recipe(preset="w4"), True, has_moments=False).algorithm == "hqq"
+    assert settle_preset(Recipe(preset="w4"), False).algorithm == "kquant"
+    assert settle_preset(Recipe(preset="w4"), True, has_moments=False).algorithm == "kquant"
     assert settle_preset(Recipe(preset="w4", algorithm="kquant"), True).algorithm == "kquant"
     assert settle_preset(Recipe(preset="w4", bits=8), True).algorithm == "rtn"
     assert settle_preset(Recipe(preset="w8"), True).algorithm == "rtn"
@@ -106,7 +106,7 @@ def test_with_data_gptq_is_the_default_and_without_it_what_needs_none() -> None:
 
 @pytest.mark.parametrize("algorithm", ["gptq", "awq"])
 def test_without_data_the_remedy_is_named(algorithm: str) -> None:
-    with pytest.raises(RecipeError, match=rf"--algorithm {algorithm}: needs .* data .* use hqq, rtn or kquant"):
+    with pytest.raises(RecipeError, match=rf"--algorithm {algorithm}: needs .* data .* use kquant, hqq or rtn"):
         onnxq.quantize(network(), preset="w4", algorithm=algorithm)
     with pytest.raises(RecipeError, match=f"--algorithm {algorithm}: needs calibration data"):
         settle_preset(Recipe(preset="w4", rules=(Rule("head", algorithm=algorithm),)), False)

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.algorithms.awq import awq_clip
 from onnxq.algorithms.codebook import quantize_codebook
 from onnxq.algorithms.gptq import GPTQConfig, gptq
-from onnxq.algorithms.grid import quantize_range
+from onnxq.algorithms.grid import GridConfig, quantize_range
 from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import KQuantConfig, kquant
@@ -20,8 +20,9 @@ from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.stats.base import InputStatistics
 
-GPTQ = GPTQConfig()
-"""How GPTQ is run where nobody says otherwise."""
+GPTQ = GPTQConfig(act_order=True, grid=GridConfig())
+"""Inputs of most power first and searched grids: each lowers the output's error on held-out samples at 2, 3 and 4 bits,
+on either kind of grid."""
 
 _TABLES = {"nf4": NF4, "fp4": FP4}
 _SAMPLED = 64
@@ -56,7 +57,7 @@ def quantize_weight(
         case "gptq" | "awq":
             moment = statistics.moment.matrix if statistics is not None else None
             if moment is None:
-                raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use hqq")
+                raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
             if algorithm == "gptq":
                 return gptq(weight, moment, spec, GPTQ)
             return quantize_range(weight, *awq_clip(weight, moment, spec), spec)

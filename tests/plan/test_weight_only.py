@@ -126,7 +126,7 @@ def test_bits_and_error_are_reported() -> None:
     affine = result_of(layer(100, 64), symmetric=False)
     assert affine.bits_per_weight == pytest.approx(64 * 4 * (32 * 4 + 32 + 4) / 6400)
     (entry,) = affine.to_dict()["weights"]
-    assert (entry["node"], entry["form"], entry["algorithm"]) == ("layer", "MatMulNBits", "hqq")
+    assert (entry["node"], entry["form"], entry["algorithm"]) == ("layer", "MatMulNBits", "kquant")
     assert 18 < entry["error_db"] < 26
     stored = result_of(layer(100, 64), preset="w8")
     assert stored.bits_per_weight == pytest.approx(8 + 32 / 100)
