@@ -14,6 +14,7 @@ from onnxq.pipeline import settle_preset
 from onnxq.recipe import Recipe, Rule
 from onnxq.stats.base import Statistics
 from tests.correlated_models import network, samples
+from tests.graph.build import build
 
 DATA = samples(60)
 
@@ -170,6 +171,23 @@ def test_bits_are_spent_where_the_calibrated_error_is_largest() -> None:
     assert seeing.sqnr_db > blind.sqnr_db
     parts = quantized(algorithm="gptq", max_memory=1e-6, **budget)
     assert parts.sqnr_db == seeing.sqnr_db
+
+
+def test_an_output_layer_tied_to_the_embedding_shares_its_weight_though_others_have_gptq() -> None:
+    rng = np.random.default_rng(0)
+    table, inner = (rng.normal(size=shape).astype(np.float32) for shape in ((96, 64), (64, 64)))
+    text = (
+        "g (int64[N,S] ids) => (float[N,S,96] y) { [embed] e = Gather (E, ids) \n [inner] h = MatMul (e, I) \n"
+        " n = LayerNormalization (h, g) \n [head] y = MatMul (n, H) }"
+    )
+    proto = build(text, opset=21, ir=10, E=table, H=np.ascontiguousarray(table.T), I=inner, g=np.ones(64, np.float32))
+    feeds = [{"ids": rng.integers(0, 96, (1, 32))} for _ in range(10)]
+    result = onnxq.quantize(proto, preset="w4", calibration=feeds, benchmark=False, threads=1, format="qoperator")
+    layers = {layer["node"]: layer for layer in result.to_dict()["weights"]}
+    assert {name: layer["algorithm"] for name, layer in layers.items()} == {
+        "embed": "kquant", "inner": "gptq", "head": "kquant",
+    }  # fmt: skip
+    assert layers["head"]["shares"] == "embed"
 
 
 def test_few_rows_are_said() -> None:

@@ -17,7 +17,7 @@ from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import WEIGHT, NodePlan
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
-from onnxq.recipe import Recipe
+from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
 from onnxq.stats.base import InputStatistics
 from onnxq.targets import Target
 
@@ -124,8 +124,20 @@ def _plan_table(node: Node, matrix: Array, bits: int, recipe: Recipe, choice: Ch
     if bits > (choice.rule.bits or recipe.bits or bits):
         notes.append(f"embeddings have {bits} bits at least")
     return NodePlan(
-        node.name or "", node.op_type, WEIGHT, "; ".join(notes), weights={0: spec}, form=GATHERED, algorithm="rtn"
+        node.name or "",
+        node.op_type,
+        WEIGHT,
+        "; ".join(notes),
+        weights={0: spec},
+        form=GATHERED,
+        algorithm=table_algorithm(recipe, choice),
     )
+
+
+def table_algorithm(recipe: Recipe, choice: Choice) -> str:
+    """How an embedding is rounded: no input is multiplied with it, so that data says nothing of it."""
+    asked = choice.rule.algorithm or recipe.algorithm or "rtn"
+    return ALGORITHM_WITHOUT_DATA if asked in ALGORITHMS_WITH_DATA else asked
 
 
 def needed_opset(recipe: Recipe) -> int:
@@ -269,9 +281,10 @@ def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: Inp
     (position, spec), *_ = plan.weights.items()
     matrix = matrix_of(node)
     assert not isinstance(matrix, str)
-    tied = weights.packed.find(matrix, spec, "rtn")
-    algorithm = plan.algorithm if tied is None else "rtn"
-    tensor = tied if tied is not None else weights.packed.of(matrix, spec, algorithm, statistics)
+    algorithm = plan.algorithm
+    if algorithm in ALGORITHMS_WITH_DATA and weights.packed.find(matrix, spec, ALGORITHM_WITHOUT_DATA) is not None:
+        algorithm = ALGORITHM_WITHOUT_DATA
+    tensor = weights.packed.of(matrix, spec, algorithm, statistics)
     if matrix.dtype == np.float16:
         half = weights.packed.find(matrix, spec, algorithm, np.float16)
         if half is None:
