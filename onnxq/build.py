@@ -77,7 +77,7 @@ def build(
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):
-            recipe = spend_bits(model, plan, recipe)
+            recipe = spend_bits(model, plan, recipe, used)
         plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)

@@ -141,7 +141,7 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     "--algorithm",
     metavar="NAME",
     group=_HOW,
-    default_text="rtn",
+    default_text="below 8 bits gptq with data, else hqq; rtn at 8",
     help=f"How packed weights are rounded: {', '.join(ALGORITHMS)}.",
 )
 @option(

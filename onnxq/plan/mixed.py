@@ -17,13 +17,18 @@ from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Model, Node
 from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan, Plan
+from onnxq.plan.moments import layer_input
 from onnxq.plan.weight_algorithms import PackedWeights
 from onnxq.plan.weight_only import BLOCKED, GATHERED, NBITS, block_sizes, grid, matrix_of
 from onnxq.plan.weight_report import packed_bits
 from onnxq.recipe import Recipe, Rule
+from onnxq.stats.base import Statistics
 
 BITS = (2, 4, 8)
 BLOCKS = (32, 64, 128)
+
+_CORRELATED = 2048
+"""Inputs up to which their correlations count."""
 
 
 @dataclass
@@ -36,16 +41,18 @@ class _Weight:
     choices: list[Choice] = field(default_factory=list)
 
 
-def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
+def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None) -> Recipe:
     """Give each packed layer the bits and the block size that serve the model best within ``recipe.target_bits``.
 
-    A layer's error is the power of what rounding to nearest adds to its weight, over that of the weight: the share of
-    noise in its output if its inputs were uncorrelated. Shares of layers are summed.
+    A layer's error is the share of noise in its output when its weight W is rounded to nearest, with E[xxᵀ] = H of its
+    inputs tr(EHEᵀ) / tr(WHWᵀ) for the error E; where nothing is known of the inputs, H is the identity. The shares of
+    all layers are summed.
 
     Args:
         model: the prepared model.
         plan: its plan without the budget.
         recipe: what the user asked for.
+        statistics: with second moments of layer inputs, where there are any.
 
     Returns:
         The recipe with a rule for each packed layer; the user's own rules win over them.
@@ -55,7 +62,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
     """
     assert recipe.target_bits is not None
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
-    weights = _weights(nodes, plan, recipe)
+    weights = _weights(nodes, plan, recipe, statistics)
     if not weights:
         raise RecipeError(
             f"--target-bits {recipe.target_bits:g}: nothing is packed in blocks with --preset {recipe.preset}; use w4, "
@@ -75,7 +82,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe) -> Recipe:
     return replace(recipe, rules=(*rules, *recipe.rules))
 
 
-def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe) -> list[_Weight]:
+def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Statistics | None) -> list[_Weight]:
     known, found = PackedWeights(), []
     for node_plan in plan.nodes.values():
         if node_plan.action != WEIGHT or node_plan.form not in (NBITS, BLOCKED, GATHERED):
@@ -89,13 +96,14 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe) -> list[_Weight
         weight.nodes.append(node_plan)
     for weight in found:
         plain = np.ascontiguousarray(weight.matrix, np.float32)
+        moment = _moment([nodes[node.name] for node in weight.nodes], statistics)
         for bits, size in _options(weight, recipe):
             spec = grid(bits, size, recipe)
             tensor = rtn(plain, spec)
             form = weight.nodes[0].form
             cost = packed_bits(tensor, WeightRewrite(form, {}), 8 * weight.matrix.dtype.itemsize) / plain.size
             weight.options.append((bits, size))
-            weight.choices.append(Choice(cost, _noise(plain, tensor)))
+            weight.choices.append(Choice(cost, _noise(plain, tensor, moment)))
     return found
 
 
@@ -114,10 +122,29 @@ def _options(weight: _Weight, recipe: Recipe) -> Iterable[tuple[int, int]]:
                 yield bits, size
 
 
-def _noise(matrix: Array, tensor: QTensor) -> float:
-    error = matrix - dequantize(tensor.values, tensor.params)
-    power = float(np.vdot(matrix, matrix))
-    return float(np.vdot(error, error)) / power if power else 0.0
+def _moment(nodes: list[Node], statistics: Statistics | None) -> Array | None:
+    """Second moments of what the first of the layers multiplies, up to a factor; None where they are not known.
+
+    They are (in, in), or (in,) where inputs are so many that products of all pairs would take longer than quantizing.
+    """
+    for read in filter(None, map(layer_input, nodes)):
+        known = statistics.of_input(read[0]) if statistics is not None else None
+        matrix = known.moment.matrix if known is not None else None
+        if matrix is not None and np.isfinite(matrix).all():
+            whole = matrix / max(float(np.abs(matrix).max()), np.finfo(np.float64).tiny)
+            return np.asarray(whole if matrix.shape[0] <= _CORRELATED else np.diagonal(whole), np.float32)
+    return None
+
+
+def _noise(matrix: Array, tensor: QTensor, moment: Array | None) -> float:
+    power = _power(matrix, moment)
+    return _power(matrix - dequantize(tensor.values, tensor.params), moment) / power if power > 0 else 0.0
+
+
+def _power(matrix: Array, moment: Array | None) -> float:
+    if moment is None:
+        return float(np.vdot(matrix, matrix))
+    return float(np.vdot(matrix, matrix @ moment if moment.ndim == 2 else matrix * moment))
 
 
 def _stored(nodes: dict[str, Node], plan: Plan) -> Iterable[tuple[int, float]]:
