@@ -82,7 +82,7 @@ def make_plan(
             found.keep(name, _ACTIVATIONS_FLOAT)
     working = ahead_of_work(found)
     chosen = place(found, target, shapes, working) if static else set()
-    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, walk.opset(model))
+    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, graph)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
@@ -192,7 +192,7 @@ class _Context:
     shapes: Shapes
     selection: Selection
     static: bool
-    opset: int
+    graph: Graph
 
 
 def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
@@ -241,7 +241,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
             return [planned]
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
-        planned = plan_weight(node, preset, recipe, target, choice, context.opset)
+        inside = node.graph is not context.graph
+        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned

@@ -46,7 +46,7 @@ _SMALLEST_HALF = float(np.finfo(np.float16).tiny)
 
 
 def plan_weight(
-    node: Node, preset: Preset, recipe: Recipe, target: Target, choice: Choice, opset: int
+    node: Node, preset: Preset, recipe: Recipe, target: Target, choice: Choice, opset: int, *, inside: bool = False
 ) -> NodePlan | str:
     """What becomes of a node whose preset packs weights.
 
@@ -57,6 +57,7 @@ def plan_weight(
         target: what the runtime can do.
         choice: what the user said of this node.
         opset: operator set of the model.
+        inside: the node lies in the body of an If, Loop or Scan.
 
     Returns:
         Its plan, with action `WEIGHT`; or the reason why it does not have packed weights, which may still be stored.
@@ -89,6 +90,8 @@ def plan_weight(
         return f"MatMulNBits in 8 bits is slower than float at accuracy level {level}; unfolded at load it is as exact"
     spec = block_spec(node, matrix.shape, bits, recipe, choice)
     form, why = _form(node, bits, outputs, recipe, opset)
+    if form == BLOCKED and inside:
+        form, why = NBITS, "onnxruntime fuses DequantizeLinear and MatMul wrongly in bodies of If, Loop and Scan"
     if form == BLOCKED and level != 4:
         raise RecipeError(
             f"--accuracy-level {level}: {node.op_type} {node.name!r} in the QDQ format takes its level from the "
