@@ -28,7 +28,7 @@ from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.values import decide_values
-from onnxq.plan.weight_only import plan_weight
+from onnxq.plan.weight_only import notes_on, plan_weight
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
@@ -89,7 +89,8 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+    notes = (*_notes(graph), *notes_on(nodes.values(), recipe))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from onnxq.core.affine import quantize
@@ -14,7 +16,7 @@ from onnxq.graph.ops import STORABLE
 from onnxq.graph.types import FLOAT16, FLOAT32, Node
 from onnxq.plan.codebook import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.plan.constants import Weights
-from onnxq.plan.decisions import WEIGHT, NodePlan
+from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
@@ -128,6 +130,19 @@ def _plan_table(node: Node, matrix: Array, bits: int, recipe: Recipe, choice: Ch
         notes.append(f"embeddings have {bits} bits at least")
     return NodePlan(
         node.name or "", node.op_type, WEIGHT, "; ".join(notes), weights={0: spec}, form=GATHERED, algorithm="rtn"
+    )
+
+
+def notes_on(nodes: Iterable[NodePlan], recipe: Recipe) -> tuple[str, ...]:
+    """What the user should know of a plan whose preset packs weights in blocks."""
+    preset, planned = PRESETS[recipe.preset], list(nodes)
+    bits = recipe.bits or preset.bits
+    stored = sum(node.action == STORAGE for node in planned)
+    if preset.weights != "blocks" or bits >= 8 or not stored or any(node.action == WEIGHT for node in planned):
+        return ()
+    return (
+        f"--preset {recipe.preset}: no layer of this model has a kernel for packed weights, so that the weights of "
+        f"{stored} are stored in 8 bits; --preset lut4 stores 4, at float speed",
     )
 
 
