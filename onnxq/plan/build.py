@@ -28,7 +28,7 @@ from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.values import decide_values
-from onnxq.plan.weight_only import plan_weight
+from onnxq.plan.weight_only import notes_on, plan_weight
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
@@ -82,14 +82,15 @@ def make_plan(
             found.keep(name, _ACTIVATIONS_FLOAT)
     working = ahead_of_work(found)
     chosen = place(found, target, shapes, working) if static else set()
-    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, walk.opset(model))
+    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, graph)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+    notes = (*_notes(graph), *notes_on(nodes.values(), recipe))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -192,7 +193,7 @@ class _Context:
     shapes: Shapes
     selection: Selection
     static: bool
-    opset: int
+    graph: Graph
 
 
 def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
@@ -241,7 +242,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
             return [planned]
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
-        planned = plan_weight(node, preset, recipe, target, choice, context.opset)
+        inside = node.graph is not context.graph
+        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned

@@ -125,8 +125,8 @@ def codebook_rewrite(node: Node, plan: NodePlan, weights: Weights) -> WeightRewr
         found = weights.packed.find(matrix, *how)
         if found is None:
             plain = np.ascontiguousarray(matrix, np.float32)
-            if plan.form == BNB4 and isinstance(spec.granularity, PerBlock) and plain.shape[1] % spec.granularity.size:
-                plain = plain.reshape(1, -1)  # its blocks run on over the ends of rows
+            if isinstance(spec.granularity, PerBlock) and plain.shape[1] % spec.granularity.size:
+                plain = plain.reshape(1, -1)  # blocks run on over the ends of rows, as MatMulBnb4 counts them
             table = quantize_by_table(plain, plan.algorithm, spec.granularity, spec.dtype.bits)
             found = weights.packed.add(matrix, table, *how)
         tensors[position] = found

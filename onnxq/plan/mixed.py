@@ -27,6 +27,9 @@ from onnxq.stats.base import Statistics
 BITS = (2, 4, 8)
 BLOCKS = (32, 64, 128)
 
+_CORRELATED = 2048
+"""Inputs up to which their correlations count."""
+
 
 @dataclass
 class _Weight:
@@ -41,16 +44,15 @@ class _Weight:
 def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None) -> Recipe:
     """Give each packed layer the bits and the block size that serve the model best within ``recipe.target_bits``.
 
-    A layer's error is the share of noise in its output: the power that rounding to nearest adds, over that of the
-    output. With second moments H of the input these are Σ E²·diag(H), for rounding errors E of one weight are
-    independent of those of another, and tr(W H Wᵀ); without them inputs count as uncorrelated and alike. Shares of
-    layers are summed.
+    A layer's error is the share of noise in its output when its weight W is rounded to nearest, with E[xxᵀ] = H of its
+    inputs tr(EHEᵀ) / tr(WHWᵀ) for the error E; where nothing is known of the inputs, H is the identity. The shares of
+    all layers are summed.
 
     Args:
         model: the prepared model.
         plan: its plan without the budget.
         recipe: what the user asked for.
-        statistics: with the second moments that the plan needs; None where there are none.
+        statistics: with second moments of layer inputs, where there are any.
 
     Returns:
         The recipe with a rule for each packed layer; the user's own rules win over them.
@@ -94,14 +96,14 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Sta
         weight.nodes.append(node_plan)
     for weight in found:
         plain = np.ascontiguousarray(weight.matrix, np.float32)
-        power, squares = _signal(plain, [nodes[node.name] for node in weight.nodes], statistics)
+        moment = _moment([nodes[node.name] for node in weight.nodes], statistics)
         for bits, size in _options(weight, recipe):
             spec = grid(bits, size, recipe)
             tensor = rtn(plain, spec)
             form = weight.nodes[0].form
             cost = packed_bits(tensor, WeightRewrite(form, {}), 8 * weight.matrix.dtype.itemsize) / plain.size
             weight.options.append((bits, size))
-            weight.choices.append(Choice(cost, _noise(plain, tensor, squares) / power if power else 0.0))
+            weight.choices.append(Choice(cost, _noise(plain, tensor, moment)))
     return found
 
 
@@ -120,20 +122,29 @@ def _options(weight: _Weight, recipe: Recipe) -> Iterable[tuple[int, int]]:
                 yield bits, size
 
 
-def _signal(matrix: Array, readers: Iterable[Node], statistics: Statistics | None) -> tuple[float, Array]:
-    """Power of a layer's output, and mean squares of its inputs, (in,), up to one factor."""
-    reads = filter(None, map(layer_input, readers))
-    known = [found for name, _ in reads if statistics is not None and (found := statistics.of_input(name))]
-    moment = known[0].moment.matrix if known else None
-    if moment is None or moment.shape[0] != matrix.shape[1] or not moment.any():
-        return float(np.vdot(matrix, matrix)), np.ones(matrix.shape[1], np.float32)
-    hessian = (moment / moment.max()).astype(np.float32)
-    return float(np.vdot(matrix @ hessian, matrix)), np.diagonal(hessian)
+def _moment(nodes: list[Node], statistics: Statistics | None) -> Array | None:
+    """Second moments of what the first of the layers multiplies, up to a factor; None where they are not known.
+
+    They are (in, in), or (in,) where inputs are so many that products of all pairs would take longer than quantizing.
+    """
+    for read in filter(None, map(layer_input, nodes)):
+        known = statistics.of_input(read[0]) if statistics is not None else None
+        matrix = known.moment.matrix if known is not None else None
+        if matrix is not None and np.isfinite(matrix).all():
+            whole = matrix / max(float(np.abs(matrix).max()), np.finfo(np.float64).tiny)
+            return np.asarray(whole if matrix.shape[0] <= _CORRELATED else np.diagonal(whole), np.float32)
+    return None
 
 
-def _noise(matrix: Array, tensor: QTensor, squares: Array) -> float:
-    error = matrix - dequantize(tensor.values, tensor.params)
-    return float(np.vdot(error * squares, error))
+def _noise(matrix: Array, tensor: QTensor, moment: Array | None) -> float:
+    power = _power(matrix, moment)
+    return _power(matrix - dequantize(tensor.values, tensor.params), moment) / power if power > 0 else 0.0
+
+
+def _power(matrix: Array, moment: Array | None) -> float:
+    if moment is None:
+        return float(np.vdot(matrix, matrix))
+    return float(np.vdot(matrix, matrix @ moment if moment.ndim == 2 else matrix * moment))
 
 
 def _stored(nodes: dict[str, Node], plan: Plan) -> Iterable[tuple[int, float]]:

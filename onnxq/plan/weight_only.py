@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from onnxq.core.affine import quantize
@@ -14,7 +16,7 @@ from onnxq.graph.ops import STORABLE
 from onnxq.graph.types import FLOAT16, FLOAT32, Node
 from onnxq.plan.codebook import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.plan.constants import Weights
-from onnxq.plan.decisions import WEIGHT, NodePlan
+from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
@@ -46,7 +48,7 @@ _SMALLEST_HALF = float(np.finfo(np.float16).tiny)
 
 
 def plan_weight(
-    node: Node, preset: Preset, recipe: Recipe, target: Target, choice: Choice, opset: int
+    node: Node, preset: Preset, recipe: Recipe, target: Target, choice: Choice, opset: int, *, inside: bool = False
 ) -> NodePlan | str:
     """What becomes of a node whose preset packs weights.
 
@@ -57,6 +59,7 @@ def plan_weight(
         target: what the runtime can do.
         choice: what the user said of this node.
         opset: operator set of the model.
+        inside: the node lies in the body of an If, Loop or Scan.
 
     Returns:
         Its plan, with action `WEIGHT`; or the reason why it does not have packed weights, which may still be stored.
@@ -89,6 +92,8 @@ def plan_weight(
         return f"MatMulNBits in 8 bits is slower than float at accuracy level {level}; unfolded at load it is as exact"
     spec = block_spec(node, matrix.shape, bits, recipe, choice)
     form, why = _form(node, bits, outputs, recipe, opset)
+    if form == BLOCKED and inside:
+        form, why = NBITS, "onnxruntime fuses DequantizeLinear and MatMul wrongly in bodies of If, Loop and Scan"
     if form == BLOCKED and level != 4:
         raise RecipeError(
             f"--accuracy-level {level}: {node.op_type} {node.name!r} in the QDQ format takes its level from the "
@@ -138,6 +143,19 @@ def table_algorithm(recipe: Recipe, choice: Choice) -> str:
     """How an embedding is rounded: no input is multiplied with it, so that data says nothing of it."""
     asked = choice.rule.algorithm or recipe.algorithm or "rtn"
     return ALGORITHM_WITHOUT_DATA if asked in ALGORITHMS_WITH_DATA else asked
+
+
+def notes_on(nodes: Iterable[NodePlan], recipe: Recipe) -> tuple[str, ...]:
+    """What the user should know of a plan whose preset packs weights in blocks."""
+    preset, planned = PRESETS[recipe.preset], list(nodes)
+    bits = recipe.bits or preset.bits
+    stored = sum(node.action == STORAGE for node in planned)
+    if preset.weights != "blocks" or bits >= 8 or not stored or any(node.action == WEIGHT for node in planned):
+        return ()
+    return (
+        f"--preset {recipe.preset}: no layer of this model has a kernel for packed weights, so that the weights of "
+        f"{stored} are stored in 8 bits; --preset lut4 stores 4, at float speed",
+    )
 
 
 def needed_opset(recipe: Recipe) -> int:

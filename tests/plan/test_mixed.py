@@ -70,6 +70,20 @@ def test_a_tied_weight_counts_once_and_stays_one() -> None:
     assert result.bits_per_weight == pytest.approx(5.0)
 
 
+def test_the_inputs_say_where_weights_matter() -> None:
+    """Two layers alike but for their inputs: of the second's, only those matter that its large weights never meet."""
+    weight = RNG.standard_normal((128, 128)).astype(np.float32)
+    weight[::2] *= 100
+    model = build(
+        "g (float[B, 128] x) => (float[B, 128] y, float[B, 128] z) {"
+        " [plain] y = MatMul(x, w) x2 = Mul(x, odd) [picky] z = MatMul(x2, v) }",
+        w=weight, v=weight[:, ::-1].copy(), odd=np.tile(np.array([1e-6, 1], np.float32), 64),
+    )  # fmt: skip
+    samples = [{"x": RNG.standard_normal((64, 128)).astype(np.float32)} for _ in range(6)]
+    bits = bits_of(quantize(model, calibration=samples, algorithm="gptq", target_bits=6.6))
+    assert bits["picky"] > bits["plain"]
+
+
 def test_a_budget_that_no_form_keeps_is_refused() -> None:
     with pytest.raises(RecipeError, match="target bits 2: the cheapest choices take 2.266 bits a weight"):
         quantize(stack(), target_bits=2.0)

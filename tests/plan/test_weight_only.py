@@ -101,6 +101,16 @@ def test_what_no_kernel_does_is_refused(options: dict[str, Any], message: str) -
         result_of(layer(), **options)
 
 
+def test_a_model_without_kernels_for_packed_weights_says_so() -> None:
+    model = build(
+        "g (float[1, 16, 8, 8] x) => (float[1, 64, 6, 6] y) { [conv] y = Conv(x, w) }", w=normal(64, 16, 3, 3)
+    )
+    result = result_of(model)
+    assert [node.action for node in result.plan.nodes.values()] == ["storage"]
+    assert any("--preset w4: no layer of this model has a kernel for packed weights" in w for w in result.warnings)
+    assert not any("no layer of this model" in w for w in result_of(model, preset="w8").warnings)
+
+
 def test_rules_give_layers_their_own_bits_and_blocks() -> None:
     model = build(
         "g (float[B, 64] x) => (float[B, 32] y) { [a] h = MatMul(x, w) [b] y = MatMul(h, v) }",

@@ -125,6 +125,8 @@ class _Lookup:
                 ends = [self._constant(name, np.array([n], np.int64)) for name, n in (("start", 0), ("end", width))]
                 found = self._node("Slice", [found, *ends, self._constant("axis", np.array([1], np.int64))])
         if self._turned:
+            if [width, rows] != self._shape:
+                found = self._reshaped(found, self._shape[::-1])
             return self._node("Transpose", [found], ir.AttrInt64s("perm", [1, 0]))
         return found if [rows, width] == self._shape else self._reshaped(found, self._shape)
 

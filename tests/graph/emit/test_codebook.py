@@ -75,7 +75,8 @@ def test_tables_are_unfolded_at_load(
         model, preset=preset, per_channel=per_channel, block_size=block, format="qdq"
     )
     tensor = next(iter(solution.rewrite.weights["layer"].codebooks.values()))
-    decoded = decode(tensor)
+    rows = weight.shape[-1] if name == "matmul" else weight.shape[0]
+    decoded = decode(tensor).reshape(rows, -1) if name != "stacked" else decode(tensor).reshape(weight.shape)
     index, old = next((i, t) for i, t in enumerate(float_model.graph.initializer) if np.prod(t.dims) == weight.size)
     turned = decoded.T if tuple(old.dims) == decoded.T.shape and "able" not in name else decoded
     whole = onnx.numpy_helper.from_array(np.ascontiguousarray(turned.reshape(list(old.dims))), old.name)

@@ -13,11 +13,15 @@ import pytest
 from onnxq.core.affine import dequantize
 from onnxq.graph import io, walk
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.prepare import prepare
 from onnxq.plan.build import make_plan
+from onnxq.plan.constants import Weights
+from onnxq.plan.select import Choice
 from onnxq.plan.solve import Solution, solve
-from onnxq.plan.weight_only import needed_opset
-from onnxq.recipe import Recipe
+from onnxq.plan.weight_only import needed_opset, plan_weight, weight_rewrite
+from onnxq.presets import PRESETS
+from onnxq.recipe import Recipe, Rule
 from onnxq.targets import target_named
 from tests.graph.build import build
 
@@ -215,3 +219,46 @@ def test_qdq_before_a_clamp_that_would_keep_it_float(clamp: str, tmp_path: Path)
     result, _, _ = quantized(model, format="qdq")
     run(result, {"x": np.zeros((1, 64), np.float32)}, tmp_path / "m.onnx")
     assert "MatMulNBits" in [n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node]
+
+
+def test_weights_of_bodies() -> None:
+    """Nodes of a branch are rewritten in the branch, with initializers that all graphs see."""
+    weight = RNG.standard_normal((64, 64)).astype(np.float32)
+    model = build(
+        "g (float[B, 64] x, bool c) => (float[B, 64] y) { [outer] h = MatMul(x, w) y = If(c) <"
+        "then_branch = t () => (float[B, 64] a) { [inner] a = MatMul(h, w) }, "
+        "else_branch = e () => (float[B, 64] b) { [other] b = Gemm<transB=1>(h, v) }> }",
+        w=weight, v=RNG.standard_normal((64, 64)).astype(np.float32),
+    )  # fmt: skip
+    loaded = io.load(model)
+    prepare(loaded)
+    nodes = {node.name or "": node for node in walk.all_nodes(loaded.graph)}
+    recipe, target = Recipe(preset="w4", accuracy_level=0), target_named("cpu")
+    packed, weights = {}, Weights()
+    for name in ("outer", "inner", "other"):
+        plan = plan_weight(nodes[name], PRESETS["w4"], recipe, target, Choice(None, False, Rule("")), 17, inside=True)
+        assert not isinstance(plan, str)
+        packed[name] = weight_rewrite(nodes[name], plan, weights, None)
+    emit(loaded, Rewrite(weights=packed), "qdq")
+    result = io.to_proto(loaded)
+    onnx.checker.check_model(result)
+    assert len(result.graph.initializer) == 4
+    first, second = (dequantize(t.values, t.params) for t in (packed[n].constants[1] for n in ("outer", "other")))
+    x = RNG.standard_normal((3, 64)).astype(np.float32)
+    for optimize in (True, False):
+        for branch in (True, False):
+            (actual,) = run(result, {"x": x, "c": np.array(branch)}, optimize=optimize)
+            close(actual, x @ first.T @ (first if branch else second).T)
+
+
+def test_the_qdq_form_is_not_used_in_bodies() -> None:
+    loaded = io.load(
+        build("g (float[B, 64] x) => (float[B, 64] y) { [n] y = MatMul(x, w) }", w=np.ones((64, 64), "f4"))
+    )
+    recipe, choice = Recipe(preset="w4", format="qdq"), Choice(None, False, Rule(""))
+    (node,) = loaded.graph
+    found = [
+        plan_weight(node, PRESETS["w4"], recipe, target_named("cpu"), choice, 21, inside=inside)
+        for inside in (False, True)
+    ]
+    assert [plan.form for plan in found if not isinstance(plan, str)] == ["DequantizeLinear", "MatMulNBits"]
