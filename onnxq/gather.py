@@ -58,6 +58,7 @@ def gather(
     else:
         statistics = Statistics(io.model_hash(model))
     if not at_once:
+        statistics.later = frozenset(wanted.second_moments)
         statistics.source = _by_group(model, groups, samples, threads, clock, warnings)
         warnings.append(
             f"--max-memory {recipe.max_memory:g}: the second moments of {len(wanted.second_moments)} layer inputs do "
@@ -73,12 +74,12 @@ def _by_group(
     threads: int | None,
     clock: Clock,
     warnings: list[str],
-) -> Callable[[str], Statistics | None]:
+) -> Callable[[str], Statistics]:
     source = GroupedMoments(
         model, groups, samples, threads=threads, progress=clock.report("calibrate"), warn=warnings.append
     )
 
-    def timed(name: str) -> Statistics | None:
+    def timed(name: str) -> Statistics:
         with clock.step("calibrate"):
             return source(name)
 

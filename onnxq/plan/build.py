@@ -126,7 +126,11 @@ class Wanted:
             tuple(name for name in self.values if name not in known),
             tuple(name for name in self.image_means if name not in known.means),
             tuple(name for name in self.row_means if name not in known.means),
-            {name: count for name, count in self.second_moments.items() if name not in known.moments},
+            {
+                name: count
+                for name, count in self.second_moments.items()
+                if name not in known.moments and name not in known.later
+            },
             tuple(name for name in self.channel_peaks if name not in known.peaks),
         )
 

@@ -61,15 +61,13 @@ class GroupedMoments:
         self._warn = warn
         self.runs = 0
 
-    def __call__(self, name: str) -> Statistics | None:
-        """Run the samples for the group of a value; None where the value is in no group.
+    def __call__(self, name: str) -> Statistics:
+        """Run the samples for the group of a value, which has to be in one.
 
         Raises:
             CalibrationError: as for `calibrate`.
         """
-        group = self._groups.get(name)
-        if group is None:
-            return None
+        group = self._groups[name]
         self.runs += 1
         return calibrate(
             self._model,

@@ -184,8 +184,9 @@ class Statistics(Mapping[str, ValueStatistic]):
         means: channel means of the values that have them, by name.
         moments: second moments of the values that have them, by name.
         peaks: channel magnitudes of the values that have them, by name.
-        source: gives the moments and peaks of values that are not here, in place of those that are: all together
-            would not fit in memory. None where there is nothing more to come. Not saved.
+        source: gives the moments and peaks of values in ``later``, in place of those that are here: all together would
+            not fit in memory. None where there is nothing more to come. Not saved.
+        later: names of the values that the source knows.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -198,7 +199,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.means: dict[str, ChannelMeans] = {}
         self.moments: dict[str, SecondMoment] = {}
         self.peaks: dict[str, ChannelPeaks] = {}
-        self.source: Callable[[str], Statistics | None] | None = None
+        self.source: Callable[[str], Statistics] | None = None
+        self.later: frozenset[str] = frozenset()
         self._values: dict[str, ValueStatistic] = {}
 
     def __getitem__(self, name: str) -> ValueStatistic:
@@ -262,12 +264,13 @@ class Statistics(Mapping[str, ValueStatistic]):
         Raises:
             CalibrationError: the source failed.
         """
-        if name not in self.moments and self.source is not None:
+        if name not in self.moments and self.source is not None and name in self.later:
             self.moments.clear()
             self.peaks.clear()
             found = self.source(name)
-            if found is not None:
-                self.moments, self.peaks = found.moments, found.peaks
+            self.moments, self.peaks = found.moments, found.peaks
+            if name not in self.moments:  # nobody need ask again
+                self.later -= {name}
         moment, peaks = self.moments.get(name), self.peaks.get(name)
         return None if moment is None or not moment.rows else InputStatistics(moment, peaks)
 

@@ -99,7 +99,8 @@ def test_each_group_is_run_once_and_gives_what_one_pass_gives(make):
     whole = calibrate(make(MODEL), [], samples, moments=["r", "e", "y"], peaks=["r", "e", "y"], threads=1)
     source = GroupedMoments(make(MODEL), [["r", "e"], ["y"]], samples, threads=1)
     statistics = Statistics()
-    statistics.source = source
+    statistics.source, statistics.later = source, frozenset("rey")
+    assert statistics.of_input("nothing") is None
     for name, runs in (("r", 1), ("e", 1), ("y", 2)):
         found = statistics.of_input(name)
         assert found is not None
@@ -107,4 +108,15 @@ def test_each_group_is_run_once_and_gives_what_one_pass_gives(make):
         assert found.peaks == whole.peaks[name]
         assert source.runs == runs
     assert sorted(statistics.moments) == ["y"]  # those of the first group are dropped
-    assert statistics.of_input("nothing") is None
+    assert statistics.of_input("nothing") is None  # and nothing is dropped for it
+    assert statistics.of_input("y") is not None
+    assert source.runs == 2
+
+
+def test_a_value_that_has_none_is_asked_for_once(make):
+    source = GroupedMoments(make(MODEL), [["m"]], feeds(), threads=1)
+    statistics = Statistics()
+    statistics.source, statistics.later = source, frozenset("m")
+    assert statistics.of_input("m") is None
+    assert statistics.of_input("m") is None
+    assert source.runs == 1
