@@ -97,3 +97,10 @@ class Padding:
             return array
         axis, mask = chosen
         return np.moveaxis(array, axis, 1)[mask]
+
+    def rows(self, name: str, array: Array) -> Array:
+        """The same, where an array of (N · S, channels) has a row for each position too."""
+        masks = [mask for _, mask in self.arrays if array.ndim == 2 and mask.size == len(array) > len(mask)]
+        if len(masks) == 1:
+            return array[masks[0].reshape(-1)]
+        return self.tokens(name, array)
