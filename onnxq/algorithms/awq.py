@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, grid_error, search_by, search_params
-from onnxq.algorithms.groups import as_scale, check_layout, group_size, row_slabs, rows_of
+from onnxq.algorithms.groups import as_scale, check_finite, check_layout, group_size, row_slabs, rows_of
 from onnxq.core.affine import fake_quantize
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, PerTensor, QParams, TensorSpec
@@ -74,8 +74,10 @@ def output_loss(weight: Array, params: QParams, hessian: Array, inverse: Array |
         np.subtract(error, weight[rows], out=error)
         if inverse is not None:
             np.multiply(error, inverse, out=error)
+        # an error beyond float32 makes the sum infinite or NaN, and the grid is passed over
         # EᵀE is a symmetric product, half the work of EH; tr(E H Eᵀ) is its inner product with H
-        total += float(np.vdot(error.T @ error, hessian))
+        with np.errstate(over="ignore", invalid="ignore"):
+            total += float(np.vdot(error.T @ error, hessian))
     return total
 
 
@@ -119,6 +121,7 @@ def awq_scales(
 
     Raises:
         CalibrationError: the statistics do not fit the weights or are not finite.
+        ModelError: a weight is not finite.
         RecipeError: the groups do not lie along rows, or there is no weight.
 
     References:
@@ -130,6 +133,7 @@ def awq_scales(
     weights = [check_layout(weight, spec.granularity, "awq_scales") for weight in weights]
     inputs = weights[0].shape[1]
     for weight in weights:
+        check_finite(weight, "awq_scales")
         if weight.shape[1] != inputs:
             raise RecipeError(
                 f"awq_scales: weights with {inputs} and {weight.shape[1]} inputs do not share an input; split the group"
@@ -164,6 +168,7 @@ def awq_clip(weight: Array, statistic: Array, spec: TensorSpec, config: AWQConfi
 
     Raises:
         CalibrationError: the statistic does not fit the weight or is not finite.
+        ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows.
 
     References:
@@ -171,6 +176,7 @@ def awq_clip(weight: Array, statistic: Array, spec: TensorSpec, config: AWQConfi
     """
     config = config or AWQConfig()
     weight = check_layout(weight, spec.granularity, "awq_clip")
+    check_finite(weight, "awq_clip")
     moments = check_moments(statistic, weight.shape[1], 1 if statistic.ndim == 1 else 2, "awq_clip")
     if moments.ndim == 1:
         squares = moments * moments
@@ -201,7 +207,8 @@ def _group_loss(weight: Array, params: QParams, blocks: Array) -> Array:
         if isinstance(granularity, PerBlock) and error.shape[1] % size:
             error = np.pad(error, ((0, 0), (0, -error.shape[1] % size)))
         cut = error.reshape(-1, count, size).transpose(1, 0, 2)
-        parts.append(np.einsum("brs,brs->rb", cut @ blocks, cut).astype(np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts.append(np.einsum("brs,brs->rb", cut @ blocks, cut).astype(np.float64))
     losses = np.concatenate(parts)
     if isinstance(granularity, PerTensor):
         losses = losses.sum(keepdims=True)

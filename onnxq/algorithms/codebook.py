@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxq.algorithms.groups import as_scale, check_layout, row_slabs, split
+from onnxq.algorithms.groups import as_scale, check_finite, check_layout, row_slabs, split
 from onnxq.core.affine import expand_blocks
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
@@ -54,6 +54,7 @@ def quantize_codebook(
         CodebookTensor; scale is the largest magnitude of each group (1 where that is 0).
 
     Raises:
+        ModelError: the weight is not finite.
         RecipeError: the table does not fit the bits, or the groups do not lie along rows.
 
     References:
@@ -61,6 +62,7 @@ def quantize_codebook(
     """
     granularity = PerBlock(1, 64) if granularity is None else granularity
     weight = check_layout(weight, granularity, "quantize_codebook")
+    check_finite(weight, "quantize_codebook")
     table = np.asarray(table, np.float32)
     bits = bits if bits is not None else (4 if table.size <= 16 else 8)
     if table.ndim != 1 or not 2 <= table.size <= 1 << bits or bits not in (4, 8):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
-from onnxq.algorithms.groups import check_layout, group_size
+from onnxq.algorithms.groups import check_finite, check_layout, group_size
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor, TensorSpec
@@ -26,13 +26,14 @@ class GPTQConfig:
             fixed beforehand, so that no index of groups is stored.
         static_groups: fix the grids of blocks beforehand, from the weight as given; without it a block's grid is
             found when the block is reached, from the weight as corrected until then.
-        grid: search of the ranges; None takes the extrema.
+        grid: search of the ranges, with the error of each column counted as the objective counts it, 1/[H⁻¹]ᵢᵢ among
+            the columns still to be rounded; None takes the extrema.
     """
 
     damping: float = 0.01
-    act_order: bool = False
+    act_order: bool = True
     static_groups: bool = False
-    grid: GridConfig | None = None
+    grid: GridConfig | None = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.damping <= 1.0:
@@ -131,8 +132,12 @@ class _Sweep:
         self.zero_point = np.zeros((blocks, weight.shape[0]))
         whole = not isinstance(spec.granularity, PerBlock)
         self.fixed = whole or config.static_groups or config.act_order
+        # what a squared error of each column costs in the objective
+        importance = np.empty(weight.shape[1])
+        importance[order] = 1.0 / np.diagonal(upper) ** 2
+        self.importance = importance / np.max(importance, initial=1e-300)
         if self.fixed:
-            params = search_params(weight, spec, config.grid)
+            params = search_params(weight, spec, config.grid, self.importance)
             self.scale[:] = params.scale.T
             self.zero_point[:] = params.zero_point.astype(np.float64).T
 
@@ -159,7 +164,8 @@ class _Sweep:
 
     def _find_grid(self, start: int) -> None:
         block = np.ascontiguousarray(self.work[start : start + self.size].T, np.float32)
-        params = search_params(block, self.spec, self.grid)
+        importance = self.importance[start : start + self.size]
+        params = search_params(block, self.spec, self.grid, importance)
         index = start // self.size
         self.scale[index] = params.scale[:, 0]
         self.zero_point[index] = params.zero_point[:, 0].astype(np.float64)
@@ -201,6 +207,7 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
 
     Raises:
         CalibrationError: H is not finite, does not fit, or is not positive definite after damping.
+        ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows.
 
     References:
@@ -208,6 +215,7 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
     """
     config = config or GPTQConfig()
     weight = check_layout(weight, spec.granularity, "gptq")
+    check_finite(weight, "gptq")
     moments = check_hessian(hessian, weight.shape[1], "gptq")
     order = np.arange(weight.shape[1])
     if config.act_order:

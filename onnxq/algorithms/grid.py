@@ -62,12 +62,14 @@ def grid_error(weight: Array, params: QParams, importance: Array | None = None, 
         piece = weight[rows]
         error = fake_quantize(piece, rows_of(params, rows))
         np.subtract(error, piece, out=error)
-        if power == 2.0:
-            np.multiply(error, error, out=error)
-        else:
-            np.power(np.abs(error, out=error), np.float32(power), out=error)
-        if importance is not None:
-            np.multiply(error, np.asarray(importance, np.float32), out=error)
+        # an error beyond float32 is infinite, and its range is passed over
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if power == 2.0:
+                np.multiply(error, error, out=error)
+            else:
+                np.power(np.abs(error, out=error), np.float32(power), out=error)
+            if importance is not None:
+                np.multiply(error, np.asarray(importance, np.float32), out=error)
         parts.append(np.einsum("ge->g", split(error, granularity)).astype(np.float64))
     if isinstance(granularity, PerTensor):
         parts = [np.sum(parts, axis=0)]

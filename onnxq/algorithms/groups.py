@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.core.affine import scale_shape
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, QParams
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 
 _SLAB = 1 << 18
 
@@ -38,6 +38,21 @@ def check_layout(weight: Array, granularity: Granularity, where: str) -> Array:
             raise RecipeError(
                 f"{where}: groups by {granularity} do not lie along the rows of an (out, in) weight; "
                 "use PerBlock(1, size), PerAxis(0) or PerTensor()"
+            )
+
+
+def check_finite(weight: Array, where: str) -> None:
+    """Refuse a weight with NaN or infinite elements, which no search can weigh against the others.
+
+    Raises:
+        ModelError: it has some.
+    """
+    for rows in row_slabs(weight.shape):
+        bad = int(np.size(weight[rows]) - np.count_nonzero(np.isfinite(weight[rows])))
+        if bad:
+            raise ModelError(
+                f"{where}: the weight of shape {weight.shape} holds NaN or infinite elements ({bad} of them in rows "
+                f"{rows.start} to {rows.stop - 1}); only rounding to nearest (rtn) takes it, better exclude the layer"
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
-from onnxq.algorithms.groups import check_layout, group_size, join, row_slabs, rows_of, split
+from onnxq.algorithms.groups import check_finite, check_layout, group_size, join, row_slabs, rows_of, split
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.floatzero import FloatZeroTensor
@@ -63,6 +63,7 @@ def hqq(weight: Array, spec: TensorSpec, config: HQQConfig | None = None) -> QTe
         QTensor; in no group is ‖W − Ŵ‖ₚᵖ above that of rounding to nearest on the starting grid.
 
     Raises:
+        ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows.
 
     References:
@@ -70,6 +71,7 @@ def hqq(weight: Array, spec: TensorSpec, config: HQQConfig | None = None) -> QTe
     """
     config = config or HQQConfig()
     weight = check_layout(weight, spec.granularity, "hqq")
+    check_finite(weight, "hqq")
     start = search_params(weight, spec, config.grid)
     scale = np.array(start.scale, np.float32)
     zero_point = np.array(start.zero_point.astype(np.float32))
@@ -96,10 +98,12 @@ def hqq_float_zero(weight: Array, spec: TensorSpec, config: HQQConfig | None = N
         config: see `HQQConfig`; None takes the defaults.
 
     Raises:
+        ModelError: the weight is not finite.
         RecipeError: the grid is symmetric, or the groups do not lie along rows.
     """
     config = config or HQQConfig()
     weight = check_layout(weight, spec.granularity, "hqq_float_zero")
+    check_finite(weight, "hqq_float_zero")
     if spec.symmetric:
         raise RecipeError("hqq_float_zero: a symmetric grid has no zero point to choose; use an affine one, or hqq")
     start = search_params(weight, spec, config.grid)

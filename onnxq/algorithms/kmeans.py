@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from onnxq.algorithms import segments
-from onnxq.algorithms.groups import as_scale, check_layout, join, split, split_columns
+from onnxq.algorithms.groups import as_scale, check_finite, check_layout, join, split, split_columns
 from onnxq.core.codebook import CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, PerBlock, PerTensor
@@ -74,7 +74,8 @@ def kmeans(
         CodebookTensor with rising tables and scales of 1. A group of no more different values than entries is exact.
 
     Raises:
-        RecipeError: the groups do not lie along rows, or the weight is not finite.
+        ModelError: the weight is not finite.
+        RecipeError: the groups do not lie along rows.
 
     References:
         Lloyd, Least squares quantization in PCM, 1982; Han et al., Deep Compression, arXiv:1510.00149; Wang and Song,
@@ -82,8 +83,7 @@ def kmeans(
     """
     config = config or KMeansConfig()
     weight = check_layout(weight, granularity, "kmeans")
-    if not np.isfinite(weight).all():
-        raise RecipeError("kmeans: the weight holds NaN or infinite elements, which have no mean; leave it float")
+    check_finite(weight, "kmeans")
     groups = split(weight, granularity)
     counts = split_columns(importance, weight.shape, granularity)
     filled = _filling(weight.shape, groups.shape, granularity)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnxq.algorithms.groups import as_scale, check_layout, join, row_slabs, split, split_columns
+from onnxq.algorithms.groups import as_scale, check_finite, check_layout, join, row_slabs, split, split_columns
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.floatzero import FloatZeroTensor
@@ -82,6 +82,7 @@ def kquant(
         QTensor. A block's weighted error is not above that of rounding to nearest (method ``search``).
 
     Raises:
+        ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows; ``legacy`` with an affine grid, whose offset is not an integer
             number of steps (see `legacy_float_zero`).
 
@@ -90,6 +91,7 @@ def kquant(
     """
     config = config or KQuantConfig()
     weight = check_layout(weight, spec.granularity, "kquant")
+    check_finite(weight, "kquant")
     if config.method == "legacy" and not spec.symmetric:
         raise RecipeError(
             "kquant: the legacy formats with an offset (Q4_1, Q5_1) have no integer zero point; use a symmetric grid, "
@@ -104,9 +106,11 @@ def kquant(
             scale = _half(scale, config.float16_scale)
             zero_point = np.full_like(scale, spec.midpoint)
         else:
-            weights = _weights(groups, split_columns(importance, weight[rows].shape, spec.granularity), importance)
+            near, exponent = _near_one(groups)
+            weights = _weights(near, split_columns(importance, weight[rows].shape, spec.granularity), importance)
             search = _search_symmetric if spec.symmetric else _search_affine
-            scale, zero_point = search(groups, weights, spec, config)
+            scale, zero_point = search(near, weights, spec, config)
+            scale = _half(np.ldexp(scale, exponent), config.float16_scale)
             levels = _round(groups, scale, zero_point, spec)
         values[rows] = to_storage(join(levels, weight[rows].shape, spec.granularity), spec.dtype)
         scales.append(np.where(scale == 0, np.float32(1), scale))
@@ -132,12 +136,14 @@ def legacy_float_zero(weight: Array, spec: TensorSpec) -> tuple[FloatZeroTensor,
         scale 0 in GGML; here it has scale 1 and zero point −smallest.
 
     Raises:
+        ModelError: the weight is not finite.
         RecipeError: the grid is symmetric or signed, or the groups do not lie along rows.
 
     References:
         ggml, quantize_row_q4_1_ref.
     """
     weight = check_layout(weight, spec.granularity, "legacy_float_zero")
+    check_finite(weight, "legacy_float_zero")
     if spec.symmetric or spec.dtype.signed:
         raise RecipeError(
             f"legacy_float_zero: {spec.dtype.value} {'symmetric' if spec.symmetric else 'signed'} has no lowest level "
@@ -184,6 +190,13 @@ def _legacy(x: Array, spec: TensorSpec) -> tuple[Array, Array]:
     scale = np.asarray(largest / np.float32(-half), np.float32)
     levels = np.trunc(x * _inverse(scale) + np.float32(half + 0.5))
     return np.clip(levels, 0, 2 * half - 1) - half + spec.midpoint, scale
+
+
+def _near_one(x: Array) -> tuple[Array, Array]:
+    """(groups, exponent): those so large or small that their squares leave float32 are divided by 2^exponent."""
+    peak = np.maximum(x.max(axis=1), -x.min(axis=1))[:, None]
+    exponent = np.where((peak > 1e12) | (peak < 1e-12), np.frexp(peak)[1], 0)
+    return (np.ldexp(x, -exponent) if exponent.any() else x), exponent
 
 
 def _weights(x: Array, columns: Array, importance: Array | None) -> Array:

@@ -47,13 +47,13 @@ def least_error(x: Array, weights: Array, entries: int) -> float:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("entries", [2, 3, 4])
 def test_no_partition_is_better(entries: int, weighted: bool) -> None:
-    weight = heavy(0, (8, 14))
+    weight = heavy(0, (4, 14))
     importance = np.random.default_rng(0).uniform(0.1, 5, 14) if weighted else None
     config = KMeansConfig(entries=entries, method="optimal")
     for granularity in (PerAxis(0), PerBlock(1, 9)):
         found = errors(weight, kmeans(weight, granularity, config, importance), importance)
         groups = split(weight, granularity)
-        columns = split_columns(importance, (8, 14), granularity).astype(np.float64)
+        columns = split_columns(importance, (4, 14), granularity).astype(np.float64)
         for group, value in enumerate(found):
             own = 14 if isinstance(granularity, PerAxis) else (9 if group % 2 == 0 else 5)
             best = least_error(groups[group, :own], columns[group, :own], entries)
@@ -78,7 +78,7 @@ def test_the_optimum_is_no_worse_than_lloyds_nor_that_than_quantiles(
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_tensors_are_well_formed(granularity: Granularity, bits: int) -> None:
-    weight = heavy(2)
+    weight = heavy(2, (3, 72))
     result = kmeans(weight, granularity, KMeansConfig(bits=bits))
     assert result.indices.dtype == np.uint8
     assert result.indices.shape == weight.shape
@@ -145,8 +145,6 @@ def test_what_cannot_be_asked_for_is_refused() -> None:
         KMeansConfig(entries=17)
     with pytest.raises(RecipeError, match="places 1 make no search"):
         KMeansConfig(places=1)
-    with pytest.raises(RecipeError, match="NaN or infinite"):
-        kmeans(np.full((2, 2), np.inf, np.float32), PerTensor())
     with pytest.raises(RecipeError, match="importance of 3 inputs does not fit"):
         kmeans(np.ones((2, 2), np.float32), PerTensor(), importance=np.ones(3))
     for shape in ((0, 4), (3, 0)):
