@@ -27,6 +27,10 @@ class RecipeError(OnnxqError):
     exit_code = 2
 
 
+class NothingToQuantizeError(RecipeError):
+    """The plan would leave the model as it is."""
+
+
 class CalibrationError(OnnxqError):
     """Calibration data or statistics that do not fit the model."""
 

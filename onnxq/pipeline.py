@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import CalibrationError, ModelError, RecipeError
+from onnxq.errors import CalibrationError, ModelError, NothingToQuantizeError, RecipeError
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
 from onnxq.graph.prepare import prepare
@@ -327,7 +327,9 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
         remedy = "use --preset w8a8 with data"
     else:
         remedy = "name nodes with --include or --op-type to insist"
-    raise RecipeError(f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}")
+    raise NothingToQuantizeError(
+        f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}"
+    )
 
 
 def contents(model: Model, stack: ExitStack) -> bytes | Path:

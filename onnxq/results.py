@@ -23,7 +23,8 @@ class QuantizeResult:
 
     Attributes:
         output: the file that was written; None where only `model` was asked for.
-        preset: the preset that was used (never "auto").
+        preset: the preset that was used (never "auto"); "mixed" where "auto" gave layers several forms, "float" where
+            it gave the float model back.
         format: "qdq" or "qoperator"; None where no activation is quantized.
         target: name of the target.
         size_before: bytes of the float model, external data included.
@@ -41,6 +42,8 @@ class QuantizeResult:
         non_finite: calibrated values with NaN or infinite elements, and how many.
         plan: every decision.
         model: the quantized model where a model, not a path, was given; else None.
+        candidates: of the preset "auto": each whole model that was tried, with its figures and what became of it.
+        choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
     """
 
     output: Path | None
@@ -62,6 +65,8 @@ class QuantizeResult:
     model: Proto | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
     unoptimized: Comparison | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -84,6 +89,8 @@ class QuantizeResult:
             "non_finite": self.non_finite,
             "seconds": round(sum(self.seconds.values()), 4),
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
+            "candidates": self.candidates,
+            "choices": self.choices,
             "warnings": self.warnings,
         }
 

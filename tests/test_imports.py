@@ -26,7 +26,8 @@ TIERS = [
     ["results", "pipeline"],
     ["transform"],
     ["build"],
-    ["gate"],
+    ["gate", "layers", "trials"],
+    ["auto"],
     ["api"],
     ["cli"],
 ]

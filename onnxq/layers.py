@@ -1,0 +1,227 @@
+"""Time and error of the forms that single layers of a model can have, each tried alone on what really enters it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxq.build import build
+from onnxq.core.dtypes import Array
+from onnxq.errors import ModelError, OnnxqError
+from onnxq.graph import extract, io, walk
+from onnxq.graph.ops import STORABLE, Kind, row_of
+from onnxq.graph.outputs import with_outputs
+from onnxq.graph.types import Node
+from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.plan.auto import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
+from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
+from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
+from onnxq.recipe import Recipe
+from onnxq.runtime.feeds import Feed, InputSpec
+from onnxq.runtime.profile import KernelTime, Remembered, kernel_times
+from onnxq.runtime.readers import open_reader
+from onnxq.runtime.session import open_session, session_of
+from onnxq.stats.base import Statistics
+from onnxq.targets import Target
+from onnxq.verify.fidelity import Fidelity
+
+FORMS = (STATIC, DYNAMIC, TOKEN, STORED)
+
+
+def form_of(plan: Plan, name: str, recipe: Recipe, sources: Mapping[str, tuple[str, ...]]) -> str:
+    """The form that a plan gives a node, by the name of the preset that stands for it."""
+    action = plan.nodes[name].action
+    if action in (INTEGER, FOLDED):
+        return STATIC
+    if action == STORAGE:
+        return STORED
+    if action == RUNS_DYNAMIC:
+        return recipe.rule_for(sources.get(name, (name,))).preset or recipe.preset
+    return FLOAT
+
+
+def find_layers(prepared: Prepared, recipe: Recipe, plans: Mapping[str, tuple[Recipe, Plan]]) -> dict[str, Layer]:
+    """The nodes worth a measurement: those with weights or products that some plan does not leave as they are.
+
+    Args:
+        prepared: the float model.
+        recipe: the user's; nodes to which its rules give a preset are settled.
+        plans: recipe and plan of each whole model, by its preset.
+    """
+    layers: dict[str, Layer] = {}
+    static = plans[STATIC][1] if STATIC in plans else None
+    for node in prepared.model.graph:
+        name = node.name or ""
+        row = row_of(node)
+        default = {
+            preset: form_of(plan, name, given, prepared.sources)
+            for preset, (given, plan) in plans.items()
+            if name in plan.nodes
+        }
+        heavy = (
+            (row is not None and row.kind is Kind.WEIGHTED) or node.op_type in STORABLE or DYNAMIC in default.values()
+        )
+        settled = recipe.rule_for(prepared.sources.get(name, (name,))).preset is not None
+        if not heavy or settled or set(default.values()) <= {FLOAT}:
+            continue
+        enters, leaves = _edges(node, static)
+        layers[name] = Layer(name, node.op_type, enters=enters, leaves=leaves, default=default)
+    return layers
+
+
+def _edges(node: Node, static: Plan | None) -> tuple[bool, bool]:
+    """Whether a static form of the node stands behind float, and in front of it."""
+
+    def integer(other: Node | None) -> bool:
+        planned = static.nodes.get(other.name or "") if static is not None and other is not None else None
+        return planned is not None and planned.action in (INTEGER, FOLDED)
+
+    enters = any(
+        value is not None and not walk.is_constant(value) and not integer(value.producer()) for value in node.inputs
+    )
+    leaves = any(
+        value.is_graph_output() or any(not integer(user) for user in walk.consumers(value)) for value in node.outputs
+    )
+    return enters, leaves
+
+
+@dataclass
+class Bench:
+    """What all measurements of layers share.
+
+    Attributes:
+        prepared: the float model.
+        recipe: the user's.
+        target: what the runtime can do.
+        statistics: ranges of the model's values; None where none are known.
+        threads: threads an operator may use.
+        real: the feed is real, so that errors mean something.
+        deadline: when to stop, on `time.monotonic`'s clock.
+    """
+
+    prepared: Prepared
+    recipe: Recipe
+    target: Target
+    statistics: Statistics | None
+    threads: int
+    real: bool
+    deadline: float
+
+
+def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequence[str], clock: Clock) -> bool:
+    """Fill in the forms of the layers: times once for each group of equal kernels, errors for each layer.
+
+    Args:
+        bench: what to measure with.
+        layers: changed in place.
+        feed: one sample.
+        forms: presets whose forms are tried.
+        clock: takes the time.
+
+    Returns:
+        Whether there was time for all.
+    """
+    with clock.step("layers"):
+        nodes = {node.name or "": node for node in bench.prepared.model.graph}
+        arrays = _captured(bench, [nodes[name] for name in layers], feed)
+        memory = Remembered(bench.threads)
+        report = clock.report("layers")
+        complete = True
+        for done, (name, layer) in enumerate(layers.items()):
+            if time.monotonic() > bench.deadline:
+                complete = False
+                break
+            with contextlib.suppress(OnnxqError):  # such a layer keeps the form that the whole model's plan gives it
+                _measure_one(bench, layer, nodes[name], arrays, forms, memory)
+            report(done + 1, len(layers))
+        memory.save()
+    return complete
+
+
+def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Array]:
+    """What the nodes read in one run of the float model."""
+    wanted = {value.name: None for node in nodes for value in node.inputs if value is not None and value.name}
+    augmented = with_outputs(bench.prepared.model, wanted)
+    try:
+        session = session_of(augmented.model, threads=bench.threads, optimize=False, packed=False)
+        arrays = session.run(feed, augmented.outputs) if augmented.outputs else []
+    except ModelError:
+        return dict(feed)
+    return {**feed, **dict(zip(augmented.outputs, arrays, strict=True))}
+
+
+def _measure_one(
+    bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: Remembered
+) -> None:
+    part = extract.extract(bench.prepared.model, [layer.name], arrays)
+    if part is None:
+        return
+    feed = {str(value.name): arrays[str(value.name)] for value in part.graph.inputs}
+    content = io.to_bytes(part)
+    inputs = [InputSpec(name, array.dtype, array.shape) for name, array in feed.items()]
+    prepared = Prepared(part, content, len(content), {layer.name: (layer.name,)}, inputs)
+    models = {FLOAT: content}
+    for form in forms:
+        with contextlib.suppress(OnnxqError):  # a form that the layer cannot have
+            models[form] = _in_form(bench, prepared, form, feed)
+    group = f"{extract.signature(node, arrays)} {_settings(bench)}"
+    times = memory.get(group, models)
+    if times is None:
+        times = kernel_times(models, feed, threads=bench.threads)
+        memory.put(group, times)
+    errors = _errors(models, feed, bench.threads) if bench.real else {}
+    for form in models:
+        if form in times and (form == FLOAT or not bench.real or form in errors):
+            layer.forms[form] = _form(form, times[form], errors.get(form))
+
+
+def _form(form: str, times: KernelTime, sqnr_db: float | None) -> Form:
+    if form == STATIC:
+        return Form(times.compute, times.quantize, times.dequantize, sqnr_db)
+    return Form(times.total, sqnr_db=sqnr_db)  # QuantizeLinear is a part of the work there
+
+
+def _settings(bench: Bench) -> str:
+    recipe = bench.recipe
+    return f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
+
+
+def _in_form(bench: Bench, prepared: Prepared, preset: str, feed: Feed) -> bytes:
+    """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
+    recipe = replace(
+        bench.recipe, preset=preset, include=("*",), exclude=(), op_types=(), rules=(), min_sqnr=None, max_drop=None
+    )
+    reader = open_reader([feed], prepared.inputs)
+    data = Data(reader, reader, feed)
+    known = bench.statistics if preset == STATIC else None
+    if known is not None:
+        wanted = {str(value.name) for scope in (prepared.model.graph,) for value in walk.all_values(scope)}
+        ranges = Statistics()
+        for name in wanted & set(known):
+            ranges.put(name, known[name])
+        with contextlib.suppress(OnnxqError):  # a value without a range: the sample gives it one
+            return io.to_bytes(build(prepared, recipe, bench.target, data, ranges, bench.threads, Clock(None)).model)
+    return io.to_bytes(build(prepared, recipe, bench.target, data, None, bench.threads, Clock(None)).model)
+
+
+def _errors(models: Mapping[str, bytes], feed: Feed, threads: int) -> dict[str, float]:
+    """SQNR of each form's first output against float's, in dB; a form that does not run is left out."""
+    expected = None
+    found: dict[str, float] = {}
+    for form, content in models.items():
+        try:
+            outputs = open_session(content, threads=threads, label=form).run(feed)
+        except ModelError:
+            continue
+        if form == FLOAT:
+            expected = outputs
+        elif expected is not None:
+            state = Fidelity()
+            for reference, actual in zip(expected, outputs, strict=True):
+                state.update(reference, actual)
+            sqnr = state.result().sqnr_db
+            if sqnr is not None:
+                found[form] = sqnr
+    return found
