@@ -309,7 +309,7 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     Raises:
         RecipeError: nothing would change; the message has the commonest reason.
     """
-    if plan.counts("integer", "storage") or prepared.folded_weights:
+    if plan.counts("integer", "storage", "dynamic", "weight") or prepared.folded_weights:
         return
     if plan.counts("present"):
         raise RecipeError(

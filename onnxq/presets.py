@@ -48,6 +48,20 @@ PRESETS: dict[str, Preset] = {
             True,
         ),
         Preset(
+            "w8a8-dynamic",
+            "8-bit weights, and activations quantized at inference with one scale a tensor; for Transformers and LSTMs",
+            "dynamic",
+            "integer",
+            False,
+        ),
+        Preset(
+            "w8a8-token",
+            "as w8a8-dynamic with one scale a row of activations: more exact, a little slower",
+            "token",
+            "integer",
+            False,
+        ),
+        Preset(
             "w8",
             "8-bit weight storage, unfolded to float32 at load: a quarter of the size, float speed",
             None,

@@ -88,7 +88,9 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, _notes(graph))
+    ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
+    ordered |= _body_plans(graph, context)
+    return Plan(ordered, values, _notes(graph, ordered))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -237,6 +239,24 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 
+def _body_plans(graph: Graph, context: _Context) -> dict[str, NodePlan]:
+    """Plans of layers and tables in bodies of If, Loop and Scan that need no statistics."""
+    plans: dict[str, NodePlan] = {}
+    for path, node in walk.nodes_with_path(graph):
+        name = node.name or ""
+        if not path or name in context.found.kept or name in context.found.candidates:
+            continue
+        if node.op_type not in STORABLE and node.op_type not in ("Gather", "Attention"):
+            continue
+        choice = context.selection.of(name, node.op_type)
+        if preset_of(context.recipe, choice).activations == "static":
+            continue
+        plan = _node_plans(node, replace(context, static=False))[0]
+        if plan.action != FLOAT or node.op_type in STORABLE:
+            plans[name] = plan
+    return plans
+
+
 def _is_small(node: Node) -> bool:
     """Whether the constant weight of a layer is too small to gain from being stored as integers."""
     array = walk.const_array(walk.input_at(node, STORABLE[node.op_type][0]))
@@ -303,8 +323,8 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
     return result
 
 
-def _notes(graph: Graph) -> tuple[str, ...]:
-    inside = body_nodes(graph)
+def _notes(graph: Graph, plans: Mapping[str, NodePlan]) -> tuple[str, ...]:
+    inside = [(where, node) for where, node in body_nodes(graph) if node.name not in plans]
     if not inside:
         return ()
     where = inside[0][0].split(".")[0]

@@ -135,6 +135,8 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
     inference.
     """
     done: dict[int, ir.Value] = {}
+    if rewrite.storage:
+        nodes = {**{node.name or "": node for node in walk.all_nodes(builder.graph)}, **nodes}  # bodies among them
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             original = nodes[name].inputs[position]

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from onnxq.core.spec import QParams, QTensor
 
+TENSOR, TOKEN, LSTM, ATTENTION, GATHER = "tensor", "token", "lstm", "attention", "gather"
+"""Forms of a `DynamicRewrite`."""
+
 
 @dataclass(frozen=True, eq=False)
 class NodeRewrite:
@@ -29,7 +32,8 @@ class DynamicRewrite:
     """One node whose activations are quantized at inference.
 
     Attributes:
-        form: "tensor" or "token": what shares a scale; or the name of a fused operator.
+        form: `TENSOR` or `TOKEN`: what shares a scale; `LSTM`, `ATTENTION`, or `GATHER` for a table of which only
+            the rows that are gathered are turned into floats.
         constants: quantized weights by input position.
     """
 
