@@ -147,7 +147,10 @@ def quantize(
         size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
         if destination is not None:
             with clock.step("save"):
-                io.save(result_model, destination, source=model if is_path(model) else None)
+                if chosen.built is None and is_path(model):
+                    io.copy(model, destination)
+                else:
+                    io.save(result_model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
     if size > prepared.size and chosen.built is not None:
         warnings.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from onnxq.trials import Job, Trial, Trials
 
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
+
+_NAMED = 5
+"""Candidates that the reason for giving float back names."""
 
 
 @dataclass
@@ -82,6 +85,7 @@ class _Search:
         trials.time(trials.made.values())
         trials.compare(list(trials.made.values()))
         self._demote()
+        trials.time_finalists()
         return self._finish()
 
     # Candidates.
@@ -89,7 +93,7 @@ class _Search:
     def _try_presets(self) -> None:
         job, trials = self._job, self._trials
         names = [STATIC] if job.data is not None or job.statistics is not None else []
-        names += [name for name in (DYNAMIC, TOKEN, STORED) if name in PRESETS]
+        names += [name for name in (STORED, DYNAMIC, TOKEN) if name in PRESETS]
         for done, name in enumerate(names):
             job.clock.report("candidates")(done, len(names))
             if trials.made and trials.out_of_time(f"{name} was not tried"):
@@ -149,35 +153,41 @@ class _Search:
             return
         forms = {name: self._form(start, name) for name in self._layers}
         order = [layer for layer in chooser.by_damage(self._layers.values()) if forms[layer.name] == STATIC]
-        gentle = {layer.name: form for layer in order if (form := chooser.gentler(layer)) is not None}
-        order = [layer for layer in order if layer.name in gentle]
         as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
+        gentle = {layer.name: chooser.gentler(layer) for layer in order}
+        kept = self._fewest(order, gentle, as_it_is, "gentler")
+        if kept is None:
+            kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), as_it_is, "float")
+        if kept is not None:
+            leaders = chooser.ranked(trials.outcomes())
+            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    def _fewest(
+        self, order: Sequence[Layer], forms: Mapping[str, str], as_it_is: Mapping[str, LayerChoice], how: str
+    ) -> Trial | None:
+        """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
+
+        First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
+        """
+        trials = self._trials
         enough: tuple[int, Trial] | None = None
-        too_few, count = 0, 1
-        while order and not trials.out_of_time("no further layers were given a gentler form"):
+        too_few, count = 0, min(1, len(order))
+        while count > too_few and not trials.out_of_time("no further layers were given a gentler form"):
             self._job.clock.report("accuracy")(count, len(order))
             choices = dict(as_it_is)
             for layer in order[:count]:
                 error = layer.forms[STATIC].sqnr_db
                 reason = f"static leaves {error:.1f} dB here, and the whole model missed the accuracy budget"
-                choices[layer.name] = LayerChoice(gentle[layer.name], reason)
-            trial = self._build_mixed(f"{MIXED} ({count} gentler)", STATIC, choices)
+                choices[layer.name] = LayerChoice(forms[layer.name], reason)
+            trial = self._build_mixed(f"{MIXED} ({count} {how})", STATIC, choices)
             if trial is not None:
                 trials.compare([trial])
             if trial is not None and not trial.refused:
                 enough = count, trial
             else:
                 too_few = count
-            # First 1, 2, 4 … layers until that is enough, then the fewest that are, by bisection.
-            if enough is None and count == len(order):
-                break
             count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2
-            if count == too_few:
-                break
-        if enough is not None:
-            # Against the others once more, so that all times that decide are of one alternation.
-            leaders = chooser.ranked(trials.outcomes())
-            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), enough[1]])
+        return None if enough is None else enough[1]
 
     def _too_coarse(self) -> Trial | None:
         """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
@@ -261,7 +271,8 @@ class _Search:
                 why.append(f"{name}: {trial.refused}")
             elif trial.timing is not None:
                 why.append(f"{name}: {trial.timing.ratio:.2f}x the speed, {trial.size} bytes")
-        return self._given_back(f"no form beats it ({'; '.join(why)})")
+        more = f"; and {len(why) - _NAMED} more" if len(why) > _NAMED else ""
+        return self._given_back(f"no form beats it ({'; '.join(why[:_NAMED])}{more})")
 
     def _nothing(self) -> Chosen:
         """No preset quantizes anything: float is given back, unless that is what the user's own choice led to."""

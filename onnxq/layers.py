@@ -174,13 +174,13 @@ def _measure_one(
     errors = _errors(models, feed, bench.threads) if bench.real else {}
     for form in models:
         if form in times and (form == FLOAT or not bench.real or form in errors):
-            layer.forms[form] = _form(form, times[form], errors.get(form))
+            layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
 
 
-def _form(form: str, times: KernelTime, sqnr_db: float | None) -> Form:
+def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> Form:
     if form == STATIC:
-        return Form(times.compute, times.quantize, times.dequantize, sqnr_db)
-    return Form(times.total, sqnr_db=sqnr_db)  # QuantizeLinear is a part of the work there
+        return Form(times.compute, times.quantize, times.dequantize, sqnr_db, size)
+    return Form(times.total, sqnr_db=sqnr_db, size=size)  # QuantizeLinear is a part of the work there
 
 
 def _settings(bench: Bench) -> str:

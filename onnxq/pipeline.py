@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeGuard
 from onnxq.errors import CalibrationError, ModelError, NothingToQuantizeError, RecipeError
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
+from onnxq.graph.outputs import value_names
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model, Proto
 from onnxq.graph.walk import constants_to_quantize
@@ -155,11 +156,13 @@ class Data:
         calibration: samples for ranges.
         held_out: samples for verification, others than those for ranges where there are at least two.
         first: the first sample.
+        seen: what `look` found on the first sample, by the names of a model's values.
     """
 
     calibration: Reader
     held_out: Reader
     first: Feed
+    seen: dict[tuple[str, ...], Shapes] = field(default_factory=dict)
 
 
 def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
@@ -184,10 +187,14 @@ class Shapes:
 def look(prepared: Prepared, data: Data | None, statistics: Statistics | None, threads: int | None) -> Shapes:
     """Shapes and types of all values: from a run on one sample, else from saved statistics."""
     if data is not None:
-        found = probe(prepared.model, data.first, threads=threads)
-        return Shapes(
-            {name: info.shape for name, info in found.items()}, {name: str(info.dtype) for name, info in found.items()}
-        )
+        names = tuple(value_names(prepared.model))
+        if names not in data.seen:  # several recipes may be tried on one model
+            found = probe(prepared.model, data.first, threads=threads)
+            data.seen[names] = Shapes(
+                {name: info.shape for name, info in found.items()},
+                {name: str(info.dtype) for name, info in found.items()},
+            )
+        return data.seen[names]
     if statistics is not None:
         known = {name: statistic.shape for name, statistic in statistics.items() if statistic.shape is not None}
         return Shapes(known, dict.fromkeys(known, "float32"))

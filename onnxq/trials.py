@@ -14,8 +14,9 @@ from typing import Any
 from onnxq import pipeline
 from onnxq.build import Built, build
 from onnxq.errors import CalibrationError, ModelError, NothingToQuantizeError, OnnxqError, RecipeError
+from onnxq.graph.embeddings import embedding_outputs
 from onnxq.pipeline import Clock, Data, Prepared
-from onnxq.plan.auto import FLOAT, LayerChoice, Outcome, insisted, outside_budget
+from onnxq.plan.auto import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_budget
 from onnxq.recipe import Recipe
 from onnxq.runtime.dummy import runnable_feed
 from onnxq.runtime.feeds import Feed
@@ -26,6 +27,15 @@ from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.compare import Comparison, compare_all
 
 _TIMED_FEEDS = 4
+
+_SIZES = (64, 32, 128, 224, 16, 1)
+"""Lengths tried for dynamic axes of a made-up sample: what is timed should have some work in it."""
+
+_CLOSE = 0.75
+"""Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
+
+_ROUNDS, _TIME_SHARE = 20, 0.2
+"""Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
@@ -119,6 +129,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
+        self._embeddings = embedding_outputs(job.prepared.model)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._late = False
@@ -185,7 +196,7 @@ class Trials:
         """
         job = self.job
         self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
-        self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
+        self.feed = job.data.first if job.data is not None else runnable_feed(self._float, _SIZES)
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:
@@ -204,11 +215,24 @@ class Trials:
         sessions: dict[str, bytes | Path | Session] = {FLOAT: self._opened_float()}
         sessions |= {name: trial.session for name, trial in running.items() if trial.session is not None}
         feeds = [self.feed] if job.data is None else list(itertools.islice(job.data.held_out, _TIMED_FEEDS))
+        seconds = job.seconds
+        if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
+            wanted = _ROUNDS * self.float_timing.median_ms / 1e3
+            seconds = max(seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
         with job.clock.step("benchmark"):
-            timings = benchmark(sessions, feeds, seconds=job.seconds, threads=job.timed_threads)
+            timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
         self.float_timing = timings[0]
         for timing in timings[1:]:
             running[timing.name].timing = timing
+
+    def time_finalists(self) -> None:
+        """Time those again, and longer, between which the choice is close, if there are several."""
+        ratios = {o.name: o.ratio for o in self.outcomes() if not o.refused}
+        fastest = max(ratios.values(), default=0.0)
+        close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
+        finalists = [self.made[name] for name in close if name != FLOAT]
+        if len(close) > 1 and finalists and not self.out_of_time("the best were not timed a second time"):
+            self.time(finalists)
 
     def _opened_float(self) -> Session:
         assert self._float is not None, "open_float comes first"
@@ -245,7 +269,17 @@ class Trials:
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
-        return outside_budget(recipe, comparison.sqnr_db, comparison.top1_agreement, comparison.accuracy)
+        vectors = [output for name, output in comparison.outputs.items() if name in self._embeddings]
+        others = [output for name, output in comparison.outputs.items() if name not in self._embeddings]
+        classes = comparison.class_output not in self._embeddings
+        figures = Figures(
+            sqnr_db=min((output.sqnr_db for output in others if output.sqnr_db is not None), default=None),
+            top1=comparison.top1_agreement if classes else None,
+            accuracy=comparison.accuracy,
+            cosine=min((output.cosine for output in vectors if output.cosine is not None), default=None),
+            worst_db=comparison.sqnr_db,
+        )
+        return outside_budget(recipe, figures)
 
     # What was found.
 

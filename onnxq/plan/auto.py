@@ -24,8 +24,11 @@ SAME_SIZE = 0.02
 MARGIN, LEAST_US = 0.10, 1.0
 """A layer leaves the form of its model for one that takes less time by this share, and by this many µs."""
 
-DEFAULT_SQNR_DB, DEFAULT_TOP1 = 30.0, 0.99
-"""What a model has to reach, one of the two, where the user set no limit."""
+DEFAULT_SQNR_DB, DEFAULT_TOP1, DEFAULT_COSINE = 30.0, 0.99, 0.98
+"""What outputs have to reach where the user set no limit: one of the first two; the last where they are embeddings."""
+
+SMALLER, SLOWER = 0.02, 0.005
+"""A layer takes a form that saves this share of the model's size if that costs no more than this share of its time."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Form:
         enter_us: time to convert its inputs from float, which a layer behind integers does not need.
         leave_us: time to convert its output to float, which a layer in front of integers does not need.
         sqnr_db: of its output on a real input, in dB; None where there was none.
+        size: bytes of a model of this layer alone.
     """
 
     us: float | None
     enter_us: float = 0.0
     leave_us: float = 0.0
     sqnr_db: float | None = None
+    size: int = 0
 
 
 @dataclass
@@ -100,12 +105,19 @@ class LayerChoice:
 def fastest_forms(layers: Iterable[Layer], base: str) -> dict[str, LayerChoice]:
     """For each layer its fastest form; one that gains less than the margin over the base's stays as the base has it.
 
+    Where a layer's weights are a large part of the model, a form that stores them in less is taken if that costs next
+    to no time.
+
     Args:
         layers: with their times.
         base: preset of the model whose layers these are.
     """
+    known = list(layers)
+    whole = [layer.forms[FLOAT] for layer in known if FLOAT in layer.forms]
+    least_saved = max(SMALLER * sum(form.size for form in whole), 1.0)
+    most_lost = SLOWER * sum(form.us or 0.0 for form in whole)
     choices = {}
-    for layer in layers:
+    for layer in known:
         default = layer.default.get(base, FLOAT)
         # Stored weights are unfolded at load: the same kernels as float's, and a smaller file.
         usable = [form for form in layer.forms if form != FLOAT or STORED not in layer.forms]
@@ -113,9 +125,17 @@ def fastest_forms(layers: Iterable[Layer], base: str) -> dict[str, LayerChoice]:
         best = min(costs, key=lambda form: (costs[form], form), default=default)
         held = costs.get(default, layer.cost(default))
         if best == default or held is None or held - costs[best] < max(MARGIN * held, LEAST_US):
-            choices[layer.name] = LayerChoice(default, _kept(layer, default))
+            best, reason = default, _kept(layer, default)
         else:
-            choices[layer.name] = LayerChoice(best, f"{costs[best]:.1f} µs here, {held:.1f} µs as {default}")
+            reason = f"{costs[best]:.1f} µs here, {held:.1f} µs as {default}"
+        if best in costs and best in layer.forms:
+            limit, size = costs[best] + most_lost, layer.forms[best].size - least_saved
+            smaller = [form for form in costs if costs[form] <= limit and layer.forms[form].size <= size]
+            if smaller:
+                fastest, best = best, min(smaller, key=lambda form: (layer.forms[form].size, costs[form], form))
+                saved = (layer.forms[fastest].size - layer.forms[best].size) / 1e6
+                reason = f"{saved:.1f} MB smaller than as {fastest}, for {costs[best] - costs[fastest]:.1f} µs"
+        choices[layer.name] = LayerChoice(best, reason)
     return choices
 
 
@@ -138,17 +158,16 @@ def by_damage(layers: Iterable[Layer], form: str = STATIC) -> list[Layer]:
     ]
 
 
-def gentler(layer: Layer, form: str = STATIC) -> str | None:
-    """The fastest form of a layer with less error than ``form``; None where there is none."""
+def gentler(layer: Layer, form: str = STATIC) -> str:
+    """The fastest form of a layer with less error than ``form``; float where there is no other."""
     worst = layer.forms[form].sqnr_db
     costs = {
-        other: cost if (cost := layer.cost(other)) is not None else float("inf")
+        other: cost
         for other, found in layer.forms.items()
-        if other not in (form, FLOAT) and (worst is None or found.sqnr_db is None or found.sqnr_db > worst)
+        if other not in (form, FLOAT) and (cost := layer.cost(other)) is not None
+        if worst is None or found.sqnr_db is None or found.sqnr_db > worst
     }
-    if not costs:
-        return FLOAT if FLOAT in layer.forms else None
-    return min(costs, key=lambda other: (costs[other], other))
+    return min(costs, key=lambda other: (costs[other], other), default=FLOAT)
 
 
 def as_recipe(recipe: Recipe, base: str, layers: Iterable[Layer], choices: Mapping[str, str]) -> Recipe:
@@ -218,28 +237,50 @@ def _whole_db(sqnr_db: float | None) -> float:
     return 0.0 if sqnr_db is None else float(min(max(round(min(max(sqnr_db, -999.0), 999.0)), -999), 999))
 
 
-def outside_budget(
-    recipe: Recipe, sqnr_db: float | None, top1: float | None, accuracy: Mapping[str, float] | None
-) -> str:
-    """Why a model's figures on held-out samples are outside the accuracy budget; empty where they are inside.
+@dataclass(frozen=True)
+class Figures:
+    """How far a model is from float on held-out samples.
+
+    Attributes:
+        sqnr_db: of the worst real output that is no embedding, in dB; None where there is none.
+        top1: share of samples with the same class; None where no output holds classes.
+        accuracy: ``float`` and ``quantized``, as shares; None without labels.
+        cosine: of the worst output that is an embedding; None where there is none.
+        worst_db: of the worst real output of all, in dB.
+    """
+
+    sqnr_db: float | None = None
+    top1: float | None = None
+    accuracy: Mapping[str, float] | None = None
+    cosine: float | None = None
+    worst_db: float | None = None
+
+
+def outside_budget(recipe: Recipe, figures: Figures) -> str:
+    """Why a model is outside the accuracy budget; empty where it is inside.
+
+    Without limits of the user's, class scores have to reach 99 % top-1 agreement or 30 dB, other outputs 30 dB, and
+    embeddings, which are compared by their angle, a cosine of 0.98.
 
     Args:
-        recipe: holds the user's limits; without any a model has to reach 30 dB or 99 % top-1 agreement.
-        sqnr_db: of the worst output, in dB; None where no output is real.
-        top1: share of samples with the same class; None where the outputs are no classes.
-        accuracy: ``float`` and ``quantized``, as shares; None without labels.
+        recipe: holds the user's limits.
+        figures: on held-out samples.
     """
+    sqnr_db, top1 = figures.sqnr_db, figures.top1
     if recipe.min_sqnr is None and recipe.max_drop is None:
+        if figures.cosine is not None and figures.cosine < DEFAULT_COSINE:
+            return f"cosine {figures.cosine:.4f}; the budget is {DEFAULT_COSINE:g}"
         if sqnr_db is None or sqnr_db >= DEFAULT_SQNR_DB or (top1 is not None and top1 >= DEFAULT_TOP1):
             return ""
         agreement = "" if top1 is None else f" and {100 * top1:.1f} % top-1 agreement"
         alternative = "" if top1 is None else f" or {100 * DEFAULT_TOP1:.0f} %"
         return f"{sqnr_db:.1f} dB{agreement}; the budget is {DEFAULT_SQNR_DB:.0f} dB{alternative}"
-    if recipe.min_sqnr is not None and (sqnr_db is None or sqnr_db < recipe.min_sqnr):
-        return f"{'no' if sqnr_db is None else f'{sqnr_db:.1f}'} dB; --min-sqnr asks for {recipe.min_sqnr:g}"
+    worst = figures.worst_db
+    if recipe.min_sqnr is not None and (worst is None or worst < recipe.min_sqnr):
+        return f"{'no' if worst is None else f'{worst:.1f}'} dB; --min-sqnr asks for {recipe.min_sqnr:g}"
     if recipe.max_drop is not None:
-        if accuracy is not None:
-            what, drop = "accuracy", 100 * (accuracy["float"] - accuracy["quantized"])
+        if figures.accuracy is not None:
+            what, drop = "accuracy", 100 * (figures.accuracy["float"] - figures.accuracy["quantized"])
         elif top1 is not None:
             what, drop = "top-1 agreement", 100 * (1 - top1)
         else:
