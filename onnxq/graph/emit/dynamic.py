@@ -19,7 +19,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common, operators
-from onnxq.graph.emit.rewrite import GATHER, TOKEN, DynamicRewrite, Rewrite
+from onnxq.graph.emit.rewrite import ATTENTION, GATHER, LSTM, TOKEN, DynamicRewrite, Rewrite
 
 STEPS = 127
 """Steps of a row's grid on either side of its zero point."""
@@ -127,14 +127,7 @@ class _Emitter:
         return self._node(node, "Mul", [self._scaled(node, x, integers, largest, scales, base), share], f"{base}_rows")
 
     def _scaled(
-        self,
-        node: ir.Node,
-        x: _Quantized,
-        weight: ir.Value,
-        scale: ir.Value,
-        scales: ir.Value,
-        base: str,
-        part: str = "",
+        self, node: ir.Node, x: _Quantized, weight: ir.Value, scale: ir.Value, scales: ir.Value, base: str, part: str = ""
     ) -> ir.Value:
         """The pattern itself; the first product of a node takes its name."""
         builder, graph = self._builder, node.graph
@@ -323,12 +316,7 @@ class _Emitter:
         return (weight.name if weight is not None else None) or node.name or "weight"
 
     def _node(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        output: str,
-        attributes: list[ir.Attr] | None = None,
+        self, before: ir.Node, op_type: str, inputs: list[ir.Value | None], output: str, attributes: list[ir.Attr] | None = None
     ) -> ir.Value:
         graph = before.graph
         assert graph is not None
