@@ -82,6 +82,11 @@ class QuantizeResult:
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
             "coverage": self.coverage,
+            "at_inference": [
+                {"node": n.name, "op_type": n.op_type, "form": n.form}
+                for n in self.plan.nodes.values()
+                if n.action == "dynamic"
+            ],
             "kept_float": [{"node": n, "op_type": o, "reason": r} for n, o, r in self.kept_float],
             "outputs": self.comparison.to_dict()["outputs"] if self.comparison is not None else None,
             "outputs_unoptimized": self.unoptimized.to_dict()["outputs"] if self.unoptimized is not None else None,

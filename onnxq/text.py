@@ -59,7 +59,9 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         result: what `onnxq.results.QuantizeResult.to_dict` gives.
     """
-    how = "as it was" if result["preset"] == "float" else result["format"] or "weights only"
+    how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
+    if result["preset"] == "float":
+        how = "as it was"
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import at_run_time, walk
 from onnxq.graph.ops import STORABLE, Kind, OpRow, activation_positions, clamp_bounds, row_of
 from onnxq.graph.prepare import inputs, shapes
 from onnxq.graph.weights import granularity_of, weight_facts, weight_of
@@ -21,7 +21,9 @@ _ON_INTEGERS = {
     "QGemm": "Gemm", "MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv",
     "DynamicQuantizeMatMul": "MatMul", "DynamicQuantizeLSTM": "LSTM", "QAttention": "Attention",
 }  # fmt: skip
-_AT_RUN_TIME = ("MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_AT_RUN_TIME = frozenset(
+    "MatMulIntegerToFloat MatMulInteger ConvInteger DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention".split()
+)
 _WEIGHT_ONLY = {"MatMulNBits": "MatMul", "MatMulBnb4": "MatMul", "GatherBlockQuantized": "Gather"}
 _CONVERSIONS = frozenset("QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split())
 _STRUCTURAL = frozenset("Cast CastLike Constant ConstantOfShape If Identity Loop NonZero Range Scan Shape Size".split())
@@ -57,7 +59,7 @@ def inspect_model(model: ir.Model, size: int) -> Found:
     entries = len(model.graph.initializers)
     inputs.remove_initializers(model)
     shapes.infer(model, [], folded=False)
-    look = _Look()
+    look = _Look(at_run_time.arithmetic(model.graph))
     nodes, weights, ways = [], [], Counter[str]()
     coverage: dict[str, dict[str, int]] = {}
     seen: set[int] = set()
@@ -102,6 +104,7 @@ def inspect_model(model: ir.Model, size: int) -> Found:
 class _Look:
     """What is known of values, remembered."""
 
+    arithmetic: set[int]
     constant: dict[int, bool] = field(default_factory=dict)
     integer: dict[int, bool] = field(default_factory=dict)
 
@@ -109,7 +112,7 @@ class _Look:
         """How a node computes; None for conversions, constant arithmetic, shape arithmetic and control flow."""
         op_type = node.op_type
         if op_type in _ON_INTEGERS or op_type.startswith("QLinear"):
-            how = op_type + (", activations quantized at run time" if op_type in _AT_RUN_TIME else "")
+            how = op_type + (_at_run_time(node) if op_type in _AT_RUN_TIME else "")
             return _State(_ON_INTEGERS.get(op_type, op_type.removeprefix("QLinear")), INTEGER, how + _weights(node))
         if op_type in _WEIGHT_ONLY:
             bits, block = walk.attr_int(node, "bits", 4), walk.attr_int(node, "block_size", 0)
@@ -117,8 +120,10 @@ class _Look:
         standard = node.domain in ("", "ai.onnx")
         if standard and (op_type in _CONVERSIONS or op_type in _STRUCTURAL):
             return None
-        if self._all_constant(node) or _is_rescaling(node):
+        if self._all_constant(node) or _is_rescaling(node) or id(node) in self.arithmetic:
             return None
+        if at_run_time.is_table(node):
+            return _State(op_type, STORED, "int8 table, rows scaled once gathered" + _weights(node))
         row = row_of(node)
         if row is not None and node.inputs and self._holds_integers(node.inputs[0]):
             return _State(op_type, INTEGER, "moves integers")
@@ -174,7 +179,14 @@ def _way(found: _State) -> str:
         return ""
     if found.how.startswith("QDQ"):
         return "QDQ"
-    return "dynamic" if "at run time" in found.how else "QOperator"
+    if "at run time" not in found.how:
+        return "QOperator"
+    return "dynamic per token" if "per token" in found.how else "dynamic"
+
+
+def _at_run_time(node: ir.Node) -> str:
+    per_token = at_run_time.is_by_row(walk.input_at(node, 0))
+    return ", activations quantized at run time" + (" per token" if per_token else "")
 
 
 def _why_float(node: ir.Node, row: OpRow) -> str | None:

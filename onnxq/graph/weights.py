@@ -12,17 +12,18 @@ from onnxq.core.affine import dequantize, params_for, quantize
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.metrics import sqnr_db
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
-from onnxq.graph import walk
+from onnxq.graph import at_run_time, walk
 from onnxq.graph.ops import channel_axis
 
 _POSITIONS = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "GRU": 1, "RNN": 1, "MatMulInteger": 1,
     "ConvInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "DynamicQuantizeLSTM": 1,
-    "MatMulNBits": 1, "MatMulBnb4": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "GatherBlockQuantized": 0,
+    "QAttention": 1, "MatMulNBits": 1, "MatMulBnb4": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
+    "GatherBlockQuantized": 0,
 }  # fmt: skip
 _SCALES = {
     "QLinearConv": 4, "QLinearMatMul": 4, "QGemm": 4, "MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2,
-    "DynamicQuantizeLSTM": 8, "MatMulNBits": 2, "GatherBlockQuantized": 2,
+    "DynamicQuantizeLSTM": 8, "QAttention": 4, "MatMulNBits": 2, "GatherBlockQuantized": 2,
 }  # fmt: skip
 _ZERO_POINTS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3}
 _PACKED = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
@@ -60,7 +61,8 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         node: any node.
         position: the input that holds the weight; None takes the operator's own.
     """
-    position = _POSITIONS.get(node.op_type) if position is None else position
+    if position is None:
+        position = 0 if at_run_time.is_table(node) else _POSITIONS.get(node.op_type)
     value = walk.input_at(node, position) if position is not None else None
     if value is None:
         return None
@@ -79,8 +81,13 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         )
     if (stored := _unfolded(producer)) is not None and producer is not None:
         return Weight(node, stored, walk.const_array(producer.inputs[1]), unfolded=True)
+    if producer is not None and producer.op_type == "Transpose" and walk.is_constant(producer.inputs[0]):
+        return _turned(node, producer)
     if not walk.is_constant(value):
         return None
+    if node.op_type in at_run_time.PRODUCTS or node.op_type == "Gather":
+        axis = -1 if node.op_type == "MatMulInteger" else 0
+        return Weight(node, value, at_run_time.scale_behind(node), axis=axis)
     if node.op_type not in _SCALES:
         return Weight(node, value)
     axis = 0 if node.op_type == "QLinearConv" or walk.attr_int(node, "transB", 0) else -1
@@ -93,6 +100,14 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         axis,
         walk.attr_int(node, "block_size", 0),
     )
+
+
+def _turned(node: ir.Node, transpose: ir.Node) -> Weight | None:
+    """The weight of a product of integers that are another node's table, turned."""
+    value = transpose.inputs[0]
+    if value is None or node.op_type not in at_run_time.PRODUCTS:
+        return None
+    return Weight(node, value, at_run_time.scale_behind(node), axis=0)
 
 
 def _unfolded(node: ir.Node | None) -> ir.Value | None:
@@ -162,6 +177,8 @@ def _spread(parameter: Array, weight: Weight, shape: tuple[int, ...]) -> Array |
         return np.take(whole, np.arange(shape[weight.axis]), axis=weight.axis)
     if parameter.ndim == len(shape):
         return parameter
+    if weight.node.op_type == "DynamicQuantizeLSTM":  # [directions] or [directions, gates]
+        return parameter.reshape(shape[0], 1, -1)
     if weight.axis is None or parameter.ndim != 1 or parameter.size != shape[weight.axis]:
         return None
     return parameter.reshape([-1 if i == weight.axis % len(shape) else 1 for i in range(len(shape))])

@@ -213,7 +213,7 @@ class _Planner:
         if value is not None and value.dtype != FLOAT32:
             return f"its weight is {_named(value.dtype)}; integer kernels take float32 models"
         if node.graph is not None and (version := _opset(node)) < MIN_OPSET:
-            return f"DynamicQuantizeLinear needs operator set {MIN_OPSET}, and the model could not be raised from {version}"
+            return f"it needs operator set {MIN_OPSET}, and the model could not be raised from {version}"
         return None
 
 

@@ -1,8 +1,8 @@
 """Activations quantized at inference: integer products in the patterns that ONNX Runtime joins to one kernel.
 
 A product becomes ``MatMulInteger → Cast → Mul(scale of x · scale of w)``, which the runtime makes a
-MatMulIntegerToFloat, or a DynamicQuantizeMatMul where it is the only reader of its DynamicQuantizeLinear. All readers of
-a value share one quantized form of it.
+MatMulIntegerToFloat, or a DynamicQuantizeMatMul where it is the only reader of its DynamicQuantizeLinear. All readers
+of a value share one quantized form of it.
 
 References:
     Yao et al., ZeroQuant, arXiv:2206.01861: scales by row of activations ("token-wise") and by group of weights.
@@ -19,16 +19,8 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common, operators
-from onnxq.graph.emit.rewrite import ATTENTION, GATHER, LSTM, TOKEN, DynamicRewrite, Rewrite
-
-STEPS = 127
-"""Steps of a row's grid on either side of its zero point."""
-
-ZERO = 128
-"""Zero point of a row's uint8 grid."""
-
-SMALLEST = 1e-30
-"""Largest magnitude that a row is taken to have at least: a row of zeros has a scale, and gives zeros."""
+from onnxq.graph.emit.rewrite import GATHER, TOKEN, DynamicRewrite, Rewrite
+from onnxq.graph.emit.rows import Row
 
 
 def emit_dynamic(model: ir.Model, rewrite: Rewrite) -> None:
@@ -90,26 +82,17 @@ class _Emitter:
         if isinstance(tensor.params.spec.granularity, PerBlock) and tensor.values.ndim == 2:
             result = self._blocks(node, x, tensor)
         else:
-            apart = by_row and self._meets_a_bias(node)
-            result = self._whole(node, x, tensor, apart)
+            result = self._whole(node, x, tensor)
         if node.op_type == "Gemm":
-            result = self._add_bias(node, result)
-        elif not by_row:
-            self._keep_rank(node)
+            result = self._add_bias(node, result, "Sum" if by_row else "Add")
+        else:
+            self._keep_apart(node, by_row)
         edit.take_over(output, result)
 
     # The product.
 
-    def _whole(self, node: ir.Node, x: _Quantized, tensor: QTensor, apart: bool) -> ir.Value:
-        """``(integers of x · integers of w) · (scale of x · scale of w)``.
-
-        Args:
-            node: the product in float.
-            x: its input.
-            tensor: its weight.
-            apart: bring the rows back to their scales by a Mul of its own. ONNX Runtime (seen in 1.32) joins an Add
-                behind the product to its kernel also where scales are by row, and then scales the bias with the rows.
-        """
+    def _whole(self, node: ir.Node, x: _Quantized, tensor: QTensor) -> ir.Value:
+        """``(integers of x · integers of w) · (scale of x · scale of w)``."""
         values, scale = tensor.values, tensor.params.scale
         if scale.size == 1 or scale.ndim == 2:  # of several matrices the kernel takes scales of the weight's rank alone
             scale = common.shaped(scale)
@@ -120,14 +103,17 @@ class _Emitter:
         base = self._base(node)
         integers = self._weight(base, values, tensor.params.spec.dtype)
         scales = self._builder.constant(f"{base}_scale", scale)
-        if not apart:
-            return self._scaled(node, x, integers, x.scale, scales, base)
-        largest = self._node(node, "ReduceMax", [x.scale], f"{base}_largest_scale", [ir.AttrInt64("keepdims", 0)])
-        share = self._node(node, "Div", [x.scale, largest], f"{base}_row_share")
-        return self._node(node, "Mul", [self._scaled(node, x, integers, largest, scales, base), share], f"{base}_rows")
+        return self._scaled(node, x, integers, x.scale, scales, base)
 
     def _scaled(
-        self, node: ir.Node, x: _Quantized, weight: ir.Value, scale: ir.Value, scales: ir.Value, base: str, part: str = ""
+        self,
+        node: ir.Node,
+        x: _Quantized,
+        weight: ir.Value,
+        scale: ir.Value,
+        scales: ir.Value,
+        base: str,
+        part: str = "",
     ) -> ir.Value:
         """The pattern itself; the first product of a node takes its name."""
         builder, graph = self._builder, node.graph
@@ -208,7 +194,7 @@ class _Emitter:
 
     # What stands behind it.
 
-    def _add_bias(self, node: ir.Node, product: ir.Value) -> ir.Value:
+    def _add_bias(self, node: ir.Node, product: ir.Value, op_type: str) -> ir.Value:
         bias = walk.input_at(node, 2)
         beta = np.float32(walk.attr_float(node, "beta", 1.0))
         if bias is None or beta == 0:
@@ -220,12 +206,7 @@ class _Emitter:
         elif beta != 1:
             factor = self._builder.constant(f"{base}_beta", np.asarray(beta))
             bias = self._node(node, "Mul", [bias, factor], f"{base}_bias")
-        return self._node(node, "Add", [product, bias], f"{base}_sum")
-
-    def _meets_a_bias(self, node: ir.Node) -> bool:
-        if node.op_type == "Gemm":
-            return walk.input_at(node, 2) is not None
-        return self._added(node) is not None
+        return self._node(node, op_type, [product, bias], f"{base}_sum")
 
     def _added(self, node: ir.Node) -> tuple[ir.Node, Array] | None:
         """The only reader of a product where it adds a constant."""
@@ -235,14 +216,17 @@ class _Emitter:
         arrays = [array for array in map(walk.const_array, user.inputs) if array is not None]
         return (user, arrays[0]) if arrays else None
 
-    def _keep_rank(self, node: ir.Node) -> None:
-        """Write Sum for an Add whose constant has more dimensions than the product may have.
+    def _keep_apart(self, node: ir.Node, by_row: bool) -> None:
+        """Write Sum for an Add that ONNX Runtime must not join to the product's kernel as a bias.
 
-        ONNX Runtime joins it to the product's kernel as a bias, and the result loses the additional dimensions.
+        It does so (seen in 1.32) also where scales are by row, and then scales the bias with the rows; and where the
+        constant has more dimensions than the product, which the result then lacks. Sum gives the same numbers.
         """
         found = self._added(node)
+        if found is None:
+            return
         rank = walk.rank(node.outputs[0])
-        if found is not None and found[1].ndim > 1 and (rank is None or found[1].ndim > rank):
+        if by_row or (found[1].ndim > 1 and (rank is None or found[1].ndim > rank)):
             found[0].op_type = "Sum"
 
     # The input.
@@ -263,35 +247,16 @@ class _Emitter:
         return self._tensors[value]
 
     def _by_row(self, value: ir.Value) -> _Quantized:
-        """A symmetric grid for each row: ``scale = max |x| / 127``, zero at 128."""
+        """A grid for each row, zero at 128: ``scale = max |x| / 127``.
+
+        Where the graph says that rows are hardly ever negative the zero point is near the lower end, so that no half of
+        the grid lies idle: ``scale = max(max x / (255 − zero), −min x / zero)``. It is one for the whole tensor in any
+        case, because the runtime's kernels take no other.
+        """
         if value not in self._rows:
-            builder, name = self._builder, value.name or ""
-            made: list[ir.Node] = []
-
-            def add(op_type: str, inputs: list[ir.Value | None], what: str, attributes: list[ir.Attr]) -> ir.Value:
-                node = builder.node(
-                    op_type, inputs, builder.names.value(f"{name}_{what}"), attributes=attributes,
-                    dtype=ir.DataType.UINT8 if op_type == "QuantizeLinear" else ir.DataType.FLOAT,
-                )  # fmt: skip
-                made.append(node)
-                return node.outputs[0]
-
-            attributes: list[ir.Attr] = [ir.AttrInt64("keepdims", 1)]
-            axes: list[ir.Value | None] = []
-            if walk.opset(builder.graph) < 18:
-                attributes.append(ir.AttrInt64s("axes", (-1,)))
-            else:
-                axes.append(builder.constant("last_axis", np.array([-1], np.int64)))
-            magnitude = add("Abs", [value], "magnitude", [])
-            largest = add("ReduceMax", [magnitude, *axes], "row_magnitude", attributes)
-            guarded = add("Max", [largest, self._scalar("smallest_magnitude", SMALLEST)], "row_range", [])
-            scale = add("Div", [guarded, self._scalar("row_steps", STEPS)], "row_scale", [])
-            steps = add("Div", [value, scale], "row_steps", [])
-            zero_point = builder.constant("row_zero_point", np.asarray(np.uint8(ZERO)))
-            integers = add("QuantizeLinear", [steps, self._scalar("one", 1.0), zero_point], "quantized", [])
-            integers.shape = value.shape
-            _place_after(value, made)
-            self._rows[value] = _Quantized(integers, scale, zero_point)
+            row = Row(self._builder, value)
+            _place_after(value, row.nodes)
+            self._rows[value] = _Quantized(row.integers, row.scale, row.zero_point)
         return self._rows[value]
 
     def _transposed(self, value: ir.Value) -> ir.Value:
@@ -308,15 +273,17 @@ class _Emitter:
 
     # Small things.
 
-    def _scalar(self, name: str, number: float) -> ir.Value:
-        return self._builder.constant(name, np.asarray(np.float32(number)))
-
     def _base(self, node: ir.Node) -> str:
         weight = walk.input_at(node, 1)
         return (weight.name if weight is not None else None) or node.name or "weight"
 
     def _node(
-        self, before: ir.Node, op_type: str, inputs: list[ir.Value | None], output: str, attributes: list[ir.Attr] | None = None
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        output: str,
+        attributes: list[ir.Attr] | None = None,
     ) -> ir.Value:
         graph = before.graph
         assert graph is not None
