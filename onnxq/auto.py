@@ -21,6 +21,9 @@ from onnxq.trials import Job, Trial, Trials
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
 
+_DAMAGE_SHARE = 0.3
+"""Share of the time that is left which finding the layers that cost accuracy may take."""
+
 _NAMED = 5
 """Candidates that the reason for giving float back names."""
 
@@ -68,6 +71,7 @@ class _Search:
         self._job = job
         self._trials = Trials(job)
         self._layers: dict[str, Layer] = {}
+        self._bench: layers.Bench | None = None
 
     def run(self) -> Chosen:
         """All steps, in the order in which they pay: whole models, layers, a mixed one, accuracy, the choice."""
@@ -109,7 +113,7 @@ class _Search:
         if not found or trials.out_of_time("layers were not measured"):
             return
         self._layers = found
-        bench = layers.Bench(
+        bench = self._bench = layers.Bench(
             job.prepared,
             job.recipe,
             job.target,
@@ -149,8 +153,10 @@ class _Search:
         """Where the fastest model has static layers and too much error, give the worst layers a gentler form."""
         trials = self._trials
         start = self._too_coarse()
-        if start is None:
+        if start is None or self._bench is None:
             return
+        self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
+        layers.measure_damage(self._bench, self._layers, trials.feed, self._job.clock)
         forms = {name: self._form(start, name) for name in self._layers}
         order = [layer for layer in chooser.by_damage(self._layers.values()) if forms[layer.name] == STATIC]
         as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
@@ -176,8 +182,8 @@ class _Search:
             self._job.clock.report("accuracy")(count, len(order))
             choices = dict(as_it_is)
             for layer in order[:count]:
-                error = layer.forms[STATIC].sqnr_db
-                reason = f"static leaves {error:.1f} dB here, and the whole model missed the accuracy budget"
+                error = layer.forms[STATIC].error_db
+                reason = f"static costs accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
                 choices[layer.name] = LayerChoice(forms[layer.name], reason)
             trial = self._build_mixed(f"{MIXED} ({count} {how})", STATIC, choices)
             if trial is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from onnxq.build import build
+import numpy as np
+
+from onnxq.build import Built, build
 from onnxq.core.dtypes import Array
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import ModelError, NothingToQuantizeError, OnnxqError
 from onnxq.graph import extract, io, walk
 from onnxq.graph.ops import STORABLE, Kind, row_of
-from onnxq.graph.outputs import with_outputs
+from onnxq.graph.outputs import with_offsets, with_outputs
 from onnxq.graph.types import Node
 from onnxq.pipeline import Clock, Data, Prepared
 from onnxq.plan.auto import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
@@ -26,6 +28,9 @@ from onnxq.runtime.session import open_session, session_of
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
 from onnxq.verify.fidelity import Fidelity
+
+_MOST_BYTES = 2**29
+"""Memory that errors of layers may take."""
 
 FORMS = (STATIC, DYNAMIC, TOKEN, STORED)
 
@@ -99,6 +104,8 @@ class Bench:
         threads: threads an operator may use.
         real: the feed is real, so that errors mean something.
         deadline: when to stop, on `time.monotonic`'s clock.
+        offsets: what the form of a layer adds to the values it makes, by (layer, form) and name of the value; filled in
+            while layers are measured, as far as memory goes.
     """
 
     prepared: Prepared
@@ -108,6 +115,14 @@ class Bench:
     threads: int
     real: bool
     deadline: float
+    offsets: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def keep(self, layer: str, form: str, offsets: dict[str, Array]) -> None:
+        """Remember what a form adds, unless that is too much to hold."""
+        self._bytes += sum(array.nbytes for array in offsets.values())
+        if self._bytes <= _MOST_BYTES:
+            self.offsets[layer, form] = offsets
 
 
 def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequence[str], clock: Clock) -> bool:
@@ -171,7 +186,8 @@ def _measure_one(
     if times is None:
         times = kernel_times(models, feed, threads=bench.threads)
         memory.put(group, times)
-    errors = _errors(models, feed, bench.threads) if bench.real else {}
+    names = [str(value.name) for value in part.graph.outputs]
+    errors = _errors(bench, layer.name, names, models, feed) if bench.real else {}
     for form in models:
         if form in times and (form == FLOAT or not bench.real or form in errors):
             layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
@@ -179,7 +195,7 @@ def _measure_one(
 
 def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> Form:
     if form == STATIC:
-        return Form(times.compute, times.quantize, times.dequantize, sqnr_db, size)
+        return Form(times.compute, times.quantize, times.dequantize, sqnr_db, size=size)
     return Form(times.total, sqnr_db=sqnr_db, size=size)  # QuantizeLinear is a part of the work there
 
 
@@ -202,26 +218,69 @@ def _in_form(bench: Bench, prepared: Prepared, preset: str, feed: Feed) -> bytes
         for name in wanted & set(known):
             ranges.put(name, known[name])
         with contextlib.suppress(OnnxqError):  # a value without a range: the sample gives it one
-            return io.to_bytes(build(prepared, recipe, bench.target, data, ranges, bench.threads, Clock(None)).model)
-    return io.to_bytes(build(prepared, recipe, bench.target, data, None, bench.threads, Clock(None)).model)
+            return _contents(build(prepared, recipe, bench.target, data, ranges, bench.threads, Clock(None)), preset)
+    return _contents(build(prepared, recipe, bench.target, data, None, bench.threads, Clock(None)), preset)
 
 
-def _errors(models: Mapping[str, bytes], feed: Feed, threads: int) -> dict[str, float]:
-    """SQNR of each form's first output against float's, in dB; a form that does not run is left out."""
-    expected = None
+def _contents(built: Built, preset: str) -> bytes:
+    """The model of a layer; refused where the preset gives the layer another form than its own."""
+    (name,) = built.plan.nodes
+    form = form_of(built.plan, name, built.recipe, {})
+    if form != preset:
+        raise NothingToQuantizeError(f"node {name!r}: has no form of its own as {preset}, it becomes {form}")
+    return io.to_bytes(built.model)
+
+
+def _errors(
+    bench: Bench, layer: str, names: Sequence[str], models: Mapping[str, bytes], feed: Feed
+) -> dict[str, float]:
+    """SQNR of the outputs of each form against float's, in dB; a form that does not run is left out."""
+    expected: list[Array] = []
     found: dict[str, float] = {}
     for form, content in models.items():
         try:
-            outputs = open_session(content, threads=threads, label=form).run(feed)
+            outputs = open_session(content, threads=bench.threads, label=form).run(feed)
         except ModelError:
             continue
         if form == FLOAT:
             expected = outputs
-        elif expected is not None:
+        elif expected:
             state = Fidelity()
             for reference, actual in zip(expected, outputs, strict=True):
                 state.update(reference, actual)
             sqnr = state.result().sqnr_db
             if sqnr is not None:
                 found[form] = sqnr
+            pairs = zip(names, expected, outputs, strict=True)
+            bench.keep(layer, form, {n: a - e for n, e, a in pairs if e.dtype == np.float32 and e.shape == a.shape})
     return found
+
+
+def measure_damage(bench: Bench, layers: Mapping[str, Layer], feed: Feed, clock: Clock) -> None:
+    """Fill in what each form of each layer alone does to the outputs of the model: its error is added to the float run.
+
+    Args:
+        bench: as `measure` left it.
+        layers: changed in place, worst form first, until the time is over.
+        feed: the sample that `measure` ran.
+        clock: takes the time.
+    """
+    values = {name for offsets in bench.offsets.values() for name in offsets}
+    model, inputs = with_offsets(bench.prepared.model, sorted(values))
+    none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
+    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the errors of the layers themselves serve
+        session = session_of(model, threads=bench.threads, packed=False)
+        expected = session.run({**feed, **none})
+        for (name, form), offsets in sorted(bench.offsets.items(), key=lambda item: (item[0][1] != STATIC, item[0])):
+            if time.monotonic() > bench.deadline:
+                break
+            moved = session.run({**feed, **none, **{inputs[value]: array for value, array in offsets.items()}})
+            worst = []
+            for reference, actual in zip(expected, moved, strict=True):
+                state = Fidelity()
+                if isinstance(reference, np.ndarray):
+                    state.update(reference, actual)
+                    worst.append(state.result().sqnr_db)
+            known = [sqnr for sqnr in worst if sqnr is not None]
+            if known and form in layers[name].forms:
+                layers[name].forms[form] = replace(layers[name].forms[form], model_db=min(known))

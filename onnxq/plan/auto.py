@@ -24,6 +24,9 @@ SAME_SIZE = 0.02
 MARGIN, LEAST_US = 0.10, 1.0
 """A layer leaves the form of its model for one that takes less time by this share, and by this many µs."""
 
+GENTLER_DB = 1.0
+"""A form that is to be more exact than another has to be so by this much."""
+
 DEFAULT_SQNR_DB, DEFAULT_TOP1, DEFAULT_COSINE = 30.0, 0.99, 0.98
 """What outputs have to reach where the user set no limit: one of the first two; the last where they are embeddings."""
 
@@ -40,6 +43,7 @@ class Form:
         enter_us: time to convert its inputs from float, which a layer behind integers does not need.
         leave_us: time to convert its output to float, which a layer in front of integers does not need.
         sqnr_db: of its output on a real input, in dB; None where there was none.
+        model_db: of the model's output if this layer alone has the form, in dB; None where that was not measured.
         size: bytes of a model of this layer alone.
     """
 
@@ -47,7 +51,13 @@ class Form:
     enter_us: float = 0.0
     leave_us: float = 0.0
     sqnr_db: float | None = None
+    model_db: float | None = None
     size: int = 0
+
+    @property
+    def error_db(self) -> float | None:
+        """The better known of the two errors."""
+        return self.sqnr_db if self.model_db is None else self.model_db
 
 
 @dataclass
@@ -88,6 +98,7 @@ class Layer:
         return {
             form: {
                 "sqnr_db": None if found.sqnr_db is None else round(found.sqnr_db, 2),
+                "model_sqnr_db": None if found.model_db is None else round(found.model_db, 2),
                 "time_us": None if (cost := self.cost(form)) is None else round(cost, 2),
             }
             for form, found in sorted(self.forms.items())
@@ -152,20 +163,19 @@ def _kept(layer: Layer, form: str) -> str:
 
 def by_damage(layers: Iterable[Layer], form: str = STATIC) -> list[Layer]:
     """The layers of a form whose error is known, the worst first; ties by name."""
-    known = [(layer.forms[form].sqnr_db, layer) for layer in layers if form in layer.forms]
-    return [
-        layer for db, layer in sorted(((db, la) for db, la in known if db is not None), key=lambda p: (p[0], p[1].name))
-    ]
+    errors = {layer.name: (layer, layer.forms[form].error_db) for layer in layers if form in layer.forms}
+    known = [(error, name, layer) for name, (layer, error) in errors.items() if error is not None]
+    return [layer for _, _, layer in sorted(known, key=lambda entry: entry[:2])]
 
 
 def gentler(layer: Layer, form: str = STATIC) -> str:
-    """The fastest form of a layer with less error than ``form``; float where there is no other."""
-    worst = layer.forms[form].sqnr_db
+    """The fastest form of a layer with clearly less error than ``form``; float where there is no other."""
+    worst = layer.forms[form].error_db
     costs = {
         other: cost
         for other, found in layer.forms.items()
         if other not in (form, FLOAT) and (cost := layer.cost(other)) is not None
-        if worst is None or found.sqnr_db is None or found.sqnr_db > worst
+        if worst is None or found.error_db is None or found.error_db > worst + GENTLER_DB
     }
     return min(costs, key=lambda other: (costs[other], other), default=FLOAT)
 
