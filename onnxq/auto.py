@@ -122,7 +122,7 @@ class _Search:
             real=job.data is not None,
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
         )
-        forms = [form for form in layers.FORMS if form in PRESETS and (form != STATIC or form in plans)]
+        forms = [form for form in layers.FORMS if form in plans]
         if not layers.measure(bench, found, trials.feed, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,6 @@ from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import open_session, session_of
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.verify.fidelity import Fidelity
 
 _MOST_BYTES = 2**29
 """Memory that errors of layers may take."""
@@ -72,7 +72,8 @@ def find_layers(prepared: Prepared, recipe: Recipe, plans: Mapping[str, tuple[Re
         if not heavy or settled or set(default.values()) <= {FLOAT}:
             continue
         enters, leaves = _edges(node, static)
-        layers[name] = Layer(name, node.op_type, enters=enters, leaves=leaves, default=default)
+        clamp = static.nodes[name].folds if static is not None and name in static.nodes else None
+        layers[name] = Layer(name, node.op_type, enters=enters, leaves=leaves, default=default, clamp=clamp)
     return layers
 
 
@@ -86,8 +87,11 @@ def _edges(node: Node, static: Plan | None) -> tuple[bool, bool]:
     enters = any(
         value is not None and not walk.is_constant(value) and not integer(value.producer()) for value in node.inputs
     )
+    (user,) = node.outputs[0].consumers() if len(node.outputs[0].consumers()) == 1 else (None,)
+    planned = static.nodes.get(node.name or "") if static is not None else None
+    last = user if planned is not None and planned.folds and user is not None and user.name == planned.folds else node
     leaves = any(
-        value.is_graph_output() or any(not integer(user) for user in walk.consumers(value)) for value in node.outputs
+        value.is_graph_output() or any(not integer(user) for user in walk.consumers(value)) for value in last.outputs
     )
     return enters, leaves
 
@@ -170,24 +174,30 @@ def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Arra
 def _measure_one(
     bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: Remembered
 ) -> None:
-    part = extract.extract(bench.prepared.model, [layer.name], arrays)
+    names = [layer.name, *([layer.clamp] if layer.clamp is not None else [])]
+    part = extract.extract(bench.prepared.model, names, arrays)
     if part is None:
         return
     feed = {str(value.name): arrays[str(value.name)] for value in part.graph.inputs}
     content = io.to_bytes(part)
     inputs = [InputSpec(name, array.dtype, array.shape) for name, array in feed.items()]
-    prepared = Prepared(part, content, len(content), {layer.name: (layer.name,)}, inputs)
+    prepared = Prepared(part, content, len(content), {name: (name,) for name in names}, inputs)
+    reader = open_reader([feed], inputs)
+    data = Data(reader, reader, feed)
     models = {FLOAT: content}
     for form in forms:
+        if form != STATIC and layer.default.get(form) != form:
+            continue  # the whole model's plan has seen that there is none
         with contextlib.suppress(OnnxqError):  # a form that the layer cannot have
-            models[form] = _in_form(bench, prepared, form, feed)
-    group = f"{extract.signature(node, arrays)} {_settings(bench)}"
+            models[form] = _in_form(bench, prepared, form, data)
+    clamp = "" if layer.clamp is None else "clamped"
+    group = f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
     times = memory.get(group, models)
     if times is None:
         times = kernel_times(models, feed, threads=bench.threads)
         memory.put(group, times)
-    names = [str(value.name) for value in part.graph.outputs]
-    errors = _errors(bench, layer.name, names, models, feed) if bench.real else {}
+    outputs = [str(value.name) for value in part.graph.outputs]
+    errors = _errors(bench, layer.name, outputs, models, feed) if bench.real else {}
     for form in models:
         if form in times and (form == FLOAT or not bench.real or form in errors):
             layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
@@ -204,13 +214,11 @@ def _settings(bench: Bench) -> str:
     return f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
 
 
-def _in_form(bench: Bench, prepared: Prepared, preset: str, feed: Feed) -> bytes:
+def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
     """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
     recipe = replace(
         bench.recipe, preset=preset, include=("*",), exclude=(), op_types=(), rules=(), min_sqnr=None, max_drop=None
     )
-    reader = open_reader([feed], prepared.inputs)
-    data = Data(reader, reader, feed)
     known = bench.statistics if preset == STATIC else None
     if known is not None:
         wanted = {str(value.name) for scope in (prepared.model.graph,) for value in walk.all_values(scope)}
@@ -224,7 +232,7 @@ def _in_form(bench: Bench, prepared: Prepared, preset: str, feed: Feed) -> bytes
 
 def _contents(built: Built, preset: str) -> bytes:
     """The model of a layer; refused where the preset gives the layer another form than its own."""
-    (name,) = built.plan.nodes
+    name = next(iter(built.plan.nodes))
     form = form_of(built.plan, name, built.recipe, {})
     if form != preset:
         raise NothingToQuantizeError(f"node {name!r}: has no form of its own as {preset}, it becomes {form}")
@@ -245,14 +253,10 @@ def _errors(
         if form == FLOAT:
             expected = outputs
         elif expected:
-            state = Fidelity()
-            for reference, actual in zip(expected, outputs, strict=True):
-                state.update(reference, actual)
-            sqnr = state.result().sqnr_db
-            if sqnr is not None:
-                found[form] = sqnr
-            pairs = zip(names, expected, outputs, strict=True)
-            bench.keep(layer, form, {n: a - e for n, e, a in pairs if e.dtype == np.float32 and e.shape == a.shape})
+            pairs = {n: (e, a) for n, e, a in zip(names, expected, outputs, strict=True) if _comparable(e, a)}
+            if pairs:
+                found[form] = _sqnr_db(pairs.values())
+                bench.keep(layer, form, {name: actual - reference for name, (reference, actual) in pairs.items()})
     return found
 
 
@@ -275,12 +279,25 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], feed: Feed, clock:
             if time.monotonic() > bench.deadline:
                 break
             moved = session.run({**feed, **none, **{inputs[value]: array for value, array in offsets.items()}})
-            worst = []
-            for reference, actual in zip(expected, moved, strict=True):
-                state = Fidelity()
-                if isinstance(reference, np.ndarray):
-                    state.update(reference, actual)
-                    worst.append(state.result().sqnr_db)
-            known = [sqnr for sqnr in worst if sqnr is not None]
-            if known and form in layers[name].forms:
-                layers[name].forms[form] = replace(layers[name].forms[form], model_db=min(known))
+            real = [_sqnr_db([pair]) for pair in zip(expected, moved, strict=True) if _comparable(*pair)]
+            if real and form in layers[name].forms:
+                layers[name].forms[form] = replace(layers[name].forms[form], model_db=min(real))
+
+
+def _comparable(expected: object, actual: object) -> bool:
+    """Whether both are real numbers of one shape."""
+    if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
+        return False
+    return expected.dtype == actual.dtype == np.float32 and expected.shape == actual.shape
+
+
+def _sqnr_db(pairs: Iterable[tuple[Array, Array]]) -> float:
+    """SQNR over several arrays together, in dB; in float32, which is quick and good enough to compare forms."""
+    signal = noise = 0.0
+    for expected, actual in pairs:
+        error = actual - expected
+        signal += float(np.vdot(expected, expected))
+        noise += float(np.vdot(error, error))
+    if not noise > 0.0:
+        return math.inf if noise == 0.0 else -math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

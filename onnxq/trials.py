@@ -34,6 +34,9 @@ _SIZES = (64, 32, 128, 224, 16, 1)
 _CLOSE = 0.75
 """Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
 
+_FIRST_SHARE = 0.5
+"""Share of the usual time for the first alternation, which only tells who is far behind."""
+
 _ROUNDS, _TIME_SHARE = 20, 0.2
 """Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
 
@@ -215,10 +218,10 @@ class Trials:
         sessions: dict[str, bytes | Path | Session] = {FLOAT: self._opened_float()}
         sessions |= {name: trial.session for name, trial in running.items() if trial.session is not None}
         feeds = [self.feed] if job.data is None else list(itertools.islice(job.data.held_out, _TIMED_FEEDS))
-        seconds = job.seconds
+        seconds = _FIRST_SHARE * job.seconds
         if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
             wanted = _ROUNDS * self.float_timing.median_ms / 1e3
-            seconds = max(seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
+            seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
         with job.clock.step("benchmark"):
             timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
         self.float_timing = timings[0]

@@ -71,6 +71,7 @@ class Layer:
         enters: its input comes from a float node, so that a static form has to convert it.
         leaves: a float node reads its output, so that a static form has to convert it.
         default: the form that each model gives it, by the model's preset.
+        clamp: name of the Relu or Clip behind it that its static form does as well.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Layer:
     enters: bool = False
     leaves: bool = False
     default: dict[str, str] = field(default_factory=dict)
+    clamp: str | None = None
 
     def cost(self, form: str) -> float | None:
         """Time of a form with the conversions that it needs where the layer stands, in µs; None where unknown.
