@@ -288,7 +288,7 @@ def _comparable(expected: object, actual: object) -> bool:
     """Whether both are real numbers of one shape."""
     if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
         return False
-    return expected.dtype == actual.dtype == np.float32 and expected.shape == actual.shape
+    return bool(expected.dtype == actual.dtype == np.float32) and expected.shape == actual.shape
 
 
 def _sqnr_db(pairs: Iterable[tuple[Array, Array]]) -> float:

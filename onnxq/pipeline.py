@@ -18,7 +18,7 @@ from onnxq.graph.outputs import value_names
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model, Proto
 from onnxq.graph.walk import constants_to_quantize
-from onnxq.plan.build import Wanted, make_plan, wanted_by
+from onnxq.plan.build import Wanted, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
 from onnxq.plan.unusable import unusable_values
 from onnxq.presets import PRESETS
@@ -290,6 +290,16 @@ def _gather(
             threads=threads,
             warn=warnings.append,
         )
+
+
+def complete(
+    statistics: Statistics, prepared: Prepared, target: Target, data: Data, threads: int | None, clock: Clock
+) -> None:
+    """Add what any plan could need to the statistics of one plan, in one further run over the same samples."""
+    seen = look(prepared, data, None, threads)
+    wanted = wanted_by_any(prepared.model, target, seen.dtypes, prepared.sources).without(statistics)
+    if wanted.values:
+        statistics.add(_gather(prepared, wanted, data.calibration, threads, clock, []))
 
 
 def check_statistics(statistics: Statistics, prepared: Prepared, wanted: Sequence[str]) -> None:

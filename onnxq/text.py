@@ -109,7 +109,7 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     kept = result["kept_float"]
     count = Counter(entry["op_type"] for entry in kept)
     stored = {op: count[op] - (c["total"] - c["quantized"]) for op, c in result["coverage"].items()}
-    tables = [_candidates(result["candidates"])] if result.get("candidates") else []
+    tables = [_candidates(result["candidates"], everything)] if result.get("candidates") else []
     tables.append(_coverage(result["coverage"], stored))
     if kept:
         shown = [
@@ -120,8 +120,10 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     return tables
 
 
-def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each whole model that was tried, the fastest first."""
+def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Table:
+    """A line for each whole model that was timed, the fastest first; or for all that were tried."""
+    timed = [row for row in candidates if row["latency_ratio"] is not None]
+    shown = candidates if everything or not timed else timed
     rows = [
         (
             row["name"],
@@ -131,9 +133,13 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Table:
             _percent(row["top1_agreement"]),
             row["verdict"],
         )
-        for row in candidates
+        for row in shown
     ]
-    return Table(("form", "against float", "size", "SQNR", "top-1", "verdict"), rows, right=(2, 3, 4), long=(5,))
+    left = len(candidates) - len(shown)
+    more = f"and {left} more that {'were' if left > 1 else 'was'} not timed; --verbose shows all" if left else ""
+    return Table(
+        ("form", "against float", "size", "SQNR", "top-1", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
+    )
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:

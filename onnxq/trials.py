@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -28,7 +29,7 @@ from onnxq.verify.compare import Comparison, compare_all
 
 _TIMED_FEEDS = 4
 
-_SIZES = (64, 32, 128, 224, 16, 1)
+_SIZES = (64, 32, 128, 224, 1024, 16, 1)
 """Lengths tried for dynamic axes of a made-up sample: what is timed should have some work in it."""
 
 _CLOSE = 0.75
@@ -136,6 +137,7 @@ class Trials:
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._late = False
+        self._complete = False
 
     # Building.
 
@@ -175,11 +177,16 @@ class Trials:
         self.dropped.append((name, reason))
 
     def _built(self, recipe: Recipe) -> Built:
-        if self.job.statistics is None and self.statistics is not None:
+        job = self.job
+        if job.statistics is None and self.statistics is not None and job.data is not None:
             try:
                 return self._build_with(recipe, self.statistics)
-            except CalibrationError:
-                pass  # this one needs a value that the earlier ones did not
+            except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
+                if not self._complete:
+                    self._complete = True
+                    pipeline.complete(self.statistics, job.prepared, job.target, job.data, job.threads, job.clock)
+                    with contextlib.suppress(CalibrationError):
+                        return self._build_with(recipe, self.statistics)
         built = self._build_with(recipe, self.job.statistics)
         if self.statistics is None:
             self.statistics = built.statistics
@@ -229,8 +236,14 @@ class Trials:
             running[timing.name].timing = timing
 
     def time_finalists(self) -> None:
-        """Time those again, and longer, between which the choice is close, if there are several."""
-        ratios = {o.name: o.ratio for o in self.outcomes() if not o.refused}
+        """Time those again, and longer, between which the choice is close, if there are several.
+
+        What is close is judged by the fastest tenth of the runs, which suffers least from what else the machine does.
+        """
+        before = self.float_timing
+        best = {name: trial.timing.p10 for name, trial in self.made.items() if trial.timing is not None}
+        inside = [outcome.name for outcome in self.outcomes() if not outcome.refused]
+        ratios = {name: before.p10 / best[name] if name in best else 1.0 for name in inside} if before else {}
         fastest = max(ratios.values(), default=0.0)
         close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
         finalists = [self.made[name] for name in close if name != FLOAT]

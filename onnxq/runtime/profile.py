@@ -81,8 +81,8 @@ def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None
 def _summed(profile: Path) -> KernelTime | None:
     """Times over the runs in a profile, the first of which was warm-up; None where it cannot be read.
 
-    The profile has whole µs, so that a median could not tell short kernels apart: the mean of the faster three quarters
-    of the runs can, and disturbed runs do not count in it either.
+    The profile has whole µs, so that a median could not tell short kernels apart: the mean of the faster half of the
+    runs can, and disturbed runs do not count in it either.
     """
     try:
         events = json.loads(profile.read_text("utf8"))
@@ -101,7 +101,7 @@ def _summed(profile: Path) -> KernelTime | None:
     def typical(ops: Iterable[str], *, others: bool = False) -> float:
         chosen = set(ops)
         sums = sorted(sum(dur for dur, op in run if (op in chosen) != others) for run in runs)
-        return statistics.fmean(sums[: max(len(sums) * 3 // 4, 1)])
+        return statistics.fmean(sums[: max(len(sums) // 2, 1)])
 
     quantize, dequantize = typical(["QuantizeLinear"]), typical(["DequantizeLinear"])
     return KernelTime(typical([*_LAYOUT, "QuantizeLinear", "DequantizeLinear"], others=True), quantize, dequantize)
