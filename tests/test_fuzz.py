@@ -14,6 +14,7 @@ from onnx import numpy_helper
 import onnxq
 from onnxq.core.metrics import sqnr_db
 from onnxq.errors import RecipeError
+from onnxq.recipe import Recipe, Rule
 from tests.random_graphs import Array, RandomGraph, session
 
 VARIANTS: list[dict[str, object]] = [
@@ -84,3 +85,25 @@ def test_any_model_is_quantized_right(seed: int, steps: int, options: dict[str, 
             check(expected, got, 3.0 if options.get("range") == "entropy" else 8.0, step)
     for qdq, qoperator in zip(results["qdq"], results["qoperator"], strict=True):
         check(qdq, qoperator, 20.0, step)
+
+
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(st.integers(0, 1 << 32), st.integers(1, 6), st.sampled_from(["w8a8-dynamic", "w8a8-token"]))
+def test_any_model_is_quantized_right_at_inference(seed: int, steps: int, preset: str) -> None:
+    graph = RandomGraph(random.Random(seed), steps)
+    model, feeds = graph.model(), graph.feeds(4)
+    if model is None:
+        return
+    expected = outputs(model, feeds, False)
+    recipe = Recipe(preset=preset, rules=(Rule("*", quantize=True),))  # the layers are too small to pay
+    try:
+        result = onnxq.quantize(model, calibration=feeds, recipe=recipe, benchmark=False, threads=1)
+    except RecipeError as error:
+        assert any(text in str(error) for text in ("nothing in this model would be quantized", "matches no node"))
+        return
+    quantized = result.model
+    assert quantized is not None
+    assert interface(quantized) == interface(model)
+    plain, best = (outputs(quantized, feeds, optimize) for optimize in (False, True))
+    check(expected, best, 12.0, 0.02)
+    check(plain, best, 30.0, 0.01)

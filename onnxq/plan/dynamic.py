@@ -18,11 +18,11 @@ from onnxq.targets import Target
 MIN_OPSET = 11
 """Operator set of DynamicQuantizeLinear."""
 
-LEAST_WORK = {TENSOR: 8.0, TOKEN: 64.0}
+LEAST_WORK = {TENSOR: 16.0, TOKEN: 64.0}
 """Rows × columns ÷ (rows + columns) of a weight from which its integer product saves more than quantizing costs.
 
 The time of a product grows with rows × columns for each line of its input; finding scales and rounding with the rows,
-scaling back with the columns. Measured with ONNX Runtime on one thread: below 8, DynamicQuantizeMatMul gains nothing;
+scaling back with the columns. Measured with ONNX Runtime on one thread: below 16, DynamicQuantizeMatMul gains nothing or loses;
 scales by row take several passes over the input and gain from about 64 on.
 """
 

@@ -150,7 +150,7 @@ def test_a_dynamic_layer_is_one_node() -> None:
     found = look(model)
     assert set(found) == {"mm", "bias"}
     assert (found["mm"]["op_type"], found["mm"]["state"]) == ("MatMul", "integer")
-    assert found["mm"]["how"] == "MatMulInteger, activations quantized at run time"
+    assert found["mm"]["how"] == "MatMulInteger, activations quantized at run time, weights per tensor"
     result = onnxq.inspect(model)
     assert result.facts["quantized"] == ["dynamic"]
     assert result.weights[0]["dtype"] == "int8"
