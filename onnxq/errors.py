@@ -27,10 +27,6 @@ class RecipeError(OnnxqError):
     exit_code = 2
 
 
-class NothingToQuantizeError(RecipeError):
-    """The plan would leave the model as it is."""
-
-
 class CalibrationError(OnnxqError):
     """Calibration data or statistics that do not fit the model."""
 

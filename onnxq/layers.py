@@ -12,12 +12,12 @@ import numpy as np
 
 from onnxq.build import Built, build
 from onnxq.core.dtypes import Array
-from onnxq.errors import ModelError, NothingToQuantizeError, OnnxqError
+from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph import extract, io, walk
 from onnxq.graph.ops import STORABLE, Kind, row_of
 from onnxq.graph.outputs import with_offsets, with_outputs
 from onnxq.graph.types import Node
-from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.pipeline import Clock, Data, NothingToQuantizeError, Prepared
 from onnxq.plan.auto import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan

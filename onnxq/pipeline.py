@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import CalibrationError, ModelError, NothingToQuantizeError, RecipeError
+from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
 from onnxq.graph.outputs import value_names
@@ -38,6 +38,10 @@ Source: TypeAlias = str | os.PathLike[str] | Proto
 
 _NAMED = 3
 """Values with elements that are not finite that get a warning of their own."""
+
+
+class NothingToQuantizeError(RecipeError):
+    """The plan would leave the model as it is; for a caller that tries another, to the user it is a `RecipeError`."""
 
 
 class Clock:

@@ -14,9 +14,9 @@ from typing import Any
 
 from onnxq import pipeline
 from onnxq.build import Built, build
-from onnxq.errors import CalibrationError, ModelError, NothingToQuantizeError, OnnxqError, RecipeError
+from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.embeddings import embedding_outputs
-from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.pipeline import Clock, Data, NothingToQuantizeError, Prepared
 from onnxq.plan.auto import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_budget
 from onnxq.recipe import Recipe
 from onnxq.runtime.dummy import runnable_feed
