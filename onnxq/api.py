@@ -11,9 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onnxq import auto, gate, pipeline
-from onnxq.auto import Chosen
-from onnxq.build import build
+from onnxq import auto, pipeline
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
@@ -125,19 +123,13 @@ def quantize(
     data = pipeline.open_data(found, prepared) if found is not None else None
     destination = _destination(model, output, given.preset, found, statistics)
     with ExitStack() as stack:
-        if given.preset == "auto" and benchmark:
-            job = Job(prepared, given, chosen_target, data, saved, clock, stack, threads, seconds, budget)
-            chosen = auto.choose(job)
-        else:
+        settled = given
+        if not (given.preset == "auto" and benchmark):
             settled = pipeline.settle_preset(given, data is not None or saved is not None)
-            built = build(prepared, settled, chosen_target, data, saved, threads, clock)
-            content = pipeline.contents(built.model, stack)
-            verdict = gate.verify(
-                content, prepared, settled, data, clock, timed=benchmark, seconds=seconds, threads=threads
-            )
-            chosen = Chosen(settled.preset, built, built.plan, verdict, content, warnings=list(built.warnings))
-            if data is None and settled.preset == "w8":
-                chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
+        job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
+        chosen = auto.choose(job) if settled.preset == "auto" else auto.make(job, timed=benchmark)
+        if data is None and settled.preset == "w8":
+            chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
         verdict = chosen.verdict
         warnings = [*prepared.notes, *chosen.warnings]
         if verdict.failures and not force:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import gate, layers
-from onnxq.build import Built
+from onnxq import gate, layers, pipeline
+from onnxq.build import Built, build
 from onnxq.errors import ModelError, RecipeError
 from onnxq.gate import Verdict
 from onnxq.plan import auto as chooser
@@ -52,6 +52,32 @@ class Chosen:
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+def make(job: Job, *, timed: bool) -> Chosen:
+    """Build and verify the one model that a named preset stands for.
+
+    Args:
+        job: its recipe names a preset; its budget is not used.
+        timed: measure latency.
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    built = build(job.prepared, job.recipe, job.target, job.data, job.statistics, job.threads, job.clock)
+    content = pipeline.contents(built.model, job.stack)
+    verdict = gate.verify(
+        content,
+        job.prepared,
+        job.recipe,
+        job.data,
+        job.clock,
+        timed=timed,
+        seconds=job.seconds,
+        threads=job.threads,
+    )
+    return Chosen(job.recipe.preset, built, built.plan, verdict, content, warnings=list(built.warnings))
 
 
 def choose(job: Job) -> Chosen:
