@@ -239,10 +239,10 @@ class _Search:
 
     def _finish(self) -> Chosen:
         trials = self._trials
-        for outcome in chooser.ranked(trials.outcomes()):
-            if outcome.name == FLOAT:
+        while order := chooser.ranked(trials.contenders()):
+            if order[0].name == FLOAT:
                 return self._float()
-            trial = trials.made[outcome.name]
+            trial = trials.made[order[0].name]
             verdict = self._verify(trial)
             if not trial.refused:
                 return self._quantized(trial, verdict)

@@ -136,6 +136,7 @@ class Trials:
         self._embeddings = embedding_outputs(job.prepared.model)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
+        self._finalists: set[str] = set()
         self._late = False
         self._complete = False
 
@@ -247,6 +248,7 @@ class Trials:
         fastest = max(ratios.values(), default=0.0)
         close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
         finalists = [self.made[name] for name in close if name != FLOAT]
+        self._finalists = {trial.name for trial in finalists}
         if len(close) > 1 and finalists and not self.out_of_time("the best were not timed a second time"):
             self.time(finalists)
 
@@ -309,6 +311,12 @@ class Trials:
         if not insisted(self.job.recipe):
             found.append(Outcome(FLOAT, 1.0, self.job.prepared.size, math.inf))
         return found
+
+    def contenders(self) -> list[Outcome]:
+        """The outcomes that decide: those of the last alternation, or all where none of them is left."""
+        found = self.outcomes()
+        close = [outcome for outcome in found if outcome.name in self._finalists and not outcome.refused]
+        return [*close, *(outcome for outcome in found if outcome.name == FLOAT)] if close else found
 
     def table(self, chosen: str) -> list[dict[str, Any]]:
         """A row for each candidate, the fastest first, then those that were not built; figures unknown are None."""

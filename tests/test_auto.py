@@ -340,3 +340,39 @@ def test_without_a_sample_that_fits_nothing_is_measured(times: Times) -> None:
     assert result.preset == "w8" and result.latency_ratio is None
     assert any("nothing was measured" in line for line in result.warnings)
     assert times.asked == []
+
+
+def test_saved_statistics_stand_for_calibration(times: Times, tmp_path: Path) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0, "w8a8-token": 2.0, "mixed": 2.0}
+    onnxq.calibrate(mlp(), tmp_path / "s.npz", calibration=drawn(4, 64), threads=1)
+    result = onnxq.quantize(mlp(), statistics=tmp_path / "s.npz", threads=1)
+    assert result.preset == "w8a8"
+    assert not any("no calibration data" in line for line in result.warnings)
+
+
+def test_the_format_that_was_asked_for_is_kept(times: Times) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0}
+    result = auto("convnet", format="qoperator")
+    assert result.preset == "w8a8" and result.format == "qoperator"
+    assert result.model is not None and "QLinearConv" in {node.op_type for node in result.model.graph.node}
+
+
+def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table leaves a depthwise layer float, so that its input has no range; measured, it is faster in integers."""
+    from onnxq import pipeline
+
+    runs: list[int] = []
+    real = pipeline.complete
+    monkeypatch.setattr(pipeline, "complete", lambda *given: (runs.append(1), real(*given)))
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "mixed": 1.0}
+    times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0}
+    text = """g (float[N,64,12,12] x) => (float[N,32,6,6] y) {
+        [stem] a = Conv <group = 64> (x, w1) [body] y = Conv (a, w2) }"""
+    model = build(text, w1=weights(64, 1, 5, 5), w2=weights(32, 64, 3, 3))
+    feeds = drawn(1, 64, 12, 12)
+    named = onnxq.quantize(model, calibration=feeds, preset="w8a8", benchmark=False, threads=1)
+    assert named.plan.nodes["stem"].action == "storage"
+    result = onnxq.quantize(model, calibration=feeds, threads=1)
+    assert result.preset == "mixed" and result.plan.nodes["stem"].action == "integer"
+    assert runs == [1]
+    assert result.sqnr_db is not None and result.sqnr_db > 30
