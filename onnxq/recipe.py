@@ -75,8 +75,8 @@ class Recipe:
         max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
             labels, else of top-1 agreement with the float model.
         bits: bits of a weight in blocks; None takes the preset's.
-        block_size: elements of a weight that share a scale in weight-only presets; 0 for one scale a column, None for
-            the preset's choice.
+        block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
+            column, None for the preset's choice.
         algorithm: how weights are rounded; None takes the preset's.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.

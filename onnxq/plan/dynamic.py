@@ -22,7 +22,7 @@ LEAST_WORK = {TENSOR: 16.0, TOKEN: 64.0}
 """Rows × columns ÷ (rows + columns) of a weight from which its integer product saves more than quantizing costs.
 
 The time of a product grows with rows × columns for each line of its input; finding scales and rounding with the rows,
-scaling back with the columns. Measured with ONNX Runtime on one thread: below 16, DynamicQuantizeMatMul gains nothing or loses;
+scaling back with the columns. Measured with ONNX Runtime on one thread: DynamicQuantizeMatMul gains from about 16 on;
 scales by row take several passes over the input and gain from about 64 on.
 """
 

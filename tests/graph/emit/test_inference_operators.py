@@ -131,6 +131,12 @@ def test_attention_with_a_cache_a_scale_and_a_causal_mask() -> None:
     assert ops(against_float(model, result.model, feed, 30.0))["QAttention"] == 1
 
 
+def test_attention_without_a_bias() -> None:
+    model = attention("", "")
+    x = np.random.default_rng(0).normal(size=(2, 5, H)).astype(np.float32)
+    assert ops(against_float(model, quantized(model).model, {"x": x}, 30.0))["QAttention"] == 1
+
+
 def test_attention_that_qattention_cannot_be_is_stored() -> None:
     model = attention("b", "", f", qkv_hidden_sizes = [{H}, {H}, {H}]")
     result = quantized(model)
@@ -265,6 +271,17 @@ def test_ort_8488_layers_in_bodies(preset: str, what: str) -> None:
     assert count["MatMulIntegerToFloat"] + count["DynamicQuantizeMatMul"] == (3 if what == "if" else 2)
     if what != "scan":
         assert ops(result.model.graph)["DynamicQuantizeLinear" if product is by_tensor else "QuantizeLinear"] == 1
+
+
+def test_layers_in_bodies_are_excluded_by_name() -> None:
+    result = quantized(body("if"), exclude=["inner"])
+    assert {n: p.action for n, p in result.plan.nodes.items() if n in ("inner", "outer", "other")} == {
+        "inner": "float",
+        "outer": "dynamic",
+        "other": "dynamic",
+    }
+    x = np.random.default_rng(0).normal(size=(4, 144)).astype(np.float32)
+    against_float(body("if"), result.model, {"x": x, "c": np.array(False)}, 30.0)
 
 
 def test_weights_in_bodies_are_stored_with_w8() -> None:
