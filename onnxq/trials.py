@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,10 @@ class Trials:
                 trial.refused = f"does not run: {error}"
 
     def time(self, trials: Iterable[Trial]) -> None:
-        """Time candidates that are not refused and the float model in one alternation."""
+        """Time candidates that are not refused and the float model in one alternation.
+
+        Their ratios are those of the fastest runs: on a machine that is busy, medians of few runs would decide by chance.
+        """
         job = self.job
         running = {trial.name: trial for trial in trials if trial.session is not None and not trial.refused}
         sessions: dict[str, bytes | Path | Session] = {FLOAT: self._opened_float()}
@@ -234,17 +237,12 @@ class Trials:
             timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
         self.float_timing = timings[0]
         for timing in timings[1:]:
-            running[timing.name].timing = timing
+            steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio
+            running[timing.name].timing = replace(timing, ratio=steady)
 
     def time_finalists(self) -> None:
-        """Time those again, and longer, between which the choice is close, if there are several.
-
-        What is close is judged by the fastest tenth of the runs, which suffers least from what else the machine does.
-        """
-        before = self.float_timing
-        best = {name: trial.timing.p10 for name, trial in self.made.items() if trial.timing is not None}
-        inside = [outcome.name for outcome in self.outcomes() if not outcome.refused]
-        ratios = {name: before.p10 / best[name] if name in best else 1.0 for name in inside} if before else {}
+        """Time those again, and longer, between which the choice is close, if there are several."""
+        ratios = {outcome.name: outcome.ratio for outcome in self.outcomes() if not outcome.refused}
         fastest = max(ratios.values(), default=0.0)
         close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
         finalists = [self.made[name] for name in close if name != FLOAT]
