@@ -222,7 +222,7 @@ class Trials:
     def time(self, trials: Iterable[Trial]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
 
-        Their ratios are those of the fastest runs: on a machine that is busy, medians of few runs would decide by chance.
+        Their ratios are those of the fastest runs: on a busy machine medians of a few runs would decide by chance.
         """
         job = self.job
         running = {trial.name: trial for trial in trials if trial.session is not None and not trial.refused}
