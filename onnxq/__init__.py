@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, inspect, presets, quantize, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, targets
     from onnxq.errors import (
         CalibrationError,
         MissingExtraError,
@@ -41,6 +41,7 @@ __all__ = [
     "benchmark",
     "calibrate",
     "compare",
+    "diagnose",
     "inspect",
     "presets",
     "quantize",
@@ -60,6 +61,7 @@ _HOMES = {
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
+    "diagnose": "onnxq.api",
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import auto, pipeline
+from onnxq.diagnosis import diagnose
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
@@ -31,7 +32,7 @@ from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 
-__all__ = ["benchmark", "calibrate", "compare", "inspect", "presets", "quantize", "targets"]
+__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
 
 def quantize(
@@ -235,7 +236,7 @@ def calibrate(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     reader = open_reader(found, prepared.inputs)
-    seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader))), None, threads)
+    seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader)), reader), None, threads)
     wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources)
     if not wanted.values:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")

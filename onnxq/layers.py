@@ -183,7 +183,7 @@ def _measure_one(
     inputs = [InputSpec(name, array.dtype, array.shape) for name, array in feed.items()]
     prepared = Prepared(part, content, len(content), {name: (name,) for name in names}, inputs)
     reader = open_reader([feed], inputs)
-    data = Data(reader, reader, feed)
+    data = Data(reader, reader, feed, reader)
     models = {FLOAT: content}
     for form in forms:
         if form != STATIC and layer.default.get(form) != form:

@@ -160,12 +160,14 @@ class Data:
         calibration: samples for ranges.
         held_out: samples for verification, others than those for ranges where there are at least two.
         first: the first sample.
+        every: all samples.
         seen: what `look` found on the first sample, by the names of a model's values.
     """
 
     calibration: Reader
     held_out: Reader
     first: Feed
+    every: Reader
     seen: dict[tuple[str, ...], Shapes] = field(default_factory=dict)
 
 
@@ -177,7 +179,7 @@ def open_data(calibration: object, prepared: Prepared, batch_size: int | None = 
     """
     reader = open_reader(calibration, prepared.inputs, batch_size=batch_size)
     used, held_out = split(reader)
-    return Data(used, held_out, next(iter(used)))
+    return Data(used, held_out, next(iter(used)), reader)
 
 
 @dataclass

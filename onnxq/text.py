@@ -227,6 +227,36 @@ def inspection_tables(result: Mapping[str, Any], *, everything: bool = False) ->
     return tables
 
 
+def diagnosis_table(result: Mapping[str, Any], *, everything: bool = False) -> Table:
+    """A line for each quantized node, the worst first.
+
+    Args:
+        result: what `onnxq.diagnosis.DiagnoseResult.to_dict` gives.
+        everything: all nodes, not only the worst.
+    """
+    rows = [
+        (
+            node["node"],
+            node["op_type"],
+            _short_db(node["output_sqnr_db"]),
+            _short_db(node["own_sqnr_db"]),
+            _short_db(node["arriving_sqnr_db"]),
+            _short_db(node["weight_sqnr_db"]),
+            "-" if node["low"] is None else f"{node['low']:.4g} to {node['high']:.4g}",
+            "-" if node["seen_low"] is None else f"{node['seen_low']:.4g} to {node['seen_high']:.4g}",
+            "-" if node["low"] is None else f"{100 * node['clipped']:.2g} %",
+            node["cause"],
+        )
+        for node in result["nodes"]
+    ]
+    header = ("node", "operator", "output dB", "own", "arriving", "weight", "range", "seen", "clipped", "mostly")
+    return _cut(header, rows, "nodes", everything, right=(2, 3, 4, 5, 8), long=(0, 9))
+
+
+def _short_db(ratio: float | None) -> str:
+    return "-" if ratio is None else "equal" if ratio == math.inf else f"{ratio:.1f}"
+
+
 def _kinds(heading: str, nodes: Iterable[tuple[Mapping[str, Any], str]], everything: bool) -> Table:
     groups = _grouped(((node["op_type"], words), node["name"]) for node, words in nodes)
     rows = [(str(len(names)), op_type, words, _listed(names, everything)) for (op_type, words), names in groups]

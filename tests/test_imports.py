@@ -26,6 +26,7 @@ TIERS = [
     ["results", "pipeline"],
     ["transform"],
     ["build"],
+    ["diagnosis"],
     ["gate", "layers", "trials"],
     ["auto"],
     ["api"],

@@ -26,6 +26,7 @@ PUBLIC = [
     "benchmark",
     "calibrate",
     "compare",
+    "diagnose",
     "inspect",
     "presets",
     "quantize",

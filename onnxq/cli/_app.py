@@ -16,7 +16,7 @@ import click
 from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 
-COMMANDS = ("quantize", "calibrate", "compare", "benchmark", "inspect", "presets", "targets")
+COMMANDS = ("quantize", "calibrate", "diagnose", "compare", "benchmark", "inspect", "presets", "targets")
 
 EPILOG = """\
 \b

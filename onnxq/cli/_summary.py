@@ -35,6 +35,21 @@ def show_comparison(result: Mapping[str, Any]) -> None:
         show_text(f"accuracy  {100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %")
 
 
+def show_diagnosis(result: Mapping[str, Any], *, verbose: bool) -> None:
+    """Print a line for each quantized node, the worst first, and the SQNR of each output.
+
+    Args:
+        result: the JSON form of the result.
+        verbose: all nodes, not only the worst.
+    """
+    for name, ratio in result["outputs"].items():
+        show_text(f"output {name}: {text.decibels(ratio)} over {result['samples']} samples")
+    _show_tables([text.diagnosis_table(result, everything=verbose)])
+    if result["recipe_path"] is not None:
+        show_text()
+        show_text(f"recipe    {result['recipe_path']}")
+
+
 def show_benchmark(result: Mapping[str, Any]) -> None:
     """Print a line for each model."""
     show_table(text.benchmark_table(result))

@@ -76,7 +76,7 @@ class FakeApi(ModuleType):
         super().__init__("onnxq.api")
         self.calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = []
         self.answer: object = None
-        for name in ("quantize", "calibrate", "compare", "benchmark", "inspect", "presets", "targets"):
+        for name in ("quantize", "calibrate", "diagnose", "compare", "benchmark", "inspect", "presets", "targets"):
             setattr(self, name, self._function(name))
 
     def _function(self, name: str) -> Callable[..., object]:

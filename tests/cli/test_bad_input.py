@@ -210,7 +210,7 @@ def test_quantize_refuses_a_bad_model(
     assert snapshot() == before
 
 
-@pytest.mark.parametrize("command", ["calibrate", "compare", "benchmark", "inspect"])
+@pytest.mark.parametrize("command", ["calibrate", "diagnose", "compare", "benchmark", "inspect"])
 @pytest.mark.parametrize(("spoil", "part"), UNREADABLE, **BY_NAME)
 def test_other_commands_refuse_a_bad_model(
     run: Run,
@@ -229,6 +229,7 @@ def test_other_commands_refuse_a_bad_model(
     rest: dict[str, list[object]] = {
         "calibrate": ["-c", data, "-o", tmp_path / "s.npz"],
         "compare": [model, "-c", data],
+        "diagnose": ["-c", data],
         "benchmark": [model, "--seconds", "0.01"],
         "inspect": [],
     }
@@ -347,7 +348,7 @@ def one_bad_feed_in_a_folder(folder: Path, x: np.ndarray) -> Path:
     return folder / "feeds"
 
 
-@pytest.mark.parametrize("command", ["quantize", "calibrate", "compare", "benchmark"])
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "diagnose", "compare", "benchmark"])
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -386,6 +387,7 @@ def test_bad_calibration_data_is_refused(
         "quantize": [model, *QUICK],
         "calibrate": [model, "-o", tmp_path / "s.npz"],
         "compare": [model, model],
+        "diagnose": [model],
         "benchmark": [model, "--seconds", "0.01"],
     }
     before = snapshot()

@@ -43,6 +43,7 @@ RESULT = {
 def outcome(result: dict[str, Any] = RESULT) -> SimpleNamespace:
     return SimpleNamespace(
         output=Path("out.onnx"),
+        recipe_path=None,
         warnings=result.get("warnings", []),
         to_dict=lambda: result,
         summary=lambda: "the summary\n",
@@ -176,6 +177,12 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
             {"calibration": "mod:fn", "resume": True, "provider": "P", "threads": 3},
         ),
         ("compare a b -c d", "compare", (Path("a"), Path("b")), {"data": "d"}),
+        (
+            "diagnose a b -c d --recipe r.yaml --recipe-out o.yaml --threads 2",
+            "diagnose",
+            (Path("a"), Path("b")),
+            {"data": "d", "recipe": Path("r.yaml"), "recipe_out": Path("o.yaml"), "threads": 2},
+        ),
         (
             "benchmark a b c -c d --threads 1 --seconds 0.5",
             "benchmark",
