@@ -90,31 +90,54 @@ def _models() -> list[Workload]:
 
 
 def _own_model(path: Path) -> Workload:
-    def load(file: Path) -> tuple[Feed, np.ndarray[Any, Any]]:
-        with np.load(file, allow_pickle=False) as arrays:
-            samples = dict(arrays)
-        return samples, samples.pop("labels")
-
-    def one_by_one(file: Path) -> list[Feed]:
-        samples, labels = load(file)
-        return [{name: array[i : i + 1] for name, array in samples.items()} for i in range(len(labels))]
-
     test = path.with_suffix(".test.npz")
+    with np.load(test, allow_pickle=False) as arrays:
+        predicts_next = arrays["labels"].ndim == 2
 
     def score(candidate: Path) -> float:
-        samples, labels = load(test)
+        samples, labels = _samples(test)
+        assert labels is not None
         logits = open_session(candidate).run(None, samples)[0]
-        return float((logits.argmax(1) == labels).mean())
+        return negative_log_likelihood(logits, labels) if predicts_next else float((logits.argmax(1) == labels).mean())
 
     return Workload(
         path.stem,
         "models",
         lambda folder: path,
-        lambda: one_by_one(ROOT / "calibration_data" / f"{path.stem}.npz"),
-        error_feeds=lambda: one_by_one(test)[:64],
-        metric="acc",
+        lambda: _one_by_one(ROOT / "calibration_data" / f"{path.stem}.npz"),
+        error_feeds=lambda: _one_by_one(test)[:64],
+        metric="nll" if predicts_next else "acc",
+        higher_is_better=not predicts_next,
         score=score,
     )
+
+
+def _samples(file: Path) -> tuple[Feed, np.ndarray[Any, Any] | None]:
+    with np.load(file, allow_pickle=False) as arrays:
+        samples = dict(arrays)
+    return samples, samples.pop("labels", None)
+
+
+def _one_by_one(file: Path) -> list[Feed]:
+    samples, _ = _samples(file)
+    count = len(next(iter(samples.values())))
+    return [{name: array[i : i + 1] for name, array in samples.items()} for i in range(count)]
+
+
+def negative_log_likelihood(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    """Of the next token, the mean over all tokens in nats; perplexity is its exponential.
+
+    Args:
+        logits: (…, tokens of the vocabulary).
+        labels: (…), ids of the tokens that do follow.
+    """
+    total = 0.0
+    # One sequence at a time: float64 for the sums, not for all logits at once.
+    for scores, following in zip(logits, labels, strict=True):
+        shifted = scores.astype(np.float64) - scores.max(-1, keepdims=True)
+        chosen = np.take_along_axis(shifted, following[..., None], axis=-1)[..., 0]
+        total += float((np.log(np.exp(shifted).sum(-1)) - chosen).sum())
+    return total / labels.size
 
 
 def _shapes() -> list[Workload]:

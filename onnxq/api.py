@@ -47,6 +47,8 @@ def quantize(
     per_channel: bool | None = None,
     symmetric: bool | None = None,
     bias_correct: bool | None = None,
+    equalize: bool | None = None,
+    adaround: bool | None = None,
     target: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -77,6 +79,8 @@ def quantize(
         per_channel: weight scales by output channel.
         symmetric: activations with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
+        equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
+        adaround: learn for each weight whether to round it up or down; needs samples and time.
         target: a name that `targets` lists.
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
@@ -110,6 +114,8 @@ def quantize(
         per_channel=per_channel,
         symmetric=symmetric,
         bias_correct=bias_correct,
+        equalize=equalize,
+        adaround=adaround,
         target=target,
         include=tuple(include),
         exclude=tuple(exclude),

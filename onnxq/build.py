@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import solve
 from onnxq.recipe import Recipe
+from onnxq.refine import refine
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
 from onnxq.transform import transform
@@ -70,6 +72,13 @@ def build(
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
+    if recipe.adaround:
+        if data is None:
+            raise RecipeError("--adaround: needs samples to learn from; give --calibration")
+        corrected = used if recipe.bias_correct else None
+        solution, learned = refine(model, plan, solution, data, corrected, threads, clock)
+        warnings += learned
+    with clock.step("rewrite"):
         emit(model, solution.rewrite, form)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]

@@ -20,6 +20,7 @@ from onnxq.graph.types import Model, Proto
 from onnxq.graph.walk import constants_to_quantize
 from onnxq.plan.build import Wanted, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
+from onnxq.plan.faint import faint_values
 from onnxq.plan.unusable import unusable_values
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
@@ -245,7 +246,7 @@ def plan_and_calibrate(
     with clock.step("plan"):
         seen = look(prepared, data, statistics, threads)
 
-        def plan_without(unusable: dict[str, str]) -> Plan:
+        def plan_without(unusable: dict[str, str], faint: dict[str, str]) -> Plan:
             return make_plan(
                 prepared.model,
                 recipe,
@@ -255,9 +256,10 @@ def plan_and_calibrate(
                 prepared.sources,
                 unusable=unusable,
                 op_types=prepared.op_types,
+                faint=faint,
             )
 
-        plan = plan_without({})
+        plan = plan_without({}, {})
         refuse_empty(plan, prepared, recipe)
     wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
     if not wanted.values:
@@ -271,9 +273,14 @@ def plan_and_calibrate(
     else:
         raise CalibrationError("calibration: the plan needs ranges and there is no data; give --calibration")
     unusable: dict[str, str] = {}
-    while bad := unusable_values(prepared.model, plan, statistics):
-        unusable |= bad
-        plan = plan_without(unusable)
+    faint: dict[str, str] = {}
+    while True:
+        known = len(unusable), len(faint)
+        unusable |= unusable_values(prepared.model, plan, statistics)
+        faint |= faint_values(plan, statistics, recipe.percentile)
+        if known == (len(unusable), len(faint)):
+            break
+        plan = plan_without(unusable, faint)
         refuse_empty(plan, prepared, recipe)
         # Where a node stays float after all, its neighbours can need values that were not wanted before.
         wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct).without(statistics)

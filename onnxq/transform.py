@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from onnxq.core.dtypes import Array
+from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.pipeline import Clock, Data, Prepared
 from onnxq.recipe import Recipe
+from onnxq.runtime.minima import channel_minima
 
 
 def transform(prepared: Prepared, recipe: Recipe, data: Data | None, threads: int | None, clock: Clock) -> list[str]:
@@ -12,5 +15,23 @@ def transform(prepared: Prepared, recipe: Recipe, data: Data | None, threads: in
     Returns:
         Warnings, one line each.
     """
-    del prepared, recipe, data, threads, clock
+    notes: list[str] = []
+    if recipe.equalize:
+        with clock.step("equalize"):
+            notes += _equalize(prepared, data, threads)
+    return notes
+
+
+def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> list[str]:
+    done = equalize(prepared.model)
+    if not done.pairs:
+        return ["--equalize: no two layers have only Relu, MaxPool and the like between them, so nothing was equalized"]
+    if data is None:
+        return []
+    samples = data.calibration
+
+    def lowest(axes: dict[str, int]) -> dict[str, Array]:
+        return channel_minima(prepared.model, axes, samples, threads=threads)
+
+    absorb_biases(prepared.model, lowest)
     return []

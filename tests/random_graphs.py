@@ -16,6 +16,7 @@ IR_VERSIONS = {11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20
 SHAPES = ((2, 4, 6, 6), (2, 3, 5, 7), (1, 8, 6, 6), (2, 8), (2, 5, 8), (2, 4, 9), (1, 2, 4, 4, 4))
 LARGEST = 20_000
 _SUFFIXES = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_float")
+_UNARY = ("Relu", "Neg", "Sigmoid", "Tanh", "Identity", "Softmax")
 _ELEMENT = {np.dtype(t): helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in (np.float32, np.float16, np.int64, bool)}
 
 
@@ -40,11 +41,12 @@ class RandomGraph:
         self.inputs: dict[str, Array] = {}
         self._data = np.random.default_rng(rng.randrange(1 << 16))
         self._count = 0
+        self._squares: dict[str, str] = {}
         self.input(self._data.normal(size=rng.choice(SHAPES)).astype(np.float32))
         builders = [self.conv, self.conv, self.gemm, self.matmul, self.matmul, self.arithmetic, self.arithmetic]
         builders += [self.concat, self.split, self.slice, self.gather, self.where, self.resize, self.pad, self.pool]
         builders += [self.pool, self.unary, self.unary, self.clip, self.softmax, self.shape, self.shape, self.depth]
-        builders += [self.reduce, self.normalize, self.half, self.branch, self.loop]
+        builders += [self.reduce, self.normalize, self.half, self.branch, self.loop, self.branches, self.layers_in_loop]
         for _ in range(steps):
             rng.choice(builders)()
 
@@ -407,6 +409,72 @@ class RandomGraph:
         )
         self.node("Loop", [self.constant(np.int64(2)), "", x], captures=[x], body=body)
 
+    def branches(self) -> None:
+        """An If in a branch of an If: layers and what only moves elements, over values of every graph around them."""
+        if (x := self.float(at_least=2)) is None or (other := self.float(at_least=2)) is None:
+            return
+        width = self.values[x].shape[-1]
+        weight, square = self.weight(width, width, fan=width), self.weight(width, width, fan=width)
+        flags = [self.input(np.asarray(self.coin())) for _ in range(2)]
+        first, second, third = (self.rng.choice(_UNARY) for _ in range(3))
+        inner = [
+            helper.make_node("MatMul", ["one", square], ["two"], name="deep"),
+            helper.make_node(first, ["two"], ["three"]),
+            helper.make_node("Add", ["three", self.rng.choice([x, "one"])], ["given"]),
+        ]
+        flat = [helper.make_node("Neg", ["one"], ["given"])]
+        if self.coin():
+            flat.insert(0, helper.make_node("MatMul", [other, self._square(other)], ["lost"]))
+        outer = [
+            helper.make_node("MatMul", [x, weight], ["zero"]),
+            helper.make_node(second, ["zero"], ["one"]),
+            helper.make_node("If", [flags[1]], ["back"], then_branch=_body(inner), else_branch=_body(flat)),
+            helper.make_node("MatMul", ["back", square], ["given"]),
+        ]
+        rest = [helper.make_node(third, [x], ["one"]), helper.make_node("MatMul", ["one", weight], ["given"])]
+        captures = [x, other, weight, square, flags[1], self._square(other)]
+        self.node("If", [flags[0]], captures=captures, then_branch=_body(outer), else_branch=_body(rest))
+
+    def layers_in_loop(self) -> None:
+        """A Loop whose state goes through layers, and a value of the graph around it too."""
+        if (x := self.float(at_least=2)) is None:
+            return
+        square, width = self._square(x), self.values[x].shape[-1]
+        again = self.weight(width, width, fan=width)
+        unary = self.rng.choice(_UNARY)
+        nodes = [
+            helper.make_node("Identity", ["go"], ["goes"]),
+            helper.make_node("MatMul", [self.rng.choice(["state", x]), square], ["a"]),
+            helper.make_node(unary, ["a"], ["b"]),
+            helper.make_node("Add", ["b", x], ["c"]),
+            helper.make_node("MatMul", ["c", again], ["d"]),
+            helper.make_node("Tanh", ["d"], ["next"]),
+            helper.make_node("MatMul", [x, again], ["all"]),
+        ]
+        body = helper.make_graph(
+            nodes,
+            "body",
+            [
+                helper.make_tensor_value_info("i", TensorProto.INT64, []),
+                helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+            ],
+            [
+                helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+                helper.make_tensor_value_info("all", TensorProto.FLOAT, None),
+            ],
+        )
+        count = self.constant(np.int64(self.rng.randrange(1, 4)))
+        self.node("Loop", [count, "", x], outputs=2, captures=[x, square, again], body=body)
+
+    def _square(self, x: str) -> str:
+        """A weight by which ``x`` can be multiplied again and again; one a value."""
+        width = self.values[x].shape[-1]
+        if x not in self._squares:
+            self._squares[x] = self.weight(width, width, fan=width)
+        return self._squares[x]
+
     # The whole.
 
     def model(self) -> onnx.ModelProto | None:
@@ -439,6 +507,10 @@ class RandomGraph:
             }
             for _ in range(count)
         ]
+
+
+def _body(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    return helper.make_graph(nodes, "body", [], [helper.make_tensor_value_info("given", TensorProto.FLOAT, None)])
 
 
 def _info(name: str, array: Array, batch: str | None = None) -> onnx.ValueInfoProto:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 import onnxq
 from onnxq.core.metrics import sqnr_db
 from onnxq.errors import RecipeError
+from onnxq.graph.names import scopes
 from onnxq.recipe import Recipe, Rule
 from tests.random_graphs import Array, RandomGraph, session
 
@@ -44,7 +45,8 @@ def outputs(model: onnx.ModelProto, feeds: list[dict[str, Array]], optimize: boo
 def coarsest(model: onnx.ModelProto) -> float:
     """The largest step between two numbers of a quantized activation."""
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    steps = [constants[node.input[1]].max() for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    nodes = [node for graph in scopes(model.graph) for node in graph.node]
+    steps = [constants[node.input[1]].max() for node in nodes if node.op_type == "QuantizeLinear"]
     return float(max(steps, default=0.0))
 
 
@@ -76,7 +78,7 @@ def test_any_model_is_quantized_right(seed: int, steps: int, options: dict[str, 
         assert quantized is not None
         assert model.SerializeToString() == before
         assert interface(quantized) == interface(model)
-        names = Counter(node.name for node in quantized.graph.node)
+        names = Counter(node.name for graph in scopes(quantized.graph) for node in graph.node)
         assert all(names[plan.name] == 1 for plan in result.plan.nodes.values() if plan.action != "folded")
         assert all(reason for _, _, reason in result.kept_float)
         results[form] = [outputs(quantized, feeds[:12], optimize) for optimize in (False, True)]

@@ -24,7 +24,7 @@ TIERS = [
     ["passes", "runtime"],
     ["verify", "qat"],
     ["results", "pipeline"],
-    ["transform"],
+    ["transform", "refine"],
     ["build"],
     ["diagnosis"],
     ["gate", "layers", "trials"],

@@ -215,16 +215,40 @@ def test_ort_8770_every_parameter_is_there_whatever_the_topology(form: str, body
             assert sqnr_db(run(model, drawn(*IMAGE)[0]), run(result.model, drawn(*IMAGE)[0], optimize)) > 20
 
 
-def test_ort_8488_what_bodies_hold_is_said() -> None:
+@both_formats
+def test_ort_8488_bodies_are_quantized(form: str) -> None:
     model = build(
         """g (float[N,16,8,8] x) => (float[N,16,8,8] y) { a = Conv (x, w) m = ReduceMax <keepdims = 0> (a)
         c = Greater (m, zero) [pick] y = If (c) <then_branch = t () => (float[N,16,8,8] p) { p = Conv (a, w) },
         else_branch = e () => (float[N,16,8,8] q) { q = Relu (a) }> }""",
         w=W, zero=np.array(0, np.float32),
     )  # fmt: skip
-    result = quantize(model, drawn(*IMAGE))
-    assert any("1 node(s) with weights lie in bodies of If, Loop or Scan" in line for line in result.warnings)
-    assert sqnr_db(run(model, drawn(*IMAGE)[0]), run(result.model, drawn(*IMAGE)[0])) > 25
+    result = quantize(model, drawn(*IMAGE), format=form)
+    assert result.coverage["Conv"] == {"quantized": 2, "total": 2}
+    assert not any("bod" in line for line in result.warnings)
+    for optimize in (True, False):
+        assert sqnr_db(run(model, drawn(*IMAGE)[0]), run(result.model, drawn(*IMAGE)[0], optimize)) > 25
+
+
+@both_formats
+def test_ort_18671_both_branches_of_an_exported_decoder(form: str) -> None:
+    # A decoder "with past" is one If whose branches hold the layers, whose names they share, over common weights.
+    layers = "[query] q = MatMul (h, wq) [act] r = Relu (q) [out] {} = MatMul (r, wo)"
+    model = build(
+        f"""g (float[N,S,32] x, bool past) => (float[N,S,32] y) {{ [first] h = MatMul (x, w)
+        [pick] y = If (past) <then_branch = t () => (float[N,S,32] p) {{ {layers.format("p")} }},
+        else_branch = e () => (float[N,S,32] o) {{ {layers.format("o")} }}> }}""",
+        **{name: weights(32, 32, seed=i) for i, name in enumerate(("w", "wq", "wo"))},
+    )
+    feeds = [{**feed, "past": np.array(bool(i % 2))} for i, feed in enumerate(drawn(2, 3, 32, count=10))]
+    result = quantize(model, feeds, format=form)
+    assert result.coverage["MatMul"] == {"quantized": 5, "total": 5}
+    assert sum(array.shape == (32, 32) for array in stored(result.model).values()) == 3
+    left = quantize(model, feeds, format=form, exclude=("query",))
+    assert left.coverage["MatMul"] == {"quantized": 3, "total": 5}  # the name means both branches' node
+    for feed in feeds[:2]:
+        for optimize in (True, False):
+            assert sqnr_db(run(model, feed), run(result.model, feed, optimize)) > 25
 
 
 def test_ort_21277_a_table_tied_to_the_last_layer() -> None:

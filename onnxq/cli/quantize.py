@@ -120,6 +120,20 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
 )
 @option(
+    "--equalize",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
+)
+@option(
+    "--adaround",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
+)
+@option(
     "--target",
     metavar="NAME",
     group=_HOW,

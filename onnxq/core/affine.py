@@ -154,7 +154,20 @@ def params_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: TensorSpec)
     Raises:
         CalibrationError: an end of the range is NaN or infinite.
     """
-    lows, highs = np.broadcast_arrays(np.asarray(low, np.float64), np.asarray(high, np.float64))
+    lows, highs = np.broadcast_arrays(np.asarray(low), np.asarray(high))
+    shape = lows.shape
+    lows, highs = lows.reshape(-1), highs.reshape(-1)
+    scale, zero_point = np.empty(lows.size, np.float32), np.empty(lows.size, spec.dtype.numpy)
+    for start in range(0, lows.size, _SLAB):  # small blocks have many ranges, which in float64 would be large
+        part = slice(start, start + _SLAB)
+        scale[part], zero_point[part] = _params_of_slab(
+            lows[part].astype(np.float64), highs[part].astype(np.float64), spec
+        )
+    return QParams(spec, scale.reshape(shape), zero_point.reshape(shape))
+
+
+def _params_of_slab(lows: Array, highs: Array, spec: TensorSpec) -> tuple[Array, Array]:
+    """(scale, zero point) of finite or other ranges, float64."""
     if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
         raise CalibrationError(
             "params_from_range: a range has a NaN or infinite end; finite ends are needed, check the weights or samples"
@@ -172,7 +185,7 @@ def params_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: TensorSpec)
         zero_point = np.full(scale.shape, spec.midpoint, np.int64)
     else:
         zero_point = np.clip(np.rint(spec.qmin - lows / scale.astype(np.float64)), spec.qmin, spec.qmax)
-    return QParams(spec, scale, _to_storage(np.asarray(zero_point), spec.dtype))
+    return scale, to_storage(np.asarray(zero_point), spec.dtype)
 
 
 def params_for(x: Array, spec: TensorSpec) -> QParams:
@@ -211,7 +224,7 @@ def dynamic_params(x: Array) -> QParams:
     return QParams(spec, np.full(shape, scale, np.float32), np.full(shape, zero_point).astype(np.uint8))
 
 
-def _to_storage(integers: Array, dtype: QType) -> Array:
+def to_storage(integers: Array, dtype: QType) -> Array:
     """Cast whole numbers inside the range of ``dtype`` to its numpy type."""
     if dtype.bits >= 8:
         return integers.astype(dtype.numpy)
@@ -311,7 +324,7 @@ def quantize(x: Array, params: QParams) -> Array:
     work = _work_type(params.spec.dtype)
     for index, scale, zero_point in _slabs(x.shape, params):
         piece = x[index].astype(work, copy=False)
-        out[index] = _to_storage(_quantize_slab(piece, scale, zero_point, params.spec), params.spec.dtype)
+        out[index] = to_storage(_quantize_slab(piece, scale, zero_point, params.spec), params.spec.dtype)
     return out
 
 
@@ -377,4 +390,5 @@ __all__ = [
     "quantize_tensor",
     "reduce_range",
     "scale_shape",
+    "to_storage",
 ]

@@ -96,7 +96,8 @@ class QParams:
         spec: the grid they belong to.
         scale: float32 (or float16), positive and finite. Its rank is the tensor's and on every axis its length
             divides the tensor's (after rounding up for an uneven last block), so one form serves tensor, axis,
-            block and token; an activation whose rank is unknown has rank 0.
+            block and token; an activation whose rank is unknown has rank 0. Only where GGML's choice was asked for may
+            a weight's scale be negative, which the operators take as well.
         zero_point: same shape, of the numpy type of ``spec.dtype``.
     """
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnx
 
+from onnxq.graph.names import scopes
+
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
@@ -16,15 +18,14 @@ def unfolded_layers(path: Path) -> list[str]:
         path: a model that ONNX Runtime saved after its optimizations.
 
     Returns:
-        The names, in graph order; an unnamed layer gives its output's name.
+        The names, in graph order, layers in bodies behind those around them; an unnamed layer gives its output's name.
     """
-    graph = onnx.load(path, load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    unfolded = {
-        node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    }
+    graphs = scopes(onnx.load(path, load_external_data=False).graph)
+    constants = {tensor.name for graph in graphs for tensor in graph.initializer}
+    nodes = [node for graph in graphs for node in graph.node]
+    unfolded = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in constants}
     return [
         node.name or node.output[0]
-        for node in graph.node
+        for node in nodes
         if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in unfolded
     ]

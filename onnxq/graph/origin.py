@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnxq.graph import walk
+
+_NUMBER = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,13 @@ class Origin:
         outputs: names of the values each named node writes, bodies included.
         followers: names of the nodes that read them.
         op_types: operator of each named node.
+        repeated: names that several nodes have, such as nodes in the two branches of an If.
     """
 
     outputs: dict[str, tuple[str, ...]]
     followers: dict[str, tuple[str, ...]]
     op_types: dict[str, str]
+    repeated: frozenset[str] = frozenset()
 
 
 def remember(model: ir.Model) -> Origin:
@@ -35,17 +41,24 @@ def remember(model: ir.Model) -> Origin:
             readers = (reader.name for value in node.outputs for reader in value.consumers())
             followers[node.name] = tuple(dict.fromkeys(name for name in readers if name))
             op_types[node.name] = node.op_type
-    return Origin(outputs, followers, op_types)
+    names = Counter(node.name for node in walk.all_nodes(model.graph) if node.name)
+    repeated = frozenset(name for name, count in names.items() if count > 1)
+    return Origin(outputs, followers, op_types, repeated)
 
 
 def sources(origin: Origin, model: ir.Model) -> dict[str, tuple[str, ...]]:
     """For each node of the prepared model, its own name and the user's names it stands for.
 
-    A node that is gone was folded into the one that writes what it, or the next surviving node after it, wrote.
+    A node that is gone was folded into the one that writes what it, or the next surviving node after it, wrote. A node
+    that was renamed because several had its name (see `onnxq.graph.names.make_unique`) has that name still.
     """
     producers = {value.name: node for node in walk.all_nodes(model.graph) for value in node.outputs if value.name}
     alive = {node.name for node in walk.all_nodes(model.graph)}
     found: dict[str, list[str]] = {node.name or "": [node.name or ""] for node in walk.all_nodes(model.graph)}
+    for name, names in found.items():
+        given = _NUMBER.sub("", name)
+        if name not in origin.outputs and given in origin.repeated:
+            names.append(given)
     for name in origin.outputs:
         if name in alive:
             continue

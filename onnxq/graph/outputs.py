@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import edit, inner, walk
+from onnxq.graph.names import scopes
 
 Model = ir.Model
 """The model type, for rooms that pass models on without looking inside."""
@@ -26,7 +27,9 @@ class Augmented:
         outputs: the names asked for that are outputs of the copy, in the order asked for.
         inputs: those that are inputs of the graph, whose contents the feed has.
         constants: those that are initializers.
-        missing: those that are no values of the main graph: inside an If, Loop or Scan body, or unknown.
+        missing: those that are unknown, or inside a body that does not hand them out.
+        inner: by name of each value inside an If, Loop or Scan body, the output that hands it out
+            (see `onnxq.graph.inner`).
     """
 
     model: Model
@@ -34,10 +37,11 @@ class Augmented:
     inputs: list[str]
     constants: list[str]
     missing: list[str]
+    inner: dict[str, str] = field(default_factory=dict)
 
 
 def with_outputs(model: Model, names: Iterable[str]) -> Augmented:
-    """Copy a model and append values of its main graph to its outputs.
+    """Copy a model and append values, those of bodies among them, to its outputs.
 
     Args:
         model: unchanged.
@@ -63,7 +67,15 @@ def with_outputs(model: Model, names: Iterable[str]) -> Augmented:
                 graph.outputs.append(value)
         else:
             result.missing.append(name)
+    result.inner.update(inner.expose(copy, result.missing))
+    result.missing[:] = [name for name in result.missing if name not in result.inner]
     return result
+
+
+def with_inner_shapes(model: Model) -> Augmented:
+    """Copy a model and let it also give the shapes of the float values in its bodies (see `onnxq.graph.inner`)."""
+    copy = model.clone()
+    return Augmented(copy, [], [], [], [], inner.expose(copy, inner.float_names(model), shapes=True))
 
 
 def add_channel_means(augmented: Augmented, names: Iterable[str]) -> dict[str, str]:
@@ -121,6 +133,32 @@ def with_offsets(model: Model, names: Iterable[str]) -> tuple[Model, dict[str, s
         added[name] = str(offset.name)
         moved.type = value.type
     return copy, added
+
+
+def only_outputs(model: Model, names: Iterable[str]) -> Model:
+    """A copy of a model that computes some values of its main graph and nothing else.
+
+    Args:
+        model: unchanged.
+        names: names of values; inputs of the model, initializers and unknown ones are left out.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    made = {value.name: value for node in graph for value in node.outputs if value.name}
+    wanted = [made[name] for name in dict.fromkeys(names) if name in made]
+    graph.outputs.clear()
+    for value in wanted:
+        value.shape = None
+        value.type = None
+        graph.outputs.append(value)
+    for node in reversed(list(graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            edit.remove_node(node)
+    for constant in list(graph.initializers.values()):
+        edit.drop_unused_initializer(constant)
+    for value in [value for value in graph.inputs if not value.uses()]:
+        graph.inputs.remove(value)
+    return copy
 
 
 def value_names(model: Model) -> list[str]:
@@ -210,7 +248,7 @@ def without_reorders(path: Path) -> bytes | None:
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
     outputs = {value.name: value for value in graph.output}
-    read = {name for node in graph.node for name in node.input}
+    read = {name for scope in scopes(graph) for node in scope.node for name in node.input}
     renamed: dict[str, str] = {}
     kept = []
     for node in graph.node:

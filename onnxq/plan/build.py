@@ -9,9 +9,10 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
-from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
+from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.plan.bias import mean_kind
-from onnxq.plan.candidates import Candidate, Survey, body_nodes, survey
+from onnxq.plan.bodies import witnesses
+from onnxq.plan.candidates import Candidate, Survey, survey
 from onnxq.plan.cost import Shapes, node_costs
 from onnxq.plan.decisions import (
     FLOAT,
@@ -50,6 +51,7 @@ def make_plan(
     sources: Mapping[str, tuple[str, ...]],
     unusable: Mapping[str, str] | None = None,
     op_types: Mapping[str, str] | None = None,
+    faint: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide what each node and value becomes.
 
@@ -62,6 +64,8 @@ def make_plan(
         sources: for each node, the names it had in the user's model.
         unusable: values that must stay float, and why (see `onnxq.plan.unusable`).
         op_types: operator of each node of the user's model.
+        faint: values that should stay float, and why; what the user insists on is quantized all the same (see
+            `onnxq.plan.faint`).
 
     Raises:
         RecipeError: a pattern or operator type matches nothing.
@@ -71,9 +75,10 @@ def make_plan(
     spec = activation_spec(recipe, target)
     found = survey(graph, target, selection, dtypes, spec.symmetric)
     for name, candidate in list(found.candidates.items()):
-        bad = next((v.name for v in _touched(candidate) if v.name in (unusable or {})), None)
-        if unusable and bad:
-            found.keep(name, f"value {bad!r} {unusable[bad]}")
+        wrong = {**({} if candidate.choice.insisted else faint or {}), **(unusable or {})}
+        bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
+        if bad:
+            found.keep(name, f"value {bad!r} {wrong[bad]}")
     static = any(preset.activations == "static" for preset in _presets(recipe))
     for name in list(found.candidates):
         candidate = found.candidates[name]
@@ -88,9 +93,7 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
-    ordered |= _body_plans(graph, context)
-    return Plan(ordered, values, _notes(graph, ordered))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -133,8 +136,10 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         plan: its plan.
         means: also what bias correction needs.
     """
-    nodes = [node for node in model.graph if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER]
-    return Wanted(tuple(plan.calibrated), *(_means(nodes) if means else ((), ())))
+    nodes = [
+        node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
+    ]
+    return Wanted((*plan.calibrated, *witnesses(model, plan)), *(_means(nodes) if means else ((), ())))
 
 
 def wanted_by_any(
@@ -239,24 +244,6 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 
-def _body_plans(graph: Graph, context: _Context) -> dict[str, NodePlan]:
-    """Plans of layers and tables in bodies of If, Loop and Scan that need no statistics."""
-    plans: dict[str, NodePlan] = {}
-    for path, node in walk.nodes_with_path(graph):
-        name = node.name or ""
-        if not path or name in context.found.kept or name in context.found.candidates:
-            continue
-        if node.op_type not in STORABLE and node.op_type not in ("Gather", "Attention"):
-            continue
-        choice = context.selection.of(name, node.op_type)
-        if preset_of(context.recipe, choice).activations == "static":
-            continue
-        plan = _node_plans(node, replace(context, static=False))[0]
-        if plan.action != FLOAT or node.op_type in STORABLE:
-            plans[name] = plan
-    return plans
-
-
 def _is_small(node: Node) -> bool:
     """Whether the constant weight of a layer is too small to gain from being stored as integers."""
     array = walk.const_array(walk.input_at(node, STORABLE[node.op_type][0]))
@@ -281,9 +268,15 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     if node.graph is not None and walk.opset(node.graph) < target.min_opset:
         per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
     axis = channel_axis(node, array.ndim) if per_channel else None
-    bits = target.weight_bits if target.weight_bits < target.weight.bits else None
+    asked = choice.rule.bits or recipe.bits or target.weight_bits
+    bits = min(asked, target.weight_bits)
+    bits_used = bits if bits < target.weight.bits else None
     return TensorSpec(
-        target.weight, PerTensor() if axis is None else PerAxis(axis), symmetric=True, narrow_range=True, grid_bits=bits
+        target.weight,
+        PerTensor() if axis is None else PerAxis(axis),
+        symmetric=True,
+        narrow_range=True,
+        grid_bits=bits_used,
     )
 
 
@@ -321,14 +314,3 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
     return result
-
-
-def _notes(graph: Graph, plans: Mapping[str, NodePlan]) -> tuple[str, ...]:
-    inside = [(where, node) for where, node in body_nodes(graph) if node.name not in plans]
-    if not inside:
-        return ()
-    where = inside[0][0].split(".")[0]
-    return (
-        f"{len(inside)} node(s) with weights lie in bodies of If, Loop or Scan (the first in {where!r}) and stay "
-        "float: values inside bodies have no statistics",
-    )

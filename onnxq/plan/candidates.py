@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.graph import walk
+from onnxq.graph import inner, walk
 from onnxq.graph.ops import STORABLE, Kind, OpRow, activation_positions, clamp_bounds, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Graph, Node, Value
 from onnxq.plan.select import Choice, Selection
@@ -50,7 +50,7 @@ class Survey:
         candidates: by node name, in graph order.
         kept: reason by node name, for float nodes that cannot or may not run on integers.
         present: nodes that hold or touch quantized tensors already.
-        order: every node of the main graph that computes with real numbers.
+        order: every node that computes with real numbers, those of bodies behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
     """
 
@@ -71,7 +71,7 @@ class Survey:
 
 
 def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[str, str], symmetric: bool) -> Survey:
-    """Look at every node of the main graph.
+    """Look at every node, those in bodies included.
 
     Args:
         graph: main graph of the prepared model.
@@ -81,7 +81,8 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
         symmetric: activations have their zero in the middle of the grid.
     """
     found = Survey()
-    for node in graph:
+    hidden = hidden_bodies(graph)
+    for node in walk.all_nodes(graph):
         if node.op_type in QUANTIZED_OPS or _touches_quantized(node):
             found.present.add(node.name or "")
             found.order.append(node)
@@ -93,7 +94,7 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
         row = row_of(node)
         # A Relu or Clip belongs to the layer before it unless it is excluded by name.
         left_out = choice.reason if choice.excluded or row is None or row.kind is not Kind.CLAMPING else None
-        reason = left_out or _refusal(node, target, dtypes)
+        reason = left_out or _refusal(node, target, dtypes) or hidden.get(id(node.graph))
         if reason is not None or row is None:
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:
@@ -111,13 +112,11 @@ def _leave_to_its_maker(found: Survey) -> None:
             found.keep(name, "the model brings its own Q/DQ nodes, and none for this one")
 
 
-def body_nodes(graph: Graph) -> list[tuple[str, Node]]:
-    """(where, node) for each operator of the table inside bodies of If, Loop and Scan."""
-    return [
-        ("/".join(path), node)
-        for path, node in walk.nodes_with_path(graph)
-        if path and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-    ]
+def hidden_bodies(graph: Graph) -> dict[int, str]:
+    """Why nothing inside a body can be calibrated, by the id of each body of which that is so."""
+    version = walk.opset(graph)
+    reasons = {key: inner.why_hidden(chain, version) for key, chain in inner.chains(graph).items()}
+    return {key: f"nothing in its body can be calibrated: {reason}" for key, reason in reasons.items() if reason}
 
 
 def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | None:
@@ -190,6 +189,7 @@ def _fold_clamps(found: Survey, symmetric: bool) -> None:
         clamp = found.candidates.get(user.name or "") if user is not None else None
         if (
             clamp is None
+            or clamp.node.graph is not candidate.node.graph
             or clamp.row.kind is not Kind.CLAMPING
             or clamp.node.inputs[0] is not candidate.node.outputs[0]
         ):

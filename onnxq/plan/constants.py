@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxq.algorithms.rtn import rtn
@@ -20,7 +22,12 @@ _BIAS_LIMIT = float(1 << 30)
 
 
 def node_rewrite(
-    node: Node, plan: NodePlan, values: dict[str, QParams], weights: Weights, statistics: Statistics | None
+    node: Node,
+    plan: NodePlan,
+    values: dict[str, QParams],
+    weights: Weights,
+    statistics: Statistics | None,
+    shift: Array | None = None,
 ) -> NodeRewrite:
     """Quantize the constants of a node that runs on integers.
 
@@ -30,6 +37,7 @@ def node_rewrite(
         values: parameters of the activations.
         weights: constants that are quantized already.
         statistics: with the channel means of its input, where the bias is to be corrected; None where not.
+        shift: (channels,) what to add to the bias, where that is known already.
     """
     row = OPS[node.op_type]
     source = node.inputs[0]
@@ -45,9 +53,9 @@ def node_rewrite(
         scale_x = float(values[name].scale.reshape(()))
         exact = None if bias is None else bias.astype(np.float64).reshape(-1)
         constants[position] = weights.of(node, position, spec, exact, scale_x)
-        shift = _shift(node, name, constants[position], statistics)
-        if shift is not None:
-            exact = shift if exact is None else exact + shift
+        added_to = shift if shift is not None else _shift(node, name, constants[position], statistics)
+        if added_to is not None:
+            exact = added_to if exact is None else exact + added_to
         if exact is not None:
             added = quantize_bias(exact, scale_x, constants[position].params.scale)
     return NodeRewrite(constants, added, plan.folds, plan.float_output)
@@ -85,7 +93,9 @@ def quantize_bias(bias: Array, scale_x: float, scale_w: Array) -> QTensor:
 class Weights:
     """Quantized constants, each (initializer, grid) once however many nodes read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
+        """Start with what has been learned of single nodes, by (name, input)."""
+        self._learned = dict(learned or {})
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
@@ -100,6 +110,9 @@ class Weights:
             bias: (channels,) what is to be added to the products as int32; its scale must not be too fine.
             scale_x: scale of the other operand.
         """
+        known = self._learned.get((node.name or "", position))
+        if known is not None:
+            return known
         value = node.inputs[position]
         array = walk.const_array(value)
         assert value is not None and array is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from onnxq.graph import walk
 from onnxq.graph.types import Model
+from onnxq.plan.bodies import never_run
 from onnxq.plan.decisions import INTEGER, Calibrated, Plan, SharedWith
 from onnxq.stats.base import Statistics, ValueStatistic
 
@@ -16,8 +18,8 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
     """Find the values that the nodes which touch them have to stay float for.
 
     Those are values of which calibration saw no finite number, or nothing but zeros: a grid for them would clip
-    whatever comes later. And the input of a Softmax or Sigmoid where a mask was added to it (−10000, or −∞): beside
-    that an 8-bit grid has no levels left for the numbers that matter.
+    whatever comes later. All values of a body that never ran. And the input of a Softmax or Sigmoid where a mask was
+    added to it (−10000, or −∞): beside that an 8-bit grid has no levels left for the numbers that matter.
 
     Args:
         model: the prepared model.
@@ -27,8 +29,11 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
     Returns:
         By name, what is wrong with the value.
     """
-    found = {name: reason for name in plan.calibrated if (reason := _nothing_seen(statistics.get(name)))}
-    for node in model.graph:
+    found = never_run(model, plan, statistics)
+    for name in plan.calibrated:
+        if name not in found and (reason := _nothing_seen(statistics.get(name))):
+            found[name] = reason
+    for node in walk.all_nodes(model.graph):
         node_plan = plan.nodes.get(node.name or "")
         if node.op_type not in _OF_LOGITS or node_plan is None or node_plan.action != INTEGER or not node.inputs[0]:
             continue
@@ -47,7 +52,9 @@ def _shared(name: str, plan: Plan) -> list[str]:
 
 
 def _nothing_seen(statistic: ValueStatistic | None) -> str:
-    if statistic is None or statistic.low is None:
+    if statistic is None:
+        return "has no statistics"
+    if statistic.low is None:
         return "had no finite number in calibration"
     return "was zero in all of calibration" if statistic.low == statistic.high == 0.0 else ""
 

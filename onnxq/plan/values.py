@@ -29,11 +29,12 @@ def decide_values(
     }
     values: dict[str, Decision] = {}
     written = {output.name for candidate in integer for output in candidate.outputs}
-    for value in graph.inputs:
-        if value.name in read:
-            values[value.name or ""] = Calibrated(spec, recipe.range)
+    for scope in walk.all_graphs(graph):
+        for value in scope.inputs:
+            if value.name in read:
+                values[value.name or ""] = Calibrated(spec, recipe.range)
     by_node = {id(candidate.node): candidate for candidate in integer}
-    for node in graph:
+    for node in walk.all_nodes(graph):
         candidate = by_node.get(id(node))
         if candidate is not None and candidate.row.kind is not Kind.READING:
             _decide_outputs(candidate, read, spec, recipe, selection, values)

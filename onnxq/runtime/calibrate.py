@@ -11,12 +11,13 @@ import numpy as np
 
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import io
+from onnxq.graph.inner import arrays_of
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.readers import Reader
-from onnxq.runtime.session import CPU, Session, provider_named
-from onnxq.stats.base import Statistics
+from onnxq.runtime.session import CPU, Session, provider_named, session_of
+from onnxq.stats.base import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the samples done and their number (None where that is not known)."""
@@ -41,7 +42,8 @@ def calibrate(
 
     Args:
         model: the prepared model; unchanged.
-        values: names of the float values wanted, of the main graph or its inputs.
+        values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no
+            sample runs has a statistic of nothing.
         reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
         progress: called after each sample.
         threads: threads an operator may use; None lets the runtime choose.
@@ -70,15 +72,18 @@ def calibrate(
         raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
     statistics.model_hash = model_hash
     done = statistics.samples
-    augmented = with_outputs(model, values)
     note = warn or (lambda line: None)
+    augmented = _augmented(model, list(values), threads, note)
     for name in augmented.missing:
-        note(f"value '{name}': not in the main graph (inside an If, Loop or Scan body?), so it has no statistics")
+        note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
     session = unordered_session(augmented.model, threads=threads, provider=provider)
-    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means))
+    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means), augmented.inner)
+    for name in augmented.inner:
+        if name not in statistics:
+            statistics.put(name, ValueStatistic())
     index = -1
     # Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
     with ThreadPoolExecutor(1) as pool:
@@ -90,9 +95,9 @@ def calibrate(
                 if folding is not None:
                     folding.result()
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted)
+                    _update(statistics, name, _plain_float(feed[name]), wanted, samples_in(feed))
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state)
+                folding = pool.submit(_fold, statistics, arrays, wanted, state, samples_in(feed))
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -111,6 +116,18 @@ def calibrate(
     if index + 1 < done:
         raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
     return statistics
+
+
+def _augmented(model: Model, values: list[str], threads: int | None, note: Callable[[str], None]) -> Augmented:
+    """The model with further outputs; without values of bodies where the runtime does not take it with them."""
+    augmented = with_outputs(model, values)
+    if augmented.inner:
+        try:
+            session_of(augmented.model, threads=threads, optimize=False, packed=False)
+        except ModelError as error:
+            note(f"values inside bodies have no statistics, since the runtime does not hand them out: {error}")
+            return with_outputs(model, [name for name in values if name not in augmented.inner])
+    return augmented
 
 
 def _length(reader: Iterable[Feed]) -> int | None:
@@ -135,34 +152,43 @@ def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None])
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to take from each run: outputs, inputs, outputs that are channel means, and values of rows."""
+    """What to take from each run: outputs, inputs, outputs that are channel means, values of rows, inner values."""
 
     fetch: list[str]
     from_feed: list[str]
     pooled: dict[str, str]
     rows: frozenset[str]
+    inner: dict[str, str]
 
 
 def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
-    outputs = [*wanted.fetch, *wanted.pooled.values()]
+    outputs = [*wanted.fetch, *wanted.pooled.values(), *wanted.inner.values()]
     try:
         return session.run(feed, outputs) if outputs else []
     except ModelError as error:
         raise CalibrationError(f"calibration sample {index}: {error}") from error
 
 
-def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str]) -> None:
+def samples_in(feed: Feed) -> int:
+    """How many samples a feed holds: the length of the first axis of its first input that has one."""
+    return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
+
+
+def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], samples: int) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, samples)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
+    for name in wanted.inner:
+        for array in arrays_of(arrays.pop()):
+            _update(statistics, name, _plain_float(array), wanted, samples)
     statistics.samples, statistics.data_hash = state
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted) -> None:
-    statistics.update(name, array)
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, samples: int) -> None:
+    statistics.update(name, array, samples)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxq.errors import ModelError
-from onnxq.graph.outputs import Model, tensor_names, value_names, with_outputs
+from onnxq.graph.inner import shape_of
+from onnxq.graph.outputs import Model, tensor_names, value_names, with_inner_shapes, with_outputs
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import session_of
 
@@ -23,7 +24,7 @@ class ValueInfo:
 
 
 def probe(model: Model, feed: Feed, *, threads: int | None = None) -> dict[str, ValueInfo]:
-    """Run a model once and say what every value of its main graph was.
+    """Run a model once and say what every value was.
 
     Args:
         model: unchanged.
@@ -31,8 +32,8 @@ def probe(model: Model, feed: Feed, *, threads: int | None = None) -> dict[str, 
         threads: threads an operator may use; None lets the runtime choose.
 
     Returns:
-        By name: the inputs, then the values in graph order. Sequences and optional values are left out, and so are
-        values that the runtime cannot give as outputs.
+        By name: the inputs, then the values in graph order, then the float32 values of bodies that were run.
+        Sequences and optional values are left out, and so are values that the runtime cannot give as outputs.
 
     Raises:
         ModelError: the model itself cannot be loaded or run on the feed.
@@ -42,10 +43,26 @@ def probe(model: Model, feed: Feed, *, threads: int | None = None) -> dict[str, 
     # First everything; then without what may be no tensor; then only what the model gives anyway.
     for names in (value_names(model), tensor_names(model)):
         try:
-            return found | _run(model, names, feed, threads)
+            return found | _run(model, names, feed, threads) | _inside(model, feed, threads)
         except ModelError:
             continue
     return found | _run(model, given, feed, threads)
+
+
+def _inside(model: Model, feed: Feed, threads: int | None) -> dict[str, ValueInfo]:
+    augmented = with_inner_shapes(model)
+    if not augmented.inner:
+        return {}
+    try:
+        session = session_of(augmented.model, threads=threads, optimize=False, packed=False)
+        shapes = map(shape_of, session.run(feed, list(augmented.inner.values())))
+    except ModelError:
+        return {}
+    return {
+        name: ValueInfo(np.dtype(np.float32), shape)
+        for name, shape in zip(augmented.inner, shapes, strict=True)
+        if shape is not None
+    }
 
 
 def _run(model: Model, names: Sequence[str], feed: Feed, threads: int | None) -> dict[str, ValueInfo]:

@@ -13,6 +13,7 @@ from onnxq.errors import CalibrationError
 from onnxq.stats.extrema import Extrema
 from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
 from onnxq.stats.means import ChannelMeans
+from onnxq.stats.powers import SamplePowers
 
 
 class ValueStatistic:
@@ -23,17 +24,19 @@ class ValueStatistic:
     Attributes:
         extrema: exact, over every element.
         histogram: on a power-of-two grid; large arrays are sampled by position (`onnxq.stats.histogram`).
+        powers: mean squares of the samples, one by one.
         shape: shape of the arrays; where they differ, the smallest in the order of (rank, lengths), so that the order
             in which they came does not matter. None before the first.
     """
 
-    __slots__ = ("extrema", "histogram", "shape")
+    __slots__ = ("extrema", "histogram", "powers", "shape")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         """Make the statistic of a value not yet seen."""
         self.extrema = Extrema()
         self.histogram = Histogram()
+        self.powers = SamplePowers()
         self.shape: tuple[int, ...] | None = None
 
     @property
@@ -61,11 +64,12 @@ class ValueStatistic:
         """Infinite elements seen."""
         return self.extrema.inf_count
 
-    def update(self, array: Array) -> None:
+    def update(self, array: Array, samples: int = 1) -> None:
         """Fold in an array of any shape, which may differ from the ones before.
 
         Args:
             array: float16, float32 or float64; non-finite elements are counted and otherwise ignored.
+            samples: how many samples were run at once; where the first axis has this length, it is the samples'.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -82,18 +86,20 @@ class ValueStatistic:
         if seen.low <= seen.high:
             self.histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
             self.histogram.update(flat, stride(array.shape), seen)
+            self.powers.update(array, samples, seen.finite)
 
     def merge(self, other: ValueStatistic) -> ValueStatistic:
         """The statistic of both together; neither is changed."""
         joined = ValueStatistic()
         joined.extrema = self.extrema.merge(other.extrema)
         joined.histogram = self.histogram.merge(other.histogram)
+        joined.powers = self.powers.merge(other.powers)
         shapes = [shape for shape in (self.shape, other.shape) if shape is not None]
         joined.shape = min(shapes, key=_order, default=None)
         return joined
 
     def to_arrays(self) -> dict[str, Array]:
-        """All state as arrays: ``extrema`` float64 (2,), ``counters`` int64 (6,), ``shape``, and the ``counts``.
+        """All state as arrays: ``extrema`` float64 (2,), ``counters`` int64 (6,), ``shape``, ``counts``, ``powers``.
 
         ``counters`` holds count, nan_count, inf_count, zeros, sampled and the grid's exponent; ``span`` is (first,
         last + 1) of the bins that are not zero and ``counts`` the int64 counts between; ``shape`` is [-1] before the
@@ -118,6 +124,7 @@ class ValueStatistic:
             "shape": np.array([-1] if self.shape is None else self.shape, np.int64),
             "span": np.array([first, last], np.int64),
             "counts": histogram.counts[first:last].copy(),
+            "powers": self.powers.to_array(),
         }
 
     @classmethod
@@ -133,6 +140,7 @@ class ValueStatistic:
         first, last = (int(end) for end in arrays["span"])
         counts = np.asarray(arrays["counts"], np.int64)
         shape = tuple(int(length) for length in arrays["shape"])
+        powers = arrays.get("powers", np.zeros((0, 2), np.int64))
         seen = count - nans - infs
         if (
             not 0 <= first <= last <= 2 * HALF
@@ -141,11 +149,14 @@ class ValueStatistic:
             or (counts < 0).any()
             or (seen > 0 and not (-np.inf < low <= high < np.inf and exponent == exponent_of(low, high)))
             or (shape != (-1,) and min(shape, default=0) < 0)
+            or powers.shape != (len(powers), 2)
+            or (powers[:, 1] < 0).any()
         ):
             raise CalibrationError("from_arrays: the arrays of a statistic contradict each other")
         statistic.extrema = Extrema(low, high, count, nans, infs)
         statistic.histogram = Histogram(exponent, zeros=zeros, sampled=sampled)
         statistic.histogram.counts[first:last] = counts
+        statistic.powers = SamplePowers.from_array(powers)
         statistic.shape = None if shape == (-1,) else shape
         return statistic
 
@@ -194,8 +205,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         mine = (self.model_hash, self.data_hash, self.samples, self._values, self.means)
         return mine == (other.model_hash, other.data_hash, other.samples, other._values, other.means)
 
-    def update(self, name: str, array: Array) -> None:
-        """Fold an array into the statistic of the value ``name``.
+    def update(self, name: str, array: Array, samples: int = 1) -> None:
+        """Fold an array, of so many samples, into the statistic of the value ``name``.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -204,7 +215,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         if statistic is None:
             statistic = self._values[name] = ValueStatistic()
         try:
-            statistic.update(array)
+            statistic.update(array, samples)
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
 

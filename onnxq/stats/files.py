@@ -29,6 +29,9 @@ _KEYS = (
     "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
+_LATER = ("powers", "power_lengths")
+"""What files of the first releases lack."""
+
 _DAMAGE = (
     ValueError,
     TypeError,
@@ -102,6 +105,8 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
         "shapes": joined("shape"),
         "spans": stacked("span", np.zeros((0, 2), np.int64)),
         "counts": joined("counts"),
+        "powers": joined("powers").reshape(-1, 2),
+        "power_lengths": np.array([len(value["powers"]) for value in values], np.int64),
         **_pack_means(statistics),
     }
 
@@ -154,7 +159,7 @@ def load(path: Path) -> Statistics:
             missing = [key for key in _KEYS if key not in members]
             if missing:
                 raise CalibrationError(f"{path}: statistics lack {', '.join(missing)}; {remedy} again")
-            return _unpack({key: archive[key] for key in _KEYS})
+            return _unpack({key: archive[key] for key in (*_KEYS, *_LATER) if key in members})
     except CalibrationError as error:
         text = str(error)
         raise CalibrationError(text if text.startswith(str(path)) else f"{path}: damaged statistics: {text}") from None
@@ -174,6 +179,11 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     statistics.means = _unpack_means(packed)
     shape_ends = np.cumsum(packed["ranks"])
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
+    lengths = packed.get("power_lengths", np.zeros(len(names), np.int64))
+    powers = packed.get("powers", np.zeros((0, 2), np.int64))
+    if len(lengths) != len(names) or lengths.sum() != len(powers) or (lengths < 0).any():
+        raise CalibrationError("its arrays of powers do not belong together")
+    power_ends = np.cumsum(lengths)
     for row, name in enumerate(names.tolist()):
         shape_start = int(shape_ends[row - 1]) if row else 0
         count_start = int(count_ends[row - 1]) if row else 0
@@ -186,6 +196,7 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
                     "shape": packed["shapes"][shape_start : int(shape_ends[row])],
                     "span": packed["spans"][row],
                     "counts": packed["counts"][count_start : int(count_ends[row])],
+                    "powers": powers[int(power_ends[row] - lengths[row]) : int(power_ends[row])],
                 }
             ),
         )

@@ -13,7 +13,7 @@ from benchmarks.feeds import read_feeds, repeated, write_feeds
 from benchmarks.jobs import peak_bytes, run_job
 from benchmarks.machine import facts
 from benchmarks.static import main
-from benchmarks.workloads import ROOT, find
+from benchmarks.workloads import ROOT, find, negative_log_likelihood
 
 
 def test_without_a_zoo_the_other_tasks_remain(tmp_path: Path) -> None:
@@ -24,6 +24,9 @@ def test_without_a_zoo_the_other_tasks_remain(tmp_path: Path) -> None:
         "digits_dsconv",
         "digits_mlp",
         "digits_resnet",
+        "text_encoder",
+        "text_lstm",
+        "tiny_lm",
     ]
     assert left_out == ["the zoo is absent: its tasks are left out (--zoo FOLDER names it)"]
 
@@ -43,6 +46,23 @@ def test_the_float_model_scores_as_it_should(tmp_path: Path) -> None:
     assert mlp.score is not None
     assert mlp.score(mlp.model(tmp_path)) == pytest.approx(0.9866, abs=0.002)
     assert len(mlp.feeds()) == 200
+
+
+def test_a_language_model_is_scored_by_the_likelihood_of_what_follows(tmp_path: Path) -> None:
+    (lm,) = (workload for workload in find(tmp_path)[0] if workload.name == "tiny_lm")
+    assert lm.metric == "nll" and not lm.higher_is_better and lm.score is not None
+    # Far from the unigram level, ln 324.
+    assert 1.5 < lm.score(lm.model(tmp_path)) < 3.5
+    assert len(lm.feeds()) == 64 and set(lm.feeds()[0]) == {"input_ids"}
+
+
+def test_likelihood_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 5, (3, 4, 7)).astype(np.float32), rng.integers(0, 7, (3, 4))
+    chances = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(-1, keepdims=True)
+    expected = -np.mean([np.log(chances[n, s, labels[n, s]]) for n in range(3) for s in range(4)])
+    assert negative_log_likelihood(logits, labels) == pytest.approx(expected, rel=1e-6)
+    assert negative_log_likelihood(np.zeros((2, 5, 8), np.float32), np.zeros((2, 5), int)) == pytest.approx(np.log(8))
 
 
 def test_the_peer_quantizes_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from onnxq.graph import io, walk
 from onnxq.graph.ops import OPS
-from onnxq.plan.candidates import body_nodes, dtype_of, joined_rule, survey
+from onnxq.plan.candidates import dtype_of, hidden_bodies, joined_rule, survey
 from onnxq.plan.select import Selection
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import target_named
@@ -262,15 +262,28 @@ def test_nodes_around_integers_are_left_to_their_maker() -> None:
     assert list(look_at(proto, include=("b",)).candidates) == ["b"]
 
 
-def test_layers_inside_bodies_are_found_with_the_way_to_them() -> None:
+def test_layers_inside_bodies_are_candidates_unless_their_values_cannot_be_seen() -> None:
     proto = build(
-        """g (float[N,4] x, bool flag) => (float[N,4] y) {
+        """g (float[N,4] x, bool flag) => (float[N,4] y) { [outer] a = MatMul (x, w)
         [choose] y = If (flag) <then_branch = t () => (float[N,4] p) { [inner] p = MatMul (x, w) },
-        else_branch = e () => (float[N,4] q) { q = Relu (x) }> }""",
+        else_branch = e () => (float[N,4] q) { [act] q = Relu (a) }> }""",
         w=weights(4, 4),
     )
-    model = io.load(proto)
-    assert [(where, node.name) for where, node in body_nodes(model.graph)] == [("choose.then_branch", "inner")]
+    found = look_at(proto)
+    assert [node.name for node in found.order] == ["outer", "inner", "act"]
+    assert list(found.candidates) == ["outer", "inner"]
+    assert found.candidates["outer"].clamp is None  # a Relu in a body is not the end of a layer outside it
+
+    proto = build(
+        """g (float[4] x, float[T,4] s, bool flag) => (float[4] y, float[T,4] z) {
+        [scan] y, z = Scan <num_scan_inputs = 1, body = b (float[4] h, float[4] e) => (float[4] k, float[4] o) {
+        k = Neg (h) [pick] o = If (flag) <then_branch = t () => (float[4] p) { [deep] p = MatMul (e, w) },
+        else_branch = f () => (float[4] q) { q = Neg (e) }> }> (x, s) }""",
+        w=weights(4, 4),
+    )
+    reason = "nothing in its body can be calibrated: If lies in the body of a Scan, which hands out arrays of one shape"
+    assert look_at(proto).kept["deep"] == f"{reason} only"
+    assert len(hidden_bodies(io.load(proto).graph)) == 2
 
 
 def test_what_a_model_of_an_old_operator_set_cannot_hold_stays_float() -> None:

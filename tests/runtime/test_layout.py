@@ -14,6 +14,7 @@ from onnxq.runtime import layout
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.session import session_of
+from tests.graph.build import build, weights
 
 
 def convolutions():
@@ -90,3 +91,17 @@ def test_the_temporary_folder_goes_with_the_session(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r"stop"):
         unordered_session(convolutions(), threads=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_a_body_reads_is_put_in_order():
+    text = """g (float[1,16,9,9] x, bool c) => (float[1,16,9,9] y) { [conv] a = Conv <pads = [1,1,1,1]> (x, w)
+        y = If (c) <then_branch = t () => (float[1,16,9,9] p) { p = Mul (a, s) },
+        else_branch = e () => (float[1,16,9,9] q) { q = Neg (a) }> }"""
+    scale = 10.0 ** np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1) / 1e8
+    proto = build(text, w=weights(16, 16, 3, 3), s=scale)
+    feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 9, 9)).astype(np.float32), "c": np.array(True)}
+    model = io.load(proto)
+    found = calibrate(model, ["a", "p"], [feed], threads=1)
+    straight = session_of(model, optimize=False, threads=1).run(feed)[0]
+    assert found["p"].high == pytest.approx(float(straight.max()), rel=1e-4)
+    assert found["p"].low == pytest.approx(float(straight.min()), rel=1e-4)

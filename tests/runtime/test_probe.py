@@ -28,11 +28,11 @@ def test_wrong_shapes_in_the_file_do_not_matter(make):
     assert probe(model, {"x": np.ones((3, 4), np.float32)})["r"] == ValueInfo(FLOAT, (3, 4))
 
 
-def test_sequences_and_bodies_are_left_out(make):
+def test_sequences_and_bodies_that_did_not_run_are_left_out(make):
     found = probe(make("sequence"), {"x": np.ones((1, 4), np.float32)})
     assert set(found) == {"x", "r", "i", "y"}
     found = probe(make("branch"), {"x": np.ones((1, 4), np.float32), "flag": np.array(True)})
-    assert set(found) == {"x", "flag", "r", "y"}
+    assert set(found) == {"x", "flag", "r", "y", "p"}
 
 
 def test_values_that_cannot_be_outputs_are_dropped(make, monkeypatch):

@@ -16,7 +16,10 @@ IR_TYPES: dict[QType, ir.DataType] = {
 
 
 class Builder:
-    """Adds nodes and initializers to the main graph of a model, each distinct constant once."""
+    """Makes nodes for any graph of a model, and initializers of the main graph, each distinct constant once.
+
+    Bodies see the constants of the main graph, and the runtime takes them for constants there too.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
@@ -66,16 +69,13 @@ class Builder:
         return ir.Node(domain, op_type, inputs, attributes or [], outputs=[value], name=name)
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
-        """Insert nodes right behind the one that writes ``value``, or first where it is a graph input."""
+        """Insert nodes right behind the one that writes ``value``, or first in its graph where it is an input."""
         producer = value.producer()
+        graph = value.graph or self.graph
         if producer is not None:
-            self.graph.insert_after(producer, nodes)
+            graph.insert_after(producer, nodes)
         else:
-            first = next(iter(self.graph), None)
-            if first is None:
-                self.graph.extend(nodes)
-            else:
-                self.graph.insert_before(first, nodes)
+            place_first(graph, nodes)
 
     def quantize(self, value: ir.Value, params: QParams, output: str) -> ir.Node:
         """QuantizeLinear of an activation."""
@@ -102,6 +102,15 @@ class Builder:
             dtype=ir.DataType.FLOAT,
             shape=value.shape,
         )
+
+
+def place_first(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    """Insert nodes at the top of a graph."""
+    first = next(iter(graph), None)
+    if first is None:
+        graph.extend(nodes)
+    else:
+        graph.insert_before(first, nodes)
 
 
 def shaped(array: Array) -> Array:
@@ -132,16 +141,18 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
     """Store weights as integers that are unfolded to float once, when the model is loaded.
 
     Cast → Mul of an initializer is constant-folded by ONNX Runtime; a DequantizeLinear is not, and would run at every
-    inference.
+    inference. Both lie in the graph that held the float weight: where that is a body, the runtime lays out the weight
+    for its kernel only if it is folded there.
     """
-    done: dict[int, ir.Value] = {}
+    done: dict[tuple[int, int], ir.Value] = {}
     if rewrite.storage:
         nodes = {**{node.name or "": node for node in walk.all_nodes(builder.graph)}, **nodes}  # bodies among them
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             original = nodes[name].inputs[position]
             assert original is not None
-            key = id(tensor)
+            home = original.graph or builder.graph
+            key = (id(tensor), id(home))
             if key not in done:
                 base = original.name or name
                 integers = builder.integers(base, tensor)
@@ -161,19 +172,24 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
                     dtype=ir.DataType.FLOAT,
                     shape=original.shape,
                 )
-                builder.place_after(integers, [cast, mul])
+                place_first(home, [cast, mul])
                 done[key] = mul.outputs[0]
             edit.set_input(nodes[name], position, done[key])
             edit.drop_unused_initializer(original)
 
 
 def folded_first(graph: ir.Graph, rewrite: Rewrite) -> dict[str, ir.Node]:
-    """Nodes by name, after every clamp that a range replaces is gone."""
-    nodes = {node.name or "": node for node in graph}
+    """Nodes by name, bodies included, after every clamp that a range replaces is gone."""
+    nodes = {node.name or "": node for node in walk.all_nodes(graph)}
     for name, change in rewrite.nodes.items():
         if change.folds is not None:
             fold_clamp(nodes[name], nodes.pop(change.folds))
     return nodes
+
+
+def inputs_of(graph: ir.Graph) -> list[ir.Value]:
+    """Inputs of a graph and of the bodies inside it."""
+    return [value for scope in walk.all_graphs(graph) for value in scope.inputs]
 
 
 def replace_uses(old: ir.Value, new: ir.Value, keep: ir.Node) -> None:
@@ -197,11 +213,40 @@ def drop_idle(graph: ir.Graph, integers: dict[int, ir.Value]) -> None:
         graph: changed in place.
         integers: integer form by id of the float value that a DQ gives.
     """
-    for node in list(graph):
-        output = node.outputs[0]
-        idle = not output.uses() and not output.is_graph_output()
-        if idle and node.op_type == "DequantizeLinear" and id(output) in integers:
-            graph.remove(node, safe=True)
+    for node in list(walk.all_nodes(graph)):
+        if node.op_type != "DequantizeLinear" or id(node.outputs[0]) not in integers:
+            continue
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output() and node.graph is not None:
+            node.graph.remove(node, safe=True)
+
+
+def dequantize_in_bodies(builder: Builder, rewrite: Rewrite, integers: dict[int, ir.Value]) -> None:
+    """Give the integer nodes of a body a DQ of their own behind the integers they read from outside it.
+
+    The runtime joins a DQ and its reader to an integer kernel only where both lie in one graph. The value is quantized
+    once all the same: the integers are what the body reads.
+
+    Args:
+        builder: of the model.
+        rewrite: which nodes run on integers.
+        integers: integer form by id of the float value that a DQ gives.
+    """
+    for node in list(walk.all_nodes(builder.graph)):
+        if node.op_type != "DequantizeLinear" or id(node.outputs[0]) not in integers:
+            continue
+        inside: dict[int, ir.Value] = {}
+        for user, index in list(node.outputs[0].uses()):
+            if user.graph is node.graph or user.graph is None or change_of(rewrite, user) is None:
+                continue
+            if id(user.graph) not in inside:
+                name = node.outputs[0].name or ""
+                copy = builder.node(
+                    "DequantizeLinear", list(node.inputs), builder.names.value(f"{name}_DequantizeLinear_Output"),
+                    dtype=ir.DataType.FLOAT, shape=node.outputs[0].shape,
+                )  # fmt: skip
+                place_first(user.graph, [copy])
+                inside[id(user.graph)] = copy.outputs[0]
+            user.replace_input_with(index, inside[id(user.graph)])
 
 
 _ROUNDED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -214,13 +259,19 @@ def keep_float(builder: Builder) -> None:
     Its pass WeightBiasQuantization takes only layers behind a DQ of one scale: a DQ of the same scale written once for
     each channel gives the same numbers and is passed over. Operator sets before 13 have no such DQ.
     """
-    graph = builder.graph
-    if walk.opset(graph) < 13:
+    if walk.opset(builder.graph) < 13:
         return
-    for node in list(graph):
+    for node in list(walk.all_nodes(builder.graph)):
+        graph = node.graph
         channels = _input_channels(node) if node.op_type in _ROUNDED_AT_LOAD and node.domain == "" else None
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if channels is None or source is None or source.op_type != "DequantizeLinear" or source.graph is not graph:
+        if (
+            channels is None
+            or graph is None
+            or source is None
+            or source.op_type != "DequantizeLinear"
+            or source.graph is not graph
+        ):
             continue
         scale, zero_point = (walk.const_array(walk.input_at(source, i)) for i in (1, 2))
         if scale is None or zero_point is None or scale.ndim or not _goes_to_integers(node):
@@ -281,10 +332,9 @@ def shield_bodies(builder: Builder) -> None:
     ONNX Runtime (seen in 1.32) looks for the reader among the inputs of the If, where values that a body captures are
     not, and ends the process. What moves numbers of a grid gives numbers of that grid, so this changes none.
     """
-    graph = builder.graph
-    for node in list(graph):
-        output, name = node.outputs[0], node.outputs[0].name or ""
-        if node.op_type not in _PROPAGATED or all(user.graph is graph for user in output.consumers()):
+    for node in list(walk.all_nodes(builder.graph)):
+        graph, output, name = node.graph, node.outputs[0], node.outputs[0].name or ""
+        if node.op_type not in _PROPAGATED or graph is None or all(user.graph is graph for user in output.consumers()):
             continue
         source = _dequantizer(node)
         if source is None or source.inputs[0] is None:

@@ -30,7 +30,7 @@ def to_integers(
         name = output.name
         dq = builder.dequantize(output, params, builder.names.value(f"{name}_float"), name)
         dq.outputs[0].shape = output.shape
-        builder.graph.insert_after(node, [dq])
+        builder.place_after(output, [dq])
         common.replace_uses(output, dq.outputs[0], keep=dq)
         swap_names(output, dq.outputs[0], name, builder.names.value(f"{name}_quantized"))
         output.type = ir.TensorType(common.IR_TYPES[params.spec.dtype])

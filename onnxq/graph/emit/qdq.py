@@ -27,7 +27,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _Emitter(builder, rewrite)
-    for value in list(model.graph.inputs):
+    for value in common.inputs_of(model.graph):
         emitter.convert_float(value)
     for node in list(nodes.values()):
         change = common.change_of(rewrite, node)
@@ -36,6 +36,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
         else:
             for output in node.outputs:
                 emitter.convert_float(output)
+    common.dequantize_in_bodies(builder, rewrite, emitter.integers)
     common.drop_idle(model.graph, emitter.integers)
     common.shield_bodies(builder)
     common.keep_float(builder)
@@ -56,7 +57,7 @@ class _Emitter:
         readers = [
             (user, position)
             for user in value.consumers()
-            if common.change_of(self._rewrite, user) is not None and user.graph is self._builder.graph
+            if common.change_of(self._rewrite, user) is not None
             for position in activation_positions(user, OPS[user.op_type])
             if user.inputs[position] is value
         ]
@@ -72,7 +73,7 @@ class _Emitter:
         for position, tensor in change.constants.items():
             original = node.inputs[position]
             assert original is not None
-            edit.set_input(node, position, self._constant(original, tensor))
+            edit.set_input(node, position, self._constant(node, original, tensor))
             edit.drop_unused_initializer(original)
         if change.bias is not None and row.bias is not None:
             original = walk.input_at(node, row.bias)
@@ -123,18 +124,19 @@ class _Emitter:
             common.replace_uses(value, dq.outputs[0], keep=q)
         return dq.outputs[0]
 
-    def _constant(self, original: ir.Value, tensor: QTensor) -> ir.Value:
+    def _constant(self, node: ir.Node, original: ir.Value, tensor: QTensor) -> ir.Value:
         builder, base = self._builder, original.name or "constant"
         integers = builder.integers(base, tensor)
         axis = common.channel_axis_of(tensor)
         # Constants of equal contents are one: a zero point can be what another node dequantizes.
         inputs = (integers, builder.scale(base, tensor.params), builder.zero_point(base, tensor.params))
         for user in integers.consumers():
-            if user.op_type == "DequantizeLinear" and tuple(user.inputs) == inputs and _axis(user) == axis:
+            known = user.op_type == "DequantizeLinear" and user.graph is node.graph
+            if known and tuple(user.inputs) == inputs and _axis(user) == axis:
                 return user.outputs[0]
         output = builder.names.value(f"{base}_DequantizeLinear_Output")
         dq = builder.dequantize(integers, tensor.params, output, base, axis)
-        self._place_first(dq)
+        self._place_first(node, dq)
         return dq.outputs[0]
 
     def _bias(self, node: ir.Node, original: ir.Value | None, change: NodeRewrite) -> ir.Value:
@@ -144,13 +146,13 @@ class _Emitter:
         axis = 0 if change.bias.params.scale.size > 1 else None
         output = builder.names.value(f"{base}_DequantizeLinear_Output")
         dq = builder.dequantize(integers, change.bias.params, output, base, axis)
-        self._place_first(dq)
+        self._place_first(node, dq)
         return dq.outputs[0]
 
-    def _place_first(self, dq: ir.Node) -> None:
-        # Constants may be shared with nodes further up, so their DQ goes to the top of the graph.
-        first = next(iter(self._builder.graph))
-        self._builder.graph.insert_before(first, [dq])
+    def _place_first(self, node: ir.Node, dq: ir.Node) -> None:
+        # Constants may be shared with nodes further up, so their DQ goes to the top of the node's graph.
+        assert node.graph is not None
+        common.place_first(node.graph, [dq])
 
 
 def _axis(node: ir.Node) -> int | None:

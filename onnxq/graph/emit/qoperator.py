@@ -21,7 +21,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _Emitter(builder, rewrite)
-    for value in list(model.graph.inputs):
+    for value in common.inputs_of(model.graph):
         emitter.remember(value)
     for node in list(nodes.values()):
         change = common.change_of(rewrite, node)
@@ -74,7 +74,8 @@ class _Emitter:
         self._replace(node, change)
 
     def _replace(self, node: ir.Node, change: NodeRewrite) -> None:
-        builder, row = self._builder, OPS[node.op_type]
+        builder, row, graph = self._builder, OPS[node.op_type], node.graph
+        assert graph is not None
         output = node.outputs[0]
         name = output.name or ""
         triples = [self._operand(node, change, i) for i in self._positions(node, change)]
@@ -89,7 +90,7 @@ class _Emitter:
                 op_type, inputs, name, name=node.name, domain=domain, attributes=_attributes(node), shape=output.shape,
                 dtype=ir.DataType.FLOAT,
             )  # fmt: skip
-            builder.graph.insert_after(node, [new])
+            graph.insert_after(node, [new])
             edit.take_over(output, new.outputs[0])
         else:
             params = self._rewrite.values[name]
@@ -101,11 +102,11 @@ class _Emitter:
                 shape=output.shape, dtype=common.IR_TYPES[params.spec.dtype],
             )  # fmt: skip
             back = builder.dequantize(new.outputs[0], params, builder.names.value(f"{name}_float"), name)
-            builder.graph.insert_after(node, [new, back])
+            graph.insert_after(node, [new, back])
             edit.take_over(output, back.outputs[0])
             self.integers[id(back.outputs[0])] = new.outputs[0]
             self._params[id(back.outputs[0])] = params
-        builder.graph.remove(node, safe=True)
+        graph.remove(node, safe=True)
         common.drop_inputs(old_inputs)
 
     def _positions(self, node: ir.Node, change: NodeRewrite) -> list[int]:

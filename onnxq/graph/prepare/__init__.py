@@ -88,6 +88,8 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     count["deduplicate"] = deduplicate.run(model)
     names.make_unique(model)
     ir_version.settle(model)
+    for body in walk.all_graphs(model.graph):
+        body.opset_imports.update(model.graph.opset_imports)  # a body has those of the model
     report.notes[:] = dict.fromkeys(report.notes)
     report.changes = +count
     report.qdq_nodes = sum(

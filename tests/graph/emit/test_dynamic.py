@@ -304,7 +304,7 @@ def test_static_and_dynamic_layers_in_one_model() -> None:
         v=weights(128, 128), w=W,
     )  # fmt: skip
     recipe = Recipe(preset="w8a8", rules=(Rule("b", preset="w8a8-dynamic"),))
-    feeds = [{"x": drawn(4, 128, seed=i)} for i in range(4)]
+    feeds = [{"x": weights(4, 128, seed=i)} for i in range(4)]
     result = quantized(model, "w8a8", recipe=recipe, calibration=feeds)
     assert result.model is not None
     assert {n: p.action for n, p in result.plan.nodes.items() if n in "ab"} == {"a": "integer", "b": "dynamic"}
