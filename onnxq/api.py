@@ -129,42 +129,40 @@ def quantize(
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
     destination = _destination(model, output, given.preset, found, statistics)
+    has_ranges = data is not None or saved is not None
+    settled = given if given.preset == "auto" and benchmark else pipeline.settle_preset(given, has_ranges)
     with ExitStack() as stack:
-        settled = given
-        if not (given.preset == "auto" and benchmark):
-            settled = pipeline.settle_preset(given, data is not None or saved is not None)
         job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
         chosen = auto.choose(job) if settled.preset == "auto" else auto.make(job, timed=benchmark)
         if data is None and settled.preset == "w8":
             chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
-        verdict = chosen.verdict
+        built, verdict = chosen.built, chosen.verdict
         warnings = [*prepared.notes, *chosen.warnings]
         if verdict.failures and not force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
         warnings += [f"forced although: {line}" for line in verdict.failures]
-        result_model = chosen.built.model if chosen.built is not None else io.load(model)
+        result_model = built.model if built is not None else io.load(model)
         size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
         if destination is not None:
             with clock.step("save"):
-                if chosen.built is None and is_path(model):
+                if built is None and is_path(model):
                     io.copy(model, destination)
                 else:
                     io.save(result_model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
-    if size > prepared.size and chosen.built is not None:
-        warnings.append(
-            f"larger than float: {size} bytes against {prepared.size}; scales cost more than they save here"
-        )
+    if size > prepared.size and built is not None:
+        costs = "scales cost more than they save here"
+        warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")
     comparison = verdict.comparison
-    same = chosen.built is None  # float itself, given back
+    same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
-        format=chosen.built.form if chosen.built is not None and chosen.plan.values else None,
+        format=built.form if built is not None and chosen.plan.values else None,
         target=chosen_target.name,
         size_before=prepared.size,
         size_after=size,
-        sqnr_db=math.inf if same else comparison.sqnr_db if comparison is not None else None,
+        sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
         coverage=chosen.plan.coverage(),
@@ -173,7 +171,7 @@ def quantize(
         warnings=[*warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
-        non_finite=chosen.built.non_finite if chosen.built is not None else {},
+        non_finite=built.non_finite if built is not None else {},
         plan=chosen.plan,
         model=io.to_proto(result_model) if not is_path(model) else None,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
@@ -183,9 +181,8 @@ def quantize(
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
-    if recipe is None:
-        return Recipe()
-    return recipe if isinstance(recipe, Recipe) else Recipe.from_file(os.fspath(recipe))
+    given = Recipe() if recipe is None else recipe
+    return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
 
 
 def _destination(model: Source, output: str | os.PathLike[str] | None, preset: str, *inputs: object) -> Path | None:

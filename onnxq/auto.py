@@ -12,10 +12,12 @@ from onnxq import gate, layers, pipeline
 from onnxq.build import Built, build
 from onnxq.errors import ModelError, RecipeError
 from onnxq.gate import Verdict
+from onnxq.graph import io
 from onnxq.plan import auto as chooser
 from onnxq.plan.auto import DYNAMIC, FLOAT, MIXED, STATIC, STORED, TOKEN, Layer, LayerChoice
 from onnxq.plan.decisions import Plan
 from onnxq.presets import PRESETS
+from onnxq.stats.base import Statistics
 from onnxq.trials import Job, Trial, Trials
 
 _LAYERS_SHARE = 0.5
@@ -143,7 +145,7 @@ class _Search:
             job.prepared,
             job.recipe,
             job.target,
-            trials.statistics,
+            _of_prepared(trials.statistics, job),
             job.timed_threads,
             real=job.data is not None,
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
@@ -340,6 +342,13 @@ class _Search:
         trial = trials.made.get(first) or next(iter(trials.made.values()))
         trials.warnings.append(f"nothing was measured, so the choice rests on the target's table: {error}")
         return self._quantized(trial, self._verify(trial))
+
+
+def _of_prepared(statistics: Statistics | None, job: Job) -> Statistics | None:
+    """The ranges, if they are of the model as it was prepared and no rewrite came between."""
+    if statistics is None or statistics.model_hash != io.model_hash(job.prepared.model):
+        return None
+    return statistics
 
 
 def _what_data_would_buy(name: str) -> str:

@@ -216,8 +216,16 @@ def _settings(bench: Bench) -> str:
 
 def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
     """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
-    recipe = replace(
-        bench.recipe, preset=preset, include=("*",), exclude=(), op_types=(), rules=(), min_sqnr=None, max_drop=None
+    recipe = Recipe(
+        preset=preset,
+        format=bench.recipe.format,
+        range=bench.recipe.range,
+        percentile=bench.recipe.percentile,
+        per_channel=bench.recipe.per_channel,
+        symmetric=bench.recipe.symmetric,
+        target=bench.recipe.target,
+        block_size=bench.recipe.block_size,
+        include=("*",),
     )
     known = bench.statistics if preset == STATIC else None
     if known is not None:

@@ -138,10 +138,7 @@ def _name(source: Source) -> str:
 
 
 def find_calibration(source: Source) -> Path | None:
-    """Calibration data that lies where one puts it: ``calibration_data/<stem>.npz`` or a folder ``<stem>``.
-
-    Looked for beside the model's folder, then in the working folder.
-    """
+    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
     if not is_path(source):
         return None
     path = Path(source)
@@ -308,10 +305,10 @@ def _gather(
 def complete(
     statistics: Statistics, prepared: Prepared, target: Target, data: Data, threads: int | None, clock: Clock
 ) -> None:
-    """Add what any plan could need to the statistics of one plan, in one further run over the same samples."""
-    seen = look(prepared, data, None, threads)
-    wanted = wanted_by_any(prepared.model, target, seen.dtypes, prepared.sources).without(statistics)
-    if wanted.values:
+    """Add what any plan could need to the statistics of one plan, in one further run; not to those of another model."""
+    dtypes = look(prepared, data, None, threads).dtypes
+    wanted = wanted_by_any(prepared.model, target, dtypes, prepared.sources).without(statistics)
+    if wanted.values and statistics.model_hash == io.model_hash(prepared.model):
         statistics.add(_gather(prepared, wanted, data.calibration, threads, clock, []))
 
 
