@@ -232,7 +232,20 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     group=_PROOF,
     help="Write nothing and exit with 3 if accuracy (with labels) or top-1 agreement falls by more than X points.",
 )
-@option("--no-benchmark", is_flag=True, group=_PROOF, help="Do not measure latency.")
+@option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    group=_PROOF,
+    default_text="120",
+    help="Time that the preset auto may take to try forms of the model; the best so far is written then.",
+)
+@option(
+    "--no-benchmark",
+    is_flag=True,
+    group=_PROOF,
+    help="Do not measure latency; auto then means w8a8 with data, else w8.",
+)
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options
@@ -246,6 +259,7 @@ def command(
     percentile: float | None,
     stats: Path | None,
     no_benchmark: bool,
+    budget: float | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -265,6 +279,8 @@ def command(
         range_method, options["percentile"] = "percentile", percentile
     if preset is not None:
         options["preset"] = preset
+    if budget is not None:
+        options["budget"] = budget
     from onnxq import api
 
     with working(as_json) as progress:
