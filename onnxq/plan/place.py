@@ -39,7 +39,9 @@ def place(found: Survey, target: Target, shapes: Shapes, working: set[int], unit
     if not forced:
         return set()
     for i, candidate in enumerate(candidates):
-        if candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working:
+        if (candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working) or _costs_more_than_it_saves(
+            candidate
+        ):
             forced.setdefault(i, False)
     costs = [node_costs(c.node, c.row, shapes, target.costs) for c in candidates]
     costs = _joined(candidates, costs, target, shapes, units)
@@ -91,9 +93,20 @@ def _is_heavy(candidate: Candidate, shapes: Shapes, target: Target) -> bool:
     return weight is not None and weight.size >= SMALL_WEIGHT
 
 
+def _costs_more_than_it_saves(candidate: Candidate) -> bool:
+    """Whether a matrix is so small that scales, biases and two nodes more take what its integers save.
+
+    A Conv of that size stands among others on integers, as a depthwise one, and would cost conversions as float.
+    """
+    weight = walk.const_array(candidate.node.inputs[1]) if candidate.node.op_type in ("Gemm", "MatMul") else None
+    return weight is not None and weight.size < SMALL_WEIGHT
+
+
 def why_float(candidate: Candidate, working: set[int], shapes: Shapes, target: Target) -> str:
     """Why a candidate that could run on integers does not."""
     as_float, as_int = node_costs(candidate.node, candidate.row, shapes, target.costs)
+    if _costs_more_than_it_saves(candidate):
+        return f"its weight has fewer than {SMALL_WEIGHT} elements: its scales would take what it saves"
     if candidate.row.kind is Kind.WEIGHTED:
         return f"slower on integers here: about {as_int:.0f} µs against {as_float:.0f} µs"
     if candidate.row.kind is Kind.REQUANTIZING and id(candidate) not in working:
