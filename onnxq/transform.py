@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from onnxq.core.dtypes import Array
+from onnxq.errors import RecipeError
+from onnxq.gather import gather
+from onnxq.passes.awq import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
-from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.pipeline import Clock, Data, Prepared, look
+from onnxq.plan.build import Wanted, make_plan
+from onnxq.plan.moments import moments_of
 from onnxq.recipe import Recipe
 from onnxq.runtime.minima import channel_minima
+from onnxq.targets import Target
 
 
-def transform(prepared: Prepared, recipe: Recipe, data: Data | None, threads: int | None, clock: Clock) -> list[str]:
+def transform(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
     """Rewrite the prepared model in place as the recipe asks, without changing what it computes in float.
 
     Returns:
         Warnings, one line each.
+
+    Raises:
+        RecipeError: what the recipe asks for needs samples and there are none.
     """
     notes: list[str] = []
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
+    if uses_awq(recipe):
+        notes += _awq(prepared, recipe, target, data, threads, clock)
     return notes
 
 
@@ -35,3 +48,42 @@ def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> lis
 
     absorb_biases(prepared.model, lowest)
     return []
+
+
+def uses_awq(recipe: Recipe) -> bool:
+    """Whether some weights are scaled by AWQ, so that saved statistics do not fit the model any more."""
+    return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
+
+
+def _awq(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
+    if data is None:
+        raise RecipeError(
+            "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+        )
+    notes: list[str] = []
+    with clock.step("plan"):
+        seen = look(prepared, data, None, threads)
+        plan = make_plan(
+            prepared.model,
+            recipe,
+            target,
+            seen.shapes,
+            seen.dtypes,
+            prepared.sources,
+            op_types=prepared.op_types,
+        )
+    read = moments_of(prepared.model, plan, "awq")
+    wanted = Wanted((), second_moments=read, channel_peaks=tuple(read))
+    # a copy is run: groups that come later see the model as it was
+    statistics = gather(prepared.model.clone(), wanted, recipe, data.calibration, threads, clock, notes)
+    with clock.step("transform"):
+        scaled = scale_for_weights(prepared.model, plan, statistics)
+    added = [name for name, where in scaled.items() if where.added is not None]
+    if added:
+        notes.append(
+            f"AWQ: {len(added)} of {len(scaled)} scaled layer inputs have a Mul of their own (the first {added[0]!r}): "
+            "what precedes them is read elsewhere too, or cannot take up scales"
+        )
+    return notes

@@ -14,7 +14,9 @@ from onnxq.plan.select import Choice, Selection
 from onnxq.recipe import Rule
 from onnxq.targets import Target
 
-QUANTIZED_OPS = frozenset(
+PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized".split())
+"""Operators of ONNX Runtime that read packed weights: of GPTQ or AWQ, or of another tool."""
+QUANTIZED_OPS = PACKED_OPS | frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
 _STRUCTURAL = frozenset("Constant Identity Shape Size If Loop Scan".split())
@@ -99,7 +101,7 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:
             found.candidates[node.name or ""] = Candidate(node, row, choice)
-    if found.present:
+    if any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
     _fold_clamps(found, symmetric)
     return found
@@ -170,6 +172,33 @@ def _is_real(node: Node, dtypes: Mapping[str, str]) -> bool:
     return any(t is None or t in ("float32", "float16", "float", "double", "float64", "bfloat16") for t in types)
 
 
+def _only_weights(node: Node) -> bool:
+    """Whether a node that is quantized already reads or unfolds quantized weights, and no quantized activation."""
+    if node.op_type in PACKED_OPS:
+        return True
+    if node.op_type == "DequantizeLinear":
+        return walk.is_constant(node.inputs[0])
+    producers = [value.producer() for value in node.inputs if value is not None]
+    readers = [user.op_type for output in node.outputs for user in output.consumers()]
+    return (
+        "QuantizeLinear" not in readers
+        and all(
+            producer is None or producer.op_type != "DequantizeLinear" or walk.is_constant(producer.inputs[0])
+            for producer in producers
+        )
+        and node.op_type not in QUANTIZED_OPS
+    )
+
+
+def _unfolds_constant(value: Value | None) -> bool:
+    """Whether the value is what a DequantizeLinear makes of a constant, rearranged or not."""
+    producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in ("Transpose", "Reshape", "Cast"):
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear" and walk.is_constant(producer.inputs[0])
+
+
 def _touches_quantized(node: Node) -> bool:
     if any(walk.is_constant(walk.input_at(node, position)) for position in STORABLE.get(node.op_type, ())):
         return False  # whatever stands around it, its weight is float
@@ -177,6 +206,8 @@ def _touches_quantized(node: Node) -> bool:
         producer = value.producer() if value is not None else None
         if producer is not None and producer.op_type == "DequantizeLinear":
             return True
+    if any(_unfolds_constant(walk.input_at(node, position)) for position in STORABLE.get(node.op_type, ())):
+        return True
     return any(user.op_type == "QuantizeLinear" for output in node.outputs for user in output.consumers())
 
 

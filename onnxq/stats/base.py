@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxq.stats.extrema import Extrema
 from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
 from onnxq.stats.means import ChannelMeans
 from onnxq.stats.powers import SamplePowers
+from onnxq.stats.second_moment import ChannelPeaks, SecondMoment
 
 
 class ValueStatistic:
@@ -170,6 +172,19 @@ class ValueStatistic:
         return f"ValueStatistic(low={self.low}, high={self.high}, count={self.count}, shape={self.shape})"
 
 
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What a weight algorithm gets to know of the input that a weight is multiplied with.
+
+    Attributes:
+        moment: its second moment, of one row at least.
+        peaks: magnitudes of its channels; None where they were not gathered.
+    """
+
+    moment: SecondMoment
+    peaks: ChannelPeaks | None = None
+
+
 class Statistics(Mapping[str, ValueStatistic]):
     """The statistics of a calibration run, by value name, in the order of the names.
 
@@ -178,6 +193,11 @@ class Statistics(Mapping[str, ValueStatistic]):
         data_hash: of the calibration data.
         samples: feeds that were run.
         means: channel means of the values that have them, by name.
+        moments: second moments of the values that have them, by name.
+        peaks: channel magnitudes of the values that have them, by name.
+        source: gives the moments and peaks of values in ``later``, in place of those that are here: all together would
+            not fit in memory. None where there is nothing more to come. Not saved.
+        later: names of the values that the source knows.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -188,6 +208,10 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.data_hash = data_hash
         self.samples = samples
         self.means: dict[str, ChannelMeans] = {}
+        self.moments: dict[str, SecondMoment] = {}
+        self.peaks: dict[str, ChannelPeaks] = {}
+        self.source: Callable[[str], Statistics] | None = None
+        self.later: frozenset[str] = frozenset()
         self._values: dict[str, ValueStatistic] = {}
 
     def __getitem__(self, name: str) -> ValueStatistic:
@@ -202,8 +226,11 @@ class Statistics(Mapping[str, ValueStatistic]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Statistics):
             return NotImplemented
-        mine = (self.model_hash, self.data_hash, self.samples, self._values, self.means)
-        return mine == (other.model_hash, other.data_hash, other.samples, other._values, other.means)
+        return self._state() == other._state()
+
+    def _state(self) -> tuple[object, ...]:
+        said = (self.model_hash, self.data_hash, self.samples)
+        return (*said, self._values, self.means, self.moments, self.peaks)
 
     def update(self, name: str, array: Array, samples: int = 1) -> None:
         """Fold an array, of so many samples, into the statistic of the value ``name``.
@@ -228,6 +255,36 @@ class Statistics(Mapping[str, ValueStatistic]):
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}") from None
 
+    def update_moments(self, name: str, array: Array) -> None:
+        """Fold an array, (…, channels), into the second moment of the value ``name``; see `SecondMoment.update`."""
+        try:
+            self.moments.setdefault(name, SecondMoment()).update(array)
+        except CalibrationError as error:
+            raise CalibrationError(f"value '{name}': {error}") from None
+
+    def update_peaks(self, name: str, array: Array) -> None:
+        """Fold an array, (…, channels), into the channel magnitudes of the value ``name``."""
+        try:
+            self.peaks.setdefault(name, ChannelPeaks()).update(array)
+        except CalibrationError as error:
+            raise CalibrationError(f"value '{name}': {error}") from None
+
+    def of_input(self, name: str) -> InputStatistics | None:
+        """What is known of the channels of a value; those of other values may be dropped for it (see ``source``).
+
+        Raises:
+            CalibrationError: the source failed.
+        """
+        if name not in self.moments and self.source is not None and name in self.later:
+            self.moments.clear()
+            self.peaks.clear()
+            found = self.source(name)
+            self.moments, self.peaks = found.moments, found.peaks
+            if name not in self.moments:  # nobody need ask again
+                self.later -= {name}
+        moment, peaks = self.moments.get(name), self.peaks.get(name)
+        return None if moment is None or not moment.rows else InputStatistics(moment, peaks)
+
     def put(self, name: str, statistic: ValueStatistic) -> None:
         """Set the statistic of the value ``name``."""
         self._values[name] = statistic
@@ -236,6 +293,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         """Take over the values of another run over the same data."""
         self._values.update(other._values)
         self.means.update(other.means)
+        self.moments.update(other.moments)
+        self.peaks.update(other.peaks)
 
     def merge(self, *others: Statistics) -> Statistics:
         """Join any number of shards: ``a.merge(b)``, or ``Statistics.merge(a, b, c)``.
@@ -249,6 +308,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         joined = Statistics(self.model_hash, self.data_hash, self.samples)
         joined._values = {name: statistic.merge(ValueStatistic()) for name, statistic in self._values.items()}
         joined.means = {name: means.merge(ChannelMeans()) for name, means in self.means.items()}
+        joined.moments = {name: moment.merge(SecondMoment()) for name, moment in self.moments.items()}
+        joined.peaks = {name: peaks.merge(ChannelPeaks()) for name, peaks in self.peaks.items()}
         for other in others:
             if other.model_hash != self.model_hash:
                 raise CalibrationError(
@@ -260,6 +321,10 @@ class Statistics(Mapping[str, ValueStatistic]):
                 joined._values[name] = joined._values.get(name, ValueStatistic()).merge(statistic)
             for name, means in other.means.items():
                 joined.means[name] = joined.means.get(name, ChannelMeans()).merge(means)
+            for name, moment in other.moments.items():
+                joined.moments[name] = joined.moments.get(name, SecondMoment()).merge(moment)
+            for name, peaks in other.peaks.items():
+                joined.peaks[name] = joined.peaks.get(name, ChannelPeaks()).merge(peaks)
         if others:
             joined.data_hash = combine_hashes(self.data_hash, *(other.data_hash for other in others))
         return joined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxq.core.codebook import CodebookTensor
 from onnxq.core.spec import QParams, QTensor
 
 TENSOR, TOKEN, LSTM, ATTENTION, GATHER = "tensor", "token", "lstm", "attention", "gather"
@@ -49,11 +50,15 @@ class WeightRewrite:
         form: the operator or pattern that unpacks them.
         constants: quantized weights by input position.
         accuracy_level: of MatMulNBits.
+        codebooks: weights as indices into a table, by input position.
+        algorithm: how they were rounded.
     """
 
     form: str
     constants: dict[int, QTensor]
     accuracy_level: int = 0
+    codebooks: dict[int, CodebookTensor] = field(default_factory=dict)
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, eq=False)
