@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.types import Node, Value
+from onnxq.passes.heads import attention_values, before_expand, before_reshape
 
 _STANDARD = ("", "ai.onnx")
 _MICROSOFT = "com.microsoft"
@@ -69,8 +70,14 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
         return _reshape(node, factors)
     if standard and node.op_type == "Transpose":
         return _transpose(node, factors)
+    if standard and node.op_type == "Expand":
+        moved = before_expand(node, factors)
+        return None if moved is None else _through(node, moved)
     if standard and node.op_type == "MatMul" and not walk.is_constant(walk.input_at(node, 1)):
         return _mixture(node, factors)
+    mixed = attention_values(node, factors)
+    if mixed is not None:
+        return absorb(*mixed)
     if factors.ndim > 1:
         return None
     if (node.domain, node.op_type) in _NORMS:
@@ -106,6 +113,9 @@ def _through(node: Node, factors: Array) -> list[Change] | None:
 
 def _reshape(node: Node, factors: Array) -> list[Change] | None:
     """Axes at the end that hold as many elements before and after hold the same elements in the same order."""
+    moved = before_reshape(node, factors)
+    if moved is not None:
+        return _through(node, moved)
     before, after = walk.dims(walk.input_at(node, 0)), walk.dims(node.outputs[0])
     if not before or not after or len(after) < factors.ndim:
         return None
