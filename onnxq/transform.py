@@ -14,7 +14,11 @@ from onnxq.plan.decisions import Plan
 from onnxq.plan.moments import moments_of
 from onnxq.recipe import Recipe
 from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.rows import sample_rows
 from onnxq.targets import Target
+
+_ROWS = 512
+"""Rows of a layer's input that exponents are tried on, about."""
 
 
 def transform(
@@ -114,12 +118,12 @@ def _smooth(
             "--smooth: nothing was smoothed, for no MatMul or Gemm with a weight of its own rounds its input with "
             f"preset {recipe.preset}"
         ]
-    searched = {name: group.channels for name, group in groups.items() if group.alpha == "auto"}
-    wanted = Wanted((), second_moments=searched, channel_peaks=tuple(groups))
-    # a copy is run: groups that come later see the model as it was
-    statistics = gather(prepared.model.clone(), wanted, recipe, data.calibration, threads, clock, notes)
+    wanted = Wanted((), channel_peaks=tuple(groups))
+    statistics = gather(prepared.model, wanted, recipe, data.calibration, threads, clock, notes)
+    searched = [name for name, group in groups.items() if group.alpha == "auto"]
     with clock.step("transform"):
-        found = smooth(prepared.model, plan, groups, statistics)
+        rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=threads)
+        found = smooth(prepared.model, plan, groups, statistics, rows)
     return [*notes, *_said_of_smoothing(found)]
 
 
@@ -128,7 +132,7 @@ def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
     if not changed:
         return [
             f"--smooth: nothing was smoothed; leaving the inputs of all {sum(len(s.layers) for s in found.values())} "
-            "layers as they are has the smallest estimated error"
+            "layers as they are has the smallest error"
         ]
     added = [name for name, scaled in changed.items() if scaled.added is not None]
     if not added:

@@ -1,4 +1,4 @@
-"""Networks with a few channels of activations fifty times as large as the others, which compute what they did before."""
+"""Networks with a few channels of activations fifty times as large as the others, computing what they did before."""
 
 from __future__ import annotations
 

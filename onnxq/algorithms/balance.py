@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.algorithms.awq import check_moments, output_loss
-from onnxq.core.affine import params_for
+from onnxq.core.affine import fake_quantize, params_for
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import CalibrationError
@@ -27,8 +26,10 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _LARGEST = 1e4
 """No channel is scaled by more than this relative to the mean, so that nothing leaves the range of float32."""
 
-_MOMENT = 8
-"""The largest of the channels of a row is estimated by this norm over the channels' standard deviations."""
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of a tensor's range that a search tries."""
+
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Balance:
     Attributes:
         alpha: the exponent; None where leaving everything as it is was best.
         scales: float64, (channels,), what the channels are to be divided by.
-        error: estimated share of noise in the layers' outputs, summed over the layers.
+        error: share of noise in the layers' outputs, summed over the layers.
         plain: the same without scales.
     """
 
@@ -96,52 +97,43 @@ def _highest_of(tied: Array, array: Array) -> Array:
 def search_balance(
     weights: Sequence[Array],
     specs: Sequence[TensorSpec],
-    moment: Array,
+    rows: Array,
     peaks: Array,
     *,
     by_row: bool,
     tied: Array | None = None,
     alphas: Sequence[float] = ALPHAS,
 ) -> Balance:
-    """The exponent with the smallest estimated error of the layers' outputs.
-
-    The error of the weights is exact over the samples, tr(E H Eᵀ). That of the activations is taken as independent of
-    them and uniform: Δ²/12 for each channel, or the channel's own power where that is less, because what is below half
-    a step becomes zero. A step Δ is 2·max/255 of the tensor, or 1/127 of a row's largest channel, which is estimated
-    from the channels' powers.
+    """The exponent with the smallest error of the layers' outputs, both operands rounded to 8 bits.
 
     Args:
         weights: float32, each (out, channels): the layers that are quantized.
         specs: the grid of each, for (out, channels).
-        moment: (channels, channels), E[xxᵀ] of the input, or a multiple of it, ``peaks`` excepted: it has to be E.
-        peaks: (channels,), largest magnitude of each channel.
+        rows: float32, (rows, channels), finite: inputs to try on.
+        peaks: (channels,), largest magnitude of each channel over all samples.
         by_row: activations have a scale for each row, not one for the tensor.
         tied: see `smooth_scales`.
         alphas: exponents to try.
 
     Raises:
-        CalibrationError: the statistics do not fit the weights or are not finite.
+        CalibrationError: rows or magnitudes do not fit the weights, or are not finite.
     """
-    channels = peaks.size
-    check_moments(moment, channels, 2, "smooth")
-    exact = moment.astype(np.float64)
-    powers = np.maximum(np.diagonal(exact), 0.0)
-    signals = [max(float(np.vdot(weight @ exact, weight)), 1e-30) for weight in weights]
-    hessian = exact.astype(np.float32)
+    if rows.ndim != 2 or rows.shape[1] != peaks.size or not np.isfinite(rows).all():
+        raise CalibrationError(f"smooth: rows of shape {rows.shape} do not fit {peaks.size} inputs or are not finite")
+    targets = [rows @ weight.T for weight in weights]
+    signals = [max(float(np.vdot(target, target)), 1e-30) for target in targets]
 
     def error_of(scales: Array) -> float:
-        inverse = (1.0 / scales).astype(np.float32)
-        step = _step(powers / scales**2, peaks / scales, by_row)
-        noise = np.minimum(step**2 / 12.0, powers / scales**2)
+        moved = _rounded((rows / scales).astype(np.float32), by_row)
         total = 0.0
-        for weight, spec, signal in zip(weights, specs, signals, strict=True):
+        for weight, spec, target, signal in zip(weights, specs, targets, signals, strict=True):
             scaled = (weight * scales).astype(np.float32)
-            lost = output_loss(scaled, params_for(scaled, spec), hessian, inverse)
-            total += (lost + float((scaled.astype(np.float64) ** 2 @ noise).sum())) / signal
+            lost = moved @ fake_quantize(scaled, params_for(scaled, spec)).T - target
+            total += float(np.vdot(lost, lost)) / signal
         return total
 
-    plain = error_of(np.ones(channels))
-    best = Balance(None, np.ones(channels), plain, plain)
+    plain = error_of(np.ones(peaks.size))
+    best = Balance(None, np.ones(peaks.size), plain, plain)
     for alpha in alphas:
         scales = smooth_scales(peaks, weights, alpha, tied)
         error = error_of(scales)
@@ -150,17 +142,21 @@ def search_balance(
     return best
 
 
-def _step(powers: Array, peaks: Array, by_row: bool) -> float:
-    """The step of the grid of activations, for channels of these mean squares and largest magnitudes."""
-    highest = float(peaks.max(initial=0.0))
-    if not by_row:
-        return 2.0 * highest / 255.0
-    # E max x_j² ≤ (Σ E|x_j|^p)^(2/p), and E|x|^8 = 105 σ^8 of a normal distribution
-    scale = float(powers.max(initial=0.0))
-    if scale == 0.0:
-        return 0.0
-    mean = scale * (105.0 * float(((powers / scale) ** (_MOMENT / 2)).sum())) ** (2.0 / _MOMENT)
-    return min(float(np.sqrt(mean)), highest) / 127.0
+def _rounded(rows: Array, by_row: bool) -> Array:
+    """Activations after rounding: symmetric by row, or on the tensor's grid of least squared error."""
+    if by_row:
+        steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127.0, _SMALLEST)
+        return np.asarray(np.rint(rows / steps) * steps, np.float32)
+    low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
+    best, least = rows, np.inf
+    for share in _SHARES:
+        step = max((high - low) * share / 255.0, _SMALLEST)
+        first = np.rint(low * share / step)
+        rounded = (np.clip(np.rint(rows / np.float32(step)), first, first + 255) * np.float32(step)).astype(np.float32)
+        lost = float(np.square(rounded - rows).sum())
+        if lost < least:
+            best, least = rounded, lost
+    return best
 
 
 __all__ = ["ALPHAS", "Balance", "search_balance", "smooth_scales"]

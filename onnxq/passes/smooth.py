@@ -29,10 +29,10 @@ from onnxq.plan.moments import layer_input
 from onnxq.stats.base import Statistics
 
 _WORTH_A_MUL = 0.8
-"""A search adds a Mul only where the estimated error falls below this share of what it was."""
+"""A search adds a Mul only where the error on samples falls below this share of what it was."""
 
 _ENOUGH = 0.97
-"""A search changes anything at all only where the estimated error falls below this share of what it was."""
+"""A search changes anything at all only where the error on samples falls below this share of what it was."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,17 @@ def _rounds(planned: NodePlan | None) -> bool:
     return planned.action == INTEGER or (planned.action == DYNAMIC and planned.form in (TENSOR, TOKEN))
 
 
-def smooth(model: Model, plan: Plan, groups: Mapping[str, Group], statistics: Statistics) -> dict[str, Smoothed]:
+def smooth(
+    model: Model, plan: Plan, groups: Mapping[str, Group], statistics: Statistics, rows: Mapping[str, Array]
+) -> dict[str, Smoothed]:
     """Smooth inputs of layers.
 
     Args:
         model: the prepared model; changed in place, what it computes in float stays.
         plan: its plan.
         groups: what `smoothable` found.
-        statistics: channel magnitudes of each input, and second moments where α is searched.
+        statistics: channel magnitudes of each input.
+        rows: some rows, (rows, channels), of the inputs whose α is searched.
 
     Returns:
         What was done, by name of the value; values of which nothing was seen are left out.
@@ -123,7 +126,7 @@ def smooth(model: Model, plan: Plan, groups: Mapping[str, Group], statistics: St
         if tied is not None and (value is None or absorb(value, np.ones(group.channels)) is None):
             tied = None  # a Mul takes any scales
         try:
-            choice = _choice(name, group, nodes, plan, statistics, tied)
+            choice = _choice(name, group, nodes, plan, statistics, rows, tied)
         except CalibrationError as error:
             raise CalibrationError(f"{nodes[group.layers[0]].op_type} {group.layers[0]!r}: {error}") from None
         if choice is None:
@@ -146,26 +149,31 @@ def smooth(model: Model, plan: Plan, groups: Mapping[str, Group], statistics: St
 
 
 def _choice(
-    name: str, group: Group, nodes: Mapping[str, Node], plan: Plan, statistics: Statistics, tied: Array | None
+    name: str,
+    group: Group,
+    nodes: Mapping[str, Node],
+    plan: Plan,
+    statistics: Statistics,
+    rows: Mapping[str, Array],
+    tied: Array | None,
 ) -> tuple[float | None, Array, float] | None:
-    """(α, scales, estimated error as a share of that without them); None where nothing was seen of the value."""
+    """(α, scales, error as a share of that without them); None where nothing was seen of the value."""
     weights = {layer: _matrix(nodes[layer]) for layer in group.layers}
+    peaks = statistics.peaks.get(name)
+    if peaks is None or peaks.highest is None or not peaks.rows:
+        return None
     if group.alpha != "auto":
-        peaks = statistics.peaks.get(name)
-        if peaks is None or peaks.highest is None or not peaks.rows:
-            return None
         alpha = float(group.alpha)
         return alpha, smooth_scales(peaks.highest, list(weights.values()), alpha, tied), 0.0
-    known = statistics.of_input(name)
-    moment = known.moment.matrix if known is not None else None
-    if known is None or moment is None or known.peaks is None or known.peaks.highest is None:
+    inputs = rows.get(name)
+    if inputs is None:
         return None
     planned = [plan.nodes[layer] for layer in group.quantized]
     balance = search_balance(
         [weights[layer] for layer in group.quantized],
         [_spec(nodes[layer], plan.nodes[layer].weights[1]) for layer in group.quantized],
-        moment / known.moment.rows,
-        known.peaks.highest,
+        inputs,
+        peaks.highest,
         by_row=all(p.action == DYNAMIC and p.form == TOKEN for p in planned),
         tied=tied,
     )
