@@ -26,6 +26,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.dynamic import plan_dynamic
 from onnxq.plan.moments import layer_input, moments_of
+from onnxq.plan.outliers import check_outliers, split_inputs
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.values import decide_values
@@ -71,6 +72,7 @@ def make_plan(
     Raises:
         RecipeError: a pattern or operator type matches nothing.
     """
+    check_outliers(recipe)
     graph = model.graph
     selection = Selection(recipe, sources, {node.op_type for node in walk.all_nodes(graph)}, op_types)
     spec = activation_spec(recipe, target)
@@ -152,7 +154,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
     ]
     moments = moments_of(model, plan)
-    peaks = tuple(moments_of(model, plan, "awq"))
+    peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
     values = (*plan.calibrated, *witnesses(model, plan))
     return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
