@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -10,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import gate, pipeline
-from onnxq.build import build
+from onnxq import auto, pipeline
+from onnxq.build import Built
 from onnxq.diagnosis import diagnose
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
@@ -29,6 +30,7 @@ from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import CPU, open_session
 from onnxq.stats.base import Statistics
 from onnxq.targets import TARGETS, target_named
+from onnxq.trials import Job
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
@@ -54,6 +56,7 @@ def quantize(
     outliers: float | None = None,
     adaround: bool | None = None,
     target: str | None = None,
+    fuse: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     op_types: Sequence[str] = (),
@@ -71,14 +74,15 @@ def quantize(
     threads: int | None = None,
     benchmark: bool = True,
     seconds: float = 0.4,
+    budget: float = 120.0,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Quantize a float model, verify the result and write it.
 
     Args:
         model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
-        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, and nothing for a ModelProto, whose
-            quantized form is then in ``result.model``.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
+            chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
         calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
             ``get_next()``; None looks for ``calibration_data/<stem>.npz``.
         preset: a name that `presets` lists; "auto" by default.
@@ -94,6 +98,7 @@ def quantize(
             have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         target: a name that `targets` lists.
+        fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
         op_types: only these operators are quantized.
@@ -111,6 +116,7 @@ def quantize(
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
+        budget: seconds that the preset "auto" may take to try forms of the model; the best so far is given then.
         progress: called with (step, done, total).
 
     Returns:
@@ -136,6 +142,7 @@ def quantize(
         outliers=outliers,
         adaround=adaround,
         target=target,
+        fuse=fuse,
         include=tuple(include),
         exclude=tuple(exclude),
         op_types=tuple(op_types),
@@ -148,65 +155,82 @@ def quantize(
         max_drop=max_drop,
         max_memory=max_memory,
     )
+    if given.fuse is not None and statistics is not None:
+        raise RecipeError(
+            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+        )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
     prepared = pipeline.load_and_prepare(model, chosen_target, clock, needed_opset(given))
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
+    destination = _destination(model, output, given.preset, found, statistics)
+    has_ranges = data is not None or saved is not None
     has_moments = bool(saved.moments) if saved is not None else data is not None
-    settled = pipeline.settle_preset(given, data is not None or saved is not None, has_moments)
-    destination = _destination(model, output, settled.preset, found, statistics)
-    built = build(prepared, settled, chosen_target, data, saved, threads, clock)
-    warnings = [*prepared.notes, *built.warnings]
-    if data is None and settled.preset == "w8":
-        warnings.insert(0, pipeline.what_data_would_buy(model))
+    settled = given
+    if given.preset != "auto" or not benchmark:
+        settled = pipeline.settle_preset(given, has_ranges, has_moments)
     with ExitStack() as stack:
-        emitted = pipeline.contents(built.model, stack)
-        verdict = gate.verify(
-            emitted, prepared, settled, data, clock, timed=benchmark, seconds=seconds, threads=threads
-        )
+        job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
+        chosen = auto.choose(job) if settled.preset == "auto" else auto.make(job, timed=benchmark)
+        if data is None and settled.preset == "w8":
+            chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
+        built, verdict = chosen.built, chosen.verdict
+        warnings = [*prepared.notes, *chosen.warnings]
         if verdict.failures and not force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
         warnings += [f"forced although: {line}" for line in verdict.failures]
-        size = len(emitted) if isinstance(emitted, bytes) else io.size_bytes(emitted)
+        result_model = built.model if built is not None else io.load(model)
+        size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
         if destination is not None:
             with clock.step("save"):
-                io.save(built.model, destination, source=model if is_path(model) else None)
+                if built is None and is_path(model):
+                    io.copy(model, destination)
+                else:
+                    io.save(result_model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
-    if size > prepared.size:
-        warnings.append(
-            f"larger than float: {size} bytes against {prepared.size}; scales cost more than they save here"
-        )
+    if size > prepared.size and built is not None:
+        costs = "scales cost more than they save here"
+        warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")
     comparison = verdict.comparison
+    same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
-        preset=settled.preset,
-        format=built.form if built.plan.values else None,
+        preset=chosen.preset,
+        format=built.form if built is not None and chosen.plan.values else None,
         target=chosen_target.name,
         size_before=prepared.size,
         size_after=size,
-        sqnr_db=comparison.sqnr_db if comparison is not None else None,
+        sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
-        coverage=built.plan.coverage(),
-        kept_float=built.plan.kept_float(),
+        coverage=chosen.plan.coverage(),
+        kept_float=chosen.plan.kept_float(),
         seconds=clock.seconds,
         warnings=[*warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
-        non_finite=built.non_finite,
-        plan=built.plan,
-        model=io.to_proto(built.model) if not is_path(model) else None,
+        non_finite=built.non_finite if built is not None else {},
+        plan=chosen.plan,
+        model=io.to_proto(result_model) if not is_path(model) else None,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
-        bits_per_weight=None if built.plan.counts("integer", "dynamic") else bits_per_weight(built.weights),
-        weights=[asdict(layer) for layer in built.weights],
+        bits_per_weight=_bits(built),
+        weights=[asdict(layer) for layer in built.weights] if built is not None else [],
+        candidates=chosen.candidates,
+        choices=chosen.choices,
     )
 
 
+def _bits(built: Built | None) -> float | None:
+    if built is None or built.plan.counts("integer", "dynamic"):
+        return None
+    return bits_per_weight(built.weights)
+
+
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
-    if recipe is None:
-        return Recipe()
-    return recipe if isinstance(recipe, Recipe) else Recipe.from_file(os.fspath(recipe))
+    given = Recipe() if recipe is None else recipe
+    return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
 
 
 def _destination(model: Source, output: str | os.PathLike[str] | None, preset: str, *inputs: object) -> Path | None:

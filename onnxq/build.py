@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.plan.decisions import Plan
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
 from onnxq.plan.mixed import spend_bits
 from onnxq.plan.solve import solve
 from onnxq.plan.weight_report import LayerWeight
@@ -73,6 +74,7 @@ def build(
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
     notes = transform(copy, recipe, target, data, threads, clock)
+    model = copy.model
     if statistics is not None and needs_samples(recipe):
         statistics = None
         what = "AWQ" if uses_awq(recipe) else "smoothing"
@@ -92,6 +94,8 @@ def build(
         warnings += learned
     with clock.step("rewrite"):
         emit(model, solution.rewrite, form)
+        if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
+            keep_apart(model)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -156,10 +156,16 @@ def _time(
         models = {name: sessions[name] for name in models}
     verdict.timings = benchmark(models, feeds, seconds=seconds, threads=threads or 1)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
-        verdict.warnings.append(
-            f"slower than float on this machine: {1 / verdict.ratio:.2f}x the time "
-            f"({verdict.timings[1].median_ms:.3g} ms against {verdict.timings[0].median_ms:.3g} ms)"
-        )
+        verdict.warnings.append(slower_than_float(verdict.timings))
+
+
+def slower_than_float(timings: Sequence[Timing]) -> str:
+    """The warning that a model is slower than float; the timings are of float and of that model."""
+    before, after = timings
+    return (
+        f"slower than float on this machine: {1 / after.ratio:.2f}x the time "
+        f"({after.median_ms:.3g} ms against {before.median_ms:.3g} ms)"
+    )
 
 
 def _made_up(prepared: Prepared, threads: int | None, verdict: Verdict) -> Feed | None:

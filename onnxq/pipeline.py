@@ -14,10 +14,11 @@ from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.gather import check_statistics, gather
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
+from onnxq.graph.outputs import value_names
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model, Proto
 from onnxq.graph.walk import constants_to_quantize
-from onnxq.plan.build import make_plan, wanted_by
+from onnxq.plan.build import make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
 from onnxq.plan.faint import faint_values
 from onnxq.plan.outliers import split_outliers
@@ -59,6 +60,10 @@ _PLAIN_BITS = 8
 
 _NAMED = 3
 """Values with elements that are not finite that get a warning of their own."""
+
+
+class NothingToQuantizeError(RecipeError):
+    """The plan would leave the model as it is; for a caller that tries another, to the user it is a `RecipeError`."""
 
 
 @dataclass
@@ -133,10 +138,7 @@ def _name(source: Source) -> str:
 
 
 def find_calibration(source: Source) -> Path | None:
-    """Calibration data that lies where one puts it: ``calibration_data/<stem>.npz`` or a folder ``<stem>``.
-
-    Looked for beside the model's folder, then in the working folder.
-    """
+    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
     if not is_path(source):
         return None
     path = Path(source)
@@ -157,12 +159,14 @@ class Data:
         held_out: samples for verification, others than those for ranges where there are at least two.
         first: the first sample.
         every: all samples.
+        seen: what `look` found on the first sample, by the names of a model's values.
     """
 
     calibration: Reader
     held_out: Reader
     first: Feed
     every: Reader
+    seen: dict[tuple[str, ...], Shapes] = field(default_factory=dict)
 
 
 def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
@@ -187,10 +191,14 @@ class Shapes:
 def look(prepared: Prepared, data: Data | None, statistics: Statistics | None, threads: int | None) -> Shapes:
     """Shapes and types of all values: from a run on one sample, else from saved statistics."""
     if data is not None:
-        found = probe(prepared.model, data.first, threads=threads)
-        return Shapes(
-            {name: info.shape for name, info in found.items()}, {name: str(info.dtype) for name, info in found.items()}
-        )
+        names = tuple(value_names(prepared.model))
+        if names not in data.seen:  # several recipes may be tried on one model
+            found = probe(prepared.model, data.first, threads=threads)
+            data.seen[names] = Shapes(
+                {name: info.shape for name, info in found.items()},
+                {name: str(info.dtype) for name, info in found.items()},
+            )
+        return data.seen[names]
     if statistics is not None:
         known = {name: statistic.shape for name, statistic in statistics.items() if statistic.shape is not None}
         return Shapes(known, dict.fromkeys(known, "float32"))
@@ -305,6 +313,22 @@ def plan_and_calibrate(
     return plan, statistics, warnings
 
 
+def complete(
+    statistics: Statistics,
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data,
+    threads: int | None,
+    clock: Clock,
+) -> None:
+    """Add what any plan could need to the statistics of one plan, in one further run; not to those of another model."""
+    dtypes = look(prepared, data, None, threads).dtypes
+    wanted = wanted_by_any(prepared.model, target, dtypes, prepared.sources).without(statistics)
+    if wanted.values and statistics.model_hash == io.model_hash(prepared.model):
+        statistics.add(gather(prepared.model, wanted, recipe, data.calibration, threads, clock, []))
+
+
 def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     """A plan that quantizes nothing is an error.
 
@@ -329,7 +353,9 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
         remedy = "use --preset w8a8 with data"
     else:
         remedy = "name nodes with --include or --op-type to insist"
-    raise RecipeError(f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}")
+    raise NothingToQuantizeError(
+        f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}"
+    )
 
 
 def contents(model: Model, stack: ExitStack) -> bytes | Path:

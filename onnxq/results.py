@@ -23,7 +23,8 @@ class QuantizeResult:
 
     Attributes:
         output: the file that was written; None where only `model` was asked for.
-        preset: the preset that was used (never "auto").
+        preset: the preset that was used (never "auto"); "mixed" where "auto" gave layers several forms, "float" where
+            it gave the float model back.
         format: "qdq" or "qoperator"; None where no activation is quantized.
         target: name of the target.
         size_before: bytes of the float model, external data included.
@@ -46,6 +47,8 @@ class QuantizeResult:
         weights: one entry for each packed or stored weight: ``node``, ``form``, ``algorithm``, ``elements``, ``bits``
             with its share of scales and zero points, ``error_db`` (signal to quantization noise), ``shares``, the
             layer whose weight it shares, and ``output_db``, that of the layer's output where its input was calibrated.
+        candidates: of the preset "auto": each whole model that was tried, with its figures and what became of it.
+        choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
     """
 
     output: Path | None
@@ -69,6 +72,8 @@ class QuantizeResult:
     unoptimized: Comparison | None = None
     bits_per_weight: float | None = None
     weights: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -109,6 +114,8 @@ class QuantizeResult:
             "weights": self.weights,
             "seconds": round(sum(self.seconds.values()), 4),
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
+            "candidates": self.candidates,
+            "choices": self.choices,
             "warnings": self.warnings,
         }
 

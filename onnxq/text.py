@@ -60,6 +60,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         result: what `onnxq.results.QuantizeResult.to_dict` gives.
     """
     how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
+    if result["preset"] == "float":
+        how = "as it was"
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
@@ -137,7 +139,8 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     kept = result["kept_float"]
     count = Counter(entry["op_type"] for entry in kept)
     stored = {op: count[op] - (c["total"] - c["quantized"]) for op, c in result["coverage"].items()}
-    tables = [_coverage(result["coverage"], stored)]
+    tables = [_candidates(result["candidates"], everything)] if result.get("candidates") else []
+    tables.append(_coverage(result["coverage"], stored))
     if kept:
         shown = [
             (entry["reason"] if everything else _FIGURES.sub("", entry["reason"]), entry["node"]) for entry in kept
@@ -145,6 +148,28 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
         rows = [(str(len(names)), reason, _listed(names, everything)) for reason, names in _grouped(shown)]
         tables.append(_cut(("nodes", "stayed float because", "which"), rows, "reasons", everything, long=(1, 2)))
     return tables
+
+
+def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Table:
+    """A line for each whole model that was timed, the fastest first; or for all that were tried."""
+    timed = [row for row in candidates if row["latency_ratio"] is not None]
+    shown = candidates if everything or not timed else timed
+    rows = [
+        (
+            row["name"],
+            "-" if row["latency_ratio"] is None else speed(row["latency_ratio"], than=""),
+            "-" if row["size_bytes"] is None else in_bytes(row["size_bytes"]),
+            "-" if row["sqnr_db"] is None else "equal" if row["sqnr_db"] == math.inf else decibels(row["sqnr_db"]),
+            _percent(row["top1_agreement"]),
+            row["verdict"],
+        )
+        for row in shown
+    ]
+    left = len(candidates) - len(shown)
+    more = f"and {left} more that {'were' if left > 1 else 'was'} not timed; --verbose shows all" if left else ""
+    return Table(
+        ("form", "against float", "size", "SQNR", "top-1", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
+    )
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from onnxq.core.dtypes import Array
 from onnxq.errors import RecipeError
 from onnxq.gather import gather
+from onnxq.graph.prepare import prepare
+from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
@@ -13,8 +15,11 @@ from onnxq.plan.build import Wanted, make_plan
 from onnxq.plan.decisions import Plan
 from onnxq.plan.moments import moments_of
 from onnxq.recipe import Recipe
+from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.fuse import NORM_OPSET, fuse
 from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.rows import sample_rows
+from onnxq.runtime.session import session_of
 from onnxq.targets import Target
 
 _ROWS = 512
@@ -24,7 +29,15 @@ _ROWS = 512
 def transform(
     prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
 ) -> list[str]:
-    """Rewrite the prepared model in place as the recipe asks, without changing what it computes in float.
+    """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
+
+    Args:
+        prepared: its model is changed or replaced.
+        recipe: what is asked for.
+        target: what the runtime is good at.
+        data: samples; None where there are none.
+        threads: threads an operator may use.
+        clock: takes the time.
 
     Returns:
         Warnings, one line each.
@@ -33,6 +46,9 @@ def transform(
         RecipeError: what the recipe asks for needs samples and there are none.
     """
     notes: list[str] = []
+    if recipe.fuse is not None:
+        with clock.step("fuse"):
+            notes += _fuse(prepared, recipe.fuse, target, data, threads)
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
@@ -55,6 +71,20 @@ def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> lis
         return channel_minima(prepared.model, axes, samples, threads=threads)
 
     absorb_biases(prepared.model, lowest)
+    return []
+
+
+def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None, threads: int | None) -> list[str]:
+    feed = data.first if data is not None else runnable_feed(session_of(prepared.model, threads=threads))
+    # The library writes LayerNormalization, which ONNX has from operator set 17 on.
+    prepare(prepared.model, min_opset=max(target.min_opset, NORM_OPSET))
+    # Residual sums stay apart where the kernel that joins them with a normalization is the slower one.
+    fused = fuse(prepared.model, model_type, feed, skip_norms=not target.slow_norms, threads=threads)
+    if fused.model is None:
+        return [fused.note]
+    prepared.model = fused.model
+    names = [node.name or "" for node in all_nodes(fused.model.graph)]
+    prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
     return []
 
 

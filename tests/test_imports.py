@@ -28,7 +28,8 @@ TIERS = [
     ["transform", "refine"],
     ["build"],
     ["diagnosis"],
-    ["gate"],
+    ["gate", "layers", "trials"],
+    ["auto"],
     ["api"],
     ["cli"],
 ]

@@ -208,6 +208,13 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="What will run the model; 'onnxq targets' lists the names.",
 )
 @option(
+    "--fuse",
+    metavar="TYPE",
+    group=_HOW,
+    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
+    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
+)
+@option(
     "--max-memory",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
@@ -251,7 +258,20 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Write nothing and exit with 3 if accuracy (with labels) or top-1 agreement falls by more than X points.",
 )
-@option("--no-benchmark", is_flag=True, group=_PROOF, help="Do not measure latency.")
+@option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    group=_PROOF,
+    default_text="120",
+    help="Time that the preset auto may take to try forms of the model; the best so far is written then.",
+)
+@option(
+    "--no-benchmark",
+    is_flag=True,
+    group=_PROOF,
+    help="Do not measure latency; auto then means w8a8 with data, else w8.",
+)
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options
@@ -265,6 +285,7 @@ def command(
     percentile: float | None,
     stats: Path | None,
     no_benchmark: bool,
+    budget: float | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -284,6 +305,8 @@ def command(
         range_method, options["percentile"] = "percentile", percentile
     if preset is not None:
         options["preset"] = preset
+    if budget is not None:
+        options["budget"] = budget
     from onnxq import api
 
     with working(as_json) as progress:

@@ -268,6 +268,29 @@ def save(
         raise OnnxqError(_os_error(path, error)) from error
 
 
+def copy(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Write a model file elsewhere as it is, byte for byte; one with external data gets its weights written anew.
+
+    Raises:
+        ModelError: as for `load`.
+        OnnxqError: as for `save`.
+    """
+    model = load(source)
+    if model.meta.get(_FILES):
+        save(model, path, source=source)
+        return
+    target = Path(os.path.realpath(path))
+    _check_target(target, path)
+    _check_not_input(model, path, target, source)
+    content = Path(source).read_bytes()
+    try:
+        with _temporary(target, lambda file: file.write(content)) as temporary:
+            temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OnnxqError(_os_error(path, error)) from error
+
+
 def _serialized(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> bytes:
     try:
         return bytes(proto.SerializeToString())

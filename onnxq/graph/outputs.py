@@ -104,6 +104,37 @@ def add_channel_means(augmented: Augmented, names: Iterable[str]) -> dict[str, s
     return added
 
 
+def with_offsets(model: Model, names: Iterable[str]) -> tuple[Model, dict[str, str]]:
+    """Copy a model and let the caller add to values of its main graph: what an error there does further on.
+
+    Args:
+        model: unchanged.
+        names: float values that nodes make.
+
+    Returns:
+        The copy, and the name of the input that is added to each value, of any shape that broadcasts.
+    """
+    copy = model.clone()
+    free = walk.Names(copy)
+    made = {value.name: value for node in copy.graph for value in node.outputs if value.name}
+    added: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        value = made.get(name)
+        if value is None:
+            continue
+        offset = ir.Value(name=free.value(f"{name}_offset"), type=ir.TensorType(ir.DataType.FLOAT))
+        moved = ir.Value(name=free.value(f"{name}_moved"))
+        value.replace_all_uses_with(moved, replace_graph_outputs=True)
+        producer = value.producer()
+        assert producer is not None
+        add = ir.Node("", "Add", [value, offset], outputs=[moved], name=free.node(f"{name}_add"))
+        copy.graph.insert_after(producer, add)
+        copy.graph.inputs.append(offset)
+        added[name] = str(offset.name)
+        moved.type = value.type
+    return copy, added
+
+
 def only_outputs(model: Model, names: Iterable[str]) -> Model:
     """A copy of a model that computes some values of its main graph and nothing else.
 

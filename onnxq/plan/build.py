@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
+from onnxq.graph.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
 from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
 from onnxq.plan.bias import mean_kind
 from onnxq.plan.bodies import witnesses
@@ -29,6 +29,7 @@ from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.outliers import check_outliers, split_inputs
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
+from onnxq.plan.units import keep_whole, mixed_units, units_of
 from onnxq.plan.values import decide_values
 from onnxq.plan.weight_only import notes_on, plan_weight
 from onnxq.presets import PRESETS, Preset
@@ -87,8 +88,16 @@ def make_plan(
         candidate = found.candidates[name]
         if static and preset_of(recipe, candidate.choice).activations != "static":
             found.keep(name, _ACTIVATIONS_FLOAT)
+    units = units_of(graph) if static else []
+    keep_whole(found, units, selection)
     working = ahead_of_work(found)
-    chosen = place(found, target, shapes, working) if static else set()
+    chosen = place(found, target, shapes, working, units) if static else set()
+    while mixed := mixed_units(units, found, chosen):
+        for unit, members in mixed:
+            for name in members & found.candidates.keys():
+                found.keep(name, f"{unit.reason}, which stays float")
+        working = ahead_of_work(found)
+        chosen = place(found, target, shapes, working, units)
     context = _Context(found, chosen, working, recipe, target, shapes, selection, static, graph)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
@@ -96,7 +105,9 @@ def make_plan(
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    notes = notes_on(nodes.values(), recipe)
+    if target.adds_bias:
+        nodes = _with_biases(nodes, found, selection)
+    notes = tuple(notes_on(nodes.values(), recipe))
     return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
 
 
@@ -339,4 +350,22 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         result[name] = replace(plan, float_output=True, folds=None)
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
+    return result
+
+
+def _with_biases(nodes: dict[str, NodePlan], found: Survey, selection: Selection) -> dict[str, NodePlan]:
+    """Let a MatMul whose products go straight to float add the bias behind it."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or not plan.float_output or candidate is None:
+            continue
+        added = bias_behind(candidate.node)
+        if added is None or selection.of(added.name or "", added.op_type).excluded:
+            continue
+        if result[added.name or ""].action == FLOAT:
+            result[name] = replace(plan, adds=added.name)
+            result[added.name or ""] = NodePlan(
+                added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
+            )
     return result

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.graph import inner, walk
+from onnxq.graph.masks import mask_number, masked_values
 from onnxq.graph.ops import KEEP_FLOAT, STORABLE, Kind, OpRow, activation_positions, clamp_bounds, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Graph, Node, Value
 from onnxq.plan.select import Choice, Selection
@@ -102,10 +103,24 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:
             found.candidates[node.name or ""] = Candidate(node, row, choice)
+    _leave_masks(found, masked_values(graph))
     if any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
     _fold_clamps(found, symmetric)
     return found
+
+
+def _leave_masks(found: Survey, masked: Mapping[str, float]) -> None:
+    """What adds a mask, moves it or reads it: beside such a number a grid has no levels left for any other."""
+    for name, candidate in list(found.candidates.items()):
+        values = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
+        values += candidate.node.outputs
+        for value in values:
+            number = masked.get(value.name or "", mask_number(value)) if value is not None else None
+            if number is not None:
+                text = "−∞" if np.isneginf(number) else f"{number:.4g}".replace("-", "−")
+                found.keep(name, f"it carries the mask {text}, beside which 8 bits have no levels for the rest")
+                break
 
 
 def _leave_to_its_maker(found: Survey) -> None:

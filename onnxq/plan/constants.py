@@ -59,7 +59,7 @@ def node_rewrite(
             exact = added_to if exact is None else exact + added_to
         if exact is not None:
             added = quantize_bias(exact, scale_x, constants[position].params.scale)
-    return NodeRewrite(constants, added, plan.folds, plan.float_output)
+    return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)
 
 
 def _shift(node: Node, name: str, weight: QTensor, statistics: Statistics | None) -> Array | None:

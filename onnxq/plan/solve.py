@@ -109,7 +109,7 @@ class _Ranges:
                         f"value {name!r}: the statistics do not have it; run onnxq calibrate on this very model"
                     )
                 low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
-                bound_low, bound_high = clamps.get(name, (-np.inf, np.inf))
+                bound_low, bound_high = clamps.get(name, decision.within or (-np.inf, np.inf))
                 self.found[name] = (max(low, bound_low), min(high, bound_high))
         for name, decision in plan.values.items():
             if isinstance(decision, Derived):

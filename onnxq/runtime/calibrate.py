@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import io
 from onnxq.graph.inner import arrays_of
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
-from onnxq.runtime.masks import kept_positions, without_padding
+from onnxq.runtime.padding import Masks, Padding
 from onnxq.runtime.readers import Reader
 from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
 from onnxq.stats.base import Statistics, ValueStatistic
@@ -60,12 +59,13 @@ def calibrate(
         image_means: values of (N, C, spatial …) whose channel means are wanted too.
         row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
         moments: values of (…, C) whose second moments are wanted. Positions that the feed's attention mask calls
-            padding are left out (`onnxq.runtime.masks`).
+            padding are left out (`onnxq.runtime.padding`).
         peaks: values of (…, C) whose channel magnitudes are wanted, without padding likewise.
 
     Returns:
-        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value,
-        but not always in its own order (`onnxq.runtime.layout`).
+        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value
+        but those at padding tokens (`onnxq.runtime.padding`), and not always in its own order
+        (`onnxq.runtime.layout`).
 
     Raises:
         CalibrationError: a sample does not fit or fails, there is none, the provider is not there, or ``start`` is
@@ -87,13 +87,22 @@ def calibrate(
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
-    if moments or peaks:  # which are of channels, so that the order of elements counts
+    masks = Masks.of(model)
+    if masks.fixed or moments or peaks:  # where the tokens lie has to be known, or which channel is which
         session = session_of(augmented.model, threads=threads, providers=providers_from(provider))
     else:
         session = unordered_session(augmented.model, threads=threads, provider=provider)
     fetch, from_feed = _wanted(augmented, session, note)
-    ranged, rows, squared, peaked = (frozenset(names) for names in (ranges, row_means, moments, peaks))
-    wanted = _Wanted(fetch, from_feed, pooled, ranged, rows, squared, peaked, augmented.inner)
+    wanted = _Wanted(
+        fetch,
+        from_feed,
+        pooled,
+        frozenset(ranges),
+        frozenset(row_means),
+        frozenset(moments),
+        frozenset(peaks),
+        augmented.inner,
+    )
     for name in augmented.inner:
         if name not in statistics:
             statistics.put(name, ValueStatistic())
@@ -107,11 +116,11 @@ def calibrate(
                 arrays = _run(session, feed, wanted, index)
                 if folding is not None:
                     folding.result()
-                kept = kept_positions(feed) if moments or peaks else None
+                padding = masks.in_feed(feed)
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted, kept, samples_in(feed))
+                    _update(statistics, name, _plain_float(feed[name]), wanted, padding, samples_in(feed))
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, kept, state, samples_in(feed))
+                folding = pool.submit(_fold, statistics, arrays, wanted, state, padding, samples_in(feed))
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -179,7 +188,6 @@ class _Wanted:
     moments: frozenset[str]
     peaks: frozenset[str]
     inner: dict[str, str]
-    """values of bodies, by the output that hands them out"""
 
 
 def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
@@ -196,32 +204,30 @@ def samples_in(feed: Feed) -> int:
 
 
 def _fold(
-    statistics: Statistics,
-    arrays: list[Any],
-    wanted: _Wanted,
-    kept: Array | None,
-    state: tuple[int, str],
-    samples: int,
+    statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], padding: Padding, samples: int
 ) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted, kept, samples)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, padding, samples)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
     for name in wanted.inner:
         for array in arrays_of(arrays.pop()):
-            _update(statistics, name, _plain_float(array), wanted, None, samples)
+            _update(statistics, name, _plain_float(array), wanted, padding, samples)
     statistics.samples, statistics.data_hash = state
+    statistics.masks = tuple(sorted({*statistics.masks, *(name for name, _ in padding.arrays)}))
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, kept: Array | None, samples: int) -> None:
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, padding: Padding, samples: int) -> None:
+    tokens = padding.tokens(name, array)
     if name in wanted.ranges:
-        statistics.update(name, array, samples)
+        # Without their padding the samples of a batch are no longer told apart.
+        statistics.update(name, tokens, samples if tokens.shape == array.shape else 1, array.shape)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
     if name in wanted.moments or name in wanted.peaks:
-        rows = without_padding(array, kept)
+        rows = padding.rows(name, array)
         if name in wanted.moments:
             statistics.update_moments(name, rows)
         if name in wanted.peaks:

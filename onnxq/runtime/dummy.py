@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -20,14 +20,15 @@ def dummy_feed(inputs: Sequence[InputSpec], dims: int | Mapping[str, int] = 1) -
     Args:
         inputs: what the model takes.
         dims: length of each dynamic axis, or lengths by the name of the axis (others get 1). Axis 0 of an input of
-            rank 2 or more is a batch and has length 1 unless named.
+            rank 2 or more is a batch and has length 1 unless named, and so have all axes of the same name.
 
     Returns:
         Standard normal numbers for float inputs, ones for masks and booleans, zeros for other integers (every
         vocabulary has a token 0), empty strings.
     """
     generator = np.random.default_rng(_SEED)
-    return {spec.name: _contents(spec, _shape(spec.shape, dims), generator) for spec in inputs}
+    batches = {spec.shape[0] for spec in inputs if len(spec.shape) > 1 and isinstance(spec.shape[0], str)}
+    return {spec.name: _contents(spec, _shape(spec.shape, dims, batches), generator) for spec in inputs}
 
 
 def runnable_feed(session: Session, sizes: Sequence[int] = (1, 16, 32, 64, 128, 224)) -> Feed:
@@ -50,13 +51,13 @@ def runnable_feed(session: Session, sizes: Sequence[int] = (1, 16, 32, 64, 128, 
     raise ModelError(f"{failure}; no made-up input fits it, so give samples with --calibration")
 
 
-def _shape(shape: tuple[Dim, ...], dims: int | Mapping[str, int]) -> tuple[int, ...]:
+def _shape(shape: tuple[Dim, ...], dims: int | Mapping[str, int], batches: Collection[Dim]) -> tuple[int, ...]:
     lengths = []
     for axis, dim in enumerate(shape):
         if isinstance(dim, int):
             lengths.append(max(dim, 0))
         elif isinstance(dims, int):
-            lengths.append(1 if axis == 0 and len(shape) > 1 else dims)
+            lengths.append(1 if (axis == 0 and len(shape) > 1) or dim in batches else dims)
         else:
             lengths.append(dims.get(dim, 1) if dim is not None else 1)
     return tuple(lengths)

@@ -28,19 +28,3 @@ def kept_positions(feed: Feed) -> Array | None:
         if ((array == 1) == kept).all() and kept.any():
             return None if kept.all() else kept
     return None
-
-
-def without_padding(array: Array, kept: Array | None) -> Array:
-    """The rows of a value at positions that are no padding.
-
-    Args:
-        array: any value. (N, S, C) and (N·S, C) have a row for each position; all else is given back as it is.
-        kept: (N, S), or None.
-    """
-    if kept is None:
-        return array
-    if array.ndim == 3 and array.shape[:2] == kept.shape:
-        return array[kept]
-    if array.ndim == 2 and array.shape[0] == kept.size:
-        return array[kept.reshape(-1)]
-    return array

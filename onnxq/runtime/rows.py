@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph.outputs import Model, with_outputs
-from onnxq.runtime.masks import kept_positions, without_padding
+from onnxq.runtime.padding import Masks
 from onnxq.runtime.readers import Reader
 from onnxq.runtime.session import session_of
 
@@ -25,7 +25,7 @@ def sample_rows(
         model: unchanged.
         values: names of values of (…, channels), of the main graph.
         reader: samples.
-        rows: rows to keep of each value, about; padding is left out (`onnxq.runtime.masks`).
+        rows: rows to keep of each value, about; padding is left out (`onnxq.runtime.padding`).
         threads: threads an operator may use.
 
     Returns:
@@ -38,6 +38,7 @@ def sample_rows(
     wanted = [name for name in (*augmented.outputs, *augmented.inputs) if name in values]
     if not wanted:
         return {}
+    masks = Masks.of(model)
     session = session_of(augmented.model, threads=threads)
     count = reader.count_feeds()
     chosen = set(np.linspace(0, count - 1, min(count, _FEEDS)).astype(int).tolist())
@@ -46,13 +47,13 @@ def sample_rows(
     for index, feed in enumerate(reader):
         if index not in chosen:
             continue
-        kept = kept_positions(feed)
+        padding = masks.in_feed(feed)
         arrays = dict(zip(augmented.outputs, session.run(feed, augmented.outputs), strict=True))
         for name in wanted:
             array = arrays.get(name, feed.get(name))
             if array is None or array.dtype.kind != "f" or array.ndim == 0 or array.size == 0:
                 continue
-            flat = without_padding(array, kept).reshape(-1, array.shape[-1])
+            flat = padding.rows(name, array).reshape(-1, array.shape[-1])
             flat = flat[np.isfinite(flat).all(axis=1)]
             places = np.linspace(0, len(flat) - 1, min(share, len(flat))).astype(int)
             found.setdefault(name, []).append(np.array(flat[places], np.float32))

@@ -98,6 +98,10 @@ class Session:
             raise ModelError(f"{self.label}: onnxruntime cannot run it: {reason(error)}") from error
         return result
 
+    def end_profiling(self) -> Path:
+        """Stop profiling a session that was opened with ``profile``; the file that holds the profile."""
+        return Path(self._session.end_profiling())
+
 
 def provider_named(name: str) -> str:
     """The execution provider of that name; ``cpu`` and the like are short for ``CPUExecutionProvider``.
@@ -126,7 +130,7 @@ def open_session(
     optimize: bool = True,
     threads: int | None = None,
     providers: Sequence[str] = (CPU,),
-    profile: bool = False,
+    profile: Path | None = None,
     label: str | None = None,
     save_to: Path | None = None,
 ) -> Session:
@@ -137,7 +141,7 @@ def open_session(
         optimize: all graph optimizations, or none.
         threads: threads an operator may use; None lets the runtime choose.
         providers: execution providers by preference, by their full names.
-        profile: write the runtime's profile into the working folder.
+        profile: write the runtime's profile there, under this name and a time; see `Session.end_profiling`.
         label: what messages call the model; None takes the path, or ``model``.
         save_to: write the optimized model there; it can be opened on this kind of machine only.
 
@@ -145,7 +149,9 @@ def open_session(
         ModelError: the runtime cannot load the model; the message has its reason.
     """
     options = _options(optimize, threads)
-    options.enable_profiling = profile
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     label = label or (str(model) if isinstance(model, Path) else "model")

@@ -66,12 +66,13 @@ class ValueStatistic:
         """Infinite elements seen."""
         return self.extrema.inf_count
 
-    def update(self, array: Array, samples: int = 1) -> None:
+    def update(self, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
         """Fold in an array of any shape, which may differ from the ones before.
 
         Args:
             array: float16, float32 or float64; non-finite elements are counted and otherwise ignored.
             samples: how many samples were run at once; where the first axis has this length, it is the samples'.
+            shape: shape of the value, where the array is only a part of it.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -79,8 +80,9 @@ class ValueStatistic:
         array = np.asarray(array)
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             raise CalibrationError(f"update: element type {array.dtype} is not float16, float32 or float64")
-        if self.shape is None or _order(array.shape) < _order(self.shape):
-            self.shape = array.shape
+        shape = array.shape if shape is None else shape
+        if self.shape is None or _order(shape) < _order(self.shape):
+            self.shape = shape
         flat = array.reshape(-1)
         if flat.dtype.itemsize == 2:
             flat = flat.astype(np.float32)  # four times faster than reducing float16
@@ -192,6 +194,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         model_hash: of the model that was run.
         data_hash: of the calibration data.
         samples: feeds that were run.
+        masks: inputs of the model that said which positions are padding; these are left out of every value that has
+            such positions.
         means: channel means of the values that have them, by name.
         moments: second moments of the values that have them, by name.
         peaks: channel magnitudes of the values that have them, by name.
@@ -207,6 +211,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.model_hash = model_hash
         self.data_hash = data_hash
         self.samples = samples
+        self.masks: tuple[str, ...] = ()
         self.means: dict[str, ChannelMeans] = {}
         self.moments: dict[str, SecondMoment] = {}
         self.peaks: dict[str, ChannelPeaks] = {}
@@ -229,11 +234,11 @@ class Statistics(Mapping[str, ValueStatistic]):
         return self._state() == other._state()
 
     def _state(self) -> tuple[object, ...]:
-        said = (self.model_hash, self.data_hash, self.samples)
+        said = (self.model_hash, self.data_hash, self.samples, self.masks)
         return (*said, self._values, self.means, self.moments, self.peaks)
 
-    def update(self, name: str, array: Array, samples: int = 1) -> None:
-        """Fold an array, of so many samples, into the statistic of the value ``name``.
+    def update(self, name: str, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
+        """Fold an array, of so many samples, into the statistic of ``name``; see `ValueStatistic.update`.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -242,7 +247,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         if statistic is None:
             statistic = self._values[name] = ValueStatistic()
         try:
-            statistic.update(array, samples)
+            statistic.update(array, samples, shape)
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
 
@@ -306,6 +311,7 @@ class Statistics(Mapping[str, ValueStatistic]):
             CalibrationError: the shards are of different models.
         """
         joined = Statistics(self.model_hash, self.data_hash, self.samples)
+        joined.masks = self.masks
         joined._values = {name: statistic.merge(ValueStatistic()) for name, statistic in self._values.items()}
         joined.means = {name: means.merge(ChannelMeans()) for name, means in self.means.items()}
         joined.moments = {name: moment.merge(SecondMoment()) for name, moment in self.moments.items()}
@@ -317,6 +323,7 @@ class Statistics(Mapping[str, ValueStatistic]):
                     "join only runs of the same model"
                 )
             joined.samples += other.samples
+            joined.masks = tuple(sorted({*joined.masks, *other.masks}))
             for name, statistic in other._values.items():
                 joined._values[name] = joined._values.get(name, ValueStatistic()).merge(statistic)
             for name, means in other.means.items():

@@ -32,8 +32,8 @@ _KEYS = (
     "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
-_LATER = ("powers", "power_lengths")
-"""What files of the first releases lack."""
+_LATER = ("powers", "power_lengths", "masks")
+"""What files of version 1 may lack."""
 _MOMENT_KEYS = (
     "moment_names", "moment_counters", "moment_high", "moment_low",
     "peak_names", "peak_counters", "peak_highest", "peak_high", "peak_low",
@@ -116,6 +116,7 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
         "counts": joined("counts"),
         "powers": joined("powers").reshape(-1, 2),
         "power_lengths": np.array([len(value["powers"]) for value in values], np.int64),
+        "masks": np.array(list(statistics.masks), dtype=np.str_) if statistics.masks else np.zeros(0, "U1"),
         **_pack_means(statistics),
         **_pack_all("moment", statistics.moments, ("high", "low")),
         **_pack_all("peak", statistics.peaks, ("highest", "high", "low")),
@@ -221,6 +222,7 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
         raise CalibrationError("its arrays do not belong together")
     statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
+    statistics.masks = tuple(packed["masks"].tolist()) if "masks" in packed else ()
     statistics.means = _unpack_means(packed)
     if "moment_names" in packed:
         moments = _unpack_all(packed, "moment", ("high", "low"), packed_size)

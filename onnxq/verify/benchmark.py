@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.core.dtypes import Array
 from onnxq.errors import VerificationError
 from onnxq.graph import io
 from onnxq.runtime.feeds import Feed
@@ -44,6 +45,8 @@ class Timing:
         ratio: how many times faster than the first model it is: the median over rounds of the first model's time
             divided by this one's, both of the same round and feed.
         size_bytes: of the model's contents, or of its file with its external data.
+        steady_ratio: as ratio, from the fastest tenth of the runs of each feed, which suffer least from what else the
+            machine does; None where it was not computed.
         peak_memory_bytes: memory that a process of its own needs to load and run it once, above what the runtime
             needs anyway; None where it was not asked for or cannot be measured.
     """
@@ -56,6 +59,7 @@ class Timing:
     ratio: float
     size_bytes: int
     peak_memory_bytes: int | None = None
+    steady_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values."""
@@ -98,6 +102,8 @@ def benchmark(
     del sessions
     times = {name: np.array([entry[name] for entry in rounds]) for name in models}
     first = times[next(iter(models))]
+    steady = {name: _steady(taken, len(chosen)) for name, taken in times.items()}
+    base = steady[next(iter(models))]
     return [
         Timing(
             name=name,
@@ -108,9 +114,15 @@ def benchmark(
             ratio=float(np.median(first / taken)),
             size_bytes=_size(models[name]),
             peak_memory_bytes=_peak_memory(models[name], chosen[0], threads) if memory else None,
+            steady_ratio=base / steady[name],
         )
         for name, taken in times.items()
     ]
+
+
+def _steady(taken: Array, feeds: int) -> float:
+    """Time of one run on each feed, by the fastest tenth of the runs."""
+    return sum(float(np.percentile(taken[feed::feeds], 10)) for feed in range(min(feeds, len(taken))))
 
 
 def _peak_memory(model: bytes | Path | Session, feed: Feed, threads: int | None) -> int | None:

@@ -142,7 +142,7 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
         (
             "quantize m -o o -p w8 -c d.npz --format qdq --percentile 99.9 --symmetric --per-tensor --target cpu "
             "--exclude a --exclude b --include c --op-type Conv --recipe r.yaml --stats s.npz --no-bias-correct "
-            "--min-sqnr 20 --max-drop 1 --threads 2 --no-benchmark --force",
+            "--min-sqnr 20 --max-drop 1 --threads 2 --budget 5 --no-benchmark --force",
             "quantize",
             (Path("m"),),
             {
@@ -164,6 +164,7 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
                 "min_sqnr": 20.0,
                 "max_drop": 1.0,
                 "threads": 2,
+                "budget": 5.0,
                 "benchmark": False,
                 "force": True,
                 "progress": None,

@@ -28,10 +28,11 @@ def test_round_trip(bits: int, length: int, high_first: bool) -> None:
 
 @pytest.mark.parametrize(("bits", "name"), [(2, "uint2"), (4, "uint4")])
 def test_order_is_that_of_onnx(bits: int, name: str) -> None:
-    if not hasattr(onnx.TensorProto, name.upper()):
-        pytest.skip(f"this onnx has no {name}")
     values = np.random.default_rng(0).integers(0, 1 << bits, 37)
-    tensor = onnx.numpy_helper.from_array(values.astype(getattr(ml_dtypes, name)))
+    try:
+        tensor = onnx.numpy_helper.from_array(values.astype(getattr(ml_dtypes, name)))
+    except ValueError:
+        pytest.skip(f"this onnx does not take ml_dtypes' {name}")
     assert tensor.raw_data == pack(values, bits).tobytes()
 
 

@@ -50,3 +50,8 @@ def test_a_size_that_runs_is_found(content):
 def test_a_model_that_nothing_fits_asks_for_data(content):
     with pytest.raises(ModelError, match=r"no made-up input fits it, so give samples"):
         runnable_feed(open_session(content("g (float[N,4] x, float[N,3] z) => (float[N,4] y) { y = MatMul(x, z) }")))
+
+
+def test_an_axis_named_as_the_batch_has_its_length() -> None:
+    inputs = [InputSpec("x", np.dtype("float32"), ("N", "T")), InputSpec("state", np.dtype("float32"), (2, "N", 8))]
+    assert {name: array.shape for name, array in dummy_feed(inputs, 64).items()} == {"x": (1, 64), "state": (2, 1, 8)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.runtime.masks import kept_positions, without_padding
+from onnxq.runtime.masks import kept_positions
 
 MASK = np.array([[1, 1, 0], [1, 0, 0]])
 
@@ -33,13 +33,3 @@ def test_an_attention_mask_is_found(name, dtype):
 )
 def test_what_is_no_mask_masks_nothing(feed):
     assert kept_positions(feed) is None
-
-
-def test_rows_of_positions_are_left_out():
-    kept = MASK.astype(bool)
-    x = np.arange(2 * 3 * 4.0).reshape(2, 3, 4)
-    np.testing.assert_array_equal(without_padding(x, kept), x.reshape(6, 4)[[0, 1, 3]])
-    np.testing.assert_array_equal(without_padding(x.reshape(6, 4), kept), x.reshape(6, 4)[[0, 1, 3]])
-    for other in (x.transpose(0, 2, 1), x[:, 0], x.reshape(2, 3, 2, 2)):
-        assert without_padding(other, kept) is other
-    assert without_padding(x, None) is x

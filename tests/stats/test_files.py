@@ -150,7 +150,8 @@ def test_contradictions_are_found(saved, key, value):
 
 def test_damaged_bytes_are_found(saved):
     content = bytearray(saved.read_bytes())
-    content[len(content) // 3] ^= 0xFF
+    middle = len(content) // 3
+    content[middle : middle + 16] = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
     saved.write_bytes(content)
     with pytest.raises(CalibrationError, match=r"damaged statistics|not of statistics"):
         Statistics.load(saved)

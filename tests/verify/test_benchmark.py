@@ -68,3 +68,14 @@ def test_failures_are_one_line_errors(content):
         benchmark({"a": content(SMALL)}, [])
     with pytest.raises(ModelError, match=r"^b: onnxruntime .* cannot load it"):
         benchmark({"a": content(SMALL), "b": b"nonsense"}, FEEDS)
+
+
+def test_the_steady_ratio_does_not_see_disturbed_runs_or_mix_up_feeds() -> None:
+    from onnxq.verify.benchmark import _steady
+
+    calm = np.array([1.0, 4.0] * 10)
+    disturbed = calm.copy()
+    disturbed[4:] *= 7
+    assert _steady(calm, 2) == pytest.approx(5.0)
+    assert _steady(disturbed, 2) == pytest.approx(5.0)
+    assert _steady(calm[:1], 2) == 1.0

@@ -22,12 +22,14 @@ class NodeRewrite:
         bias: int32 values at ``scale_x · scale_w``, for the row's bias position; None where there is no bias.
         folds: name of the Relu or Clip right behind it whose work the output's range does; it is removed.
         float_output: the products are scaled back to float at once; the output has no integer form.
+        adds: name of the Add behind it whose constant the kernel adds to these floats; it is removed.
     """
 
     constants: dict[int, QTensor] = field(default_factory=dict)
     bias: QTensor | None = None
     folds: str | None = None
     float_output: bool = False
+    adds: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,171 @@
+"""Time the kernels of small models by the runtime's own profile, side by side, and remember the times on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import secrets
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from onnxq.errors import ModelError
+from onnxq.runtime.feeds import Feed
+from onnxq.runtime.session import Session, open_session
+
+_SECONDS = 0.02
+"""Time to spend on each model of a group; slow kernels take `_FEWEST` runs all the same."""
+
+_FEWEST, _MOST = 5, 200
+_LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
+"""Kernels at the edges of a model of one layer, which are not there between two layers of a network."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Typical times of the kernels of one small model, in µs.
+
+    Attributes:
+        compute: of all kernels but conversions between float and integers and between layouts.
+        quantize: of QuantizeLinear.
+        dequantize: of DequantizeLinear.
+    """
+
+    compute: float
+    quantize: float = 0.0
+    dequantize: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Conversions included."""
+        return self.compute + self.quantize + self.dequantize
+
+
+def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None = 1) -> dict[str, KernelTime]:
+    """Run small models in alternation (A B A B …) and take the times of their kernels from the runtime's profile.
+
+    Args:
+        models: contents, by name.
+        feed: what all of them take.
+        threads: threads an operator may use.
+
+    Returns:
+        A time for each model; one that cannot be loaded or run is left out.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        sessions: dict[str, Session] = {}
+        for name, content in models.items():
+            prefix = Path(folder) / secrets.token_hex(4)
+            with contextlib.suppress(ModelError):
+                session = open_session(content, threads=threads, profile=prefix, label=name)
+                session.run(feed)
+                sessions[name] = session
+        runs, end = 0, time.perf_counter() + _SECONDS * len(sessions)
+        while sessions and runs < _MOST and (runs < _FEWEST or time.perf_counter() < end):
+            for session in sessions.values():
+                session.run(feed)
+            runs += 1
+        times = {name: _summed(session.end_profiling()) for name, session in sessions.items()}
+    return {name: found for name, found in times.items() if found is not None}
+
+
+def _summed(profile: Path) -> KernelTime | None:
+    """Times over the runs in a profile, the first of which was warm-up; None where it cannot be read.
+
+    The profile has whole µs, so that a median could not tell short kernels apart: the mean of the faster half of the
+    runs can, and disturbed runs do not count in it either.
+    """
+    try:
+        events = json.loads(profile.read_text("utf8"))
+    except (OSError, ValueError):
+        return None
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")[1:]
+    kernels = sorted(
+        (e["ts"], e["dur"], e.get("args", {}).get("op_name", ""))
+        for e in events
+        if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")
+    )
+    runs = [[(dur, op) for ts, dur, op in kernels if start <= ts <= end] for start, end in spans]
+    if not runs:
+        return None
+
+    def typical(ops: Iterable[str], *, others: bool = False) -> float:
+        chosen = set(ops)
+        sums = sorted(sum(dur for dur, op in run if (op in chosen) != others) for run in runs)
+        return statistics.fmean(sums[: max(len(sums) // 2, 1)])
+
+    quantize, dequantize = typical(["QuantizeLinear"]), typical(["DequantizeLinear"])
+    return KernelTime(typical([*_LAYOUT, "QuantizeLinear", "DequantizeLinear"], others=True), quantize, dequantize)
+
+
+class Remembered:
+    """Times by what they depend on, kept in memory and, where that is possible, in the user's cache folder.
+
+    A file holds the times of one machine, one version of ONNX Runtime and one number of threads.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        """Read what is known; a file that is missing or damaged holds nothing."""
+        machine = (platform.system(), platform.machine(), _processor(), str(os.cpu_count()), str(threads))
+        key = hashlib.sha256("\n".join((*machine, onnxruntime.__version__)).encode()).hexdigest()[:16]
+        self._path = _cache_folder() / f"kernels-{key}.json"
+        self._times: dict[str, dict[str, KernelTime]] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            for group, forms in json.loads(self._path.read_text("utf8")).items():
+                self._times[group] = {form: KernelTime(**times) for form, times in forms.items()}
+        self._changed = False
+
+    def get(self, group: str, forms: Iterable[str]) -> dict[str, KernelTime] | None:
+        """The times of a group; None unless those of all the forms are known, which were then measured together."""
+        known = self._times.get(_short(group), {})
+        wanted = list(forms)
+        return {form: known[form] for form in wanted} if all(form in known for form in wanted) else None
+
+    def put(self, group: str, times: Mapping[str, KernelTime]) -> None:
+        """Remember the times of a group."""
+        self._times[_short(group)] = dict(times)
+        self._changed = True
+
+    def save(self) -> None:
+        """Write what is new; where the folder cannot be written, the times are measured again the next time."""
+        if not self._changed:
+            return
+        plain: dict[str, Any] = {g: {f: asdict(t) for f, t in forms.items()} for g, forms in self._times.items()}
+        temporary = self._path.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(plain, sort_keys=True), "utf8")
+            temporary.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._changed = False
+
+
+def _short(group: str) -> str:
+    return hashlib.sha256(group.encode()).hexdigest()[:24]
+
+
+def _cache_folder() -> Path:
+    given = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "onnxq"
+    except RuntimeError:  # there is no home folder
+        return Path(tempfile.gettempdir()) / "onnxq"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf8", "replace").splitlines():
+            if line.startswith(("model name", "CPU part")):
+                return line.partition(":")[2].strip()
+    return platform.processor()
