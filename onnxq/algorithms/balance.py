@@ -31,6 +31,9 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 _SMALLEST = 1e-30
 
+_USUAL, _AS_GOOD = 0.5, 1.1
+"""The exponent that the paper recommends, and how much larger an error may be that counts as equal."""
+
 
 @dataclass(frozen=True, eq=False)
 class Balance:
@@ -106,6 +109,9 @@ def search_balance(
 ) -> Balance:
     """The exponent with the smallest error of the layers' outputs, both operands rounded to 8 bits.
 
+    Of those within a tenth of it, the one nearest to 0.5 is taken: it fits the samples less closely, and leaves more
+    room for what they do not show.
+
     Args:
         weights: float32, each (out, channels): the layers that are quantized.
         specs: the grid of each, for (out, channels).
@@ -133,13 +139,15 @@ def search_balance(
         return total
 
     plain = error_of(np.ones(peaks.size))
-    best = Balance(None, np.ones(peaks.size), plain, plain)
+    tried = [Balance(None, np.ones(peaks.size), plain, plain)]
     for alpha in alphas:
         scales = smooth_scales(peaks, weights, alpha, tied)
-        error = error_of(scales)
-        if error < best.error:
-            best = Balance(alpha, scales, error, plain)
-    return best
+        tried.append(Balance(alpha, scales, error_of(scales), plain))
+    best = min(tried, key=lambda balance: balance.error)
+    if best.alpha is None:
+        return best
+    close = [balance for balance in tried if balance.alpha is not None and balance.error <= best.error * _AS_GOOD]
+    return min(close, key=lambda balance: abs((balance.alpha or 0.0) - _USUAL))
 
 
 def _rounded(rows: Array, by_row: bool) -> Array:

@@ -26,7 +26,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.dynamic import plan_dynamic
 from onnxq.plan.moments import layer_input, moments_of
-from onnxq.plan.outliers import check_outliers, split_inputs
+from onnxq.plan.outliers import check_outliers, split_inputs, threshold
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.units import keep_whole, mixed_units, units_of
@@ -275,7 +275,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     stored = _storage_specs(node, recipe, choice)
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
-        return [NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=costs_of[0], int_us=costs_of[1])]
+        outliers = threshold(node, preset, recipe)
+        return [NodePlan(name, op_type, STORAGE, why, None, False, stored, *costs_of, outliers=outliers)]
     if not static and not by_user and op_type in STORABLE and _is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]

@@ -10,8 +10,7 @@ from onnxq.graph.ops import MICROSOFT
 from onnxq.graph.types import FLOAT32, Node
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import DYNAMIC, STORAGE, NodePlan
-from onnxq.plan.moments import layer_input
-from onnxq.plan.outliers import split_rewrite
+from onnxq.plan.outliers import split_rewrite, threshold
 from onnxq.plan.select import Choice
 from onnxq.presets import Preset
 from onnxq.recipe import Recipe
@@ -83,7 +82,7 @@ class _Planner:
         self._node = node
         self._form = TOKEN if preset.activations == "token" else TENSOR
         self._recipe = recipe
-        self._outliers = recipe.outliers if recipe.outliers is not None else preset.outliers
+        self._preset = preset
         self._choice = choice
         self._bits = target.weight_bits if target.weight_bits < target.weight.bits else None
         self._type = target.weight
@@ -206,7 +205,7 @@ class _Planner:
 
     def _plan(self, form: str, weights: dict[int, TensorSpec], reason: str = "") -> NodePlan:
         node = self._node
-        outliers = self._outliers if form == TOKEN and layer_input(node) is not None else None
+        outliers = threshold(node, self._preset, self._recipe) if form == TOKEN else None
         return NodePlan(node.name or "", _shown(node), DYNAMIC, reason, weights=weights, form=form, outliers=outliers)
 
     def _spec(self, granularity: Granularity) -> TensorSpec:

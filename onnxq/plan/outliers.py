@@ -15,6 +15,7 @@ from onnxq.graph.emit.rewrite import SPLIT, TOKEN, DynamicRewrite
 from onnxq.graph.types import Model, Node
 from onnxq.plan.decisions import DYNAMIC, FLOAT, NodePlan, Plan
 from onnxq.plan.moments import layer_input
+from onnxq.presets import Preset
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
 
@@ -33,6 +34,13 @@ def check_outliers(recipe: Recipe) -> None:
             f"--outliers {recipe.outliers:g}: preset {recipe.preset} does not split layers; use llm-int8, "
             "w8a8-token or zeroquant"
         )
+
+
+def threshold(node: Node, preset: Preset, recipe: Recipe) -> float | None:
+    """The magnitude from which input channels of a node are computed in float; None where none are."""
+    if preset.activations != TOKEN or layer_input(node) is None:
+        return None
+    return recipe.outliers if recipe.outliers is not None else preset.outliers
 
 
 def split_inputs(model: Model, plan: Plan) -> tuple[str, ...]:
@@ -60,30 +68,31 @@ def split_outliers(model: Model, plan: Plan, statistics: Statistics | None) -> P
         return plan
     for node in model.graph:
         planned, read = plan.nodes.get(node.name or ""), layer_input(node)
-        if planned is None or planned.action != DYNAMIC or planned.outliers is None or read is None:
+        if planned is None or planned.outliers is None or read is None:
             continue
         peaks = statistics.peaks.get(read[0])
         if peaks is None or peaks.highest is None or peaks.highest.size != read[1]:
             continue
         channels = outlier_channels(peaks.highest, planned.outliers)
-        if channels.size:
+        if channels.size and planned.action == DYNAMIC:
             plan = plan.with_node(_split(planned, channels, read[1]))
+        elif channels.size:
+            plan = plan.with_node(_float(planned, f"{_few(channels, read[1])}, whose weights int8 would round away"))
     return plan
 
 
 def _split(planned: NodePlan, channels: Array, width: int) -> NodePlan:
-    share = channels.size / width
-    if share > LARGEST_SHARE:
-        return replace(
-            planned,
-            action=FLOAT,
-            reason=f"{channels.size} of its {width} input channels ({share:.1%}) reach a magnitude of "
-            f"{planned.outliers:g}; above {LARGEST_SHARE:.0%} splitting them off does not pay",
-            weights={},
-            form="",
-            outliers=None,
-        )
+    if channels.size > LARGEST_SHARE * width:
+        return _float(planned, f"{_few(channels, width)}; above {LARGEST_SHARE:.0%} splitting them off does not pay")
     return replace(planned, form=SPLIT, channels=tuple(channels.tolist()), width=width)
+
+
+def _few(channels: Array, width: int) -> str:
+    return f"{channels.size} of its {width} input channels ({channels.size / width:.1%}) are outliers"
+
+
+def _float(planned: NodePlan, reason: str) -> NodePlan:
+    return replace(planned, action=FLOAT, reason=reason, weights={}, form="", outliers=None)
 
 
 def split_rewrite(node: Node, planned: NodePlan) -> DynamicRewrite:
