@@ -276,7 +276,10 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         outliers = threshold(node, preset, recipe)
-        return [NodePlan(name, op_type, STORAGE, why, None, False, stored, *costs_of, outliers=outliers)]
+        as_float, as_int = costs_of
+        return [
+            NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=as_float, int_us=as_int, outliers=outliers)
+        ]
     if not static and not by_user and op_type in STORABLE and _is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
