@@ -276,9 +276,11 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         outliers = threshold(node, preset, recipe)
-        as_float, as_int = costs_of
+        as_float_us, as_int_us = costs_of
         return [
-            NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=as_float, int_us=as_int, outliers=outliers)
+            NodePlan(
+                name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
+            )
         ]
     if not static and not by_user and op_type in STORABLE and _is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
