@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.types import Node, Value
-from onnxq.passes.heads import attention_values, before_expand, before_reshape
+from onnxq.passes.heads import attention_values, before_expand, before_reshape, read_only_by
 
 _STANDARD = ("", "ai.onnx")
 _MICROSOFT = "com.microsoft"
@@ -108,7 +108,7 @@ def _join(found: Iterable[list[Change] | None]) -> list[Change] | None:
 def _through(node: Node, factors: Array) -> list[Change] | None:
     """The factors go on to the first input, if nothing else reads it."""
     source = walk.input_at(node, 0)
-    return absorb(source, factors) if source is not None and walk.only_use(source) is node else None
+    return absorb(source, factors) if source is not None and read_only_by(source, node) else None
 
 
 def _reshape(node: Node, factors: Array) -> list[Change] | None:
@@ -148,7 +148,7 @@ def _mixture(node: Node, factors: Array) -> list[Change] | None:
     """A product of two activations, as attention mixes values by probabilities: the right one takes the factors up."""
     value = walk.input_at(node, 1)
     shape, rank = walk.dims(value), walk.rank(node.outputs[0])
-    if value is None or shape is None or rank != len(shape) or rank < 2 or walk.only_use(value) is not node:
+    if value is None or shape is None or rank != len(shape) or rank < 2 or not read_only_by(value, node):
         return None
     if factors.ndim > rank or (factors.ndim > 1 and factors.shape[-2] != 1):
         return None
@@ -244,4 +244,4 @@ def _operand(node: Node, position: int, factors: Array) -> list[Change] | None:
     if walk.is_constant(value):
         change = _times(node, position, factors)
         return None if change is None else [change]
-    return absorb(value, factors) if walk.only_use(value) is node else None
+    return absorb(value, factors) if read_only_by(value, node) else None

@@ -21,6 +21,14 @@ _STEPS = 16
 _PASSED = frozenset({"Reshape", "Transpose", "Identity", "Dropout", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
 
+def read_only_by(value: Value | None, node: Node) -> bool:
+    """Whether a node is all that reads the elements of a value; others may ask for its shape."""
+    if value is None or value.is_graph_output():
+        return False
+    readers = [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+    return len(readers) == 1 and readers[0] is node
+
+
 def tied_channels(value: Value | None, channels: int) -> Array | None:
     """Which channels of an output projection's input come from the same channel of its values (grouped queries).
 
@@ -94,7 +102,7 @@ def attention_values(node: Node, factors: Array) -> tuple[Value, Array] | None:
         output (a cache), or heads that share values have other factors.
     """
     heads, value = _heads(node), walk.input_at(node, 2)
-    if heads is None or value is None or factors.ndim != 1 or walk.only_use(value) is not node:
+    if heads is None or value is None or factors.ndim != 1 or not read_only_by(value, node):
         return None
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return None

@@ -187,7 +187,7 @@ def _folds(nodes: Mapping[str, Node], group: Group) -> bool:
     if value is None or value.is_graph_output():
         return False
     layers = {id(nodes[name]) for name in group.layers}
-    if any(id(use.node) not in layers for use in value.uses()):
+    if any(id(use.node) not in layers and use.node.op_type not in ("Shape", "Size") for use in value.uses()):
         return False
     return absorb(value, np.ones(group.channels)) is not None
 

@@ -84,7 +84,8 @@ class _Planner:
         self._recipe = recipe
         self._preset = preset
         self._choice = choice
-        self._bits = target.weight_bits if target.weight_bits < target.weight.bits else None
+        bits = min(choice.rule.bits or recipe.bits or target.weight_bits, target.weight_bits)
+        self._bits = bits if bits < target.weight.bits else None
         self._type = target.weight
         rule = choice.rule
         self._per_channel = recipe.per_channel if rule.per_channel is None else rule.per_channel
