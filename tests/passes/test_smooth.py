@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -13,9 +15,11 @@ from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph import io
 from onnxq.graph.emit.rewrite import TOKEN
 from onnxq.graph.ops import KEEP_FLOAT
+from onnxq.graph.prepare import prepare
 from onnxq.passes.heads import tied_channels
 from onnxq.passes.smooth import smooth, smoothable
 from onnxq.plan.decisions import DYNAMIC, FLOAT, INTEGER, NodePlan, Plan
+from onnxq.plan.moments import layer_input
 from onnxq.recipe import Recipe, Rule
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.readers import open_reader
@@ -24,6 +28,7 @@ from onnxq.runtime.session import session_of
 from tests.correlated_models import network, samples
 from tests.graph.build import build, run, same, weights
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = TensorSpec(QType.INT8, PerAxis(1), symmetric=True, narrow_range=True)
 LAYERS = ("gate", "up", "down", "mix", "head")
 
@@ -210,3 +215,25 @@ def test_padding_has_no_part_in_magnitudes_and_rows() -> None:
         found.append((peaks, sample_rows(model, ["n"], reader, rows=60, threads=1)["n"]))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
     np.testing.assert_allclose(np.abs(found[0][1]).max(0), np.abs(found[1][1]).max(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "tiny_lm"])
+def test_trained_models_compute_the_same(name: str) -> None:
+    """An encoder whose normalizations feed residual sums, and a decoder as LLaMA with grouped queries."""
+    path = ROOT / "models" / f"{name}.onnx"
+    model = io.load(path)
+    prepare(model, min_opset=13)
+    layers = [node.name or "" for node in model.graph if layer_input(node) is not None]
+    with np.load(ROOT / "calibration_data" / f"{name}.npz") as archive:
+        inputs = [value.name for value in model.graph.inputs]
+        feeds = [{key: archive[key][i : i + 2] for key in inputs} for i in range(0, 8, 2)]
+    before = io.to_bytes(model)
+    found = smoothed(model, plan_of(*layers), 0.5, feeds)
+    assert len(found) >= 12
+    added = [value for value, each in found.items() if each.scaled is not None and each.scaled.added is not None]
+    if name == "tiny_lm":  # q, k, v; o_proj through grouped queries; gate, up; down_proj: everything is folded
+        assert added == []
+        into = {node for each in found.values() if each.scaled is not None for node in each.scaled.into}
+        assert {"/layers.0/attention/v_proj/MatMul", "/layers.0/mlp/up_proj/MatMul", "/norm/Mul_1"} <= into
+    for feed in feeds[:2]:
+        same(run(before, feed), run(io.to_bytes(model), feed), 1e-5)
