@@ -93,7 +93,7 @@ def quantize(
         symmetric: activations, and packed weights, with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
-        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by estimated output error; needs samples.
+        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; needs samples.
         outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
             have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.

@@ -143,7 +143,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     default_text="off, or the preset's",
     help="SmoothQuant: even out the channels of activations by moving their range into the weights that read them; "
-    "ALPHA in 0…1, 0.5 is usual, or auto, which chooses by estimated output error.",
+    "ALPHA from 0 to 1, 0.5 is usual, or auto, which tries some on the samples.",
 )
 @option(
     "--outliers",
