@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from onnxq.graph.isolate import float_values, isolate
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Progress, Source
 from onnxq.recipe import Recipe, Rule
+from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
+from onnxq.runtime.readers import Reader
 from onnxq.targets import target_named
 from onnxq.verify.diagnose import Diagnosis, Finding
 from onnxq.verify.diagnose import diagnose as run_diagnosis
 
 __all__ = ["DiagnoseResult", "diagnose"]
+
+SAMPLES = 32
+"""Samples that are run at most: each shows tens of thousands of elements of every value."""
 
 
 @dataclass
@@ -121,7 +127,7 @@ def diagnose(
         result = run_diagnosis(
             reference,
             apart,
-            samples.held_out if quantized_model is None else samples.every,
+            _spread(samples.held_out if quantized_model is None else samples.every),
             threads=threads,
             progress=clock.report("diagnose"),
         )
@@ -129,6 +135,13 @@ def diagnose(
     if place is not None:
         place.write_text(better.to_yaml(), "utf8")
     return DiagnoseResult(result, better, place, [*prepared.notes, *result.warnings])
+
+
+def _spread(samples: Reader) -> Iterator[Feed]:
+    """At most `SAMPLES` of the samples, evenly spaced."""
+    total = samples.count_feeds()
+    chosen = {index * total // min(total, SAMPLES) for index in range(min(total, SAMPLES))}
+    return (feed for index, feed in enumerate(samples) if index in chosen)
 
 
 def _closest(quantized: Model, *candidates: Model) -> Model:
