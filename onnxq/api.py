@@ -52,6 +52,8 @@ def quantize(
     symmetric: bool | None = None,
     bias_correct: bool | None = None,
     equalize: bool | None = None,
+    smooth: float | str | None = None,
+    outliers: float | None = None,
     adaround: bool | None = None,
     target: str | None = None,
     fuse: str | None = None,
@@ -91,6 +93,9 @@ def quantize(
         symmetric: activations, and packed weights, with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
+        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; needs samples.
+        outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
+            have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
@@ -133,6 +138,8 @@ def quantize(
         symmetric=symmetric,
         bias_correct=bias_correct,
         equalize=equalize,
+        smooth=smooth,
+        outliers=outliers,
         adaround=adaround,
         target=target,
         fuse=fuse,

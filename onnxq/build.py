@@ -17,7 +17,7 @@ from onnxq.recipe import Recipe
 from onnxq.refine import refine
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.transform import transform, uses_awq
+from onnxq.transform import needs_samples, transform, uses_awq
 
 
 @dataclass
@@ -75,9 +75,10 @@ def build(
     copy = replace(prepared, model=model)
     notes = transform(copy, recipe, target, data, threads, clock)
     model = copy.model
-    if statistics is not None and uses_awq(recipe):
+    if statistics is not None and needs_samples(recipe):
         statistics = None
-        notes.append("--stats: AWQ changed the float model that it belongs to, so the samples were run")
+        what = "AWQ" if uses_awq(recipe) else "smoothing"
+        notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):
@@ -85,7 +86,7 @@ def build(
         plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
-    if recipe.adaround:
+    if recipe.learns:
         if data is None:
             raise RecipeError("--adaround: needs samples to learn from; give --calibration")
         corrected = used if recipe.bias_correct else None

@@ -21,6 +21,7 @@ from onnxq.graph.walk import constants_to_quantize
 from onnxq.plan.build import make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
 from onnxq.plan.faint import faint_values
+from onnxq.plan.outliers import split_outliers
 from onnxq.plan.unusable import unusable_values
 from onnxq.presets import PRESETS
 from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
@@ -284,7 +285,7 @@ def plan_and_calibrate(
         plan = plan_without({}, {})
         refuse_empty(plan, prepared, recipe)
     wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
-    if not wanted.values and not wanted.second_moments:
+    if not wanted.values and not wanted.second_moments and not wanted.channel_peaks:
         return plan, statistics, warnings
     samples = data.calibration if data is not None and statistics is None else None
     if statistics is not None:
@@ -307,6 +308,8 @@ def plan_and_calibrate(
         wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct).without(statistics)
         if samples is not None and wanted.values:
             statistics.add(gather(prepared.model, wanted, recipe, samples, threads, clock, warnings))
+    plan = split_outliers(prepared.model, plan, statistics)
+    refuse_empty(plan, prepared, recipe)
     return plan, statistics, warnings
 
 

@@ -19,6 +19,9 @@ class Preset:
         needs_data: whether calibration data is needed.
         bits: bits of a weight.
         codebook: table of a "codebook" preset: "nf4", "fp4" or "kmeans".
+        smooth: SmoothQuant's α, or "auto"; None does not smooth.
+        outliers: magnitude from which input channels of a layer are computed in float; None for none.
+        distill: learn the rounding of weights layer by layer from the float model.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Preset:
     needs_data: bool
     bits: int = 8
     codebook: str | None = None
+    smooth: float | str | None = None
+    outliers: float | None = None
+    distill: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -60,6 +66,30 @@ PRESETS: dict[str, Preset] = {
             "token",
             "integer",
             False,
+        ),
+        Preset(
+            "w8a8-smooth",
+            "w8a8 with channels of activations evened out by SmoothQuant first; for Transformers with outliers",
+            "static",
+            "integer",
+            True,
+            smooth="auto",
+        ),
+        Preset(
+            "llm-int8",
+            "as w8a8-token, and input channels that reach a magnitude of 6 are computed in float (LLM.int8())",
+            "token",
+            "integer",
+            True,
+            outliers=6.0,
+        ),
+        Preset(
+            "zeroquant",
+            "as w8a8-token, with weights that learn from the float model layer by layer how to round (ZeroQuant)",
+            "token",
+            "integer",
+            True,
+            distill=True,
         ),
         Preset(
             "w8",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
-from onnxq.presets import PRESETS
+from onnxq.presets import PRESETS, Preset
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
@@ -37,7 +37,7 @@ class Rule:
         block_size: elements of a weight that share a scale; 0 for one scale a column.
         algorithm: how their weights are rounded.
         accuracy_level: of their MatMulNBits kernels.
-        smooth: SmoothQuant's α for them.
+        smooth: SmoothQuant's α for their input, or "auto"; of layers that read one value the first counts.
     """
 
     match: str
@@ -49,13 +49,14 @@ class Rule:
     block_size: int | None = None
     algorithm: str | None = None
     accuracy_level: int | None = None
-    smooth: float | None = None
+    smooth: float | str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("rule range", self.range, RANGES)
         _check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
         _check_choice("rule algorithm", self.algorithm, ALGORITHMS)
         _check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
+        _check_smooth("rule smooth", self.smooth)
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,11 @@ class Recipe:
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
-        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None does not smooth.
+        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
-        outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()); None for none.
+        outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
+            activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
     """
@@ -129,14 +131,11 @@ class Recipe:
         _check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
-        if isinstance(self.smooth, str) and self.smooth != "auto":
-            raise RecipeError(f"--smooth: {self.smooth!r} is neither a number in 0…1 nor 'auto'")
-        if isinstance(self.smooth, (int, float)) and not 0 <= self.smooth <= 1:
-            raise RecipeError(f"--smooth: {self.smooth} is not in 0…1; 0.5 is the usual choice")
+        _check_smooth("--smooth", self.smooth)
         if not self.max_memory > 0:
             raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
         if self.outliers is not None and not self.outliers > 0:
-            raise RecipeError(f"outliers: {self.outliers} is no magnitude; 6 is the usual choice")
+            raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
             if limit is not None and math.isnan(limit):
                 raise RecipeError(f"{option}: {limit} is no number; nothing could be compared with it")
@@ -164,6 +163,30 @@ class Recipe:
                     **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
                 )
         return joined
+
+    def smooth_for(self, names: Iterable[str]) -> float | str | None:
+        """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
+        rule = self.rule_for(names)
+        if rule.smooth is not None:
+            return rule.smooth
+        return self.smooth if self.smooth is not None else PRESETS[rule.preset or self.preset].smooth
+
+    @property
+    def smooths(self) -> bool:
+        """Whether any layer's input may be smoothed."""
+        given = (self.smooth, *(rule.smooth for rule in self.rules))
+        return any(alpha is not None for alpha in given) or any(p.smooth is not None for p in self.presets)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the rounding of weights is learned."""
+        return self.adaround or any(preset.distill for preset in self.presets)
+
+    @property
+    def presets(self) -> list[Preset]:
+        """The presets of the recipe and its rules."""
+        names = dict.fromkeys((self.preset, *(rule.preset for rule in self.rules if rule.preset)))
+        return [PRESETS[name] for name in names]
 
     def to_yaml(self) -> str:
         """The recipe as YAML, without the keys that have their default."""
@@ -239,7 +262,7 @@ _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 _RULE_TYPES: dict[str, tuple[type, ...]] = {
     "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,), "preset": (str,), "bits": (int,),
-    "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "smooth": (int, float),
+    "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "smooth": (int, float, str),
 }  # fmt: skip
 
 
@@ -253,6 +276,13 @@ def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> Non
         near = difflib.get_close_matches(str(value), choices, n=1)
         there = f"did you mean {near[0]!r}? There" if near else "there"
         raise RecipeError(f"{what}: no {value!r}; {there} are {', '.join(choices)}")
+
+
+def _check_smooth(option: str, alpha: float | str | None) -> None:
+    if isinstance(alpha, str) and alpha != "auto":
+        raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
 
 
 def _check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 from onnxq.algorithms.adaround import AdaRoundConfig, adaround
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
-from onnxq.core.spec import QParams, QTensor
+from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
+from onnxq.graph.emit.dynamic import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
+from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
 from onnxq.graph.matrices import Matrices, matrices_of
 from onnxq.graph.ops import OPS
 from onnxq.graph.types import Model, Node
@@ -39,7 +41,7 @@ def refine(
     clock: Clock,
     config: AdaRoundConfig | None = None,
 ) -> tuple[Solution, list[str]]:
-    """Replace rounding to nearest by AdaRound in every integer layer with a constant weight.
+    """Replace rounding to nearest by AdaRound in every integer layer with a constant weight, static or dynamic.
 
     Layer by layer, each learns to give the float layer's outputs from what it will really be given: the values of the
     model whose earlier layers have learned already. The mean of what is left is taken from its bias.
@@ -60,11 +62,16 @@ def refine(
     nodes = {node.name or "": node for node in all_nodes(model.graph)}
     layers: dict[str, Seen] = {}
     for node in model.graph:
-        change = solution.rewrite.nodes.get(node.name or "")
+        name = node.name or ""
+        change: NodeRewrite | DynamicRewrite | None = solution.rewrite.nodes.get(name)
+        if change is None:
+            change = solution.rewrite.dynamic.get(name)
+            if change is not None and change.form not in (TENSOR, TOKEN, SPLIT):
+                continue
         found = matrices_of(node)
         source = node.inputs[0] if node.inputs else None
         if change is not None and 1 in change.constants and found is not None and source is not None and source.name:
-            layers[node.name or ""] = Seen(source.name, found)
+            layers[name] = Seen(source.name, found)
     if not layers:
         return solution, ["--adaround: no layer with a constant weight runs on integers, so nothing was learned"]
     count = min(data.calibration.count_feeds(), _FEEDS)
@@ -76,7 +83,9 @@ def refine(
         for done, (name, seen) in enumerate(layers.items()):
             stream = _stream(model, solution, seen.value)
             moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=threads).get(name)
-            if moments is not None:
+            if moments is not None and name in solution.rewrite.dynamic:
+                solution = _distilled(nodes[name], solution, seen.matrices, moments, config)
+            elif moments is not None:
                 node, change = nodes[name], solution.rewrite.nodes[name]
                 correct = OPS[node.op_type].bias is not None and statistics is not None
                 tensor, shift = _learn(node, change.constants[1], seen.matrices, moments, correct, config)
@@ -94,12 +103,46 @@ def _stream(model: Model, solution: Solution, value: str) -> Stream:
     """The model as it is so far, and where it holds a value that a layer reads."""
     copy = model.clone()
     emit_qdq(copy, solution.rewrite)
-    places: dict[str, tuple[str, QParams | None]] = {}
+    emit_dynamic(copy, solution.rewrite)
+    places: dict[str, tuple[str, QParams | None]] = {value: (value, None)}
     for node in copy.graph:
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "QuantizeLinear" and source is not None and source.name == value and node.outputs[0].name:
             places[value] = (node.outputs[0].name, solution.rewrite.values[value])
     return Stream(copy, places)
+
+
+def _distilled(
+    node: Node, solution: Solution, matrices: Matrices, moments: Moments, config: AdaRoundConfig | None
+) -> Solution:
+    """The solution with the roundings of a layer that quantizes its input at inference learned.
+
+    Its teacher is the float layer on the float model's values, its input what the quantized model gives it: the
+    layer-by-layer distillation of ZeroQuant (Yao et al., arXiv:2206.01861, section 4.2).
+    """
+    name, weight = node.name or "", const_array(node.inputs[1])
+    change = solution.rewrite.dynamic[name]
+    assert weight is not None
+    tensor, rows = change.constants[1], matrices.split(weight)[0].copy()
+    moment, cross = moments.moment[0].copy(), None if moments.cross is None else moments.cross[0].copy()
+    if change.channels is not None:  # the float part of the layer is exact, so that it has nothing to learn
+        rows[:, change.channels] = 0
+        for array in (moment, cross):
+            if array is not None:
+                array[change.channels], array[:, change.channels] = 0, 0
+    params, spec = tensor.params, tensor.params.spec
+    granularity = spec.granularity
+    if isinstance(granularity, PerAxis):
+        granularity = PerAxis(0)
+    elif isinstance(granularity, PerBlock):
+        granularity = PerBlock(1, granularity.size)
+    turned = TensorSpec(spec.dtype, granularity, spec.symmetric, spec.narrow_range, spec.grid_bits)
+    scale, zero = (array.T if matrices.transposed else array for array in (params.scale, params.zero_point))
+    found = adaround(rows, moment, turned, config or AdaRoundConfig(), cross=cross, params=QParams(turned, scale, zero))
+    values = matrices.join(found.values[None], weight.shape)
+    learned = replace(change, constants={1: QTensor(values, params)})
+    dynamic = {**solution.rewrite.dynamic, name: learned}
+    return replace(solution, rewrite=replace(solution.rewrite, dynamic=dynamic))
 
 
 def _learn(

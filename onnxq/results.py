@@ -90,7 +90,15 @@ class QuantizeResult:
             "latency_ms": self.latency_ms,
             "coverage": self.coverage,
             "at_inference": [
-                {"node": n.name, "op_type": n.op_type, "form": n.form}
+                {
+                    "node": n.name,
+                    "op_type": n.op_type,
+                    "form": n.form,
+                    "outlier_channels": len(n.channels),
+                    "channels": n.width or None,
+                }
+                if n.channels
+                else {"node": n.name, "op_type": n.op_type, "form": n.form}
                 for n in self.plan.nodes.values()
                 if n.action == "dynamic"
             ],

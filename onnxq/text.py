@@ -70,6 +70,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             if result.get("bits_per_weight")
             else []
         ),
+        *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result)),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
@@ -81,6 +82,16 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
     return facts + token_facts(result)
+
+
+def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The share of channels that layers compute in float, where some do."""
+    split = [node for node in nodes if node.get("outlier_channels")]
+    if not split:
+        return []
+    products = [node for node in nodes if node["form"] in ("token", "split")]
+    share = sum(node["outlier_channels"] for node in split) / sum(node["channels"] for node in split)
+    return [("outliers", f"{share:.2%} of the input channels of {len(split)} of {len(products)} layers stay float")]
 
 
 def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:

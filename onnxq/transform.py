@@ -9,15 +9,21 @@ from onnxq.graph.prepare import prepare
 from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
+from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.pipeline import Clock, Data, Prepared, look
 from onnxq.plan.build import Wanted, make_plan
+from onnxq.plan.decisions import Plan
 from onnxq.plan.moments import moments_of
 from onnxq.recipe import Recipe
 from onnxq.runtime.dummy import runnable_feed
 from onnxq.runtime.fuse import NORM_OPSET, fuse
 from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.rows import sample_rows
 from onnxq.runtime.session import session_of
 from onnxq.targets import Target
+
+_ROWS = 512
+"""Rows of a layer's input that exponents are tried on, about."""
 
 
 def transform(
@@ -46,6 +52,8 @@ def transform(
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
+    if recipe.smooths:
+        notes += _smooth(prepared, recipe, target, data, threads, clock)
     if uses_awq(recipe):
         notes += _awq(prepared, recipe, target, data, threads, clock)
     return notes
@@ -80,6 +88,11 @@ def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None
     return []
 
 
+def needs_samples(recipe: Recipe) -> bool:
+    """Whether the float model is changed by what samples show, so that saved statistics do not fit it any more."""
+    return uses_awq(recipe) or recipe.smooths
+
+
 def uses_awq(recipe: Recipe) -> bool:
     """Whether some weights are scaled by AWQ, so that saved statistics do not fit the model any more."""
     return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
@@ -94,16 +107,7 @@ def _awq(
         )
     notes: list[str] = []
     with clock.step("plan"):
-        seen = look(prepared, data, None, threads)
-        plan = make_plan(
-            prepared.model,
-            recipe,
-            target,
-            seen.shapes,
-            seen.dtypes,
-            prepared.sources,
-            op_types=prepared.op_types,
-        )
+        plan = _plan(prepared, recipe, target, data, threads)
     read = moments_of(prepared.model, plan, "awq")
     wanted = Wanted((), second_moments=read, channel_peaks=tuple(read))
     # a copy is run: groups that come later see the model as it was
@@ -117,3 +121,53 @@ def _awq(
             "what precedes them is read elsewhere too, or cannot take up scales"
         )
     return notes
+
+
+def _plan(prepared: Prepared, recipe: Recipe, target: Target, data: Data, threads: int | None) -> Plan:
+    """What would become of the model as it is."""
+    seen = look(prepared, data, None, threads)
+    return make_plan(
+        prepared.model, recipe, target, seen.shapes, seen.dtypes, prepared.sources, op_types=prepared.op_types
+    )
+
+
+def _smooth(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
+    if data is None:
+        raise RecipeError(
+            "--smooth: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+        )
+    notes: list[str] = []
+    with clock.step("plan"):
+        plan = _plan(prepared, recipe, target, data, threads)
+        alphas = {name: recipe.smooth_for(prepared.sources.get(name, (name,))) for name in plan.nodes}
+        groups = smoothable(prepared.model, plan, {name: alpha for name, alpha in alphas.items() if alpha is not None})
+    if not groups:
+        return [
+            "--smooth: nothing was smoothed, for no MatMul or Gemm with a weight of its own rounds its input with "
+            f"preset {recipe.preset}"
+        ]
+    wanted = Wanted((), channel_peaks=tuple(groups))
+    statistics = gather(prepared.model, wanted, recipe, data.calibration, threads, clock, notes)
+    searched = [name for name, group in groups.items() if group.alpha == "auto"]
+    with clock.step("transform"):
+        rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=threads)
+        found = smooth(prepared.model, plan, groups, statistics, rows)
+    return [*notes, *_said_of_smoothing(found)]
+
+
+def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
+    changed = {name: each.scaled for name, each in found.items() if each.scaled is not None}
+    if not changed:
+        return [
+            f"--smooth: nothing was smoothed; leaving the inputs of all {sum(len(s.layers) for s in found.values())} "
+            "layers as they are has the smallest error"
+        ]
+    added = [name for name, scaled in changed.items() if scaled.added is not None]
+    if not added:
+        return []
+    return [
+        f"--smooth: {len(added)} of {len(changed)} smoothed layer inputs have a Mul of their own (the first "
+        f"{added[0]!r}): what precedes them is read elsewhere too, or cannot take up scales"
+    ]

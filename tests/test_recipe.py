@@ -166,3 +166,39 @@ def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError, match="cannot assign to field 'range'"):
         Recipe().range = "entropy"  # type: ignore[misc]
     assert hash(Recipe(rules=(Rule("a"),))) == hash(Recipe(rules=(Rule("a"),)))
+
+
+def test_presets_that_win_accuracy_back_and_their_options_survive_yaml() -> None:
+    recipe = Recipe(
+        preset="llm-int8",
+        smooth="auto",
+        outliers=8.0,
+        adaround=True,
+        rules=(Rule("a", smooth=0.25), Rule("b", smooth="auto", preset="zeroquant")),
+    )
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    for name in ("w8a8-smooth", "llm-int8", "zeroquant"):
+        assert Recipe.from_yaml(Recipe(preset=name).to_yaml()).preset == name
+    assert Recipe(preset="w8a8-smooth").smooths
+    assert Recipe(rules=(Rule("a", preset="w8a8-smooth"),)).smooths
+    assert not Recipe(preset="w8a8").smooths
+    assert Recipe(rules=(Rule("a", preset="zeroquant"),)).learns
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset: llm-int4", "no 'llm-int4'; did you mean 'llm-int8'"),
+        ("preset: w8a8\nsmoth: 0.5", "no key 'smoth'; did you mean 'smooth'"),
+        ("preset: w8a8\noutlier: 6", "no key 'outlier'; did you mean 'outliers'"),
+        ("preset: w8a8\nsmooth: 1.5", "--smooth: 1.5 is not in 0…1"),
+        ("preset: w8a8\nsmooth: best", "--smooth: 'best' is neither a number in 0…1 nor 'auto'"),
+        ("preset: w8a8\nsmooth: true", "smooth is True"),
+        ("preset: llm-int8\noutliers: 0", "--outliers: 0 is no magnitude"),
+        ("preset: w8a8\nrules: [{match: a, smooth: 2}]", "rule smooth: 2 is not in 0…1"),
+        ("preset: w8a8\nrules: [{match: a, smoth: 0.5}]", "rule 1: no key 'smoth'; did you mean 'smooth'"),
+    ],
+)
+def test_what_is_wrong_with_smoothing_and_outliers_is_named(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe.from_yaml(text)

@@ -25,6 +25,14 @@ from onnxq.recipe import ALGORITHMS
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
 
+def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    """The option as a number, or as the word that it is; a recipe refuses any other word."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
 @click.command(
     cls=GroupedCommand,
     short_help="Quantize a model, verify the result and write it.",
@@ -127,6 +135,24 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     default=None,
     group=_HOW,
     help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
+)
+@option(
+    "--smooth",
+    metavar="ALPHA|auto",
+    callback=_alpha,
+    group=_HOW,
+    default_text="off, or the preset's",
+    help="SmoothQuant: even out the channels of activations by moving their range into the weights that read them; "
+    "ALPHA from 0 to 1, 0.5 is usual, or auto, which tries some on the samples.",
+)
+@option(
+    "--outliers",
+    type=float,
+    metavar="X",
+    group=_HOW,
+    default_text="off; 6 with llm-int8",
+    help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
+    "activations have a scale a row.",
 )
 @option(
     "--adaround",

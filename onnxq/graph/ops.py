@@ -167,6 +167,9 @@ OPS: dict[str, OpRow] = {
     "ArgMax": OpRow(Kind.READING),
 }
 
+KEEP_FLOAT = "onnxq.keep_float"
+"""Key of a node's metadata for why it has to stay float; for nodes that a pass has added."""
+
 STORABLE: dict[str, tuple[int, ...]] = {
     "Conv": (1,),
     "ConvTranspose": (1,),

@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.types import Node, Value
+from onnxq.passes.heads import attention_values, before_expand, before_reshape, read_only_by
 
 _STANDARD = ("", "ai.onnx")
 _MICROSOFT = "com.microsoft"
@@ -69,8 +70,14 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
         return _reshape(node, factors)
     if standard and node.op_type == "Transpose":
         return _transpose(node, factors)
+    if standard and node.op_type == "Expand":
+        moved = before_expand(node, factors)
+        return None if moved is None else _through(node, moved)
     if standard and node.op_type == "MatMul" and not walk.is_constant(walk.input_at(node, 1)):
         return _mixture(node, factors)
+    mixed = attention_values(node, factors)
+    if mixed is not None:
+        return absorb(*mixed)
     if factors.ndim > 1:
         return None
     if (node.domain, node.op_type) in _NORMS:
@@ -101,11 +108,14 @@ def _join(found: Iterable[list[Change] | None]) -> list[Change] | None:
 def _through(node: Node, factors: Array) -> list[Change] | None:
     """The factors go on to the first input, if nothing else reads it."""
     source = walk.input_at(node, 0)
-    return absorb(source, factors) if source is not None and walk.only_use(source) is node else None
+    return absorb(source, factors) if source is not None and read_only_by(source, node) else None
 
 
 def _reshape(node: Node, factors: Array) -> list[Change] | None:
     """Axes at the end that hold as many elements before and after hold the same elements in the same order."""
+    moved = before_reshape(node, factors)
+    if moved is not None:
+        return _through(node, moved)
     before, after = walk.dims(walk.input_at(node, 0)), walk.dims(node.outputs[0])
     if not before or not after or len(after) < factors.ndim:
         return None
@@ -138,7 +148,7 @@ def _mixture(node: Node, factors: Array) -> list[Change] | None:
     """A product of two activations, as attention mixes values by probabilities: the right one takes the factors up."""
     value = walk.input_at(node, 1)
     shape, rank = walk.dims(value), walk.rank(node.outputs[0])
-    if value is None or shape is None or rank != len(shape) or rank < 2 or walk.only_use(value) is not node:
+    if value is None or shape is None or rank != len(shape) or rank < 2 or not read_only_by(value, node):
         return None
     if factors.ndim > rank or (factors.ndim > 1 and factors.shape[-2] != 1):
         return None
@@ -234,4 +244,4 @@ def _operand(node: Node, position: int, factors: Array) -> list[Change] | None:
     if walk.is_constant(value):
         change = _times(node, position, factors)
         return None if change is None else [change]
-    return absorb(value, factors) if walk.only_use(value) is node else None
+    return absorb(value, factors) if read_only_by(value, node) else None

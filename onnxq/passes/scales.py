@@ -103,7 +103,8 @@ def _checked(name: str, layers: Sequence[Node], missing: set[str], factors: Arra
 
 def _only_layers_read(value: Value, layers: Sequence[Node]) -> bool:
     known = {id(node) for node in layers}
-    return not value.is_graph_output() and all(use.idx == 0 and id(use.node) in known for use in value.uses())
+    uses = [use for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
+    return not value.is_graph_output() and all(use.idx == 0 and id(use.node) in known for use in uses)
 
 
 def _divided(node: Node, factors: Array) -> Array:

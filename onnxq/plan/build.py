@@ -26,6 +26,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.dynamic import plan_dynamic
 from onnxq.plan.moments import layer_input, moments_of
+from onnxq.plan.outliers import check_outliers, split_inputs, threshold
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
 from onnxq.plan.units import keep_whole, mixed_units, units_of
@@ -72,6 +73,7 @@ def make_plan(
     Raises:
         RecipeError: a pattern or operator type matches nothing.
     """
+    check_outliers(recipe)
     graph = model.graph
     selection = Selection(recipe, sources, {node.op_type for node in walk.all_nodes(graph)}, op_types)
     spec = activation_spec(recipe, target)
@@ -163,7 +165,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
     ]
     moments = moments_of(model, plan)
-    peaks = tuple(moments_of(model, plan, "awq"))
+    peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
     values = (*plan.calibrated, *witnesses(model, plan))
     return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
@@ -273,7 +275,13 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     stored = _storage_specs(node, recipe, choice)
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
-        return [NodePlan(name, op_type, STORAGE, why, weights=stored, float_us=costs_of[0], int_us=costs_of[1])]
+        outliers = threshold(node, preset, recipe)
+        as_float_us, as_int_us = costs_of
+        return [
+            NodePlan(
+                name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
+            )
+        ]
     if not static and not by_user and op_type in STORABLE and _is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.graph import inner, walk
 from onnxq.graph.masks import mask_number, masked_values
-from onnxq.graph.ops import STORABLE, Kind, OpRow, activation_positions, clamp_bounds, is_weight, row_of
+from onnxq.graph.ops import KEEP_FLOAT, STORABLE, Kind, OpRow, activation_positions, clamp_bounds, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Graph, Node, Value
 from onnxq.plan.select import Choice, Selection
 from onnxq.recipe import Rule
@@ -97,7 +97,8 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
         row = row_of(node)
         # A Relu or Clip belongs to the layer before it unless it is excluded by name.
         left_out = choice.reason if choice.excluded or row is None or row.kind is not Kind.CLAMPING else None
-        reason = left_out or _refusal(node, target, dtypes) or hidden.get(id(node.graph))
+        reason = left_out or node.meta.get(KEEP_FLOAT)
+        reason = reason or _refusal(node, target, dtypes) or hidden.get(id(node.graph))
         if reason is not None or row is None:
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:

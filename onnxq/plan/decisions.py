@@ -83,6 +83,9 @@ class NodePlan:
         form: which of several forms an action takes, in the words of its emitter.
         algorithm: how its weights are rounded.
         accuracy_level: of a kernel that has levels.
+        outliers: magnitude from which input channels are to be computed in float; None for none.
+        channels: those that are.
+        width: of how many.
     """
 
     name: str
@@ -98,6 +101,9 @@ class NodePlan:
     form: str = ""
     algorithm: str = "rtn"
     accuracy_level: int = 0
+    outliers: float | None = None
+    channels: tuple[int, ...] = ()
+    width: int = 0
 
 
 @dataclass(frozen=True)

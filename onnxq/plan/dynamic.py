@@ -5,11 +5,12 @@ from __future__ import annotations
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, PerToken, TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.emit.rewrite import ATTENTION, GATHER, LSTM, TENSOR, TOKEN, DynamicRewrite
+from onnxq.graph.emit.rewrite import ATTENTION, GATHER, LSTM, SPLIT, TENSOR, TOKEN, DynamicRewrite
 from onnxq.graph.ops import MICROSOFT
 from onnxq.graph.types import FLOAT32, Node
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import DYNAMIC, STORAGE, NodePlan
+from onnxq.plan.outliers import split_rewrite, threshold
 from onnxq.plan.select import Choice
 from onnxq.presets import Preset
 from onnxq.recipe import Recipe
@@ -81,8 +82,10 @@ class _Planner:
         self._node = node
         self._form = TOKEN if preset.activations == "token" else TENSOR
         self._recipe = recipe
+        self._preset = preset
         self._choice = choice
-        self._bits = target.weight_bits if target.weight_bits < target.weight.bits else None
+        bits = min(choice.rule.bits or recipe.bits or target.weight_bits, target.weight_bits)
+        self._bits = bits if bits < target.weight.bits else None
         self._type = target.weight
         rule = choice.rule
         self._per_channel = recipe.per_channel if rule.per_channel is None else rule.per_channel
@@ -202,7 +205,9 @@ class _Planner:
         return NodePlan(self._node.name or "", _shown(self._node), STORAGE, reason, weights=specs)
 
     def _plan(self, form: str, weights: dict[int, TensorSpec], reason: str = "") -> NodePlan:
-        return NodePlan(self._node.name or "", _shown(self._node), DYNAMIC, reason, weights=weights, form=form)
+        node = self._node
+        outliers = threshold(node, self._preset, self._recipe) if form == TOKEN else None
+        return NodePlan(node.name or "", _shown(node), DYNAMIC, reason, weights=weights, form=form, outliers=outliers)
 
     def _spec(self, granularity: Granularity) -> TensorSpec:
         return TensorSpec(self._type, granularity, symmetric=True, narrow_range=True, grid_bits=self._bits)
@@ -239,4 +244,6 @@ def _shown(node: Node) -> str:
 
 def dynamic_rewrite(node: Node, plan: NodePlan, weights: Weights) -> DynamicRewrite:
     """Quantize the constants of a node with a `DYNAMIC` plan."""
+    if plan.form == SPLIT:
+        return split_rewrite(node, plan)
     return DynamicRewrite(plan.form, {i: weights.of(node, i, spec) for i, spec in plan.weights.items()})

@@ -19,8 +19,10 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common, operators
-from onnxq.graph.emit.rewrite import GATHER, TOKEN, DynamicRewrite, Rewrite
+from onnxq.graph.emit.rewrite import GATHER, SPLIT, TOKEN, DynamicRewrite, Rewrite
 from onnxq.graph.emit.rows import Row
+from onnxq.graph.emit.split import Splits
+from onnxq.graph.signs import Sign, sign_of
 
 
 def emit_dynamic(model: ir.Model, rewrite: Rewrite) -> None:
@@ -48,6 +50,7 @@ class _Emitter:
         self._builder = builder
         self._tables = tables
         self._tensors: dict[ir.Value, _Quantized] = {}
+        self._splits = Splits(builder)
         self._rows: dict[ir.Value, _Quantized] = {}
         self._parts: dict[tuple[ir.Value, int], list[ir.Value]] = {}
         self._turned: dict[int, ir.Value] = {}
@@ -74,15 +77,21 @@ class _Emitter:
     def _product(self, node: ir.Node, change: DynamicRewrite) -> None:
         source, output = node.inputs[0], node.outputs[0]
         assert source is not None
-        by_row = change.form == TOKEN
+        by_row = change.form in (TOKEN, SPLIT)
         if node.op_type == "Gemm" and walk.attr_int(node, "transA"):
             source = self._transposed(source)
-        x = self._by_row(source) if by_row else self._by_tensor(source)
         tensor = change.constants[1]
+        rest, sign = source, sign_of(source)
+        if change.channels is not None:
+            width = tensor.values.shape[1 if walk.attr_int(node, "transB") else 0]
+            rest = self._splits.rest(source, change.channels, width)
+        x = self._by_row(rest, sign) if by_row else self._by_tensor(rest)
         if isinstance(tensor.params.spec.granularity, PerBlock) and tensor.values.ndim == 2:
             result = self._blocks(node, x, tensor)
         else:
             result = self._whole(node, x, tensor)
+        if change.channels is not None and change.rows is not None:
+            result = self._with_outliers(node, source, result, change.channels, change.rows)
         if node.op_type == "Gemm":
             result = self._add_bias(node, result, "Sum" if by_row else "Add")
         else:
@@ -148,6 +157,16 @@ class _Emitter:
             terms.append(self._scaled(node, piece_of_x, integers, x.scale, scales, base, part))
             start += size
         return self._node(node, "Sum", terms, f"{base}_sum")
+
+    def _with_outliers(
+        self, node: ir.Node, source: ir.Value, product: ir.Value, channels: Array, rows: Array
+    ) -> ir.Value:
+        """The product of the other channels plus that of the outliers, in float."""
+        base = self._base(node)
+        weight = self._builder.constant(f"{base}_outliers", rows * np.float32(walk.attr_float(node, "alpha", 1.0)))
+        outliers = self._splits.outliers(source, channels)
+        outer = self._node(node, "MatMul", [outliers, weight], f"{base}_outer")
+        return self._node(node, "Sum", [product, outer], f"{base}_both")
 
     def _split(self, integers: ir.Value, sizes: list[int]) -> list[ir.Value]:
         key = (integers, sizes[0])
@@ -246,7 +265,7 @@ class _Emitter:
             self._tensors[value] = _Quantized(*node.outputs)
         return self._tensors[value]
 
-    def _by_row(self, value: ir.Value) -> _Quantized:
+    def _by_row(self, value: ir.Value, sign: Sign) -> _Quantized:
         """A grid for each row, zero at 128: ``scale = max |x| / 127``.
 
         Where the graph says that rows are hardly ever negative the zero point is near the lower end, so that no half of
@@ -254,7 +273,7 @@ class _Emitter:
         case, because the runtime's kernels take no other.
         """
         if value not in self._rows:
-            row = Row(self._builder, value)
+            row = Row(self._builder, value, sign)
             _place_after(value, row.nodes)
             self._rows[value] = _Quantized(row.integers, row.scale, row.zero_point)
         return self._rows[value]

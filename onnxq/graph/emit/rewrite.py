@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnxq.core.codebook import CodebookTensor
+from onnxq.core.dtypes import Array
 from onnxq.core.spec import QParams, QTensor
 
 TENSOR, TOKEN, LSTM, ATTENTION, GATHER = "tensor", "token", "lstm", "attention", "gather"
+SPLIT = "split"
 """Forms of a `DynamicRewrite`."""
 
 
@@ -36,12 +38,16 @@ class DynamicRewrite:
 
     Attributes:
         form: `TENSOR` or `TOKEN`: what shares a scale; `LSTM`, `ATTENTION`, or `GATHER` for a table of which only
-            the rows that are gathered are turned into floats.
+            the rows that are gathered are turned into floats; `SPLIT`: as `TOKEN`, without some channels.
         constants: quantized weights by input position.
+        channels: int64, (outliers,): input channels that are computed in float; their weights above are zero.
+        rows: float32, (outliers, out): their weights.
     """
 
     form: str
     constants: dict[int, QTensor]
+    channels: Array | None = None
+    rows: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

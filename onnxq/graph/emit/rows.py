@@ -29,11 +29,11 @@ class Row:
         zero_point: scalar uint8.
     """
 
-    def __init__(self, builder: common.Builder, value: ir.Value) -> None:
+    def __init__(self, builder: common.Builder, value: ir.Value, sign: Sign | None = None) -> None:
         self._builder = builder
         self._name = value.name or ""
         self.nodes: list[ir.Node] = []
-        zero = ZERO_POINTS[sign_of(value)]
+        zero = ZERO_POINTS[sign_of(value) if sign is None else sign]
         if zero == 128:
             magnitude = self._add("Abs", [value], "magnitude")
             steps = [self._ends("ReduceMax", magnitude, 127)]
