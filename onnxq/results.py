@@ -44,6 +44,9 @@ class QuantizeResult:
         model: the quantized model where a model, not a path, was given; else None.
         candidates: of the preset "auto": each whole model that was tried, with its figures and what became of it.
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
+        trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
+            what became of it; empty where the model as given is inside the limits.
+        recipe: YAML of the recipe that such a search found; None where there was none.
     """
 
     output: Path | None
@@ -67,6 +70,8 @@ class QuantizeResult:
     unoptimized: Comparison | None = None
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
+    trail: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -96,6 +101,8 @@ class QuantizeResult:
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
             "candidates": self.candidates,
             "choices": self.choices,
+            "trail": self.trail,
+            "recipe": self.recipe,
             "warnings": self.warnings,
         }
 

@@ -110,6 +110,7 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     count = Counter(entry["op_type"] for entry in kept)
     stored = {op: count[op] - (c["total"] - c["quantized"]) for op, c in result["coverage"].items()}
     tables = [_candidates(result["candidates"], everything)] if result.get("candidates") else []
+    tables += [_trail(result["trail"], everything)] if result.get("trail") else []
     tables.append(_coverage(result["coverage"], stored))
     if kept:
         shown = [
@@ -118,6 +119,36 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
         rows = [(str(len(names)), reason, _listed(names, everything)) for reason, names in _grouped(shown)]
         tables.append(_cut(("nodes", "stayed float because", "which"), rows, "reasons", everything, long=(1, 2)))
     return tables
+
+
+def _trail(trail: Sequence[Mapping[str, Any]], everything: bool) -> Table:
+    """A line for everything that a search tried; only what was inside the limits, or kept, where that is many."""
+    first = trail[0]["estimated_us"]
+    shown = list(trail)
+    if not everything and len(trail) > ROWS_SHOWN:
+        told = [i for i, step in enumerate(trail) if i == 0 or step["kept"]]
+        shown = [
+            trail[i]
+            for i in (told if len(told) <= ROWS_SHOWN else [*told[: ROWS_SHOWN // 2], *told[-ROWS_SHOWN // 2 :]])
+        ]
+    dropped = any(step["drop"] is not None for step in trail)
+    rows = []
+    for step in shown:
+        cost = step["estimated_us"]
+        row = (
+            step["tried"],
+            *(["-" if step["drop"] is None else f"{step['drop']:.3g}"] if dropped else []),
+            "-" if step["sqnr_db"] is None else decibels(step["sqnr_db"]),
+            "-" if cost is None or not first else f"{cost / first:.2f}",
+            f"{step['seconds']:.1f} s",
+            step["verdict"],
+        )
+        rows.append(row)
+    left = len(trail) - len(shown)
+    header = ("tried", *(["drop"] if dropped else []), "SQNR", "time, estimated", "took", "verdict")
+    more = f"and {left} more that led nowhere; --verbose shows all" if left else ""
+    last = len(header) - 1
+    return Table(header, rows, right=tuple(range(1, last)), long=(0, last), more=more)
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Table:

@@ -29,6 +29,8 @@ TIERS = [
     ["diagnosis"],
     ["gate", "layers", "trials"],
     ["auto"],
+    ["judge"],
+    ["searching"],
     ["api"],
     ["cli"],
 ]

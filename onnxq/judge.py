@@ -1,0 +1,100 @@
+"""What a quantized model is judged by in a search: the metric and SQNR against the limits, and its estimated time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxq import pipeline
+from onnxq.auto import Chosen
+from onnxq.build import Built
+from onnxq.gate import fall
+from onnxq.graph import io
+from onnxq.pipeline import Data
+from onnxq.plan.estimate import estimated_us
+from onnxq.runtime.session import Session, open_session
+from onnxq.trials import Job
+from onnxq.verify.compare import Comparison, compare
+from onnxq.verify.score import Metric
+from onnxq.verify.search import Limits, Outcome
+
+
+class Judge:
+    """Measures models against the limits; the float model's score is taken once.
+
+    Attributes:
+        limits: what has to be kept.
+        data: the samples; those held out are compared on.
+        before: score of the float model by the user's metric; None with the default one.
+    """
+
+    def __init__(self, job: Job, data: Data, metric: Metric, limits: Limits) -> None:
+        """Open the float model and score it.
+
+        Args:
+            job: what is to be quantized.
+            data: its samples.
+            metric: what the limit on the drop is about.
+            limits: what has to be kept.
+
+        Raises:
+            RecipeError: the user's metric failed.
+        """
+        self.job, self.data, self.limits, self.metric = job, data, limits, metric
+        self.float = open_session(job.prepared.original, threads=job.threads, label="float model")
+        self.before = self._score(self.float) if self.metric.function is not None else None
+        self._shapes = pipeline.look(job.prepared, data, None, job.threads).shapes
+
+    def _score(self, session: Session) -> float:
+        with self.job.clock.step("metric"):
+            return self.metric.of(session)
+
+    def judge(self, chosen: Chosen) -> Outcome:
+        """The outcome of a model that was verified."""
+        assert chosen.built is not None
+        if chosen.verdict.comparison is None:
+            return Outcome(failure="; ".join(chosen.verdict.failures) or "it was not compared")
+        session = open_session(chosen.content, threads=self.job.threads) if self.before is not None else None
+        return self.outcome(chosen.built, chosen.content, chosen.verdict.comparison, session)
+
+    def measure(self, built: Built, content: bytes | Path) -> Outcome:
+        """The outcome of a model."""
+        session = open_session(content, threads=self.job.threads, label="quantized model")
+        held_out = self.data.held_out
+        comparison = compare(self.float, session, held_out, labels=held_out.labels)
+        return self.outcome(built, content, comparison, session)
+
+    def outcome(self, built: Built, content: bytes | Path, comparison: Comparison, session: Session | None) -> Outcome:
+        """Figures of a model by which it is judged."""
+        drop: float | None = None
+        if self.before is not None and session is not None:
+            drop = self.before - self._score(session)
+        elif self.limits.max_drop is not None:
+            found = fall(comparison)
+            drop = found[1] if found is not None else None
+        failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
+        size = len(content) if isinstance(content, bytes) else io.size_bytes(content)
+        cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._shapes)
+        return Outcome(drop, comparison.sqnr_db, cost, size, failure)
+
+    @property
+    def asked(self) -> str:
+        """The limits in words."""
+        said = [] if self.limits.max_drop is None else [f"--max-drop {self.limits.max_drop:g}"]
+        said += [] if self.limits.min_sqnr is None else [f"--min-sqnr {self.limits.min_sqnr:g}"]
+        return " and ".join(said)
+
+    def figures(self, outcome: Outcome) -> str:
+        """An outcome in words."""
+        if outcome.failure:
+            return outcome.failure
+        said = []
+        if outcome.drop is not None:
+            what = f"{self.metric.name} falls by {outcome.drop:.4g}"
+            if self.before is not None:
+                what += f", from {self.before:.4g} to {self.before - outcome.drop:.4g}"
+            else:
+                what += " points"
+            said.append(what)
+        if outcome.sqnr_db is not None:
+            said.append(f"SQNR is {outcome.sqnr_db:.1f} dB")
+        return "; ".join(said) or "nothing could be measured"

@@ -1,0 +1,399 @@
+"""The search for the fastest recipe inside a limit of accuracy: pure, so that it can be repeated and continued.
+
+It opens no session and builds no model: what a recipe gives, which nodes hurt and how late it is are asked of the
+caller. With the same answers it takes the same way, which is what makes a killed search continue to the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from onnxq.recipe import RANGES, Recipe, Rule
+
+_GAIN_DB = 0.1
+"""SQNR that a change has to win to be kept where the shortfall is the same."""
+
+_SINGLE_RANGES = 3
+"""Nodes, the worst, that are given each range method by themselves."""
+
+_SLOW_SHARE = 0.4
+"""Share of the time that is left which one slow attempt may take."""
+
+_LEARNED = 3
+"""Attempts at leaving fewer nodes float with learned rounding."""
+
+_KEPT = "better, kept"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the result has to keep.
+
+    Attributes:
+        max_drop: largest fall of the metric, in its units; None for any.
+        min_sqnr: least SQNR of the worst output, in dB; None for any.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one recipe gives.
+
+    Attributes:
+        drop: fall of the metric, in its units; None where it is not asked for.
+        sqnr_db: of the worst output, in dB; None where there is none.
+        cost: estimated time of one inference, in microseconds.
+        size: bytes.
+        failure: why the model cannot be used whatever its figures; empty where it can.
+        gave_up: the attempt was broken off for lack of time.
+    """
+
+    drop: float | None = None
+    sqnr_db: float | None = None
+    cost: float = math.inf
+    size: int = 0
+    failure: str = ""
+    gave_up: bool = False
+
+    def shortfall(self, limits: Limits) -> float:
+        """How far outside the limits, in units of the metric and dB; 0 inside, inf where the model cannot be used."""
+        if self.failure:
+            return math.inf
+        missing = 0.0
+        if limits.max_drop is not None:
+            missing += math.inf if self.drop is None else max(0.0, self.drop - limits.max_drop)
+        if limits.min_sqnr is not None:
+            missing += math.inf if self.sqnr_db is None else max(0.0, limits.min_sqnr - self.sqnr_db)
+        return math.inf if math.isnan(missing) else missing
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A quantized node and what is known of the damage it does.
+
+    Attributes:
+        node: its name.
+        damage: noise over signal at the model's outputs where it alone is quantized; 0 where not measured.
+        range: range method that would help it; None where its range is not at fault.
+        by_weights: most of its error comes from rounding its weights.
+    """
+
+    node: str
+    damage: float = 0.0
+    range: str | None = None
+    by_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the trail.
+
+    Attributes:
+        tried: what was changed, in words.
+        outcome: what that gave.
+        seconds: time that it took.
+        inside: whether the limits were kept.
+        verdict: what became of it, in words.
+        recipe: what was tried, in full.
+    """
+
+    tried: str
+    outcome: Outcome
+    seconds: float
+    inside: bool
+    verdict: str
+    recipe: Recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; figures that are not there are None."""
+        figures = asdict(self.outcome)
+        failure = figures.pop("failure")
+        cost = figures.pop("cost")
+        figures.pop("gave_up")
+        return {
+            "tried": self.tried,
+            **figures,
+            "estimated_us": round(cost, 1) if math.isfinite(cost) else None,
+            "seconds": round(self.seconds, 3),
+            "inside": self.inside,
+            "kept": self.inside or self.verdict == _KEPT,
+            "verdict": failure or self.verdict,
+        }
+
+
+@dataclass
+class Found:
+    """What the search came to.
+
+    Attributes:
+        inside: recipes within the limits with their outcomes, the one expected to be fastest first.
+        best: the best of all, within the limits or not.
+        outcome: what it gives.
+        trail: everything that was tried, in order.
+        late: the time was over before the search was.
+    """
+
+    inside: list[tuple[Recipe, Outcome]]
+    best: Recipe
+    outcome: Outcome
+    trail: list[Step] = field(default_factory=list)
+    late: bool = False
+
+
+Attempt = Callable[[Recipe, float], Outcome]
+"""Builds and measures a recipe in so many seconds, or gives up."""
+
+Change = tuple[str, Callable[[Recipe], Recipe]]
+"""A change of a recipe that costs nothing at inference, and its name."""
+
+
+def search(
+    start: Recipe,
+    limits: Limits,
+    attempt: Attempt,
+    diagnose: Callable[[Recipe], Sequence[Suspect]],
+    clock: Callable[[], float],
+    budget: float,
+    *,
+    extras: Sequence[Change] = (),
+) -> Found:
+    """Find the recipe that is expected to be fastest of those within the limits.
+
+    First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, then of the
+    worst nodes, bias correction, ``extras``, learned rounding. If that is not enough, the worst nodes leave the
+    integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
+
+    Args:
+        start: everything quantized.
+        limits: what has to be kept.
+        attempt: what a recipe gives.
+        diagnose: the quantized nodes of a recipe's model, the worst first.
+        clock: seconds so far.
+        budget: seconds that all of this may take; the first attempt is made in any case.
+        extras: further changes that cost nothing at inference, such as equalization.
+    """
+    return _Search(start, limits, attempt, diagnose, clock, budget, extras).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        start: Recipe,
+        limits: Limits,
+        attempt: Attempt,
+        diagnose: Callable[[Recipe], Sequence[Suspect]],
+        clock: Callable[[], float],
+        budget: float,
+        extras: Sequence[Change],
+    ) -> None:
+        self._start, self._limits = start, limits
+        self._attempt, self._diagnose, self._clock = attempt, diagnose, clock
+        self._budget, self._extras = budget, extras
+        self._known: dict[Recipe, Outcome] = {}
+        self._trail: list[Step] = []
+        self._late = False
+
+    def run(self) -> Found:
+        if not self._inside(self._try("as given", self._start)):
+            base = self._free()
+            if not self._inside(self._known[base]):
+                self._leave_integers(base)
+        return self._found()
+
+    # Attempts.
+
+    def _try(self, words: str, recipe: Recipe, against: Recipe | None = None, share: float = 1.0) -> Outcome:
+        """Attempt a recipe once; ``against`` is what it has to beat to be worth keeping."""
+        if recipe in self._known:
+            return self._known[recipe]
+        started = self._clock()
+        outcome = self._known[recipe] = self._attempt(recipe, max(self._budget - started, 0.0) * share)
+        inside = self._inside(outcome)
+        if inside:
+            verdict = "inside the limit"
+        elif against is not None and self._better(outcome, self._known[against]):
+            verdict = _KEPT
+        else:
+            verdict = "outside the limit" if against is None else "no better"
+        self._trail.append(Step(words, outcome, self._clock() - started, inside, verdict, recipe))
+        return outcome
+
+    def _inside(self, outcome: Outcome) -> bool:
+        return outcome.shortfall(self._limits) <= 0.0
+
+    def _better(self, outcome: Outcome, than: Outcome) -> bool:
+        """Whether an outcome is closer to the limits; SQNR decides where the metric does not tell them apart."""
+        missing, before = outcome.shortfall(self._limits), than.shortfall(self._limits)
+        if missing != before:
+            return missing < before
+        if math.isinf(missing):
+            return False
+        return _db(outcome) > _db(than) + _GAIN_DB
+
+    def _out_of_time(self) -> bool:
+        self._late = self._late or self._clock() >= self._budget
+        return self._late
+
+    # What costs nothing at inference.
+
+    def _free(self) -> Recipe:
+        """The best recipe that is as fast as the first one; the first that is inside the limits ends it."""
+        best = self._start
+        for words, change in self._changes():
+            if self._out_of_time():
+                return best
+            changed = change(best)
+            if changed == best:
+                continue
+            outcome = self._try(words, changed, against=best)
+            if self._inside(outcome):
+                return changed
+            if self._better(outcome, self._known[best]):
+                best = changed
+        if not best.adaround and not self._out_of_time():
+            learned = replace(best, adaround=True)
+            if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
+                return learned
+        return best
+
+    def _changes(self) -> list[Change]:
+        suspects = self._diagnose(self._start)
+        ranges = [_range_of_all(name) for name in RANGES if name != self._start.range]
+        helped = [suspect for suspect in suspects if suspect.range is not None]
+        if helped:
+            ranges.append((f"range of {_named(helped)}, as diagnosed", _ranges_of(helped)))
+        for suspect in [suspect for suspect in suspects if not suspect.by_weights][:_SINGLE_RANGES]:
+            ranges += [_range_of_one(suspect, name) for name in RANGES]
+        weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
+        weights += self._extras
+        by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
+        others = sum(suspect.damage for suspect in suspects if not suspect.by_weights)
+        return [*weights, *ranges] if by_weights > others else [*ranges, *weights]
+
+    # Nodes that leave the integers.
+
+    def _leave_integers(self, base: Recipe) -> None:
+        order = [suspect.node for suspect in self._diagnose(base)]
+        kept = self._fewest(base, order)
+        if kept is None:
+            return
+        kept = self._give_back(base, kept)
+        self._other_forms(base, kept)
+        self._with_learned(base, order, len(kept))
+
+    def _fewest(self, base: Recipe, order: list[str]) -> list[str] | None:
+        """The shortest start of the order that is enough if left float; None where none is, or time is over."""
+        too_few, enough = 0, None
+        count = min(1, len(order))
+        while count > too_few and not self._out_of_time():
+            outcome = self._try(_floats(order[:count]), _without(base, order[:count]))
+            if self._inside(outcome):
+                enough = count
+            else:
+                too_few = count
+            count = min(2 * count, len(order)) if enough is None else (too_few + enough) // 2
+        return None if enough is None else order[:enough]
+
+    def _give_back(self, base: Recipe, floats: list[str]) -> list[str]:
+        """Quantize again what need not be float: in halves, quarters … down to single nodes, the mildest first."""
+        chunk = max(1, len(floats) // 2)
+        while len(floats) > 1:
+            end = len(floats)
+            while end > 0 and len(floats) > 1:
+                left = floats[: max(0, end - chunk)] + floats[end:]
+                if left and self._worth(base, left, floats):
+                    floats = left
+                end -= chunk
+                if self._out_of_time():
+                    return floats
+            if chunk == 1:
+                break
+            chunk //= 2
+        return floats
+
+    def _worth(self, base: Recipe, floats: list[str], than: list[str]) -> bool:
+        recipe = _without(base, floats)
+        outcome = self._try(_floats(floats), recipe)
+        return self._inside(outcome) and outcome.cost <= self._known[_without(base, than)].cost
+
+    def _other_forms(self, base: Recipe, floats: list[str]) -> None:
+        """What left the integers may find its scales at inference, or be stored as integers, and be inside still."""
+        forms = (("w8a8-dynamic", "with scales found at inference"), ("w8", "float, with weights stored in 8 bits"))
+        for preset, words in forms:
+            if preset != base.preset and not self._out_of_time():
+                self._try(f"{_named_nodes(floats)} {words}", _without(base, floats, preset))
+
+    def _with_learned(self, base: Recipe, order: list[str], enough: int) -> None:
+        """With learned rounding fewer nodes may have to stay float."""
+        learned = replace(base, adaround=True)
+        tried = self._known.get(learned)
+        if base.adaround or tried is None or tried.failure or not self._better(tried, self._known[base]):
+            return
+        count, attempts = enough // 2, 0
+        while count > 0 and attempts < _LEARNED and not self._out_of_time():
+            words = f"AdaRound, {_floats(order[:count])}"
+            if not self._inside(self._try(words, _without(learned, order[:count]), share=_SLOW_SHARE)):
+                break
+            count, attempts = count // 2, attempts + 1
+
+    # The result.
+
+    def _found(self) -> Found:
+        inside = [(recipe, outcome) for recipe, outcome in self._known.items() if self._inside(outcome)]
+        inside.sort(key=lambda entry: (entry[1].cost, entry[1].size, -_db(entry[1])))
+        if inside:
+            best, outcome = inside[0]
+        else:
+            best, outcome = min(
+                self._known.items(), key=lambda entry: (entry[1].shortfall(self._limits), -_db(entry[1]))
+            )
+        return Found(inside, best, outcome, self._trail, self._late)
+
+
+def _db(outcome: Outcome) -> float:
+    return -math.inf if outcome.sqnr_db is None or math.isnan(outcome.sqnr_db) else outcome.sqnr_db
+
+
+def _range_of_all(name: str) -> Change:
+    return f"range {name}", lambda recipe: replace(recipe, range=name)
+
+
+def _ranges_of(suspects: Sequence[Suspect]) -> Callable[[Recipe], Recipe]:
+    def change(recipe: Recipe) -> Recipe:
+        own = (Rule(s.node, range=s.range) for s in suspects if s.range != recipe.range)
+        return replace(recipe, rules=(*recipe.rules, *own))
+
+    return change
+
+
+def _range_of_one(suspect: Suspect, name: str) -> Change:
+    def change(recipe: Recipe) -> Recipe:
+        if name == (recipe.rule_for([suspect.node]).range or recipe.range):
+            return recipe
+        return replace(recipe, rules=(*recipe.rules, Rule(suspect.node, range=name)))
+
+    return f"range {name} for {suspect.node}", change
+
+
+def _without(recipe: Recipe, nodes: Sequence[str], preset: str | None = None) -> Recipe:
+    """The nodes are left float, or have another preset."""
+    rules = [Rule(node, quantize=False) if preset is None else Rule(node, preset=preset) for node in nodes]
+    return replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _named(suspects: Sequence[Suspect]) -> str:
+    return _named_nodes([suspect.node for suspect in suspects])
+
+
+def _named_nodes(nodes: Sequence[str]) -> str:
+    return nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes ({nodes[0]} …)"
+
+
+def _floats(nodes: Sequence[str]) -> str:
+    return f"{_named_nodes(nodes)} float"
