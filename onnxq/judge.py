@@ -15,7 +15,7 @@ from onnxq.runtime.session import Session, open_session
 from onnxq.trials import Job
 from onnxq.verify.compare import Comparison, compare
 from onnxq.verify.score import Metric
-from onnxq.verify.search import Limits, Outcome
+from onnxq.verify.trail import Limits, Outcome
 
 
 class Judge:

@@ -30,11 +30,14 @@ from onnxq.trials import Job
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.diagnose import Finding
 from onnxq.verify.score import Metric
-from onnxq.verify.search import Change, Found, Limits, Outcome, Suspect, search
+from onnxq.verify.search import Change, Found, search
 from onnxq.verify.search_state import SearchState
+from onnxq.verify.trail import Limits, Outcome, Suspect
 
 _DIAGNOSED = 16
 """Held-out samples on which nodes are ranked."""
+
+_TIMED_FEEDS = 4
 
 _FINALISTS = 3
 """Models inside the limits that are timed in one alternation at the end."""
@@ -229,12 +232,17 @@ class _Search:
             return known
         job = self._job
         try:
-            quantized = self._model(plain, job.clock).built.model
+            held = self._model(plain, job.clock)
             given = job.prepared.original
             original = io.load(given) if isinstance(given, Path) else job.prepared.model
             feeds = islice(self._work.data.held_out, _DIAGNOSED)
-            result = examine(job.prepared, original, quantized, feeds, self._work.data.first, job.threads, job.clock)
-            suspects = [_suspect(finding) for finding in result.findings if _hurts(finding)]
+            result = examine(
+                job.prepared, original, held.built.model, feeds, self._work.data.first, job.threads, job.clock
+            )
+            prices = {
+                node.name: (node.float_us or 0.0) - (node.int_us or 0.0) for node in held.built.plan.nodes.values()
+            }
+            suspects = [_suspect(f, prices.get(f.node, 0.0)) for f in result.findings if _hurts(f)]
         except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
             suspects = []
         self._state.put_suspects(plain, suspects)
@@ -316,10 +324,9 @@ class _Search:
         models: dict[str, bytes | Path | Session] = {
             str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)
         }
+        feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
         with job.clock.step("benchmark"):
-            timings = benchmark(
-                models, islice(self._work.data.held_out, 4), seconds=job.seconds, threads=job.timed_threads
-            )
+            timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
         fastest = max(range(len(timings)), key=lambda i: _ratio(timings[i]))
         if _ratio(timings[fastest]) < _FASTER:
             return order
@@ -331,16 +338,8 @@ class _Search:
             return self._first
         job = self._job
         held = self._model(recipe, job.clock)
-        verdict = gate.verify(
-            held.content,
-            job.prepared,
-            job.recipe,
-            job.data,
-            job.clock,
-            timed=timed,
-            seconds=job.seconds,
-            threads=job.threads,
-        )
+        given = (held.content, job.prepared, job.recipe, job.data, job.clock)
+        verdict = gate.verify(*given, timed=timed, seconds=job.seconds, threads=job.threads)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
         if self._work.before is not None and not verdict.failures:
@@ -378,13 +377,13 @@ def _hurts(finding: Finding) -> bool:
     return math.isfinite(finding.own_sqnr_db) or finding.output_sqnr_db not in (None, math.inf)
 
 
-def _suspect(finding: Finding) -> Suspect:
+def _suspect(finding: Finding, price: float) -> Suspect:
     ratio = finding.output_sqnr_db
     damage = 0.0 if ratio is None or ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
     helps = finding.remedy.get("range")
     weight = finding.weight_sqnr_db
     by_weights = helps is None and weight is not None and weight < finding.own_sqnr_db + _WEIGHT_DB
-    return Suspect(finding.node, damage, helps, by_weights)
+    return Suspect(finding.node, damage, helps, by_weights, price)
 
 
 def _key(job: Job, work: Judge, wish: Wish) -> str:

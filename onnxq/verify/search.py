@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from onnxq.recipe import RANGES, Recipe, Rule
+from onnxq.verify.trail import KEPT, Limits, Outcome, Step, Suspect
 
 _GAIN_DB = 0.1
 """SQNR that a change has to win to be kept where the shortfall is the same."""
@@ -24,107 +24,6 @@ _SLOW_SHARE = 0.4
 
 _LEARNED = 3
 """Attempts at leaving fewer nodes float with learned rounding."""
-
-_KEPT = "better, kept"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the result has to keep.
-
-    Attributes:
-        max_drop: largest fall of the metric, in its units; None for any.
-        min_sqnr: least SQNR of the worst output, in dB; None for any.
-    """
-
-    max_drop: float | None = None
-    min_sqnr: float | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one recipe gives.
-
-    Attributes:
-        drop: fall of the metric, in its units; None where it is not asked for.
-        sqnr_db: of the worst output, in dB; None where there is none.
-        cost: estimated time of one inference, in microseconds.
-        size: bytes.
-        failure: why the model cannot be used whatever its figures; empty where it can.
-        gave_up: the attempt was broken off for lack of time.
-    """
-
-    drop: float | None = None
-    sqnr_db: float | None = None
-    cost: float = math.inf
-    size: int = 0
-    failure: str = ""
-    gave_up: bool = False
-
-    def shortfall(self, limits: Limits) -> float:
-        """How far outside the limits, in units of the metric and dB; 0 inside, inf where the model cannot be used."""
-        if self.failure:
-            return math.inf
-        missing = 0.0
-        if limits.max_drop is not None:
-            missing += math.inf if self.drop is None else max(0.0, self.drop - limits.max_drop)
-        if limits.min_sqnr is not None:
-            missing += math.inf if self.sqnr_db is None else max(0.0, limits.min_sqnr - self.sqnr_db)
-        return math.inf if math.isnan(missing) else missing
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A quantized node and what is known of the damage it does.
-
-    Attributes:
-        node: its name.
-        damage: noise over signal at the model's outputs where it alone is quantized; 0 where not measured.
-        range: range method that would help it; None where its range is not at fault.
-        by_weights: most of its error comes from rounding its weights.
-    """
-
-    node: str
-    damage: float = 0.0
-    range: str | None = None
-    by_weights: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of the trail.
-
-    Attributes:
-        tried: what was changed, in words.
-        outcome: what that gave.
-        seconds: time that it took.
-        inside: whether the limits were kept.
-        verdict: what became of it, in words.
-        recipe: what was tried, in full.
-    """
-
-    tried: str
-    outcome: Outcome
-    seconds: float
-    inside: bool
-    verdict: str
-    recipe: Recipe
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; figures that are not there are None."""
-        figures = asdict(self.outcome)
-        failure = figures.pop("failure")
-        cost = figures.pop("cost")
-        figures.pop("gave_up")
-        return {
-            "tried": self.tried,
-            **figures,
-            "estimated_us": round(cost, 1) if math.isfinite(cost) else None,
-            "seconds": round(self.seconds, 3),
-            "inside": self.inside,
-            "kept": self.inside or self.verdict == _KEPT,
-            "verdict": failure or self.verdict,
-        }
 
 
 @dataclass
@@ -149,6 +48,9 @@ class Found:
 Attempt = Callable[[Recipe, float], Outcome]
 """Builds and measures a recipe in so many seconds, or gives up."""
 
+Diagnose = Callable[[Recipe], Sequence[Suspect]]
+"""Gives the quantized nodes of a recipe's model, the worst first."""
+
 Change = tuple[str, Callable[[Recipe], Recipe]]
 """A change of a recipe that costs nothing at inference, and its name."""
 
@@ -157,7 +59,7 @@ def search(
     start: Recipe,
     limits: Limits,
     attempt: Attempt,
-    diagnose: Callable[[Recipe], Sequence[Suspect]],
+    diagnose: Diagnose,
     clock: Callable[[], float],
     budget: float,
     *,
@@ -181,23 +83,18 @@ def search(
     return _Search(start, limits, attempt, diagnose, clock, budget, extras).run()
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        start: Recipe,
-        limits: Limits,
-        attempt: Attempt,
-        diagnose: Callable[[Recipe], Sequence[Suspect]],
-        clock: Callable[[], float],
-        budget: float,
-        extras: Sequence[Change],
-    ) -> None:
-        self._start, self._limits = start, limits
-        self._attempt, self._diagnose, self._clock = attempt, diagnose, clock
-        self._budget, self._extras = budget, extras
-        self._known: dict[Recipe, Outcome] = {}
-        self._trail: list[Step] = []
-        self._late = False
+    _start: Recipe
+    _limits: Limits
+    _attempt: Attempt
+    _diagnose: Diagnose
+    _clock: Callable[[], float]
+    _budget: float
+    _extras: Sequence[Change]
+    _known: dict[Recipe, Outcome] = field(default_factory=dict)
+    _trail: list[Step] = field(default_factory=list)
+    _late: bool = False
 
     def run(self) -> Found:
         if not self._inside(self._try("as given", self._start)):
@@ -218,10 +115,10 @@ class _Search:
         if inside:
             verdict = "inside the limit"
         elif against is not None and self._better(outcome, self._known[against]):
-            verdict = _KEPT
+            verdict = KEPT
         else:
             verdict = "outside the limit" if against is None else "no better"
-        self._trail.append(Step(words, outcome, self._clock() - started, inside, verdict, recipe))
+        self._trail.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
         return outcome
 
     def _inside(self, outcome: Outcome) -> bool:
@@ -279,26 +176,34 @@ class _Search:
     # Nodes that leave the integers.
 
     def _leave_integers(self, base: Recipe) -> None:
-        order = [suspect.node for suspect in self._diagnose(base)]
-        kept = self._fewest(base, order)
-        if kept is None:
-            return
-        kept = self._give_back(base, kept)
-        self._other_forms(base, kept)
-        self._with_learned(base, order, len(kept))
+        suspects = self._diagnose(base)
+        order = [suspect.node for suspect in suspects]
+        cheap = [suspect.node for suspect in sorted(suspects, key=_damage_by_price)]
+        best = self._fewest(base, order)
+        if cheap != order and (best is None or len(best) > 1) and not self._out_of_time():
+            other = self._fewest(base, cheap)
+            best = min((n for n in (best, other) if n), key=lambda n: self._known[_without(base, n)].cost, default=None)
+        if best is not None:
+            self._other_forms(base, best)
+            self._with_learned(base, order, len(best))
 
     def _fewest(self, base: Recipe, order: list[str]) -> list[str] | None:
-        """The shortest start of the order that is enough if left float; None where none is, or time is over."""
-        too_few, enough = 0, None
-        count = min(1, len(order))
+        """The nodes that have to be float: the shortest start of the order that is enough, less what can go back.
+
+        None where none is enough, or time is over.
+        """
+        too_few, enough, most = 0, None, len(order)
+        count = min(1, most)
         while count > too_few and not self._out_of_time():
             outcome = self._try(_floats(order[:count]), _without(base, order[:count]))
             if self._inside(outcome):
                 enough = count
+            elif outcome.failure:  # with so many left float, nothing is left to quantize
+                most = count - 1
             else:
                 too_few = count
-            count = min(2 * count, len(order)) if enough is None else (too_few + enough) // 2
-        return None if enough is None else order[:enough]
+            count = min(2 * max(too_few, 1), most) if enough is None else (too_few + enough) // 2
+        return None if enough is None else self._give_back(base, order[:enough])
 
     def _give_back(self, base: Recipe, floats: list[str]) -> list[str]:
         """Quantize again what need not be float: in halves, quarters … down to single nodes, the mildest first."""
@@ -335,12 +240,14 @@ class _Search:
         tried = self._known.get(learned)
         if base.adaround or tried is None or tried.failure or not self._better(tried, self._known[base]):
             return
-        count, attempts = enough // 2, 0
-        while count > 0 and attempts < _LEARNED and not self._out_of_time():
+        too_few, attempts = 0, 0
+        while (count := (too_few + enough) // 2) > too_few and attempts < _LEARNED and not self._out_of_time():
             words = f"AdaRound, {_floats(order[:count])}"
-            if not self._inside(self._try(words, _without(learned, order[:count]), share=_SLOW_SHARE)):
-                break
-            count, attempts = count // 2, attempts + 1
+            if self._inside(self._try(words, _without(learned, order[:count]), share=_SLOW_SHARE)):
+                enough = count
+            else:
+                too_few = count
+            attempts += 1
 
     # The result.
 
@@ -374,11 +281,21 @@ def _ranges_of(suspects: Sequence[Suspect]) -> Callable[[Recipe], Recipe]:
 
 def _range_of_one(suspect: Suspect, name: str) -> Change:
     def change(recipe: Recipe) -> Recipe:
-        if name == (recipe.rule_for([suspect.node]).range or recipe.range):
+        own = recipe.rule_for([suspect.node]).range
+        # Where it got one of its own, that of all others was the one before.
+        if name in (own, recipe.range):
             return recipe
-        return replace(recipe, rules=(*recipe.rules, Rule(suspect.node, range=name)))
+        rules = tuple(rule for rule in recipe.rules if rule != Rule(suspect.node, range=rule.range))
+        return replace(recipe, rules=(*rules, Rule(suspect.node, range=name)))
 
     return f"range {name} for {suspect.node}", change
+
+
+def _damage_by_price(suspect: Suspect) -> float:
+    """For sorting: the most damage for a microsecond first; what costs nothing to leave float before all others."""
+    if suspect.damage <= 0.0:
+        return 0.0
+    return -suspect.damage / suspect.price if suspect.price > 0.0 else -math.inf
 
 
 def _without(recipe: Recipe, nodes: Sequence[str], preset: str | None = None) -> Recipe:

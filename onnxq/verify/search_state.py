@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe import Recipe
-from onnxq.verify.search import Outcome, Suspect
+from onnxq.verify.trail import Outcome, Suspect
 
 _FORMAT = 1
 

@@ -1,0 +1,255 @@
+"""The search on real networks with planted layers: what it finds, what it writes, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.errors import RecipeError, VerificationError
+from onnxq.recipe import Recipe
+from onnxq.verify.score import Runner
+from tests.graph.build import build, run
+
+WIDTH, LAYERS, BAD = 64, 6, 3
+
+
+def network(*, dead: float = 300.0) -> onnx.ModelProto:
+    """Layers of 64 × 64 with Relu between; one has a weight of 300 for an input that is always 0.
+
+    By tensor, that weight takes all levels and leaves none to the others; by channel it does so in one column.
+    """
+    rng = np.random.default_rng(3)
+    lines, arrays, value = [], {}, "x"
+    for i in range(LAYERS):
+        weight = (rng.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH / 2)).astype(np.float32)
+        bias = (rng.normal(size=WIDTH) * 0.1).astype(np.float32)
+        if i == BAD - 1:
+            weight[:, 0], bias[0] = 0.0, -1.0
+        if i == BAD:
+            weight[0, :] = dead
+        arrays |= {f"w{i}": weight, f"b{i}": bias}
+        lines.append(f"[layer{i}] g{i} = Gemm ({value}, w{i}, b{i})")
+        if i < LAYERS - 1:
+            lines.append(f"[relu{i}] r{i} = Relu (g{i})")
+        value = f"r{i}"
+    lines[-1] = lines[-1].replace(f"g{LAYERS - 1} =", "y =")
+    return build(f"g (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ {' '.join(lines)} }}", **arrays)
+
+
+def feeds(count: int = 10, seed: int = 0) -> list[dict[str, np.ndarray[Any, Any]]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(16, WIDTH)).astype(np.float32)} for _ in range(count)]
+
+
+def quantize(model: object = None, **options: Any) -> onnxq.QuantizeResult:
+    given = {"preset": "w8a8", "per_channel": False, "calibration": feeds(), "benchmark": False, "threads": 1}
+    return onnxq.quantize(network() if model is None else model, **{**given, **options})
+
+
+@pytest.fixture(scope="module")
+def found() -> onnxq.QuantizeResult:
+    return quantize(min_sqnr=30.0)
+
+
+def test_the_planted_layer_alone_leaves_the_integers(found: onnxq.QuantizeResult) -> None:
+    assert found.sqnr_db is not None
+    assert found.sqnr_db >= 30.0
+    kept = [name for name, op_type, _ in found.kept_float if op_type == "Gemm"]
+    assert kept == [f"layer{BAD}"]
+    assert quantize(force=True).sqnr_db < 15.0, "without the search it is much worse"
+
+
+def test_the_trail_says_what_was_tried_what_it_gave_and_what_became_of_it(found: onnxq.QuantizeResult) -> None:
+    trail = json.loads(json.dumps(found.to_dict()["trail"]))
+    assert trail[0]["tried"] == "as given"
+    assert not trail[0]["inside"]
+    assert {"range minmax", "equalization", "AdaRound"} <= {step["tried"] for step in trail}
+    chosen = [step for step in trail if "chosen" in step["verdict"]]
+    assert len(chosen) == 1
+    assert chosen[0]["tried"].startswith(f"layer{BAD} ")
+    assert chosen[0]["sqnr_db"] == pytest.approx(found.sqnr_db)
+    assert chosen[0]["size"] == found.size_after
+    assert chosen[0]["estimated_us"] > trail[0]["estimated_us"]
+    page = found.summary()
+    assert "time, estimated" in page
+    assert chosen[0]["tried"] in page
+
+
+def test_the_recipe_that_was_found_makes_the_same_model_at_once(found: onnxq.QuantizeResult) -> None:
+    assert found.recipe is not None
+    again = quantize(recipe=Recipe.from_yaml(found.recipe), per_channel=None)
+    assert not again.trail, "it is inside the limit as given"
+    assert again.model is not None
+    assert found.model is not None
+    assert again.model.SerializeToString() == found.model.SerializeToString()
+
+
+def test_the_search_is_deterministic(found: onnxq.QuantizeResult) -> None:
+    again = quantize(min_sqnr=30.0)
+    assert again.model.SerializeToString() == found.model.SerializeToString()
+    shown = [[{k: v for k, v in step.items() if k != "seconds"} for step in result.trail] for result in (again, found)]
+    assert shown[0] == shown[1]
+
+
+def test_by_channel_nothing_needs_to_be_searched() -> None:
+    result = quantize(network(dead=0.5), per_channel=True, min_sqnr=25.0)
+    assert result.trail == []
+    assert result.recipe is None
+
+
+def test_the_limit_on_the_drop_is_kept_by_a_users_metric() -> None:
+    """A function brings its own data; its fall is in its own units."""
+    others = feeds(3, seed=9)
+    model = network()
+    reference = [run(model.SerializeToString(), feed)["y"] for feed in others]
+    seen: list[float] = []
+
+    def closeness(runner: Runner) -> float:
+        assert (runner.input_names, runner.output_names) == (["x"], ["y"])
+        error = sum(float(np.abs(runner(feed)["y"] - want).mean()) for feed, want in zip(others, reference, strict=True))
+        seen.append(-error)
+        return -error
+
+    result = quantize(model, metric=closeness, max_drop=0.2)
+    assert seen[0] == pytest.approx(0.0, abs=1e-4), "the float model comes first"
+    assert seen[1] < -0.2, "the model as given is outside"
+    chosen = next(step for step in result.trail if "chosen" in step["verdict"])
+    assert chosen["drop"] <= 0.2
+    assert seen[-1] == -chosen["drop"] + seen[0], "the model that is given was measured last"
+    assert closeness(FakeRunner(result.model)) == pytest.approx(seen[-2], abs=0.02)
+
+
+class FakeRunner(Runner):
+    """A runner over a model in memory."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._content = model.SerializeToString()
+        self.input_names, self.output_names = ["x"], ["y"]
+
+    def __call__(self, feed: dict[str, Any]) -> dict[str, Any]:
+        return run(self._content, feed)
+
+
+def test_agreement_with_float_is_the_metric_without_labels() -> None:
+    result = quantize(max_drop=5.0)
+    assert result.top1_agreement is not None
+    assert result.top1_agreement >= 0.95
+    assert result.trail[0]["drop"] > 5.0
+
+
+def test_an_impossible_limit_fails_with_the_best_and_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    with pytest.raises(VerificationError, match=r"no recipe of \d+ .*keeps --min-sqnr 200; the best .*SQNR is \d+\.\d dB"):
+        quantize(min_sqnr=200.0, output=output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_by_force_the_best_is_written(tmp_path: Path) -> None:
+    result = quantize(min_sqnr=200.0, output=tmp_path / "out.onnx", force=True)
+    assert (tmp_path / "out.onnx").is_file()
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 30.0
+    assert any("forced although" in line for line in result.warnings)
+
+
+def test_without_time_the_state_stays_and_a_later_run_goes_on(tmp_path: Path) -> None:
+    output, state = tmp_path / "out.onnx", tmp_path / "out.onnx.search.json"
+    with pytest.raises(VerificationError, match=r"--budget 0 s were over: --resume goes on"):
+        quantize(min_sqnr=30.0, output=output, budget=0.0)
+    assert state.is_file()
+    assert quantize(min_sqnr=30.0, output=output, resume=True).trail
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx"]
+
+
+def test_a_state_of_another_run_is_left_unused_and_that_is_said(tmp_path: Path) -> None:
+    state = tmp_path / "s.json"
+    with pytest.raises(VerificationError, match="--budget"):
+        quantize(min_sqnr=30.0, budget=0.0, search_state=state)
+    result = quantize(min_sqnr=29.0, search_state=state, resume=True)
+    assert any("another model, data or recipe" in line for line in result.warnings)
+
+
+def test_dynamic_scales_are_searched_too() -> None:
+    result = quantize(preset="w8a8-dynamic", min_sqnr=30.0)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db >= 30.0
+    assert [name for name, op, _ in result.kept_float if op in ("Gemm", "MatMul")] == [f"layer{BAD}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "top1"}, "--metric: there is no limit to hold it to; give --max-drop"),
+        ({"metric": "sqnr", "max_drop": 1.0}, "the limit of SQNR is --min-sqnr"),
+        ({"metric": "tpo1", "max_drop": 1.0}, "no 'tpo1'; there are top1, sqnr and module:function"),
+        ({"metric": "no_such_module:f", "max_drop": 1.0}, "cannot be imported: ModuleNotFoundError"),
+        ({"metric": "math:pi", "max_drop": 1.0}, "is a float, not a function"),
+        ({"metric": 3, "max_drop": 1.0}, "metric: is a int; give"),
+        ({"metric": lambda runner: "good", "max_drop": 1.0}, "it gave 'good', no number"),
+        ({"metric": lambda runner: float("nan"), "max_drop": 1.0}, "it gave NaN"),
+        ({"metric": lambda runner: 1 // 0, "max_drop": 1.0}, "it raised ZeroDivisionError"),
+    ],
+)
+def test_a_metric_that_makes_no_sense_is_said_in_a_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        quantize(**options)
+
+
+def test_a_metric_is_held_to_its_limit_without_samples_too() -> None:
+    scores = iter([1.0, 0.0])
+    with pytest.raises(VerificationError, match="falls from 1 to 0 and --max-drop allows 0.5"):
+        onnxq.quantize(
+            network(), preset="w8", metric=lambda runner: next(scores), max_drop=0.5, benchmark=False, threads=1
+        )
+
+
+SCRIPT = """
+import sys, time
+from tests.test_searching import network, quantize
+import onnx
+def slow(runner):
+    time.sleep(0.05)
+    import numpy as np
+    from tests.test_searching import feeds
+    return -float(sum(np.abs(runner(feed)["y"] - want).mean() for feed, want in zip(feeds(2, 5), WANTED)))
+from tests.test_searching import feeds, run
+model = onnx.load("float.onnx")
+WANTED = [run(model.SerializeToString(), feed)["y"] for feed in feeds(2, 5)]
+quantize("float.onnx", output=sys.argv[1], metric=slow, max_drop=0.15, resume=True)
+"""
+
+
+def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(tmp_path: Path) -> None:
+    (tmp_path / "float.onnx").write_bytes(network().SerializeToString())
+    path = f"{Path(__file__).resolve().parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+    def start(output: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, output], cwd=tmp_path, env=environment)
+
+    straight = start("straight.onnx")
+    killed = start("killed.onnx")
+    state = tmp_path / "killed.onnx.search.json"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and (not state.exists() or len(json.loads(state.read_text())["outcomes"]) < 4):
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert state.exists()
+    assert not (tmp_path / "killed.onnx").exists()
+    assert start("killed.onnx").wait() == 0
+    assert straight.wait() == 0
+    assert (tmp_path / "killed.onnx").read_bytes() == (tmp_path / "straight.onnx").read_bytes()
+    assert not state.exists()
