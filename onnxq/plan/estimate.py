@@ -38,7 +38,7 @@ def estimated_us(model: Model, plan: Plan, target: Target, shapes: Shapes) -> fl
             # An operator on images is slower behind a Q than behind another integer operator.
             if value is not None and _is_integer(value.name, plan) and decided.action == INTEGER:
                 producer = value.producer()
-                if producer is None or not _runs_on_integers(producer.name, nodes):
+                if producer is None or not _gives_integers(producer.name, nodes):
                     total += layout_us(node, shapes, costs.behind_quantize)
     values = [*model.graph.inputs, *(value for node in walk.all_nodes(model.graph) for value in node.outputs)]
     for value in values:
@@ -46,9 +46,9 @@ def estimated_us(model: Model, plan: Plan, target: Target, shapes: Shapes) -> fl
             continue
         size = elements(value, shapes) or 0
         producer = value.producer()
-        if producer is None or not _runs_on_integers(producer.name, nodes):
+        if producer is None or not _gives_integers(producer.name, nodes):
             total += costs.quantize.us(size)
-        if value.is_graph_output() or any(not _runs_on_integers(user.name, nodes) for user in value.consumers()):
+        if value.is_graph_output() or any(not _takes_integers(user.name, nodes) for user in value.consumers()):
             total += costs.dequantize.us(size)
     return total
 
@@ -58,6 +58,10 @@ def _is_integer(name: str | None, plan: Plan) -> bool:
     return decision is not None and not isinstance(decision, Keep)
 
 
-def _runs_on_integers(name: str | None, nodes: Mapping[str, NodePlan]) -> bool:
+def _takes_integers(name: str | None, nodes: Mapping[str, NodePlan]) -> bool:
     decided = nodes.get(name or "")
-    return decided is not None and decided.action in (INTEGER, FOLDED) and not decided.float_output
+    return decided is not None and decided.action in (INTEGER, FOLDED)
+
+
+def _gives_integers(name: str | None, nodes: Mapping[str, NodePlan]) -> bool:
+    return _takes_integers(name, nodes) and not nodes[name or ""].float_output
