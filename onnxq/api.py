@@ -7,16 +7,19 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from onnxq import pipeline, searching
+from onnxq.build import Built
 from onnxq.diagnosis import diagnose
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.build import wanted_by_any
+from onnxq.plan.weight_only import needed_opset
+from onnxq.plan.weight_report import bits_per_weight
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -31,7 +34,8 @@ from onnxq.trials import Job
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
-from onnxq.verify.score import Function, metric_of
+from onnxq.verify.metrics import metric_of
+from onnxq.verify.score import Function, search_metric
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -51,13 +55,20 @@ def quantize(
     equalize: bool | None = None,
     adaround: bool | None = None,
     target: str | None = None,
+    fuse: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     op_types: Sequence[str] = (),
+    bits: int | None = None,
+    block_size: int | None = None,
+    algorithm: str | None = None,
+    accuracy_level: int | None = None,
+    target_bits: float | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
+    max_memory: float | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
@@ -81,20 +92,27 @@ def quantize(
         range: "minmax", "percentile", "entropy" or "mse".
         percentile: share of the values in percent that the range "percentile" keeps.
         per_channel: weight scales by output channel.
-        symmetric: activations with zero in the middle of the grid.
+        symmetric: activations, and packed weights, with zero in the middle of the grid.
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         target: a name that `targets` lists.
+        fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
         exclude: patterns; nodes that match stay float.
         op_types: only these operators are quantized.
+        bits: bits of a packed weight: 2, 3, 4 or 8.
+        block_size: elements of a packed weight that share a scale; 0 for one scale a column.
+        algorithm: how packed weights are rounded.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        target_bits: average bits a weight that packed weights may take, scales and zero points included.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
             is searched for; verification fails where there is none.
         max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
             the units of a function.
+        max_memory: GiB that second moments may take at a time.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
@@ -102,8 +120,9 @@ def quantize(
         budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; the best so far
             is given then.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
-            "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``, of a runner: a callable from a feed to
-            the outputs by name. It gives a number, higher for a better model, and brings its own data.
+            "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
+            of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
+            and brings its own data.
         search_state: file that keeps what a search has measured, removed at success; None takes
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
@@ -130,21 +149,36 @@ def quantize(
         equalize=equalize,
         adaround=adaround,
         target=target,
+        fuse=fuse,
         include=tuple(include),
         exclude=tuple(exclude),
         op_types=tuple(op_types),
+        bits=bits,
+        block_size=block_size,
+        algorithm=algorithm,
+        accuracy_level=accuracy_level,
+        target_bits=target_bits,
         min_sqnr=min_sqnr,
         max_drop=max_drop,
+        max_memory=max_memory,
     )
-    measured_by = metric_of(metric, given.max_drop, given.min_sqnr)
+    measured_by = search_metric(metric, given.max_drop, given.min_sqnr)
+    if given.fuse is not None and statistics is not None:
+        raise RecipeError(
+            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+        )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
-    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
+    prepared = pipeline.load_and_prepare(model, chosen_target, clock, needed_opset(given))
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
     destination = _destination(model, output, given.preset, found, statistics)
     has_ranges = data is not None or saved is not None
-    settled = given if given.preset == "auto" and benchmark else pipeline.settle_preset(given, has_ranges)
+    has_moments = bool(saved.moments) if saved is not None else data is not None
+    settled = given
+    if given.preset != "auto" or not benchmark:
+        settled = pipeline.settle_preset(given, has_ranges, has_moments)
     with ExitStack() as stack:
         job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
         wish = searching.Wish(measured_by, _search_state(search_state, destination), resume)
@@ -192,11 +226,19 @@ def quantize(
         plan=chosen.plan,
         model=io.to_proto(result_model) if not is_path(model) else None,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
+        bits_per_weight=_bits(built),
+        weights=[asdict(layer) for layer in built.weights] if built is not None else [],
         candidates=chosen.candidates,
         choices=chosen.choices,
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _bits(built: Built | None) -> float | None:
+    if built is None or built.plan.counts("integer", "dynamic"):
+        return None
+    return bits_per_weight(built.weights)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
@@ -238,6 +280,7 @@ def calibrate(
     provider: str = CPU,
     progress: Progress | None = None,
     resume: bool = False,
+    moments: bool = False,
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
 
@@ -250,6 +293,8 @@ def calibrate(
         provider: execution provider that runs the float model.
         progress: called with (step, done, total).
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
+        moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
+            n channels 8·n² bytes of memory, and as much in the file.
 
     Raises:
         ModelError: the model cannot be used.
@@ -266,8 +311,8 @@ def calibrate(
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     reader = open_reader(found, prepared.inputs)
     seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader)), reader), None, threads)
-    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources)
-    if not wanted.values:
+    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
+    if not wanted.values and not wanted.second_moments:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
     warnings: list[str] = [*prepared.notes, *reader.notes]
     started = time.perf_counter()
@@ -277,6 +322,8 @@ def calibrate(
         reader,
         image_means=wanted.image_means,
         row_means=wanted.row_means,
+        moments=wanted.second_moments,
+        peaks=wanted.channel_peaks,
         progress=clock.report("calibrate"),
         threads=threads,
         provider=provider,
@@ -292,19 +339,28 @@ def calibrate(
 
 
 def compare(
-    float_model: Source, quantized_model: Source, *, data: object = None, threads: int | None = None
+    float_model: Source,
+    quantized_model: Source,
+    *,
+    data: object = None,
+    metric: str | None = None,
+    threads: int | None = None,
 ) -> Comparison:
     """Compare the outputs of a quantized model with those of its float original.
 
     Args:
         float_model: path or ``onnx.ModelProto``.
         quantized_model: path or ``onnx.ModelProto``.
-        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given.
+        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given, with token ids
+            that an output predicts their perplexity.
+        metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
+            "perplexity" or "divergence".
         threads: threads an operator may use.
 
     Raises:
         CalibrationError: data that does not fit.
         ModelError: a model cannot be loaded, or the outputs are not those of one model.
+        RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
     found = data if data is not None else pipeline.find_calibration(float_model)
@@ -324,7 +380,7 @@ def compare(
     except VerificationError as error:
         raise ModelError(str(error)) from error
     result.warnings.extend(reader.notes)
-    return result
+    return result if metric is None else replace(result, metric=metric_of(result, metric))
 
 
 def _called(source: Source, otherwise: str) -> str:

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.types import Model
 from onnxq.pipeline import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.plan.decisions import Plan
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
+from onnxq.plan.mixed import spend_bits
 from onnxq.plan.solve import solve
+from onnxq.plan.weight_report import LayerWeight
 from onnxq.recipe import Recipe
 from onnxq.refine import refine
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.transform import transform
+from onnxq.transform import transform, uses_awq
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Built:
         statistics: what the ranges came from; None where none were needed.
         non_finite: calibrated values with NaN or infinite elements, and how many.
         warnings: one line each.
+        weights: bits and error of the weights of layers whose activations stay float.
     """
 
     model: Model
@@ -38,6 +42,7 @@ class Built:
     statistics: Statistics | None
     non_finite: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    weights: tuple[LayerWeight, ...] = ()
 
 
 def build(
@@ -68,8 +73,16 @@ def build(
     model = prepared.model.clone()
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
-    notes = transform(copy, recipe, data, threads, clock)
+    notes = transform(copy, recipe, target, data, threads, clock)
+    model = copy.model
+    if statistics is not None and uses_awq(recipe):
+        statistics = None
+        notes.append("--stats: AWQ changed the float model that it belongs to, so the samples were run")
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
+    if recipe.target_bits is not None:
+        with clock.step("plan"):
+            recipe = spend_bits(model, plan, recipe, used)
+        plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
     if recipe.adaround:
@@ -80,6 +93,8 @@ def build(
         warnings += learned
     with clock.step("rewrite"):
         emit(model, solution.rewrite, form)
+        if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
+            keep_apart(model)
     found = non_finite(plan, used)
     warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
-    return Built(model, recipe, form, plan, used, found, warnings)
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights)

@@ -12,6 +12,7 @@ from pathlib import Path
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.kernels import unfolded_layers
 from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
 from onnxq.runtime.dummy import runnable_feed
 from onnxq.runtime.feeds import Feed
@@ -198,8 +199,7 @@ def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict
     ratios = [o.sqnr_db for o in best.outputs.values() if o.sqnr_db is not None]
     if ratios and max(ratios) <= 0.0:
         verdict.failures.append(
-            f"SQNR is {max(ratios):.1f} dB at best: the error is as large as the signal; "
-            "try --range minmax, or --exclude the layers that hurt"
+            f"SQNR is {max(ratios):.1f} dB at best: the error is as large as the signal; {_remedy(recipe)}"
         )
     elif best.sqnr_db is not None and best.sqnr_db < LOW_SQNR_DB:
         name = next(n for n, output in best.outputs.items() if output.sqnr_db == best.sqnr_db)
@@ -222,8 +222,7 @@ def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
             verdict.failures.append("--min-sqnr: the model has no real-valued output to measure")
         elif best.sqnr_db < recipe.min_sqnr:
             verdict.failures.append(
-                f"SQNR is {best.sqnr_db:.1f} dB and --min-sqnr asks for {recipe.min_sqnr:g}; "
-                "try another --range, or --exclude the layers that hurt"
+                f"SQNR is {best.sqnr_db:.1f} dB and --min-sqnr asks for {recipe.min_sqnr:g}; {_remedy(recipe)}"
             )
     if recipe.max_drop is not None:
         found = fall(best)
@@ -233,8 +232,7 @@ def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
         what, drop = found
         if drop > recipe.max_drop:
             verdict.failures.append(
-                f"{what} falls by {drop:.2f} points and --max-drop allows {recipe.max_drop:g}; "
-                "try another --range, or --exclude the layers that hurt"
+                f"{what} falls by {drop:.2f} points and --max-drop allows {recipe.max_drop:g}; {_remedy(recipe)}"
             )
 
 
@@ -245,3 +243,11 @@ def fall(comparison: Comparison) -> tuple[str, float] | None:
     if comparison.top1_agreement is not None:
         return "top-1 agreement", 100 * (1 - comparison.top1_agreement)
     return None
+
+
+def _remedy(recipe: Recipe) -> str:
+    """What makes the error smaller with such a preset."""
+    preset = PRESETS[recipe.preset]
+    if preset.activations is None and preset.weights != "integer":
+        return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
+    return "try another --range, such as minmax, or --exclude the layers that hurt"

@@ -68,6 +68,8 @@ class Judge:
         drop: float | None = None
         if self.before is not None and session is not None:
             drop = self.before - self._score(session)
+        elif not self.metric.is_default:
+            drop = self.metric.fall(comparison)
         elif self.limits.max_drop is not None:
             found = fall(comparison)
             drop = found[1] if found is not None else None
@@ -89,11 +91,11 @@ class Judge:
             return outcome.failure
         said = []
         if outcome.drop is not None:
-            what = f"{self.metric.name} falls by {outcome.drop:.4g}"
+            what = f"{self.metric.name} {self.metric.worsens} by {outcome.drop:.4g}"
             if self.before is not None:
                 what += f", from {self.before:.4g} to {self.before - outcome.drop:.4g}"
             else:
-                what += " points"
+                what += self.metric.unit
             said.append(what)
         if outcome.sqnr_db is not None:
             said.append(f"SQNR is {outcome.sqnr_db:.1f} dB")

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
+from onnxq.clock import Clock, Progress
 from onnxq.errors import CalibrationError, ModelError, RecipeError
+from onnxq.gather import check_statistics, gather
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
 from onnxq.graph.outputs import value_names
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model, Proto
 from onnxq.graph.walk import constants_to_quantize
-from onnxq.plan.build import Wanted, make_plan, wanted_by, wanted_by_any
+from onnxq.plan.build import make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
 from onnxq.plan.faint import faint_values
 from onnxq.plan.unusable import unusable_values
 from onnxq.presets import PRESETS
-from onnxq.recipe import Recipe
-from onnxq.runtime.calibrate import calibrate
+from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
 from onnxq.runtime.readers import Reader, open_reader, split
@@ -32,10 +31,31 @@ from onnxq.runtime.session import InputSpec, session_of
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
 
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with the step, what is done of it, and how much there is (None where that is not known)."""
+__all__ = [
+    "Clock",
+    "Data",
+    "Prepared",
+    "Progress",
+    "Shapes",
+    "Source",
+    "contents",
+    "find_calibration",
+    "is_path",
+    "load_and_prepare",
+    "look",
+    "non_finite",
+    "open_data",
+    "plan_and_calibrate",
+    "refuse_empty",
+    "said_of_non_finite",
+    "settle_preset",
+    "what_data_would_buy",
+]
 
 Source: TypeAlias = str | os.PathLike[str] | Proto
+
+_PLAIN_BITS = 8
+"""Bits from which on rounding to nearest is as good as anything."""
 
 _NAMED = 3
 """Values with elements that are not finite that get a warning of their own."""
@@ -43,34 +63,6 @@ _NAMED = 3
 
 class NothingToQuantizeError(RecipeError):
     """The plan would leave the model as it is; for a caller that tries another, to the user it is a `RecipeError`."""
-
-
-class Clock:
-    """Takes the time of each step and reports it to the caller's progress."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time a step; several of one name add up."""
-        if self._progress is not None:
-            self._progress(name, 0, None)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def report(self, name: str) -> Callable[[int, int | None], None]:
-        """What a step calls as it goes on."""
-
-        def call(done: int, total: int | None) -> None:
-            if self._progress is not None:
-                self._progress(name, done, total)
-
-        return call
 
 
 @dataclass
@@ -100,8 +92,15 @@ class Prepared:
     op_types: dict[str, str] = field(default_factory=dict)
 
 
-def load_and_prepare(source: Source, target: Target, clock: Clock) -> Prepared:
+def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: int = 0) -> Prepared:
     """Load a model, check it and clean it up.
+
+    Args:
+        source: the model.
+        target: what will run it.
+        clock: takes the time.
+        min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
+            its own, and a note says so.
 
     Raises:
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
@@ -121,7 +120,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock) -> Prepared:
     with clock.step("prepare"):
         before = origin.remember(model)
         fake_quantized = constants_to_quantize(model)
-        report = prepare(model, min_opset=target.min_opset)
+        report = prepare(model, min_opset=max(target.min_opset, min_opset))
         sources = origin.sources(before, model)
     return Prepared(
         model, original, size, sources, inputs, list(report.notes), report.has_qdq, fake_quantized, before.op_types
@@ -205,19 +204,45 @@ def look(prepared: Prepared, data: Data | None, statistics: Statistics | None, t
     return Shapes({}, {})
 
 
-def settle_preset(recipe: Recipe, has_data: bool) -> Recipe:
-    """Replace "auto" by what it stands for.
+def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = None) -> Recipe:
+    """Replace "auto" by what it stands for, and choose how weights in blocks are rounded where the user did not.
+
+    With data that is GPTQ, which is nowhere worse than what needs none; at 8 bits rounding to nearest is as good.
+
+    Args:
+        recipe: the user's choices.
+        has_data: there are samples, or statistics.
+        has_moments: there are samples, or statistics with second moments; None: as ``has_data``.
 
     Raises:
-        RecipeError: the preset needs data and there is none.
+        RecipeError: the preset or the algorithm needs data and there is none.
     """
     if recipe.preset == "auto":
-        return recipe.override(preset="w8a8" if has_data else "w8")
+        recipe = recipe.override(preset="w8a8" if has_data else "w8")
     if PRESETS[recipe.preset].needs_data and not has_data:
         raise RecipeError(
             f"--preset {recipe.preset}: needs calibration data and there is none; give --calibration or --stats, "
             "or use --preset w8, which needs none"
         )
+    known = has_data if has_moments is None else has_moments
+    asked = [*([recipe.algorithm] if recipe.algorithm else []), *(r.algorithm for r in recipe.rules if r.algorithm)]
+    unfed = [name for name in asked if name in ALGORITHMS_WITH_DATA]
+    if unfed and not known:
+        raise RecipeError(
+            f"--algorithm {unfed[0]}: needs calibration data and there is none; give --calibration (or --stats from "
+            "onnxq calibrate --moments), or use kquant, hqq or rtn, which need none"
+        )
+    presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
+    packs = any(preset.weights == "blocks" for preset in presets)
+    if asked and not packs and set(asked) != {"rtn"}:
+        raise RecipeError(
+            f"--algorithm {asked[0]}: preset {recipe.preset} rounds weights to nearest; use a preset that packs "
+            f"weights: {', '.join(name for name, preset in PRESETS.items() if preset.weights == 'blocks')}"
+        )
+    if recipe.algorithm is None and packs:
+        bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
+        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS
+        return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
 
 
@@ -259,14 +284,13 @@ def plan_and_calibrate(
         plan = plan_without({}, {})
         refuse_empty(plan, prepared, recipe)
     wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
-    if not wanted.values:
+    if not wanted.values and not wanted.second_moments:
         return plan, statistics, warnings
+    samples = data.calibration if data is not None and statistics is None else None
     if statistics is not None:
-        check_statistics(statistics, prepared, wanted.values)
-        samples = None
-    elif data is not None:
-        samples = data.calibration
-        statistics = _gather(prepared, wanted, samples, threads, clock, warnings)
+        check_statistics(statistics, prepared.model, wanted)
+    elif samples is not None:
+        statistics = gather(prepared.model, wanted, recipe, samples, threads, clock, warnings)
     else:
         raise CalibrationError("calibration: the plan needs ranges and there is no data; give --calibration")
     unusable: dict[str, str] = {}
@@ -282,52 +306,24 @@ def plan_and_calibrate(
         # Where a node stays float after all, its neighbours can need values that were not wanted before.
         wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct).without(statistics)
         if samples is not None and wanted.values:
-            statistics.add(_gather(prepared, wanted, samples, threads, clock, warnings))
+            statistics.add(gather(prepared.model, wanted, recipe, samples, threads, clock, warnings))
     return plan, statistics, warnings
 
 
-def _gather(
-    prepared: Prepared, wanted: Wanted, samples: Reader, threads: int | None, clock: Clock, warnings: list[str]
-) -> Statistics:
-    with clock.step("calibrate"):
-        return calibrate(
-            prepared.model,
-            wanted.values,
-            samples,
-            image_means=wanted.image_means,
-            row_means=wanted.row_means,
-            progress=clock.report("calibrate"),
-            threads=threads,
-            warn=warnings.append,
-        )
-
-
 def complete(
-    statistics: Statistics, prepared: Prepared, target: Target, data: Data, threads: int | None, clock: Clock
+    statistics: Statistics,
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data,
+    threads: int | None,
+    clock: Clock,
 ) -> None:
     """Add what any plan could need to the statistics of one plan, in one further run; not to those of another model."""
     dtypes = look(prepared, data, None, threads).dtypes
     wanted = wanted_by_any(prepared.model, target, dtypes, prepared.sources).without(statistics)
     if wanted.values and statistics.model_hash == io.model_hash(prepared.model):
-        statistics.add(_gather(prepared, wanted, data.calibration, threads, clock, []))
-
-
-def check_statistics(statistics: Statistics, prepared: Prepared, wanted: Sequence[str]) -> None:
-    """Make sure that saved statistics are of this model and complete.
-
-    Raises:
-        CalibrationError: they are not.
-    """
-    if statistics.model_hash and statistics.model_hash != io.model_hash(prepared.model):
-        raise CalibrationError(
-            "--stats: the statistics are of another model (its hash differs); run onnxq calibrate on this one"
-        )
-    missing = [name for name in wanted if name not in statistics]
-    if missing:
-        raise CalibrationError(
-            f"--stats: value {missing[0]!r} has no statistics ({len(missing)} missing), and this recipe needs them; "
-            "give --calibration without --stats"
-        )
+        statistics.add(gather(prepared.model, wanted, recipe, data.calibration, threads, clock, []))
 
 
 def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
@@ -373,7 +369,7 @@ def what_data_would_buy(model: Source) -> str:
     """What to tell a user who gave no calibration data."""
     name = Path(model).stem if is_path(model) else "<model>"
     return (
-        "no calibration data: weights are stored in 8 bits and computed with as float32, at float speed; with samples "
+        "no calibration data: weights have 8 bits and activations stay float32; with samples "
         f"(--calibration, or calibration_data/{name}.npz) activations become 8 bits too and integer kernels run"
     )
 

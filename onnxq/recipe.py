@@ -16,6 +16,10 @@ from onnxq.presets import PRESETS
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
+ALGORITHMS_WITH_DATA = ("gptq", "awq")
+"""Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
+ALGORITHM_WITHOUT_DATA = "kquant"
+"""How weights in blocks are rounded where there is no data and the user does not say."""
 BITS = (2, 3, 4, 8)
 
 
@@ -77,7 +81,7 @@ class Recipe:
         bits: bits of a weight in blocks; None takes the preset's.
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
-        algorithm: how weights are rounded; None takes the preset's.
+        algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
@@ -85,6 +89,8 @@ class Recipe:
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
         outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()); None for none.
+        max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
+            need more, the samples are run again for each part of the layers.
     """
 
     preset: str = "auto"
@@ -111,6 +117,7 @@ class Recipe:
     equalize: bool = False
     adaround: bool = False
     outliers: float | None = None
+    max_memory: float = 2.0
 
     def __post_init__(self) -> None:
         _check_choice("--preset", self.preset, tuple(PRESETS))
@@ -126,6 +133,8 @@ class Recipe:
             raise RecipeError(f"--smooth: {self.smooth!r} is neither a number in 0…1 nor 'auto'")
         if isinstance(self.smooth, (int, float)) and not 0 <= self.smooth <= 1:
             raise RecipeError(f"--smooth: {self.smooth} is not in 0…1; 0.5 is the usual choice")
+        if not self.max_memory > 0:
+            raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
         if self.outliers is not None and not self.outliers > 0:
             raise RecipeError(f"outliers: {self.outliers} is no magnitude; 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
@@ -226,6 +235,7 @@ _RECIPE_TYPES: dict[str, tuple[type, ...]] = {
     "symmetric": (bool,), "bias_correct": (bool,), "target": (str,), "min_sqnr": (int, float), "max_drop": (int, float),
     "bits": (int,), "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "target_bits": (int, float),
     "fuse": (str,), "smooth": (int, float, str), "equalize": (bool,), "adaround": (bool,), "outliers": (int, float),
+    "max_memory": (int, float),
 }  # fmt: skip
 _RULE_TYPES: dict[str, tuple[type, ...]] = {
     "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,), "preset": (str,), "bits": (int,),

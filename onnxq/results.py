@@ -42,6 +42,11 @@ class QuantizeResult:
         non_finite: calibrated values with NaN or infinite elements, and how many.
         plan: every decision.
         model: the quantized model where a model, not a path, was given; else None.
+        bits_per_weight: bits that a packed or stored weight takes on average, scales and zero points included; None
+            where there is none, or layers run on integers.
+        weights: one entry for each packed or stored weight: ``node``, ``form``, ``algorithm``, ``elements``, ``bits``
+            with its share of scales and zero points, ``error_db`` (signal to quantization noise), ``shares``, the
+            layer whose weight it shares, and ``output_db``, that of the layer's output where its input was calibrated.
         candidates: of the preset "auto": each whole model that was tried, with its figures and what became of it.
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
@@ -68,6 +73,8 @@ class QuantizeResult:
     model: Proto | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
     unoptimized: Comparison | None = None
+    bits_per_weight: float | None = None
+    weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
@@ -96,7 +103,12 @@ class QuantizeResult:
             "outputs": self.comparison.to_dict()["outputs"] if self.comparison is not None else None,
             "outputs_unoptimized": self.unoptimized.to_dict()["outputs"] if self.unoptimized is not None else None,
             "accuracy": self.comparison.accuracy if self.comparison is not None else None,
+            "perplexity": self.comparison.perplexity if self.comparison is not None else None,
+            "token_agreement": self.comparison.token_agreement if self.comparison is not None else None,
+            "token_divergence": self.comparison.token_divergence if self.comparison is not None else None,
             "non_finite": self.non_finite,
+            "bits_per_weight": self.bits_per_weight,
+            "weights": self.weights,
             "seconds": round(sum(self.seconds.values()), 4),
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
             "candidates": self.candidates,

@@ -18,7 +18,7 @@ from onnxq._version import __version__
 from onnxq.auto import Chosen
 from onnxq.build import Built, build
 from onnxq.diagnosis import examine
-from onnxq.errors import CalibrationError, OnnxqError
+from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph import io
 from onnxq.judge import Judge
 from onnxq.pipeline import Clock
@@ -83,7 +83,7 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
         CalibrationError: data or statistics that do not fit it.
     """
     limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
-    own = wish.metric.function is not None
+    own = not wish.metric.is_default
     if job.recipe.preset == "auto" and not own:
         first = auto.choose(job)
         if job.data is None or not _too_rough(first):
@@ -107,7 +107,7 @@ def _too_rough(first: Chosen) -> bool:
 
 
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
-    own = wish.metric.function is not None
+    own = not wish.metric.is_default
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
     first = auto.make(gated, timed=timed)
@@ -127,11 +127,12 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
 
 
 def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
-    """Without samples nothing can be searched; the metric, which brings its own, can be held to its limit."""
-    before, after = (
-        metric.of(open_session(model, threads=job.threads)) for model in (job.prepared.original, first.content)
-    )
-    if limits.max_drop is not None and before - after > limits.max_drop:
+    """Without samples nothing can be searched; a metric that brings its own can be held to its limit."""
+    if limits.max_drop is None or metric.function is None:
+        raise RecipeError(f"--metric {metric.name}: needs samples; give --calibration")
+    models = (job.prepared.original, first.content)
+    before, after = (metric.of(open_session(model, threads=job.threads)) for model in models)
+    if before - after > limits.max_drop:
         first.verdict.failures.append(
             f"{metric.name} falls from {before:.4g} to {after:.4g} and --max-drop allows {limits.max_drop:g}; "
             "with samples (--calibration) a better model is searched for"
@@ -342,7 +343,7 @@ class _Search:
         verdict = gate.verify(*given, timed=timed, seconds=job.seconds, threads=job.threads)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
-        if self._work.before is not None and not verdict.failures:
+        if not self._wish.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
             if outcome.shortfall(self._work.limits) > 0.0:
                 verdict.failures.append(self._work.figures(outcome))

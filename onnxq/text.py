@@ -65,6 +65,11 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
+        *(
+            [("weights", f"{result['bits_per_weight']:.2f} bits each, scales included")]
+            if result.get("bits_per_weight")
+            else []
+        ),
         ("latency", latency(result)),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
@@ -75,6 +80,20 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     accuracy = result.get("accuracy")
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
+    return facts + token_facts(result)
+
+
+def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Perplexity and agreement over tokens, where they are known."""
+    facts = []
+    perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
+    if perplexity:
+        change = 100 * (perplexity["quantized"] / perplexity["float"] - 1)
+        facts.append(("perplexity", f"{perplexity['float']:.4g} -> {perplexity['quantized']:.4g} ({change:+.2f} %)"))
+    if agreement is not None:
+        apart = result.get("token_divergence")
+        more = "" if apart is None else f", divergence {apart:.3g} nats"
+        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
     return facts
 
 

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from onnxq.core.dtypes import Array
+from onnxq.errors import RecipeError
+from onnxq.gather import gather
+from onnxq.graph.prepare import prepare
+from onnxq.graph.walk import all_nodes
+from onnxq.passes.awq import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
-from onnxq.pipeline import Clock, Data, Prepared
+from onnxq.pipeline import Clock, Data, Prepared, look
+from onnxq.plan.build import Wanted, make_plan
+from onnxq.plan.moments import moments_of
 from onnxq.recipe import Recipe
+from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.fuse import NORM_OPSET, fuse
 from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.session import session_of
+from onnxq.targets import Target
 
 
-def transform(prepared: Prepared, recipe: Recipe, data: Data | None, threads: int | None, clock: Clock) -> list[str]:
-    """Rewrite the prepared model in place as the recipe asks, without changing what it computes in float.
+def transform(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
+    """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
+
+    Args:
+        prepared: its model is changed or replaced.
+        recipe: what is asked for.
+        target: what the runtime is good at.
+        data: samples; None where there are none.
+        threads: threads an operator may use.
+        clock: takes the time.
 
     Returns:
         Warnings, one line each.
+
+    Raises:
+        RecipeError: what the recipe asks for needs samples and there are none.
     """
     notes: list[str] = []
+    if recipe.fuse is not None:
+        with clock.step("fuse"):
+            notes += _fuse(prepared, recipe.fuse, target, data, threads)
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
+    if uses_awq(recipe):
+        notes += _awq(prepared, recipe, target, data, threads, clock)
     return notes
 
 
@@ -35,3 +64,56 @@ def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> lis
 
     absorb_biases(prepared.model, lowest)
     return []
+
+
+def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None, threads: int | None) -> list[str]:
+    feed = data.first if data is not None else runnable_feed(session_of(prepared.model, threads=threads))
+    # The library writes LayerNormalization, which ONNX has from operator set 17 on.
+    prepare(prepared.model, min_opset=max(target.min_opset, NORM_OPSET))
+    # Residual sums stay apart where the kernel that joins them with a normalization is the slower one.
+    fused = fuse(prepared.model, model_type, feed, skip_norms=not target.slow_norms, threads=threads)
+    if fused.model is None:
+        return [fused.note]
+    prepared.model = fused.model
+    names = [node.name or "" for node in all_nodes(fused.model.graph)]
+    prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
+    return []
+
+
+def uses_awq(recipe: Recipe) -> bool:
+    """Whether some weights are scaled by AWQ, so that saved statistics do not fit the model any more."""
+    return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
+
+
+def _awq(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> list[str]:
+    if data is None:
+        raise RecipeError(
+            "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+        )
+    notes: list[str] = []
+    with clock.step("plan"):
+        seen = look(prepared, data, None, threads)
+        plan = make_plan(
+            prepared.model,
+            recipe,
+            target,
+            seen.shapes,
+            seen.dtypes,
+            prepared.sources,
+            op_types=prepared.op_types,
+        )
+    read = moments_of(prepared.model, plan, "awq")
+    wanted = Wanted((), second_moments=read, channel_peaks=tuple(read))
+    # a copy is run: groups that come later see the model as it was
+    statistics = gather(prepared.model.clone(), wanted, recipe, data.calibration, threads, clock, notes)
+    with clock.step("transform"):
+        scaled = scale_for_weights(prepared.model, plan, statistics)
+    added = [name for name, where in scaled.items() if where.added is not None]
+    if added:
+        notes.append(
+            f"AWQ: {len(added)} of {len(scaled)} scaled layer inputs have a Mul of their own (the first {added[0]!r}): "
+            "what precedes them is read elsewhere too, or cannot take up scales"
+        )
+    return notes

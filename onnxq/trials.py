@@ -185,7 +185,9 @@ class Trials:
             except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
                 if not self._complete:
                     self._complete = True
-                    pipeline.complete(self.statistics, job.prepared, job.target, job.data, job.threads, job.clock)
+                    pipeline.complete(
+                        self.statistics, job.prepared, job.recipe, job.target, job.data, job.threads, job.clock
+                    )
                     with contextlib.suppress(CalibrationError):
                         return self._build_with(recipe, self.statistics)
         built = self._build_with(recipe, self.job.statistics)

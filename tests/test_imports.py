@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "onnxq"
 
 # Rooms of one tier are siblings and do not import each other; a tier imports the tiers above it.
 TIERS = [
-    ["_version", "errors", "text"],
+    ["_version", "clock", "errors", "text"],
     ["core"],
     ["stats", "algorithms"],
     ["graph"],
@@ -23,6 +23,7 @@ TIERS = [
     ["plan"],
     ["passes", "runtime"],
     ["verify", "qat"],
+    ["gather"],
     ["results", "pipeline"],
     ["transform", "refine"],
     ["build"],

@@ -197,7 +197,10 @@ def test_dynamic_scales_are_searched_too() -> None:
     [
         ({"metric": "top1"}, "--metric: there is no limit to hold it to; give --max-drop"),
         ({"metric": "sqnr", "max_drop": 1.0}, "the limit of SQNR is --min-sqnr"),
-        ({"metric": "tpo1", "max_drop": 1.0}, "no 'tpo1'; there are top1, sqnr and module:function"),
+        (
+            {"metric": "tpo1", "max_drop": 1.0},
+            "no 'tpo1'; there are top1, sqnr, accuracy, perplexity",
+        ),
         ({"metric": "no_such_module:f", "max_drop": 1.0}, "cannot be imported: ModuleNotFoundError"),
         ({"metric": "math:pi", "max_drop": 1.0}, "is a float, not a function"),
         ({"metric": 3, "max_drop": 1.0}, "metric: is a int; give"),

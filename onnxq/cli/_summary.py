@@ -33,6 +33,12 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     if accuracy:
         show_text()
         show_text(f"accuracy  {100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %")
+    for name, phrase in text.token_facts(result):
+        show_text(f"{name}  {phrase}")
+    metric = result.get("metric")
+    if metric:
+        before = "" if metric["reference"] is None else f"{text.cell(metric['reference'])} -> "
+        show_text(f"metric    {metric['name']}: {before}{text.cell(metric['quantized'])}")
 
 
 def show_diagnosis(result: Mapping[str, Any], *, verbose: bool) -> None:

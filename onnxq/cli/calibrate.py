@@ -48,6 +48,12 @@ from onnxq.cli._progress import working
     help="File for the statistics (.npz).",
 )
 @option(
+    "--moments",
+    is_flag=True,
+    group="Input and output",
+    help="Also save second moments of layer inputs, which 'onnxq quantize --algorithm gptq' needs. They are large.",
+)
+@option(
     "--resume",
     is_flag=True,
     group="Input and output",
@@ -79,6 +85,7 @@ def command(
     calibration: str,
     output: Path,
     resume: bool,
+    moments: bool,
     provider: str,
     threads: int | None,
     as_json: bool,
@@ -102,6 +109,7 @@ def command(
             provider=provider,
             progress=progress,
             resume=resume,
+            moments=moments,
         )
     state(ctx).written = output
     if as_json:

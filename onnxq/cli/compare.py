@@ -19,6 +19,7 @@ from onnxq.cli._summary import show_comparison
     epilog=examples(
         "onnxq compare model.onnx model.w8a8.onnx -c test.npz",
         "onnxq compare model.onnx model.w8a8.onnx -c mydata:samples --json",
+        "onnxq compare lm.onnx lm.w4.onnx -c held_out.npz --metric perplexity",
     ),
 )
 @click.argument("float_model", type=FILE, metavar="FLOAT")
@@ -31,19 +32,28 @@ from onnxq.cli._summary import show_comparison
     group="Data",
     help=f"Samples to run through both models: {CALIBRATION_FORMS}.",
 )
+@option(
+    "--metric",
+    metavar="NAME",
+    group="Data",
+    help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It must be there.",
+)
 @output_options
-def command(float_model: Path, quantized_model: Path, calibration: str, as_json: bool, **_: Any) -> None:
+def command(
+    float_model: Path, quantized_model: Path, calibration: str, metric: str | None, as_json: bool, **_: Any
+) -> None:
     """Compare the outputs of the model QUANTIZED with those of the model FLOAT, sample by sample.
 
     Gives SQNR, cosine similarity and top-1 agreement for each output, and the accuracy of both models where the data
-    has an array 'labels'.
+    has an array 'labels'. For language models also the perplexity of the token ids in the data, and how often both
+    models find the same token most likely; padding, by an attention mask in the data, does not count.
     """
     from onnxq import api
 
     with working(as_json) as progress:
         if progress is not None:
             progress("compare", 0, None)
-        result = api.compare(float_model, quantized_model, data=calibration)
+        result = api.compare(float_model, quantized_model, data=calibration, metric=metric)
     if as_json:
         emit_json(result.to_dict())
     else:

@@ -20,6 +20,7 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
+from onnxq.recipe import ALGORITHMS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -103,7 +104,8 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     default=None,
     group=_HOW,
     default_text="the target's, affine",
-    help="Whether the range of an activation has zero in its middle, or lies where the values are.",
+    help="Whether the range of an activation has zero in its middle, or lies where the values are; with a preset that "
+    "packs weights, the same of their blocks (symmetric by default from 4 bits on).",
 )
 @option(
     "--per-channel/--per-tensor",
@@ -134,11 +136,65 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
 )
 @option(
+    "--bits",
+    type=click.Choice(["2", "3", "4", "8"]),
+    callback=lambda ctx, parameter, value: int(value) if value is not None else None,
+    group=_HOW,
+    default_text="the preset's",
+    help="Bits of a packed weight; 3 are stored as 4.",
+)
+@option(
+    "--block-size",
+    type=int,
+    metavar="N",
+    group=_HOW,
+    default_text="32, or 128 at 8 bits",
+    help="Elements of a packed weight that share a scale: 16, 32, 64, 128 or 256; 0 for one scale a column.",
+)
+@option(
+    "--algorithm",
+    metavar="NAME",
+    group=_HOW,
+    default_text="gptq with samples, kquant without, rtn at 8 bits",
+    help=f"How packed weights are rounded: {', '.join(ALGORITHMS)}.",
+)
+@option(
+    "--accuracy-level",
+    type=click.IntRange(0, 4),
+    metavar="0-4",
+    group=_HOW,
+    default_text="4",
+    help="How MatMulNBits computes: 0 and 1 in float32, 4 with activations rounded to int8 inside the kernel, which is "
+    "fast and adds an error of 0.5 to 0.7 %.",
+)
+@option(
+    "--target-bits",
+    type=float,
+    metavar="X",
+    group=_HOW,
+    help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
+)
+@option(
     "--target",
     metavar="NAME",
     group=_HOW,
     default_text="cpu",
     help="What will run the model; 'onnxq targets' lists the names.",
+)
+@option(
+    "--fuse",
+    metavar="TYPE",
+    group=_HOW,
+    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
+    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
+)
+@option(
+    "--max-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    group=_HOW,
+    default_text="2",
+    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
 )
 @option(
     "--include",
@@ -183,8 +239,8 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
     metavar="NAME",
     group=_PROOF,
     default_text="top1",
-    help="What --max-drop is about: top1, or module:function, which gets a callable from a feed to the outputs by name "
-    "and returns a number, higher for a better model. sqnr stands for --min-sqnr alone.",
+    help="What --max-drop is about: top1, accuracy, perplexity, divergence, or module:function, which gets a callable "
+    "from a feed to the outputs by name and returns a number, higher for a better model.",
 )
 @option(
     "--budget",

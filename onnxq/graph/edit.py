@@ -98,3 +98,30 @@ def drop_unused_initializer(value: ir.Value | None) -> bool:
     assert graph is not None and value.name is not None
     del graph.initializers[value.name]
     return True
+
+
+def multiply_by(main: ir.Graph, value: ir.Value, factors: Array, names: walk.Names, base: str) -> ir.Value:
+    """Add a node that multiplies a value by a constant, right behind where the value comes from.
+
+    Args:
+        main: the main graph, which gets the constant.
+        value: made by a node, or input of a graph; its readers stay as they are.
+        factors: the constant; broadcasts against the value.
+        names: the model's names.
+        base: name of node, output and constant, made unique.
+
+    Returns:
+        The product.
+    """
+    producer = value.producer()
+    graph = producer.graph if producer is not None else value.graph
+    assert graph is not None
+    constant = add_initializer(main, names.value(f"{base}.factors"), factors)
+    node = ir.Node("", "Mul", [value, constant], name=names.node(base), num_outputs=1)
+    product = node.outputs[0]
+    product.name, product.type, product.shape = names.value(base), value.type, value.shape
+    if producer is not None:
+        graph.insert_after(producer, node)
+    else:
+        graph.insert_before(graph[0], node)
+    return product

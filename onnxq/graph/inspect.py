@@ -115,8 +115,7 @@ class _Look:
             how = op_type + (_at_run_time(node) if op_type in _AT_RUN_TIME else "")
             return _State(_ON_INTEGERS.get(op_type, op_type.removeprefix("QLinear")), INTEGER, how + _weights(node))
         if op_type in _WEIGHT_ONLY:
-            bits, block = walk.attr_int(node, "bits", 4), walk.attr_int(node, "block_size", 0)
-            return _State(_WEIGHT_ONLY[op_type], STORED, f"{op_type}: {bits} bits in blocks of {block}")
+            return _State(_WEIGHT_ONLY[op_type], STORED, _packed(node))
         standard = node.domain in ("", "ai.onnx")
         if standard and (op_type in _CONVERSIONS or op_type in _STRUCTURAL):
             return None
@@ -332,8 +331,22 @@ def _stored(node: ir.Node) -> str:
         if weight is None or weight.value is value or weight.value.dtype is None:
             continue
         kind = f"{weight.value.dtype.name.lower()} weights {granularity_of(weight)}".rstrip()
+        if weight.table is not None:
+            return f"{kind} (index of {weight.table.shape[-1]} values, looked up at load)"
         return f"{kind} ({'Cast, Mul' if weight.unfolded else 'DequantizeLinear'})"
     return ""
+
+
+def _packed(node: ir.Node) -> str:
+    """How an operator with packed weights stores them and computes."""
+    block = f"in blocks of {walk.attr_int(node, 'block_size', 0)}"
+    if node.op_type == "MatMulBnb4":
+        return f"MatMulBnb4: {'nf4' if walk.attr_int(node, 'quant_type', 1) else 'fp4'} {block}"
+    how = f"{node.op_type}: {walk.attr_int(node, 'bits', 4)} bits {block}"
+    affine = walk.input_at(node, 3) is not None
+    how += ", zero points" if affine else ""
+    level = walk.attr_int(node, "accuracy_level", 0)
+    return how + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else "")
 
 
 def _weights(node: ir.Node) -> str:

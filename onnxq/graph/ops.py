@@ -198,6 +198,32 @@ def gives_float(node: ir.Node) -> bool:
     return user is None or user.op_type not in _GEMM_ACTIVATIONS
 
 
+def bias_behind(node: ir.Node) -> ir.Node | None:
+    """The Add behind a MatMul with a constant matrix that adds one constant a column, and nothing else."""
+    weight = walk.const_array(walk.input_at(node, 1))
+    user = walk.only_use(node.outputs[0])
+    if node.op_type != "MatMul" or weight is None or weight.ndim != 2 or user is None or user.graph is not node.graph:
+        return None
+    if user.op_type != "Add" or user.domain not in ("", "ai.onnx"):
+        return None
+    bias = next((array for value in user.inputs if (array := walk.const_array(value)) is not None), None)
+    fits = bias is not None and bias.shape == weight.shape[1:] and bias.dtype == weight.dtype
+    return user if fits else None
+
+
+def scalings_beside(node: ir.Node) -> list[ir.Node]:
+    """Products with one number right before or behind a MatMul, which the runtime joins with it."""
+    before = [value.producer() for value in node.inputs if value is not None and walk.only_use(value) is node]
+    found = [*before, walk.only_use(node.outputs[0])]
+    return [n for n in found if n is not None and n.op_type in ("Mul", "Div") and n.domain == "" and _by_number(n)]
+
+
+def _by_number(node: ir.Node) -> bool:
+    arrays = [walk.const_array(value) for value in node.inputs]
+    candidates = arrays if node.op_type == "Mul" else arrays[1:]
+    return any(array is not None and array.size == 1 for array in candidates)
+
+
 def row_of(node: ir.Node) -> OpRow | None:
     """The row of a standard operator, or None."""
     return OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None

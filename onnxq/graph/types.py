@@ -13,3 +13,6 @@ Proto = onnx.ModelProto
 
 FLOAT32 = ir.DataType.FLOAT
 """Element type of ordinary real numbers."""
+
+FLOAT16 = ir.DataType.FLOAT16
+"""Element type of half precision."""

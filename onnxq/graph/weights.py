@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxq.core.affine import dequantize, params_for, quantize
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.metrics import sqnr_db
+from onnxq.core.packing import PACKED_BITS, unpack
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import at_run_time, walk
 from onnxq.graph.ops import channel_axis
@@ -43,6 +44,7 @@ class Weight:
         axis: along which scales of rank 1 lie; None where there is one, or they have the weight's rank.
         block: elements in a block; 0 where there are no blocks.
         unfolded: Cast → Mul turns the integers into floats, once, when the model is loaded.
+        table: reals that the integers are indices into.
     """
 
     node: ir.Node
@@ -52,6 +54,7 @@ class Weight:
     axis: int | None = None
     block: int = 0
     unfolded: bool = False
+    table: Array | None = None
 
 
 def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
@@ -79,6 +82,8 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
             walk.attr_int(producer, "axis", 1),
             walk.attr_int(producer, "block_size", 0),
         )
+    if (looked_up := _looked_up(node, producer)) is not None:
+        return looked_up
     if (stored := _unfolded(producer)) is not None and producer is not None:
         return Weight(node, stored, walk.const_array(producer.inputs[1]), unfolded=True)
     if producer is not None and producer.op_type == "Transpose" and walk.is_constant(producer.inputs[0]):
@@ -89,7 +94,7 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         axis = -1 if node.op_type == "MatMulInteger" else 0
         return Weight(node, value, at_run_time.scale_behind(node), axis=axis)
     if node.op_type not in _SCALES:
-        return Weight(node, value)
+        return Weight(node, value, block=walk.attr_int(node, "block_size", 0))
     axis = 0 if node.op_type == "QLinearConv" or walk.attr_int(node, "transB", 0) else -1
     zero_point = _ZERO_POINTS.get(node.op_type)
     return Weight(
@@ -110,6 +115,23 @@ def _turned(node: ir.Node, transpose: ir.Node) -> Weight | None:
     return Weight(node, value, at_run_time.scale_behind(node), axis=0)
 
 
+def _looked_up(node: ir.Node, producer: ir.Node | None) -> Weight | None:
+    """The indices behind Cast → Gather or GatherElements of a constant table, scaled and rearranged or not."""
+    scale, block = None, 0
+    while producer is not None and producer.op_type in ("Transpose", "Reshape", "Slice", "Mul"):
+        if producer.op_type == "Mul":
+            scale = walk.const_array(producer.inputs[1])
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    if producer is None or producer.op_type not in ("Gather", "GatherElements") or producer.inputs[1] is None:
+        return None
+    cast, table = producer.inputs[1].producer(), walk.const_array(producer.inputs[0])
+    stored = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    if table is None or stored is None or not walk.is_constant(stored) or stored.dtype in walk.FLOATS:
+        return None
+    return Weight(node, stored, scale, None, None, block, True, table)
+
+
 def _unfolded(node: ir.Node | None) -> ir.Value | None:
     """The integers behind the Mul of Cast → Mul; None for any other node."""
     if node is None or node.op_type != "Mul" or node.inputs[0] is None:
@@ -122,7 +144,10 @@ def _unfolded(node: ir.Node | None) -> ir.Value | None:
 
 
 def granularity_of(weight: Weight) -> str:
-    """Which elements share a scale, in words; empty where that is not known."""
+    """Which elements share a scale, or a table, in words; empty where that is not known."""
+    if weight.table is not None:
+        groups = max(1 if weight.scale is None else weight.scale.size, weight.table.size // weight.table.shape[-1])
+        return f"in {groups} groups" if groups > 1 else "per tensor"
     if weight.block:
         return f"in blocks of {weight.block}"
     if weight.scale is None:
@@ -140,13 +165,51 @@ def weight_facts(weight: Weight) -> dict[str, Any]:
         "dtype": {"float": "float32", "double": "float64"}.get(dtype, dtype),
         "granularity": granularity_of(weight) or None, "low": None, "high": None, "sqnr_db": None,
     }  # fmt: skip
-    if array is None or array.size == 0 or weight.node.op_type in _PACKED:
+    if weight.node.op_type in _PACKED:
+        return facts | _packed_facts(weight)
+    if array is None or array.size == 0:
+        return facts
+    if weight.table is not None:
+        facts["dtype"] = f"{facts['dtype']} index of {weight.table.shape[-1]} values"
         return facts
     reals = _reals(weight, array)
     if reals is not None and np.isfinite(reals).any():
         facts["low"], facts["high"] = float(np.nanmin(reals)), float(np.nanmax(reals))
     if array.dtype == np.float32 and array.ndim >= 2 and array.size <= _LARGE and np.isfinite(array).all():
         facts["sqnr_db"] = _error_at_int8(weight.node, array)
+    return facts
+
+
+def _packed_facts(weight: Weight) -> dict[str, Any]:
+    """Shape, type and range of a weight whose integers lie several to a byte."""
+    node, scale = weight.node, weight.scale
+    if node.op_type == "MatMulBnb4":
+        kind = "nf4" if walk.attr_int(node, "quant_type", 1) else "fp4"
+        return {"shape": [walk.attr_int(node, "N"), walk.attr_int(node, "K")], "dtype": kind}
+    packed = walk.const_array(weight.value)
+    if packed is None or packed.dtype != np.uint8 or scale is None:
+        return {}
+    bits, block = walk.attr_int(node, "bits", 4), weight.block
+    if bits not in PACKED_BITS or not block or walk.attr_int(node, "quantize_axis", 1) != 1:
+        return {}
+    rows = packed.reshape(packed.shape[0], -1)
+    width = walk.attr_int(node, "K") or rows.shape[1] * 8 // bits
+    facts: dict[str, Any] = {"shape": [rows.shape[0], width], "dtype": f"uint{bits}"}
+    blocks = (rows.shape[0], -(-width // block))
+    zero, zeros = walk.const_array(walk.input_at(node, 3)), np.full(blocks, 1 << (bits - 1), np.float32)
+    if rows.shape[0] * width > _LARGE or scale.size != zeros.size or rows.shape[1] * 8 // bits < width:
+        return facts
+    if zero is not None and zero.dtype == np.uint8 and zero.size == blocks[0] * -(-blocks[1] * bits // 8):
+        zeros[:] = unpack(zero.reshape(blocks[0], -1), bits, blocks[1])
+    elif zero is not None and zero.dtype != np.uint8 and zero.size == zeros.size:
+        zeros[:] = zero.reshape(blocks)
+    elif zero is not None:
+        return facts
+    scales = np.asarray(scale, np.float32).reshape(blocks)
+    middle, step = (np.repeat(part, block, axis=1)[:, :width] for part in (zeros, scales))
+    reals = (unpack(rows, bits, width).astype(np.float32) - middle) * step
+    if reals.size and np.isfinite(reals).any():
+        facts["low"], facts["high"] = float(np.nanmin(reals)), float(np.nanmax(reals))
     return facts
 
 

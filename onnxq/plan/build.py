@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.ops import STORABLE, Kind, activation_positions, channel_axis, is_weight
-from onnxq.graph.types import FLOAT32, Model, Node, Value
+from onnxq.graph.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
+from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
 from onnxq.plan.bias import mean_kind
 from onnxq.plan.bodies import witnesses
 from onnxq.plan.candidates import Candidate, Survey, survey
@@ -25,10 +25,12 @@ from onnxq.plan.decisions import (
     Plan,
 )
 from onnxq.plan.dynamic import plan_dynamic
+from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
+from onnxq.plan.units import keep_whole, mixed_units, units_of
 from onnxq.plan.values import decide_values
-from onnxq.plan.weight_only import plan_weight
+from onnxq.plan.weight_only import notes_on, plan_weight
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
@@ -84,16 +86,27 @@ def make_plan(
         candidate = found.candidates[name]
         if static and preset_of(recipe, candidate.choice).activations != "static":
             found.keep(name, _ACTIVATIONS_FLOAT)
+    units = units_of(graph) if static else []
+    keep_whole(found, units, selection)
     working = ahead_of_work(found)
-    chosen = place(found, target, shapes, working) if static else set()
-    context = _Context(found, chosen, working, recipe, target, shapes, selection, static)
+    chosen = place(found, target, shapes, working, units) if static else set()
+    while mixed := mixed_units(units, found, chosen):
+        for unit, members in mixed:
+            for name in members & found.candidates.keys():
+                found.keep(name, f"{unit.reason}, which stays float")
+        working = ahead_of_work(found)
+        chosen = place(found, target, shapes, working, units)
+    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, graph)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
     nodes = _drop_folds(nodes, values, found)
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values)
+    if target.adds_bias:
+        nodes = _with_biases(nodes, found, selection)
+    notes = tuple(notes_on(nodes.values(), recipe))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -113,11 +126,15 @@ class Wanted:
         values: values that need a range.
         image_means: inputs of convolutions, whose channel means correct biases.
         row_means: inputs of Gemm layers, likewise.
+        second_moments: inputs of layers whose weights are rounded by them, and how many channels they have.
+        channel_peaks: those whose channel magnitudes are needed too.
     """
 
     values: tuple[str, ...]
     image_means: tuple[str, ...] = ()
     row_means: tuple[str, ...] = ()
+    second_moments: Mapping[str, int] = field(default_factory=dict)
+    channel_peaks: tuple[str, ...] = ()
 
     def without(self, known: Statistics) -> Wanted:
         """What is not known yet."""
@@ -125,6 +142,12 @@ class Wanted:
             tuple(name for name in self.values if name not in known),
             tuple(name for name in self.image_means if name not in known.means),
             tuple(name for name in self.row_means if name not in known.means),
+            {
+                name: count
+                for name, count in self.second_moments.items()
+                if name not in known.moments and name not in known.later
+            },
+            tuple(name for name in self.channel_peaks if name not in known.peaks),
         )
 
 
@@ -139,13 +162,21 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
     nodes = [
         node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
     ]
-    return Wanted((*plan.calibrated, *witnesses(model, plan)), *(_means(nodes) if means else ((), ())))
+    moments = moments_of(model, plan)
+    peaks = tuple(moments_of(model, plan, "awq"))
+    values = (*plan.calibrated, *witnesses(model, plan))
+    return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
 
 def wanted_by_any(
-    model: Model, target: Target, dtypes: Mapping[str, str], sources: Mapping[str, tuple[str, ...]]
+    model: Model,
+    target: Target,
+    dtypes: Mapping[str, str],
+    sources: Mapping[str, tuple[str, ...]],
+    *,
+    moments: bool = False,
 ) -> Wanted:
-    """What any plan for the target could need."""
+    """What any plan for the target could need; ``moments`` also what rounding weights by their inputs needs."""
     selection = Selection(Recipe(preset="w8a8"), sources, ())
     found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
     names: dict[str, None] = {}
@@ -153,7 +184,9 @@ def wanted_by_any(
         for value in _touched(candidate):
             if value.name and not walk.is_constant(value):
                 names[value.name] = None
-    return Wanted(tuple(names), *_means([candidate.node for candidate in found.candidates.values()]))
+    read = dict(filter(None, map(layer_input, model.graph))) if moments else {}
+    means = _means([candidate.node for candidate in found.candidates.values()])
+    return Wanted(tuple(names), *means, read, tuple(read))
 
 
 def _means(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -183,6 +216,7 @@ class _Context:
     shapes: Shapes
     selection: Selection
     static: bool
+    graph: Graph
 
 
 def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
@@ -231,7 +265,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
             return [planned]
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
-        planned = plan_weight(node, preset, recipe, target, choice)
+        inside = node.graph is not context.graph
+        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
@@ -313,4 +348,22 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         result[name] = replace(plan, float_output=True, folds=None)
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
+    return result
+
+
+def _with_biases(nodes: dict[str, NodePlan], found: Survey, selection: Selection) -> dict[str, NodePlan]:
+    """Let a MatMul whose products go straight to float add the bias behind it."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or not plan.float_output or candidate is None:
+            continue
+        added = bias_behind(candidate.node)
+        if added is None or selection.of(added.name or "", added.op_type).excluded:
+            continue
+        if result[added.name or ""].action == FLOAT:
+            result[name] = replace(plan, adds=added.name)
+            result[added.name or ""] = NodePlan(
+                added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
+            )
     return result

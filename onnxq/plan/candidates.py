@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.graph import inner, walk
+from onnxq.graph.masks import mask_number, masked_values
 from onnxq.graph.ops import STORABLE, Kind, OpRow, activation_positions, clamp_bounds, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Graph, Node, Value
 from onnxq.plan.select import Choice, Selection
 from onnxq.recipe import Rule
 from onnxq.targets import Target
 
-QUANTIZED_OPS = frozenset(
+PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized".split())
+"""Operators of ONNX Runtime that read packed weights: of GPTQ or AWQ, or of another tool."""
+QUANTIZED_OPS = PACKED_OPS | frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
 _STRUCTURAL = frozenset("Constant Identity Shape Size If Loop Scan".split())
@@ -99,10 +102,24 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:
             found.candidates[node.name or ""] = Candidate(node, row, choice)
-    if found.present:
+    _leave_masks(found, masked_values(graph))
+    if any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
     _fold_clamps(found, symmetric)
     return found
+
+
+def _leave_masks(found: Survey, masked: Mapping[str, float]) -> None:
+    """What adds a mask, moves it or reads it: beside such a number a grid has no levels left for any other."""
+    for name, candidate in list(found.candidates.items()):
+        values = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
+        values += candidate.node.outputs
+        for value in values:
+            number = masked.get(value.name or "", mask_number(value)) if value is not None else None
+            if number is not None:
+                text = "−∞" if np.isneginf(number) else f"{number:.4g}".replace("-", "−")
+                found.keep(name, f"it carries the mask {text}, beside which 8 bits have no levels for the rest")
+                break
 
 
 def _leave_to_its_maker(found: Survey) -> None:
@@ -170,6 +187,33 @@ def _is_real(node: Node, dtypes: Mapping[str, str]) -> bool:
     return any(t is None or t in ("float32", "float16", "float", "double", "float64", "bfloat16") for t in types)
 
 
+def _only_weights(node: Node) -> bool:
+    """Whether a node that is quantized already reads or unfolds quantized weights, and no quantized activation."""
+    if node.op_type in PACKED_OPS:
+        return True
+    if node.op_type == "DequantizeLinear":
+        return walk.is_constant(node.inputs[0])
+    producers = [value.producer() for value in node.inputs if value is not None]
+    readers = [user.op_type for output in node.outputs for user in output.consumers()]
+    return (
+        "QuantizeLinear" not in readers
+        and all(
+            producer is None or producer.op_type != "DequantizeLinear" or walk.is_constant(producer.inputs[0])
+            for producer in producers
+        )
+        and node.op_type not in QUANTIZED_OPS
+    )
+
+
+def _unfolds_constant(value: Value | None) -> bool:
+    """Whether the value is what a DequantizeLinear makes of a constant, rearranged or not."""
+    producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in ("Transpose", "Reshape", "Cast"):
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear" and walk.is_constant(producer.inputs[0])
+
+
 def _touches_quantized(node: Node) -> bool:
     if any(walk.is_constant(walk.input_at(node, position)) for position in STORABLE.get(node.op_type, ())):
         return False  # whatever stands around it, its weight is float
@@ -177,6 +221,8 @@ def _touches_quantized(node: Node) -> bool:
         producer = value.producer() if value is not None else None
         if producer is not None and producer.op_type == "DequantizeLinear":
             return True
+    if any(_unfolds_constant(walk.input_at(node, position)) for position in STORABLE.get(node.op_type, ())):
+        return True
     return any(user.op_type == "QuantizeLinear" for output in node.outputs for user in output.consumers())
 
 

@@ -16,6 +16,7 @@ from onnxq.graph.ops import OPS
 from onnxq.graph.types import Node
 from onnxq.plan.bias import correction
 from onnxq.plan.decisions import NodePlan
+from onnxq.plan.weight_algorithms import PackedWeights
 from onnxq.stats.base import Statistics
 
 _BIAS_LIMIT = float(1 << 30)
@@ -58,7 +59,7 @@ def node_rewrite(
             exact = added_to if exact is None else exact + added_to
         if exact is not None:
             added = quantize_bias(exact, scale_x, constants[position].params.scale)
-    return NodeRewrite(constants, added, plan.folds, plan.float_output)
+    return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)
 
 
 def _shift(node: Node, name: str, weight: QTensor, statistics: Statistics | None) -> Array | None:
@@ -91,11 +92,16 @@ def quantize_bias(bias: Array, scale_x: float, scale_w: Array) -> QTensor:
 
 
 class Weights:
-    """Quantized constants, each (initializer, grid) once however many nodes read it."""
+    """Quantized constants, each (initializer, grid) once however many nodes read it.
+
+    Attributes:
+        packed: the matrices of kernels that read packed weights.
+    """
 
     def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
         """Start with what has been learned of single nodes, by (name, input)."""
         self._learned = dict(learned or {})
+        self.packed = PackedWeights()
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(

@@ -16,6 +16,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 _WINDOWS = ("AveragePool", "MaxPool")
 """Operators whose rates are per element of each window."""
 
+_ROWS = "Transpose rows"
+"""A Transpose that leaves the last axis in its place copies row by row, and integers gain it little."""
+
 _IMAGE_RANK = 4
 
 
@@ -44,9 +47,15 @@ def node_costs(node: Node, row: OpRow, shapes: Shapes, costs: Costs) -> tuple[fl
     size = max((s for s in sizes if s is not None), default=0)
     if node.op_type in _WINDOWS:
         size = _window_elements(node, shapes)
-    as_float = costs.float_ops.get(node.op_type, costs.float_default)
-    as_int = costs.int_ops.get(node.op_type, as_float)
+    kind = _ROWS if node.op_type == "Transpose" and _keeps_rows(node) else node.op_type
+    as_float = costs.float_ops.get(kind, costs.float_default)
+    as_int = costs.int_ops.get(kind, as_float)
     return as_float.us(size), as_int.us(size)
+
+
+def _keeps_rows(node: Node) -> bool:
+    order = walk.attr_ints(node, "perm", ())
+    return bool(order) and order[-1] == len(order) - 1
 
 
 def layout_us(node: Node, shapes: Shapes, rates: Mapping[str, Rate]) -> float:
@@ -82,6 +91,7 @@ class _Work:
         weight_elements: elements of the weight.
         groups: groups of a convolution.
         outputs: output elements.
+        packed: the weight is constant, so that its kernel finds it laid out as it needs it.
     """
 
     def __init__(
@@ -94,9 +104,10 @@ class _Work:
         rows: float = 0.0,
         channels: int = 64,
         groups: int = 1,
+        packed: bool = True,
     ) -> None:
         self.macs, self.columns, self.outputs, self.weight_elements = macs, columns, outputs, weight_elements
-        self.rows, self.channels, self.groups = rows, channels, groups
+        self.rows, self.channels, self.groups, self.packed = rows, channels, groups, packed
 
     def us(self, rates: MacRates) -> float:
         """Microseconds at the given rates."""
@@ -110,7 +121,8 @@ class _Work:
         if self.columns:
             padded = math.ceil(self.columns / rates.min_columns) * rates.min_columns / self.columns
         row_ns = rates.thin_row_ns if self.channels < 4 else rates.row_ns
-        compute = self.macs * padded / rates.dense + self.rows * row_ns / 1000.0
+        dense = rates.dense if self.packed else rates.products
+        compute = self.macs * padded / dense + self.rows * row_ns / 1000.0
         return rates.fixed_us + written + max(compute, self.weight_elements / rates.weights_per_us)
 
     @classmethod
@@ -137,4 +149,5 @@ class _Work:
             depth = dims[1] if walk.attr_int(node, "transB", 0) else dims[0]
             return cls(float(output * depth), 0, outputs=output, weight_elements=size)
         depth = dims[-2] if len(dims) > 1 else dims[0]
-        return cls(float(output * depth), 0, outputs=output, weight_elements=size)
+        packed = walk.is_constant(weight)
+        return cls(float(output * depth), 0, outputs=output, weight_elements=size, packed=packed)

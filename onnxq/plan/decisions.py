@@ -9,15 +9,22 @@ from onnxq.core.spec import QParams, TensorSpec
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Parameters from the value's own statistics."""
+    """Parameters from the value's own statistics.
+
+    Attributes:
+        spec: the grid.
+        range_method: how the statistics become a range.
+        within: (low, high) that the value has by definition (Softmax lies in 0…1): the range is no wider.
+    """
 
     spec: TensorSpec
     range_method: str
+    within: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Parameters known beforehand (Softmax lies in 0…1)."""
+    """Parameters known beforehand (Softmax on integers lies in 0…1)."""
 
     params: QParams
 
@@ -69,6 +76,7 @@ class NodePlan:
         reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
         folds: name of the Relu or Clip behind it that its output's range replaces.
         float_output: its products are scaled back to float at once.
+        adds: name of the Add behind it whose constant the kernel adds to these.
         weights: how its constants become integers, by input position.
         float_us: estimated time of the float kernel, in microseconds a sample; None where shapes are unknown.
         int_us: the same for the integer kernel.
@@ -83,6 +91,7 @@ class NodePlan:
     reason: str = ""
     folds: str | None = None
     float_output: bool = False
+    adds: str | None = None
     weights: dict[int, TensorSpec] = field(default_factory=dict)
     float_us: float | None = None
     int_us: float | None = None

@@ -10,7 +10,7 @@ from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
-from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, WeightRewrite
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
 from onnxq.graph.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.plan.constants import Weights, node_rewrite
@@ -18,7 +18,6 @@ from onnxq.plan.decisions import (
     DYNAMIC,
     INTEGER,
     STORAGE,
-    WEIGHT,
     Calibrated,
     Decision,
     Derived,
@@ -27,7 +26,8 @@ from onnxq.plan.decisions import (
     SharedWith,
 )
 from onnxq.plan.dynamic import dynamic_rewrite
-from onnxq.plan.weight_only import weight_rewrite
+from onnxq.plan.pack import pack_weights
+from onnxq.plan.weight_report import LayerWeight, weight_report
 from onnxq.stats.base import Statistics
 from onnxq.stats.ranges import compute_range
 
@@ -47,11 +47,13 @@ class Solution:
         rewrite: what the emitter is told.
         ranges: (low, high) of each value that was calibrated.
         notes: what the user should know.
+        weights: bits and error of the weights of layers whose activations stay float.
     """
 
     rewrite: Rewrite
     ranges: dict[str, Range]
     notes: tuple[str, ...]
+    weights: tuple[LayerWeight, ...] = ()
 
 
 def solve(
@@ -78,7 +80,6 @@ def solve(
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
     dynamic: dict[str, DynamicRewrite] = {}
-    packed: dict[str, WeightRewrite] = {}
     for name, node_plan in plan.nodes.items():
         node = nodes[name]
         if node_plan.action == STORAGE:
@@ -87,9 +88,9 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-        elif node_plan.action == WEIGHT:
-            packed[name] = weight_rewrite(node, node_plan, weights, statistics)
-    return Solution(Rewrite(values, rewrites, storage, dynamic, packed), ranges.found, tuple(notes))
+    packed, errors = pack_weights(nodes, plan, weights, statistics, notes)
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 
 
 class _Ranges:
@@ -108,7 +109,7 @@ class _Ranges:
                         f"value {name!r}: the statistics do not have it; run onnxq calibrate on this very model"
                     )
                 low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
-                bound_low, bound_high = clamps.get(name, (-np.inf, np.inf))
+                bound_low, bound_high = clamps.get(name, decision.within or (-np.inf, np.inf))
                 self.found[name] = (max(low, bound_low), min(high, bound_high))
         for name, decision in plan.values.items():
             if isinstance(decision, Derived):

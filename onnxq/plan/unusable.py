@@ -5,13 +5,13 @@ from __future__ import annotations
 from onnxq.graph import walk
 from onnxq.graph.types import Model
 from onnxq.plan.bodies import never_run
-from onnxq.plan.decisions import INTEGER, Calibrated, Plan, SharedWith
+from onnxq.plan.decisions import Calibrated, Plan, SharedWith
 from onnxq.stats.base import Statistics, ValueStatistic
 
 WIDEST_LOGITS = 128.0
 """Width of a logit above which half a step of an 8-bit grid changes a probability by a quarter and more."""
 
-_OF_LOGITS = ("Softmax", "Sigmoid")
+_OF_LOGITS = ("LogSoftmax", "Softmax", "Sigmoid")
 
 
 def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
@@ -34,9 +34,8 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
         if name not in found and (reason := _nothing_seen(statistics.get(name))):
             found[name] = reason
     for node in walk.all_nodes(model.graph):
-        node_plan = plan.nodes.get(node.name or "")
-        if node.op_type not in _OF_LOGITS or node_plan is None or node_plan.action != INTEGER or not node.inputs[0]:
-            continue
+        if node.op_type not in _OF_LOGITS or not node.inputs[0] or node.inputs[0].name not in plan.values:
+            continue  # whether it computes on integers itself or reads what an integer node before it wrote
         chain = _shared(node.inputs[0].name or "", plan)
         if isinstance(plan.values[chain[-1]], Calibrated) and (reason := _masked(statistics.get(chain[-1]))):
             found |= {name: reason for name in chain if name not in found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.core.affine import params_from_range
 from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.ops import Kind, activation_positions, gives_float
+from onnxq.graph.ops import Kind, activation_positions, gives_float, row_of
 from onnxq.graph.types import Graph, Node
 from onnxq.plan.candidates import Candidate, Survey, joined_rule
 from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, Fixed, NodePlan, SharedWith
@@ -40,8 +40,12 @@ def decide_values(
             _decide_outputs(candidate, read, spec, recipe, selection, values)
         for output in node.outputs:
             if output.name in read and output.name not in written:
-                rule = selection.of(node.name or "", node.op_type).rule
-                values[output.name or ""] = Calibrated(spec, rule.range or recipe.range)
+                row, rule = row_of(node), selection.of(node.name or "", node.op_type).rule
+                if row is not None and row.fixed_range is not None and rule.range is None:
+                    # All of what was seen, and no more than there can be: a Softmax over many seldom comes near 1.
+                    values[output.name or ""] = Calibrated(spec, "minmax", within=row.fixed_range)
+                else:
+                    values[output.name or ""] = Calibrated(spec, rule.range or recipe.range)
     return values
 
 

@@ -15,8 +15,9 @@ from onnxq.graph.inner import arrays_of
 from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.feeds import Feed, FeedHash
 from onnxq.runtime.layout import unordered_session
+from onnxq.runtime.padding import Masks, Padding
 from onnxq.runtime.readers import Reader
-from onnxq.runtime.session import CPU, Session, provider_named, session_of
+from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
 from onnxq.stats.base import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
@@ -37,6 +38,8 @@ def calibrate(
     warn: Callable[[str], None] | None = None,
     image_means: Iterable[str] = (),
     row_means: Iterable[str] = (),
+    moments: Iterable[str] = (),
+    peaks: Iterable[str] = (),
 ) -> Statistics:
     """Run samples through a model and gather statistics of its values, in memory that does not depend on their number.
 
@@ -55,10 +58,14 @@ def calibrate(
         warn: called with a line for each value that has no statistics, and why.
         image_means: values of (N, C, spatial …) whose channel means are wanted too.
         row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
+        moments: values of (…, C) whose second moments are wanted. Positions that the feed's attention mask calls
+            padding are left out (`onnxq.runtime.padding`).
+        peaks: values of (…, C) whose channel magnitudes are wanted, without padding likewise.
 
     Returns:
-        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value,
-        but not always in its own order (`onnxq.runtime.layout`).
+        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value
+        but those at padding tokens (`onnxq.runtime.padding`), and not always in its own order
+        (`onnxq.runtime.layout`).
 
     Raises:
         CalibrationError: a sample does not fit or fails, there is none, the provider is not there, or ``start`` is
@@ -72,15 +79,30 @@ def calibrate(
         raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
     statistics.model_hash = model_hash
     done = statistics.samples
+    ranges, moments, peaks = dict.fromkeys(values), dict.fromkeys(moments), dict.fromkeys(peaks)
     note = warn or (lambda line: None)
-    augmented = _augmented(model, list(values), threads, note)
+    augmented = _augmented(model, [*ranges, *moments, *peaks], threads, note)
     for name in augmented.missing:
         note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
     total = _length(reader)
     digest = FeedHash()
     pooled = add_channel_means(augmented, image_means)
-    session = unordered_session(augmented.model, threads=threads, provider=provider)
-    wanted = _Wanted(*_wanted(augmented, session, note), pooled, frozenset(row_means), augmented.inner)
+    masks = Masks.of(model)
+    if masks.fixed or moments or peaks:  # where the tokens lie has to be known, or which channel is which
+        session = session_of(augmented.model, threads=threads, providers=providers_from(provider))
+    else:
+        session = unordered_session(augmented.model, threads=threads, provider=provider)
+    fetch, from_feed = _wanted(augmented, session, note)
+    wanted = _Wanted(
+        fetch,
+        from_feed,
+        pooled,
+        frozenset(ranges),
+        frozenset(row_means),
+        frozenset(moments),
+        frozenset(peaks),
+        augmented.inner,
+    )
     for name in augmented.inner:
         if name not in statistics:
             statistics.put(name, ValueStatistic())
@@ -94,10 +116,11 @@ def calibrate(
                 arrays = _run(session, feed, wanted, index)
                 if folding is not None:
                     folding.result()
+                padding = masks.in_feed(feed)
                 for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted, samples_in(feed))
+                    _update(statistics, name, _plain_float(feed[name]), wanted, padding, samples_in(feed))
                 state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state, samples_in(feed))
+                folding = pool.submit(_fold, statistics, arrays, wanted, state, padding, samples_in(feed))
                 del arrays
                 if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                     folding.result()
@@ -152,12 +175,18 @@ def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None])
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to take from each run: outputs, inputs, outputs that are channel means, values of rows, inner values."""
+    """What to take from each run, and what of it."""
 
     fetch: list[str]
+    """outputs"""
     from_feed: list[str]
+    """inputs"""
     pooled: dict[str, str]
+    """outputs that are channel means, by the value that they are of"""
+    ranges: frozenset[str]
     rows: frozenset[str]
+    moments: frozenset[str]
+    peaks: frozenset[str]
     inner: dict[str, str]
 
 
@@ -174,23 +203,35 @@ def samples_in(feed: Feed) -> int:
     return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
 
 
-def _fold(statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], samples: int) -> None:
+def _fold(
+    statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], padding: Padding, samples: int
+) -> None:
     arrays.reverse()  # each array is let go as soon as it is folded in
     for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted, samples)
+        _update(statistics, name, _plain_float(arrays.pop()), wanted, padding, samples)
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
     for name in wanted.inner:
         for array in arrays_of(arrays.pop()):
-            _update(statistics, name, _plain_float(array), wanted, samples)
+            _update(statistics, name, _plain_float(array), wanted, padding, samples)
     statistics.samples, statistics.data_hash = state
+    statistics.masks = tuple(sorted({*statistics.masks, *(name for name, _ in padding.arrays)}))
 
 
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, samples: int) -> None:
-    statistics.update(name, array, samples)
+def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, padding: Padding, samples: int) -> None:
+    tokens = padding.tokens(name, array)
+    if name in wanted.ranges:
+        # Without their padding the samples of a batch are no longer told apart.
+        statistics.update(name, tokens, samples if tokens.shape == array.shape else 1, array.shape)
     if name in wanted.rows and array.ndim == 2:
         statistics.update_means(name, array)
+    if name in wanted.moments or name in wanted.peaks:
+        rows = padding.rows(name, array)
+        if name in wanted.moments:
+            statistics.update_moments(name, rows)
+        if name in wanted.peaks:
+            statistics.update_peaks(name, rows)
 
 
 def _plain_float(array: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxq.stats.extrema import Extrema
 from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
 from onnxq.stats.means import ChannelMeans
 from onnxq.stats.powers import SamplePowers
+from onnxq.stats.second_moment import ChannelPeaks, SecondMoment
 
 
 class ValueStatistic:
@@ -64,12 +66,13 @@ class ValueStatistic:
         """Infinite elements seen."""
         return self.extrema.inf_count
 
-    def update(self, array: Array, samples: int = 1) -> None:
+    def update(self, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
         """Fold in an array of any shape, which may differ from the ones before.
 
         Args:
             array: float16, float32 or float64; non-finite elements are counted and otherwise ignored.
             samples: how many samples were run at once; where the first axis has this length, it is the samples'.
+            shape: shape of the value, where the array is only a part of it.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -77,8 +80,9 @@ class ValueStatistic:
         array = np.asarray(array)
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             raise CalibrationError(f"update: element type {array.dtype} is not float16, float32 or float64")
-        if self.shape is None or _order(array.shape) < _order(self.shape):
-            self.shape = array.shape
+        shape = array.shape if shape is None else shape
+        if self.shape is None or _order(shape) < _order(self.shape):
+            self.shape = shape
         flat = array.reshape(-1)
         if flat.dtype.itemsize == 2:
             flat = flat.astype(np.float32)  # four times faster than reducing float16
@@ -170,6 +174,19 @@ class ValueStatistic:
         return f"ValueStatistic(low={self.low}, high={self.high}, count={self.count}, shape={self.shape})"
 
 
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What a weight algorithm gets to know of the input that a weight is multiplied with.
+
+    Attributes:
+        moment: its second moment, of one row at least.
+        peaks: magnitudes of its channels; None where they were not gathered.
+    """
+
+    moment: SecondMoment
+    peaks: ChannelPeaks | None = None
+
+
 class Statistics(Mapping[str, ValueStatistic]):
     """The statistics of a calibration run, by value name, in the order of the names.
 
@@ -177,7 +194,14 @@ class Statistics(Mapping[str, ValueStatistic]):
         model_hash: of the model that was run.
         data_hash: of the calibration data.
         samples: feeds that were run.
+        masks: inputs of the model that said which positions are padding; these are left out of every value that has
+            such positions.
         means: channel means of the values that have them, by name.
+        moments: second moments of the values that have them, by name.
+        peaks: channel magnitudes of the values that have them, by name.
+        source: gives the moments and peaks of values in ``later``, in place of those that are here: all together would
+            not fit in memory. None where there is nothing more to come. Not saved.
+        later: names of the values that the source knows.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -187,7 +211,12 @@ class Statistics(Mapping[str, ValueStatistic]):
         self.model_hash = model_hash
         self.data_hash = data_hash
         self.samples = samples
+        self.masks: tuple[str, ...] = ()
         self.means: dict[str, ChannelMeans] = {}
+        self.moments: dict[str, SecondMoment] = {}
+        self.peaks: dict[str, ChannelPeaks] = {}
+        self.source: Callable[[str], Statistics] | None = None
+        self.later: frozenset[str] = frozenset()
         self._values: dict[str, ValueStatistic] = {}
 
     def __getitem__(self, name: str) -> ValueStatistic:
@@ -202,11 +231,14 @@ class Statistics(Mapping[str, ValueStatistic]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Statistics):
             return NotImplemented
-        mine = (self.model_hash, self.data_hash, self.samples, self._values, self.means)
-        return mine == (other.model_hash, other.data_hash, other.samples, other._values, other.means)
+        return self._state() == other._state()
 
-    def update(self, name: str, array: Array, samples: int = 1) -> None:
-        """Fold an array, of so many samples, into the statistic of the value ``name``.
+    def _state(self) -> tuple[object, ...]:
+        said = (self.model_hash, self.data_hash, self.samples, self.masks)
+        return (*said, self._values, self.means, self.moments, self.peaks)
+
+    def update(self, name: str, array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> None:
+        """Fold an array, of so many samples, into the statistic of ``name``; see `ValueStatistic.update`.
 
         Raises:
             CalibrationError: the array is not floating point.
@@ -215,7 +247,7 @@ class Statistics(Mapping[str, ValueStatistic]):
         if statistic is None:
             statistic = self._values[name] = ValueStatistic()
         try:
-            statistic.update(array, samples)
+            statistic.update(array, samples, shape)
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
 
@@ -228,6 +260,36 @@ class Statistics(Mapping[str, ValueStatistic]):
         except CalibrationError as error:
             raise CalibrationError(f"value '{name}': {error}") from None
 
+    def update_moments(self, name: str, array: Array) -> None:
+        """Fold an array, (…, channels), into the second moment of the value ``name``; see `SecondMoment.update`."""
+        try:
+            self.moments.setdefault(name, SecondMoment()).update(array)
+        except CalibrationError as error:
+            raise CalibrationError(f"value '{name}': {error}") from None
+
+    def update_peaks(self, name: str, array: Array) -> None:
+        """Fold an array, (…, channels), into the channel magnitudes of the value ``name``."""
+        try:
+            self.peaks.setdefault(name, ChannelPeaks()).update(array)
+        except CalibrationError as error:
+            raise CalibrationError(f"value '{name}': {error}") from None
+
+    def of_input(self, name: str) -> InputStatistics | None:
+        """What is known of the channels of a value; those of other values may be dropped for it (see ``source``).
+
+        Raises:
+            CalibrationError: the source failed.
+        """
+        if name not in self.moments and self.source is not None and name in self.later:
+            self.moments.clear()
+            self.peaks.clear()
+            found = self.source(name)
+            self.moments, self.peaks = found.moments, found.peaks
+            if name not in self.moments:  # nobody need ask again
+                self.later -= {name}
+        moment, peaks = self.moments.get(name), self.peaks.get(name)
+        return None if moment is None or not moment.rows else InputStatistics(moment, peaks)
+
     def put(self, name: str, statistic: ValueStatistic) -> None:
         """Set the statistic of the value ``name``."""
         self._values[name] = statistic
@@ -236,6 +298,8 @@ class Statistics(Mapping[str, ValueStatistic]):
         """Take over the values of another run over the same data."""
         self._values.update(other._values)
         self.means.update(other.means)
+        self.moments.update(other.moments)
+        self.peaks.update(other.peaks)
 
     def merge(self, *others: Statistics) -> Statistics:
         """Join any number of shards: ``a.merge(b)``, or ``Statistics.merge(a, b, c)``.
@@ -247,8 +311,11 @@ class Statistics(Mapping[str, ValueStatistic]):
             CalibrationError: the shards are of different models.
         """
         joined = Statistics(self.model_hash, self.data_hash, self.samples)
+        joined.masks = self.masks
         joined._values = {name: statistic.merge(ValueStatistic()) for name, statistic in self._values.items()}
         joined.means = {name: means.merge(ChannelMeans()) for name, means in self.means.items()}
+        joined.moments = {name: moment.merge(SecondMoment()) for name, moment in self.moments.items()}
+        joined.peaks = {name: peaks.merge(ChannelPeaks()) for name, peaks in self.peaks.items()}
         for other in others:
             if other.model_hash != self.model_hash:
                 raise CalibrationError(
@@ -256,10 +323,15 @@ class Statistics(Mapping[str, ValueStatistic]):
                     "join only runs of the same model"
                 )
             joined.samples += other.samples
+            joined.masks = tuple(sorted({*joined.masks, *other.masks}))
             for name, statistic in other._values.items():
                 joined._values[name] = joined._values.get(name, ValueStatistic()).merge(statistic)
             for name, means in other.means.items():
                 joined.means[name] = joined.means.get(name, ChannelMeans()).merge(means)
+            for name, moment in other.moments.items():
+                joined.moments[name] = joined.moments.get(name, SecondMoment()).merge(moment)
+            for name, peaks in other.peaks.items():
+                joined.peaks[name] = joined.peaks.get(name, ChannelPeaks()).merge(peaks)
         if others:
             joined.data_hash = combine_hashes(self.data_hash, *(other.data_hash for other in others))
         return joined

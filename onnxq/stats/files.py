@@ -12,6 +12,7 @@ import os
 import secrets
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,25 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats.base import Statistics, ValueStatistic
 from onnxq.stats.means import ChannelMeans
+from onnxq.stats.second_moment import ChannelPeaks, SecondMoment, packed_size
 
 FORMAT = "onnxq-statistics"
-VERSION = 1
+VERSION = 2
+"""2 since there are second moments and channel magnitudes; files of version 1, which have none, are still read."""
 
 _KEYS = (
     "model_hash", "data_hash", "samples", "names", "extrema", "counters", "ranks", "shapes", "spans", "counts",
     "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
-_LATER = ("powers", "power_lengths")
-"""What files of the first releases lack."""
+_LATER = ("powers", "power_lengths", "masks")
+"""What files of version 1 may lack."""
+_MOMENT_KEYS = (
+    "moment_names", "moment_counters", "moment_high", "moment_low",
+    "peak_names", "peak_counters", "peak_highest", "peak_high", "peak_low",
+)  # fmt: skip
+_STORED = frozenset({"moment_high", "moment_low"})
+"""Members that are not compressed: long, and random in their lower bits."""
 
 _DAMAGE = (
     ValueError,
@@ -77,7 +86,7 @@ def _archive(arrays: dict[str, Array]) -> bytes:
             member = io.BytesIO()
             np.lib.format.write_array(member, array, allow_pickle=False)
             info = zipfile.ZipInfo(f"{key}.npy")  # its fixed date is what makes equal content equal bytes
-            info.compress_type = zipfile.ZIP_DEFLATED
+            info.compress_type = zipfile.ZIP_STORED if key in _STORED else zipfile.ZIP_DEFLATED
             archive.writestr(info, member.getvalue())
     return content.getvalue()
 
@@ -107,7 +116,10 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
         "counts": joined("counts"),
         "powers": joined("powers").reshape(-1, 2),
         "power_lengths": np.array([len(value["powers"]) for value in values], np.int64),
+        "masks": np.array(list(statistics.masks), dtype=np.str_) if statistics.masks else np.zeros(0, "U1"),
         **_pack_means(statistics),
+        **_pack_all("moment", statistics.moments, ("high", "low")),
+        **_pack_all("peak", statistics.peaks, ("highest", "high", "low")),
     }
 
 
@@ -134,6 +146,39 @@ def _unpack_means(packed: dict[str, Array]) -> dict[str, ChannelMeans]:
     }
 
 
+def _pack_all(
+    prefix: str, found: Mapping[str, SecondMoment] | Mapping[str, ChannelPeaks], keys: tuple[str, ...]
+) -> dict[str, Array]:
+    """Second moments or magnitudes as a few long arrays; the lengths of the parts follow from the channels."""
+    states = {name: found[name].to_arrays() for name in sorted(found)}
+    packed = {
+        f"{prefix}_names": np.array(list(states), dtype=np.str_) if states else np.zeros(0, "U1"),
+        f"{prefix}_counters": (
+            np.stack([state["counters"] for state in states.values()]) if states else np.zeros((0, 3), np.int64)
+        ),
+    }
+    for key in keys:
+        parts = [state[key] for state in states.values()]
+        packed[f"{prefix}_{key}"] = np.concatenate(parts) if parts else np.zeros(0)
+    return packed
+
+
+def _unpack_all(
+    packed: dict[str, Array], prefix: str, keys: tuple[str, ...], length: Callable[[int], int]
+) -> dict[str, dict[str, Array]]:
+    names, counters = packed[f"{prefix}_names"], packed[f"{prefix}_counters"]
+    lengths = [length(int(channels)) if channels >= 0 else 0 for channels in counters.reshape(-1, 3)[:, 0]]
+    sizes = {packed[f"{prefix}_{key}"].size for key in keys}
+    if counters.shape != (len(names), 3) or len(set(names.tolist())) != len(names) or sizes != {sum(lengths)}:
+        raise CalibrationError(f"its arrays of {prefix}s do not belong together")
+    ends = np.cumsum(lengths, dtype=np.int64)
+    states = {}
+    for row, name in enumerate(names.tolist()):
+        part = slice(int(ends[row]) - lengths[row], int(ends[row]))
+        states[name] = {"counters": counters[row], **{key: packed[f"{prefix}_{key}"][part] for key in keys}}
+    return states
+
+
 def load(path: Path) -> Statistics:
     """Read a file that `save` wrote.
 
@@ -152,14 +197,15 @@ def load(path: Path) -> Statistics:
             if "format" not in members or "version" not in members or str(archive["format"]) != FORMAT:
                 raise CalibrationError(f"{path}: an .npz, but not of statistics; {remedy}")
             version = int(archive["version"])
-            if version != VERSION:
+            if version not in (1, VERSION):
                 raise CalibrationError(
                     f"{path}: statistics of format version {version}; this onnxq reads {VERSION}, {remedy} again"
                 )
-            missing = [key for key in _KEYS if key not in members]
+            keys = _KEYS if version == 1 else (*_KEYS, *_MOMENT_KEYS)
+            missing = [key for key in keys if key not in members]
             if missing:
                 raise CalibrationError(f"{path}: statistics lack {', '.join(missing)}; {remedy} again")
-            return _unpack({key: archive[key] for key in (*_KEYS, *_LATER) if key in members})
+            return _unpack({key: archive[key] for key in (*keys, *_LATER) if key in members})
     except CalibrationError as error:
         text = str(error)
         raise CalibrationError(text if text.startswith(str(path)) else f"{path}: damaged statistics: {text}") from None
@@ -176,7 +222,13 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
         raise CalibrationError("its arrays do not belong together")
     statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
+    statistics.masks = tuple(packed["masks"].tolist()) if "masks" in packed else ()
     statistics.means = _unpack_means(packed)
+    if "moment_names" in packed:
+        moments = _unpack_all(packed, "moment", ("high", "low"), packed_size)
+        statistics.moments = {name: SecondMoment.from_arrays(state) for name, state in moments.items()}
+        peaks = _unpack_all(packed, "peak", ("highest", "high", "low"), lambda channels: channels)
+        statistics.peaks = {name: ChannelPeaks.from_arrays(state) for name, state in peaks.items()}
     shape_ends = np.cumsum(packed["ranks"])
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
     lengths = packed.get("power_lengths", np.zeros(len(names), np.int64))

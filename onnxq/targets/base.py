@@ -30,6 +30,7 @@ class MacRates:
 
     Attributes:
         dense: Conv with one group, Gemm and MatMul.
+        products: MatMul of two activations, whose right side is not packed beforehand.
         grouped: Conv with several groups of more than one channel.
         depthwise: Conv with one channel a group.
         depthwise_width: channels that a depthwise kernel computes together; fewer take as long.
@@ -51,6 +52,7 @@ class MacRates:
     weights_per_us: float
     min_columns: int
     fixed_us: float
+    products: float
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class Target:
         integer_ops: operators with an integer kernel.
         formats: formats its models can have, the default first.
         min_opset: opset the emitted models need.
+        slow_norms: the runtime joins a residual Add and the normalization behind it into a kernel that is slower.
+        adds_bias: the kernel that scales the products of a MatMul to float also adds a bias, but only as an operator of
+            its own.
         costs: times that decide what is worth quantizing.
     """
 
@@ -108,3 +113,5 @@ class Target:
     formats: tuple[str, ...]
     min_opset: int
     costs: Costs
+    slow_norms: bool = False
+    adds_bias: bool = False

@@ -21,6 +21,7 @@ COSTS = Costs(
         weights_per_us=10e3,
         min_columns=1,
         fixed_us=3.0,
+        products=57e3,
     ),
     int_macs=MacRates(
         dense=218e3,
@@ -33,6 +34,7 @@ COSTS = Costs(
         weights_per_us=22e3,
         min_columns=16,
         fixed_us=4.0,
+        products=65e3,
     ),
     quantize=Rate(0.22, 3.0),
     dequantize=Rate(0.18, 3.0),
@@ -46,6 +48,7 @@ COSTS = Costs(
         "Relu": Rate(0.06),
         "Clip": Rate(0.06),
         "Sigmoid": Rate(0.5),
+        "SiLU": Rate(0.25),  # Sigmoid and Mul, which become one kernel
         "Softmax": Rate(0.7),
         "Where": Rate(1.7),
         "MaxPool": Rate(0.024),
@@ -54,6 +57,7 @@ COSTS = Costs(
         "Unsqueeze": Rate(0.0, 1.0),
         "Flatten": Rate(0.0, 1.0),
         "Transpose": Rate(0.34),
+        "Transpose rows": Rate(0.30),
         "Slice": Rate(0.22),
         "Split": Rate(0.22),
         "Gather": Rate(0.22),
@@ -82,6 +86,7 @@ COSTS = Costs(
         "Unsqueeze": Rate(0.0, 1.0),
         "Flatten": Rate(0.0, 1.0),
         "Transpose": Rate(0.14),
+        "Transpose rows": Rate(0.26),
         "Slice": Rate(0.12),
         "Split": Rate(0.12),
         "Gather": Rate(0.14),
@@ -122,4 +127,6 @@ TARGET = Target(
     formats=("qdq", "qoperator"),
     min_opset=13,
     costs=COSTS,
+    slow_norms=True,
+    adds_bias=True,
 )

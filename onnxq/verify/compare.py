@@ -17,6 +17,8 @@ from onnxq.errors import VerificationError
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify.fidelity import Fidelity, OutputComparison
+from onnxq.verify.metrics import Metric
+from onnxq.verify.tokens import Tokens
 
 _CLASS_RANKS = (2, 3)
 
@@ -33,7 +35,13 @@ class Comparison:
         class_output: the output taken for class scores: the first real-valued one of rank 2 or 3 whose last axis is
             2 or longer.
         accuracy: ``{"float": …, "quantized": …}``, shares of labels that the largest element of ``class_output``
-            hits; None without labels.
+            hits (of a language model: over tokens); None without labels.
+        perplexity: ``{"float": …, "quantized": …}`` of the token ids in the data, or of labels for tokens; None where
+            no output (N, S, tokens) predicts them.
+        token_agreement: share of these tokens, padding left out, for which both models find the same one most likely.
+        token_divergence: mean Kullback–Leibler divergence of the quantized model's distribution over tokens from the
+            float model's, in nats; unlike perplexity it cannot fall by chance.
+        metric: the figure that was asked for by name; None where none was.
         warnings: what could not be compared.
     """
 
@@ -43,6 +51,10 @@ class Comparison:
     top1_agreement: float | None
     class_output: str | None
     accuracy: dict[str, float] | None = None
+    perplexity: dict[str, float] | None = None
+    token_agreement: float | None = None
+    token_divergence: float | None = None
+    metric: Metric | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -72,6 +84,11 @@ class Comparison:
             lines.append(f"{name}: {', '.join(facts) or 'not compared'}")
         if self.accuracy is not None:
             lines.append(f"accuracy: {self.accuracy['float']:.2%} float, {self.accuracy['quantized']:.2%} quantized")
+        if self.perplexity is not None:
+            found = self.perplexity
+            lines.append(f"perplexity: {found['float']:.4g} float, {found['quantized']:.4g} quantized")
+        if self.token_agreement is not None:
+            lines.append(f"same most likely token: {self.token_agreement:.2%}")
         return "\n".join(lines)
 
 
@@ -91,7 +108,8 @@ def compare(
         quantized_model: the model in question; its outputs are matched by name, else by position.
         feeds: arrays by input name.
         optimize: with all graph optimizations of the runtime, or with none.
-        labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`.
+        labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`. Or
+            (items, positions) token ids, which `onnxq.verify.tokens` describes.
         threads: threads an operator may use; None lets the runtime choose.
 
     Raises:
@@ -149,7 +167,10 @@ class _Trial:
         self._samples = 0
         self._pairs = _matched(reference, actual)
         self._states = {name: Fidelity() for name, _ in self._pairs}
-        self._hits = None if labels is None else _Hits(np.asarray(labels))
+        self._labels = None if labels is None else np.asarray(labels)
+        self._hits = None if self._labels is None else _Hits(self._labels)
+        self._tokens: dict[str, Tokens] = {}
+        self._items = 0
         self._chosen: str | None = None
 
     def add(self, feed: Feed, outputs: Mapping[str, Any]) -> None:
@@ -169,6 +190,20 @@ class _Trial:
                 self._chosen = name
             if name == self._chosen and self._hits is not None:
                 self._hits.add(expected, got)
+            if self._states[name].is_real and expected.ndim == 3:
+                tokens = self._tokens.setdefault(name, Tokens(self._token_labels is not None))
+                tokens.add(feed, self._labels_of(expected.shape[0]), expected, got)
+        self._items += _items(feed)
+
+    @property
+    def _token_labels(self) -> Array | None:
+        """The labels, if they are for tokens."""
+        labels = self._labels
+        return labels if labels is not None and labels.ndim == 2 and labels.dtype.kind in "iu" else None
+
+    def _labels_of(self, items: int) -> Array | None:
+        labels = self._token_labels
+        return None if labels is None else labels[self._items : self._items + items]
 
     def result(self) -> Comparison:
         """The figures over all feeds."""
@@ -181,10 +216,16 @@ class _Trial:
             if output.mismatched
         ]
         hits, chosen = self._hits, self._chosen
+        tokens = next((found for found in self._tokens.values() if found.known), None)
+        if tokens is not None and self._token_labels is not None:
+            hits = None
         if hits is not None and (chosen is None or not hits.complete):
             warnings.append(
                 "labels: they do not match an output of class scores item by item, so accuracy is not given"
             )
+        accuracy = hits.accuracy if hits is not None and chosen is not None else None
+        if tokens is not None and accuracy is None:
+            accuracy = tokens.accuracy
         ratios = [output.sqnr_db for output in outputs.values() if output.sqnr_db is not None]
         return Comparison(
             outputs=outputs,
@@ -192,7 +233,10 @@ class _Trial:
             sqnr_db=min(ratios, default=None),
             top1_agreement=None if chosen is None else outputs[chosen].top1_agreement,
             class_output=chosen,
-            accuracy=hits.accuracy if hits is not None and chosen is not None else None,
+            accuracy=accuracy,
+            perplexity=tokens.perplexity if tokens is not None else None,
+            token_agreement=tokens.agreement if tokens is not None else None,
+            token_divergence=tokens.divergence if tokens is not None else None,
             warnings=warnings,
         )
 
@@ -213,6 +257,11 @@ def _matched(reference: Session, actual: Session) -> list[tuple[str, str]]:
             f"{reference.output_names}; compare a model with its own quantized form"
         )
     return list(zip(reference.output_names, actual.output_names, strict=True))
+
+
+def _items(feed: Feed) -> int:
+    """Items of a feed: the length of the first axis of its first array that has one."""
+    return next((array.shape[0] for array in feed.values() if array.ndim), 1)
 
 
 def _looks_like_classes(output: Array) -> bool:

@@ -1,4 +1,4 @@
-"""What ``--max-drop`` is measured by: accuracy or agreement by default, or a function of the user's."""
+"""What ``--max-drop`` is measured by: accuracy or agreement by default, another figure, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import OnnxqError, RecipeError
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import Session
+from onnxq.verify.compare import Comparison
+from onnxq.verify.metrics import metric_of
 
 TOP1, SQNR = "top1", "sqnr"
+FIGURES = ("accuracy", "perplexity", "divergence")
+"""Figures of a comparison with float that a limit can be on, besides."""
 
 
 class Runner:
@@ -44,6 +48,8 @@ class Runner:
         return dict(zip(self.output_names, self._session.run(feed), strict=True))
 
 
+_NAMES = ", ".join((TOP1, SQNR, *FIGURES))
+
 Function = Callable[[Runner], float]
 """Scores a model; higher is better."""
 
@@ -53,12 +59,38 @@ class Metric:
     """What a model is scored by.
 
     Attributes:
-        name: "top1", "sqnr", or what the user's function is called.
-        function: the user's; None for the other two, which the comparison with float gives.
+        name: "top1", "sqnr", one of `FIGURES`, or what the user's function is called.
+        function: the user's; None for the others, which the comparison with float gives.
     """
 
     name: str = TOP1
     function: Function | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Verification itself holds a model to its limit."""
+        return self.name in (TOP1, SQNR) and self.function is None
+
+    @property
+    def worsens(self) -> str:
+        """What it does in a worse model."""
+        return "rises" if self.function is None and self.name in ("perplexity", "divergence") else "falls"
+
+    @property
+    def unit(self) -> str:
+        """What a fall of it is counted in."""
+        return " points" if self.function is None and self.name in (TOP1, "accuracy") else ""
+
+    def fall(self, comparison: Comparison) -> float:
+        """How much worse than float a model is by one of `FIGURES`: points of accuracy, perplexity, nats of divergence.
+
+        Raises:
+            RecipeError: the comparison does not have that figure.
+        """
+        found = metric_of(comparison, self.name)
+        if self.name == "accuracy":
+            return 100.0 * ((found.reference or 0.0) - found.quantized)
+        return found.quantized - (found.reference or 0.0)
 
     def of(self, session: Session) -> float:
         """The score of a model by the user's function.
@@ -84,11 +116,11 @@ class Metric:
         return score
 
 
-def metric_of(given: str | Function | None, max_drop: float | None, min_sqnr: float | None) -> Metric:
+def search_metric(given: str | Function | None, max_drop: float | None, min_sqnr: float | None) -> Metric:
     """What the user asked to measure by.
 
     Args:
-        given: "top1", "sqnr", ``module:function``, or the function itself; None for "top1".
+        given: "top1", "sqnr", one of `FIGURES`, ``module:function``, or the function itself; None for "top1".
         max_drop: the limit on its fall.
         min_sqnr: the limit on SQNR.
 
@@ -103,13 +135,13 @@ def metric_of(given: str | Function | None, max_drop: float | None, min_sqnr: fl
         return Metric(SQNR)
     if max_drop is None:
         raise RecipeError("--metric: there is no limit to hold it to; give --max-drop")
-    if given == TOP1:
-        return Metric(TOP1)
+    if given == TOP1 or given in FIGURES:
+        return Metric(str(given))
     if isinstance(given, str):
         return Metric(given, _imported(given))
     if not callable(given):
         raise RecipeError(
-            f"metric: is a {type(given).__name__}; give 'top1', 'sqnr', 'module:function' or a function of a runner"
+            f"metric: is a {type(given).__name__}; give one of {_NAMES}, 'module:function' or a function of a runner"
         )
     return Metric(f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}", given)
 
@@ -117,7 +149,7 @@ def metric_of(given: str | Function | None, max_drop: float | None, min_sqnr: fl
 def _imported(text: str) -> Function:
     module, colon, name = text.rpartition(":")
     if not (colon and module and name):
-        raise RecipeError(f"--metric: no {text!r}; there are top1, sqnr and module:function")
+        raise RecipeError(f"--metric: no {text!r}; there are {_NAMES} and module:function")
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:

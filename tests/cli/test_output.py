@@ -180,7 +180,10 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
             (Path("m"), Path("s.npz")),
             {"calibration": "mod:fn", "resume": True, "provider": "P", "threads": 3},
         ),
-        ("compare a b -c d", "compare", (Path("a"), Path("b")), {"data": "d"}),
+        ("compare a b -c d", "compare", (Path("a"), Path("b")), {"data": "d", "metric": None}),
+        ("compare a b -c d --metric top1", "compare", (Path("a"), Path("b")), {"data": "d", "metric": "top1"}),
+        ("calibrate m -c d -o s --moments", "calibrate", (Path("m"), Path("s")), {"moments": True, "resume": False}),
+        ("quantize m --max-memory 0.5", "quantize", (Path("m"),), {"max_memory": 0.5}),
         (
             "diagnose a b -c d --recipe r.yaml --recipe-out o.yaml --threads 2",
             "diagnose",
@@ -224,6 +227,10 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
             "samples": 40,
             "outputs": {"logits": OUTPUT, "ids": NOTHING, "same": {**OUTPUT, "sqnr_db": float("inf")}},
             "accuracy": {"float": 0.9, "quantized": 0.895},
+            "perplexity": {"float": 20.0, "quantized": 20.5},
+            "token_agreement": 0.9,
+            "token_divergence": 0.0123,
+            "metric": {"name": "perplexity", "quantized": 20.5, "reference": 20.0},
         },
         [
             "40 samples",
@@ -232,6 +239,9 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
             "ids - - - -",
             "same outputs are equal",
             "90.00 % -> 89.50 %",
+            "perplexity 20 -> 20.5 (+2.50 %)",
+            "tokens the same one most likely for 90.0 %, divergence 0.0123 nats",
+            "metric perplexity: 20 -> 20.5",
         ],
     ),
     (

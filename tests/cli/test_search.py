@@ -78,7 +78,7 @@ def test_a_function_is_the_metric(run: Run, given: list[str]) -> None:
         (["--metric", "mine:nothing", "--max-drop", "1"], "--metric mine:nothing: cannot be imported: AttributeError"),
         (
             ["--metric", "accurcy", "--max-drop", "1"],
-            "--metric: no 'accurcy'; there are top1, sqnr and module:function",
+            "--metric: no 'accurcy'; there are top1, sqnr, accuracy, perplexity, divergence and module:function",
         ),
     ],
 )

@@ -186,10 +186,49 @@ def test_packed_weights() -> None:
     assert (found["op_type"], found["state"], found["how"]) == (
         "MatMul",
         "stored",
-        "MatMulNBits: 4 bits in blocks of 16",
+        "MatMulNBits: 4 bits in blocks of 16, accuracy level 0",
     )
     (weight,) = onnxq.inspect(model).weights
-    assert (weight["low"], weight["granularity"]) == (None, "in blocks of 16")
+    assert (weight["low"], weight["high"], weight["granularity"]) == (-8.0, -8.0, "in blocks of 16")
+    assert (weight["shape"], weight["dtype"]) == ([4, 32], "uint4")
+
+
+@pytest.mark.parametrize(
+    ("options", "how", "dtype"),
+    [
+        ({"preset": "w4"}, "MatMulNBits: 4 bits in blocks of 32, accuracy level 4", "uint4"),
+        ({"preset": "w2"}, "MatMulNBits: 2 bits in blocks of 32, zero points, accuracy level 4", "uint2"),
+        ({"preset": "w4", "format": "qdq"}, "int4 weights in blocks of 32 (DequantizeLinear)", "int4"),
+        ({"preset": "nf4"}, "MatMulBnb4: nf4 in blocks of 64", "nf4"),
+        (
+            {"preset": "nf4", "format": "qdq"},
+            "uint4 weights in 64 groups (index of 16 values, looked up at load)",
+            "uint4 index of 16 values",
+        ),
+        (
+            {"preset": "lut4"},
+            "uint4 weights in 32 groups (index of 16 values, looked up at load)",
+            "uint4 index of 16 values",
+        ),
+        (
+            {"preset": "lut8"},
+            "uint8 weights per tensor (index of 256 values, looked up at load)",
+            "uint8 index of 256 values",
+        ),
+    ],
+    ids=str,
+)
+def test_every_form_of_packed_weights(options: dict[str, str], how: str, dtype: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((128, 32)).astype(np.float32)
+    model = build("g (float[B, 128] x) => (float[B, 32] y) { [mm] y = MatMul(x, w) }", w=weight)
+    made = onnxq.quantize(model, benchmark=False, force=True, **options).model
+    found = onnxq.inspect(made)
+    (node,) = [node for node in found.nodes if node["name"] == "mm"]
+    assert (node["op_type"], node["state"], node["how"]) == ("MatMul", "stored", how)
+    (facts,) = found.weights
+    assert facts["dtype"] == dtype
+    if facts["low"] is not None:
+        assert -6 < facts["low"] < -2 and 2 < facts["high"] < 6
 
 
 def test_shape_arithmetic_is_not_counted() -> None:

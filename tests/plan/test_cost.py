@@ -160,3 +160,17 @@ def test_constants_count_with_the_shape_they_have() -> None:
     model = io.load(build("g (float[2,8] x) => (float[2,4] y) { y = Gemm (x, w) }", w=weights(8, 4)))
     (made,) = model.graph
     assert np.all(np.array(node_costs(made, OPS["Gemm"], {"y": (2, 4)}, COSTS)) > 0)
+
+
+def test_a_product_of_activations_gains_less_than_one_with_a_packed_weight() -> None:
+    model = io.load(build("g (float[64,64] x) => (float[64,64] y) { y = MatMul (x, w) }", w=weights(64, 64)))
+    packed = node_costs(model.graph[0], OPS["MatMul"], {"x": (64, 64), "y": (64, 64)}, COSTS)
+    both = costs("MatMul", (64, 64), (64, 64), (64, 64))
+    assert packed[0] == pytest.approx(both[0]) and packed[1] < both[1]
+
+
+def test_a_transposition_of_rows_gains_little() -> None:
+    shapes = (1, 64, 8, 32), (1, 8, 64, 32)
+    rows = costs("Transpose", *shapes, perm=[0, 2, 1, 3])
+    elements_ = costs("Transpose", (1, 64, 8, 32), (1, 64, 32, 8), perm=[0, 1, 3, 2])
+    assert 1 < rows[0] / rows[1] < elements_[0] / elements_[1]

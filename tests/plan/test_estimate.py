@@ -70,7 +70,7 @@ def test_more_float_layers_take_longer() -> None:
 
 def test_weights_that_are_only_stored_cost_what_float_costs() -> None:
     stored, floats = (plan_of(chain(), rules=(Rule("c", **rule),)) for rule in ({"preset": "w8"}, {"quantize": False}))
-    assert stored.actions["c"] == "storage"
+    assert stored.actions["c"] in ("storage", "weight")
     assert estimate(stored) == pytest.approx(estimate(floats))
 
 

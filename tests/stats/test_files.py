@@ -118,11 +118,11 @@ def test_pickled_content_is_not_read(saved):
 
 
 def test_another_version(saved):
-    with pytest.raises(CalibrationError, match="format version 2; this onnxq reads 1"):
-        Statistics.load(rewritten(saved, version=np.array(2)))
+    with pytest.raises(CalibrationError, match="format version 3; this onnxq reads 2"):
+        Statistics.load(rewritten(saved, version=np.array(3)))
 
 
-@pytest.mark.parametrize("key", files._KEYS)
+@pytest.mark.parametrize("key", files._KEYS + files._MOMENT_KEYS)
 def test_missing_keys_are_named(saved, key):
     with pytest.raises(CalibrationError, match=f"statistics lack {key};"):
         Statistics.load(rewritten(saved, **{key: None}))
@@ -150,7 +150,8 @@ def test_contradictions_are_found(saved, key, value):
 
 def test_damaged_bytes_are_found(saved):
     content = bytearray(saved.read_bytes())
-    content[len(content) // 3] ^= 0xFF
+    middle = len(content) // 3
+    content[middle : middle + 16] = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
     saved.write_bytes(content)
     with pytest.raises(CalibrationError, match=r"damaged statistics|not of statistics"):
         Statistics.load(saved)

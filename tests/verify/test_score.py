@@ -9,7 +9,7 @@ import pytest
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.runtime.session import open_session
-from onnxq.verify.score import Metric, Runner, metric_of
+from onnxq.verify.score import Metric, Runner, search_metric
 from tests.graph.build import build
 
 MODEL = build("g (float[N] x) => (float[N] y, float[N] z) { y = Neg (x) z = Add (x, x) }").SerializeToString()
@@ -23,34 +23,34 @@ def test_a_runner_gives_outputs_by_name() -> None:
 
 
 def test_a_metric_is_a_number_of_whatever_type() -> None:
-    metric = metric_of(lambda runner: runner({"x": np.float32([3])})["z"][0], 0.1, None)
+    metric = search_metric(lambda runner: runner({"x": np.float32([3])})["z"][0], 0.1, None)
     score = metric.of(open_session(MODEL, threads=1))
     assert isinstance(score, float)
     assert score == 6.0
 
 
 def test_a_refused_feed_keeps_its_own_message() -> None:
-    metric = metric_of(lambda runner: runner({"wrong": np.float32([3])})["z"][0], 0.1, None)
+    metric = search_metric(lambda runner: runner({"wrong": np.float32([3])})["z"][0], 0.1, None)
     with pytest.raises(ModelError, match="cannot run it"):
         metric.of(open_session(MODEL, threads=1))
 
 
-@pytest.mark.parametrize(("given", "name"), [(None, "top1"), ("top1", "top1")])
+@pytest.mark.parametrize(("given", "name"), [(None, "top1"), ("top1", "top1"), ("perplexity", "perplexity")])
 def test_names_stand_for_the_comparison_with_float(given: str | None, name: str) -> None:
-    assert metric_of(given, 0.5, None) == Metric(name)
+    assert search_metric(given, 0.5, None) == Metric(name)
 
 
 def test_sqnr_is_limited_in_decibels() -> None:
-    assert metric_of("sqnr", None, 20.0) == Metric("sqnr")
+    assert search_metric("sqnr", None, 20.0) == Metric("sqnr")
 
 
 def test_a_function_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scores_of_mine.py").write_text("class My:\n    def score(runner):\n        return 4\n")
     monkeypatch.chdir(tmp_path)
-    metric = metric_of("scores_of_mine:My.score", 0.5, None)
+    metric = search_metric("scores_of_mine:My.score", 0.5, None)
     assert (metric.name, metric.of(open_session(MODEL, threads=1))) == ("scores_of_mine:My.score", 4.0)
 
 
 def test_a_module_that_fails_is_named() -> None:
     with pytest.raises(RecipeError, match=r"--metric json:nothing: cannot be imported: AttributeError"):
-        metric_of("json:nothing", 0.5, None)
+        search_metric("json:nothing", 0.5, None)

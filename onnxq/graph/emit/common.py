@@ -9,6 +9,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerAxis, QParams, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
+from onnxq.graph.ops import MICROSOFT
 
 IR_TYPES: dict[QType, ir.DataType] = {
     qtype: ir.DataType[qtype.name] for qtype in QType if qtype.name in ir.DataType.__members__
@@ -135,6 +136,36 @@ def fold_clamp(node: ir.Node, clamp: ir.Node) -> None:
     edit.take_over(clamp.outputs[0], node.outputs[0])
     edit.remove_node(clamp)
     drop_inputs(bounds)
+
+
+def to_float(builder: Builder, node: ir.Node, operands: list[list[ir.Value | None]], adds: ir.Node | None) -> ir.Node:
+    """Put the operator that multiplies integers and scales the products to float in the place of a MatMul.
+
+    Args:
+        builder: of the model.
+        node: the MatMul; removed.
+        operands: [integers, scale, zero point] of both operands.
+        adds: the Add behind it, with one constant a column; removed too.
+    """
+    a, b = operands
+    inputs = [a[0], b[0], a[1], b[1], a[2], b[2]]
+    last = adds if adds is not None else node
+    if adds is not None:
+        inputs.append(next(value for value in adds.inputs if walk.is_constant(value)))
+    output = last.outputs[0]
+    new = builder.node(
+        "MatMulIntegerToFloat", inputs, output.name or "", name=node.name, domain=MICROSOFT, shape=output.shape,
+        dtype=ir.DataType.FLOAT,
+    )  # fmt: skip
+    graph = node.graph
+    assert graph is not None
+    graph.insert_after(node, [new])
+    edit.take_over(output, new.outputs[0])
+    for old in dict.fromkeys((last, node)):
+        inputs = list(old.inputs)
+        graph.remove(old, safe=True)
+        drop_inputs(inputs)
+    return new
 
 
 def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:

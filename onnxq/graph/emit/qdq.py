@@ -26,10 +26,12 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     """
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite)
+    emitter = _Emitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.convert_float(value)
     for node in list(nodes.values()):
+        if node.graph is None:
+            continue  # its work is done by the node before it
         change = common.change_of(rewrite, node)
         if change is not None:
             emitter.convert(node, change)
@@ -44,8 +46,9 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
 
 
 class _Emitter:
-    def __init__(self, builder: common.Builder, rewrite: Rewrite) -> None:
+    def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
+        self._nodes = nodes
         self._rewrite = rewrite
         self.integers: dict[int, ir.Value] = {}
 
@@ -70,6 +73,9 @@ class _Emitter:
     def convert(self, node: ir.Node, change: NodeRewrite) -> None:
         """Put an integer node between its Q and DQ nodes."""
         row = OPS[node.op_type]
+        if change.adds is not None:
+            self._with_bias(node, change, self._nodes[change.adds])
+            return
         for position, tensor in change.constants.items():
             original = node.inputs[position]
             assert original is not None
@@ -93,6 +99,25 @@ class _Emitter:
         for output in list(node.outputs):
             if (output.name or "") in self._rewrite.values and (output.uses() or output.is_graph_output()):
                 self._pair(output, take_place=True)
+
+    def _with_bias(self, node: ir.Node, change: NodeRewrite, adds: ir.Node) -> None:
+        """Write a MatMul and the Add of its bias as the integer operator that does both.
+
+        ONNX Runtime makes it of Q, DQ and MatMul as well, but leaves the Add behind it.
+        """
+        builder, source, weight = self._builder, node.inputs[0], node.inputs[1]
+        assert source is not None and weight is not None
+        base, tensor = weight.name or "", change.constants[1]
+        dequantizer = source.producer()
+        assert dequantizer is not None
+        b: list[ir.Value | None] = [
+            builder.integers(base, tensor),
+            builder.scale(base, tensor.params),
+            builder.zero_point(base, tensor.params),
+        ]
+        new = common.to_float(builder, node, [list(dequantizer.inputs), b], adds)
+        for output in new.outputs:
+            self.convert_float(output)
 
     def _keep_bias_apart(self, node: ir.Node) -> None:
         """Keep ONNX Runtime from joining a MatMul and the Add of its bias into a float Gemm.

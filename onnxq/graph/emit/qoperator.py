@@ -11,7 +11,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.ops import MICROSOFT, OPS, Kind, activation_positions
+from onnxq.graph.ops import OPS, Kind, activation_positions
 
 Inputs = list[ir.Value | None]
 
@@ -20,10 +20,12 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite)
+    emitter = _Emitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.remember(value)
     for node in list(nodes.values()):
+        if node.graph is None:
+            continue  # its work is done by the node before it
         change = common.change_of(rewrite, node)
         if change is None:
             for output in node.outputs:
@@ -37,8 +39,9 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
 
 
 class _Emitter:
-    def __init__(self, builder: common.Builder, rewrite: Rewrite) -> None:
+    def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
+        self._nodes = nodes
         self._rewrite = rewrite
         self.integers: dict[int, ir.Value] = {}
         self._params: dict[int, QParams] = {}
@@ -82,10 +85,12 @@ class _Emitter:
         bias = self._bias(node, change)
         domain, op_type = row.qoperator or ("", node.op_type)
         old_inputs = list(node.inputs)
+        if change.float_output and node.op_type == "MatMul":
+            adds = self._nodes[change.adds] if change.adds is not None else None
+            self.remember(common.to_float(builder, node, triples, adds).outputs[0])
+            return
         if change.float_output:
-            if node.op_type == "MatMul":
-                domain, op_type = MICROSOFT, "MatMulIntegerToFloat"
-            inputs = _FLOAT_FORMS[node.op_type](triples, bias)
+            inputs = _gemm_to_float(triples, bias)
             new = builder.node(
                 op_type, inputs, name, name=node.name, domain=domain, attributes=_attributes(node), shape=output.shape,
                 dtype=ir.DataType.FLOAT,
@@ -177,22 +182,9 @@ def _where(operands: list[Inputs], bias: ir.Value | None, result: Inputs, node: 
 _FORMS: dict[str, Form] = {"Conv": _with_bias, "Gemm": _gemm, "Concat": _concat, "Where": _where}
 
 
-def _matmul_to_float(operands: list[Inputs], bias: ir.Value | None) -> Inputs:
-    """MatMulIntegerToFloat: a, b, a_scale, b_scale, a_zero_point, b_zero_point."""
-    del bias
-    a, b = operands
-    return [a[0], b[0], a[1], b[1], a[2], b[2]]
-
-
 def _gemm_to_float(operands: list[Inputs], bias: ir.Value | None) -> Inputs:
     """QGemm without the parameters of its result gives floats."""
     return [value for operand in operands for value in operand] + ([bias] if bias is not None else [])
-
-
-_FLOAT_FORMS: dict[str, Callable[[list[Inputs], ir.Value | None], Inputs]] = {
-    "MatMul": _matmul_to_float,
-    "Gemm": _gemm_to_float,
-}
 
 
 def _attributes(node: ir.Node) -> list[ir.Attr]:

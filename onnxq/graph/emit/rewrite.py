@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxq.core.codebook import CodebookTensor
 from onnxq.core.spec import QParams, QTensor
 
 TENSOR, TOKEN, LSTM, ATTENTION, GATHER = "tensor", "token", "lstm", "attention", "gather"
@@ -19,12 +20,14 @@ class NodeRewrite:
         bias: int32 values at ``scale_x · scale_w``, for the row's bias position; None where there is no bias.
         folds: name of the Relu or Clip right behind it whose work the output's range does; it is removed.
         float_output: the products are scaled back to float at once; the output has no integer form.
+        adds: name of the Add behind it whose constant the kernel adds to these floats; it is removed.
     """
 
     constants: dict[int, QTensor] = field(default_factory=dict)
     bias: QTensor | None = None
     folds: str | None = None
     float_output: bool = False
+    adds: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +52,15 @@ class WeightRewrite:
         form: the operator or pattern that unpacks them.
         constants: quantized weights by input position.
         accuracy_level: of MatMulNBits.
+        codebooks: weights as indices into a table, by input position.
+        algorithm: how they were rounded.
     """
 
     form: str
     constants: dict[int, QTensor]
     accuracy_level: int = 0
+    codebooks: dict[int, CodebookTensor] = field(default_factory=dict)
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from onnxq.graph.prepare import (
     eliminate,
     folding,
     functions,
+    gelu,
     gemm,
     inputs,
     ir_version,
@@ -85,6 +86,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
         count["constants"] += constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
     _simplify(model, report)
+    count["gelu"] = gelu.run(model)
     count["deduplicate"] = deduplicate.run(model)
     names.make_unique(model)
     ir_version.settle(model)
