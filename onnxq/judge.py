@@ -60,7 +60,8 @@ class Judge:
         """The outcome of a model."""
         session = open_session(content, threads=self.job.threads, label="quantized model")
         held_out = self.data.held_out
-        comparison = compare(self.float, session, held_out, labels=held_out.labels)
+        with self.job.clock.step("compare"):
+            comparison = compare(self.float, session, held_out, labels=held_out.labels)
         return self.outcome(built, content, comparison, session)
 
     def outcome(self, built: Built, content: bytes | Path, comparison: Comparison, session: Session | None) -> Outcome:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import onnxq.transform as rewrites
 from onnxq import auto, gate, pipeline
 from onnxq._version import __version__
 from onnxq.auto import Chosen
@@ -20,11 +21,12 @@ from onnxq.build import Built, build
 from onnxq.diagnosis import examine
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph import io
+from onnxq.graph.ops import OPS, Kind
 from onnxq.judge import Judge
 from onnxq.pipeline import Clock
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
-from onnxq.runtime.session import Session, open_session
+from onnxq.runtime.session import open_session
 from onnxq.stats.base import Statistics
 from onnxq.trials import Job
 from onnxq.verify.benchmark import Timing, benchmark
@@ -94,9 +96,8 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
             return first
         return replace(found, candidates=first.candidates)
     if job.recipe.preset == "auto":
-        job = replace(
-            job, recipe=pipeline.settle_preset(job.recipe, job.data is not None or job.statistics is not None)
-        )
+        has_ranges = job.data is not None or job.statistics is not None
+        job = replace(job, recipe=pipeline.settle_preset(job.recipe, has_ranges))
     return _with_limits(job, wish, limits, timed=timed)
 
 
@@ -214,8 +215,7 @@ class _Search:
             return known
         try:
             held = self._model(recipe, _Patience(self._job.clock, seconds))
-            with self._job.clock.step("search"):
-                outcome = self._work.measure(held.built, held.content)
+            outcome = self._work.measure(held.built, held.content)
         except _LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
         except OnnxqError as error:
@@ -254,6 +254,8 @@ class _Search:
         changes: list[Change] = []
         if not self._start.equalize:
             changes.append(("equalization", lambda recipe: replace(recipe, equalize=True)))
+        if self._start.smooth is None and hasattr(rewrites, "smooth"):
+            changes.append(("SmoothQuant", lambda recipe: replace(recipe, smooth="auto")))
         return changes
 
     # Models.
@@ -322,9 +324,7 @@ class _Search:
         if len(finalists) < 2:
             return order
         job = self._job
-        models: dict[str, bytes | Path | Session] = {
-            str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)
-        }
+        models = {str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)}
         feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
         with job.clock.step("benchmark"):
             timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
@@ -375,6 +375,10 @@ def _rewrites(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def _hurts(finding: Finding) -> bool:
+    """Whether a node rounds anything itself; those that only move elements round what the one before them wrote."""
+    row = OPS.get(finding.op_type)
+    if row is not None and row.kind is Kind.PASSING:
+        return False
     return math.isfinite(finding.own_sqnr_db) or finding.output_sqnr_db not in (None, math.inf)
 
 
@@ -384,7 +388,7 @@ def _suspect(finding: Finding, price: float) -> Suspect:
     helps = finding.remedy.get("range")
     weight = finding.weight_sqnr_db
     by_weights = helps is None and weight is not None and weight < finding.own_sqnr_db + _WEIGHT_DB
-    return Suspect(finding.node, damage, helps, by_weights, price)
+    return Suspect(finding.node, damage, helps, by_weights, finding.low is not None, price)
 
 
 def _key(job: Job, work: Judge, wish: Wish) -> str:

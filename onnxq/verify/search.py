@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from onnxq.presets import PRESETS
 from onnxq.recipe import RANGES, Recipe, Rule
 from onnxq.verify.trail import KEPT, Limits, Outcome, Step, Suspect
 
@@ -18,6 +19,9 @@ _GAIN_DB = 0.1
 
 _SINGLE_RANGES = 3
 """Nodes, the worst, that are given each range method by themselves."""
+
+_FREE_SHARE = 0.4
+"""Share of the time after which nodes leave the integers, whatever else could be tried: that always helps."""
 
 _SLOW_SHARE = 0.4
 """Share of the time that is left which one slow attempt may take."""
@@ -67,9 +71,9 @@ def search(
 ) -> Found:
     """Find the recipe that is expected to be fastest of those within the limits.
 
-    First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, then of the
-    worst nodes, bias correction, ``extras``, learned rounding. If that is not enough, the worst nodes leave the
-    integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
+    First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, bias
+    correction, ``extras``, ranges of the worst nodes, learned rounding. If that is not enough, the worst nodes leave
+    the integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
 
     Args:
         start: everything quantized.
@@ -133,9 +137,10 @@ class _Search:
             return False
         return _db(outcome) > _db(than) + _GAIN_DB
 
-    def _out_of_time(self) -> bool:
+    def _out_of_time(self, share: float = 1.0) -> bool:
+        """Whether so much of the budget is spent."""
         self._late = self._late or self._clock() >= self._budget
-        return self._late
+        return self._clock() >= share * self._budget
 
     # What costs nothing at inference.
 
@@ -143,7 +148,7 @@ class _Search:
         """The best recipe that is as fast as the first one; the first that is inside the limits ends it."""
         best = self._start
         for words, change in self._changes():
-            if self._out_of_time():
+            if self._out_of_time(_FREE_SHARE):
                 return best
             changed = change(best)
             if changed == best:
@@ -153,25 +158,29 @@ class _Search:
                 return changed
             if self._better(outcome, self._known[best]):
                 best = changed
-        if not best.adaround and not self._out_of_time():
+        static = PRESETS[best.preset].activations == "static"
+        if static and not best.adaround and not self._out_of_time(_FREE_SHARE):
             learned = replace(best, adaround=True)
             if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
                 return learned
         return best
 
     def _changes(self) -> list[Change]:
+        if PRESETS[self._start.preset].activations != "static":
+            return list(self._extras)
         suspects = self._diagnose(self._start)
         ranges = [_range_of_all(name) for name in RANGES if name != self._start.range]
         helped = [suspect for suspect in suspects if suspect.range is not None]
         if helped:
             ranges.append((f"range of {_named(helped)}, as diagnosed", _ranges_of(helped)))
-        for suspect in [suspect for suspect in suspects if not suspect.by_weights][:_SINGLE_RANGES]:
-            ranges += [_range_of_one(suspect, name) for name in RANGES]
+        single: list[Change] = []
+        for suspect in [suspect for suspect in suspects if suspect.ranged and not suspect.by_weights][:_SINGLE_RANGES]:
+            single += [_range_of_one(suspect, name) for name in RANGES]
         weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
         weights += self._extras
         by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
         others = sum(suspect.damage for suspect in suspects if not suspect.by_weights)
-        return [*weights, *ranges] if by_weights > others else [*ranges, *weights]
+        return [*weights, *ranges, *single] if by_weights > others else [*ranges, *weights, *single]
 
     # Nodes that leave the integers.
 
@@ -207,19 +216,16 @@ class _Search:
 
     def _give_back(self, base: Recipe, floats: list[str]) -> list[str]:
         """Quantize again what need not be float: in halves, quarters … down to single nodes, the mildest first."""
-        chunk = max(1, len(floats) // 2)
-        while len(floats) > 1:
-            end = len(floats)
-            while end > 0 and len(floats) > 1:
-                left = floats[: max(0, end - chunk)] + floats[end:]
-                if left and self._worth(base, left, floats):
-                    floats = left
-                end -= chunk
-                if self._out_of_time():
-                    return floats
-            if chunk == 1:
-                break
-            chunk //= 2
+        chunk, end = max(1, len(floats) // 2), len(floats)
+        while len(floats) > 1 and not self._out_of_time():
+            if end <= 0:
+                if chunk == 1:
+                    break
+                chunk, end = chunk // 2, len(floats)
+            left = floats[: max(0, end - chunk)] + floats[end:]
+            if left and self._worth(base, left, floats):
+                floats = left
+            end -= chunk
         return floats
 
     def _worth(self, base: Recipe, floats: list[str], than: list[str]) -> bool:

@@ -66,6 +66,7 @@ class Suspect:
         damage: noise over signal at the model's outputs where it alone is quantized; 0 where not measured.
         range: range method that would help it; None where its range is not at fault.
         by_weights: most of its error comes from rounding its weights.
+        ranged: its output has a range, which could be another one.
         price: estimated microseconds that it takes longer in float.
     """
 
@@ -73,6 +74,7 @@ class Suspect:
     damage: float = 0.0
     range: str | None = None
     by_weights: bool = False
+    ranged: bool = True
     price: float = 0.0
 
 
