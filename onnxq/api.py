@@ -36,6 +36,7 @@ from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.metrics import metric_of
 from onnxq.verify.score import Function, search_metric
+from onnxq.verify.search_state import forget
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -200,7 +201,7 @@ def quantize(
                     io.save(result_model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
     if chosen.trail and wish.state is not None:
-        wish.state.unlink(missing_ok=True)
+        forget(wish.state)
     if size > prepared.size and built is not None:
         costs = "scales cost more than they save here"
         warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")

@@ -79,6 +79,12 @@ class Judge:
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._shapes)
         return Outcome(drop, comparison.sqnr_db, cost, size, failure)
 
+    def can_tell(self, outcome: Outcome) -> bool:
+        """Whether the limits are on figures that this kind of model has."""
+        missing_drop = self.limits.max_drop is not None and outcome.drop is None
+        missing_sqnr = self.limits.min_sqnr is not None and outcome.sqnr_db is None
+        return bool(outcome.failure) or not (missing_drop or missing_sqnr)
+
     @property
     def asked(self) -> str:
         """The limits in words."""
@@ -92,11 +98,9 @@ class Judge:
             return outcome.failure
         said = []
         if outcome.drop is not None:
-            what = f"{self.metric.name} {self.metric.worsens} by {outcome.drop:.4g}"
+            what = self.metric.change(outcome.drop)
             if self.before is not None:
                 what += f", from {self.before:.4g} to {self.before - outcome.drop:.4g}"
-            else:
-                what += self.metric.unit
             said.append(what)
         if outcome.sqnr_db is not None:
             said.append(f"SQNR is {outcome.sqnr_db:.1f} dB")

@@ -21,7 +21,6 @@ from onnxq.build import Built, build
 from onnxq.diagnosis import examine
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph import io
-from onnxq.graph.ops import OPS, Kind
 from onnxq.judge import Judge
 from onnxq.pipeline import Clock
 from onnxq.presets import PRESETS
@@ -30,10 +29,10 @@ from onnxq.runtime.session import open_session
 from onnxq.stats.base import Statistics
 from onnxq.trials import Job
 from onnxq.verify.benchmark import Timing, benchmark
-from onnxq.verify.diagnose import Finding
 from onnxq.verify.score import Metric
 from onnxq.verify.search import Change, Found, search
 from onnxq.verify.search_state import SearchState
+from onnxq.verify.suspects import suspects_of
 from onnxq.verify.trail import Limits, Outcome, Suspect
 
 _DIAGNOSED = 16
@@ -52,9 +51,6 @@ _VERIFIED = 5
 
 _HELD = 4
 """Models that are kept in memory, so that they need not be built again."""
-
-_WEIGHT_DB = 6.0
-"""Weights are at fault where their SQNR is at most so much above that of the node."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,9 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
         CalibrationError: data or statistics that do not fit it.
     """
     limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
+    if wish.resume and (limits == Limits() or wish.state is None):
+        missing = "give --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
+        raise RecipeError(f"--resume: there is no search to go on with; {missing}")
     own = not wish.metric.is_default
     if job.recipe.preset == "auto" and not own:
         first = auto.choose(job)
@@ -118,6 +117,8 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
         return _judged_alone(gated, wish.metric, limits, first) if own else first
     work = Judge(gated, job.data, wish.metric, limits)
     outcome = work.judge(first)
+    if not work.can_tell(outcome):
+        return first
     if outcome.shortfall(limits) <= 0.0 and not first.verdict.failures:
         return first
     if PRESETS[job.recipe.preset].activations is None:
@@ -243,7 +244,7 @@ class _Search:
             prices = {
                 node.name: (node.float_us or 0.0) - (node.int_us or 0.0) for node in held.built.plan.nodes.values()
             }
-            suspects = [_suspect(f, prices.get(f.node, 0.0)) for f in result.findings if _hurts(f)]
+            suspects = suspects_of(result, prices)
         except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
             suspects = []
         self._state.put_suspects(plain, suspects)
@@ -372,23 +373,6 @@ def _ratio(timing: Timing) -> float:
 def _rewrites(recipe: Recipe) -> tuple[Any, ...]:
     """What a recipe does to the float model before it is planned: statistics are of the model after it."""
     return (recipe.equalize, recipe.smooth, recipe.outliers, tuple(rule.smooth for rule in recipe.rules if rule.smooth))
-
-
-def _hurts(finding: Finding) -> bool:
-    """Whether a node rounds anything itself; those that only move elements round what the one before them wrote."""
-    row = OPS.get(finding.op_type)
-    if row is not None and row.kind is Kind.PASSING:
-        return False
-    return math.isfinite(finding.own_sqnr_db) or finding.output_sqnr_db not in (None, math.inf)
-
-
-def _suspect(finding: Finding, price: float) -> Suspect:
-    ratio = finding.output_sqnr_db
-    damage = 0.0 if ratio is None or ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
-    helps = finding.remedy.get("range")
-    weight = finding.weight_sqnr_db
-    by_weights = helps is None and weight is not None and weight < finding.own_sqnr_db + _WEIGHT_DB
-    return Suspect(finding.node, damage, helps, by_weights, finding.low is not None, price)
 
 
 def _key(job: Job, work: Judge, wish: Wish) -> str:

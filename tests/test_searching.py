@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import onnxq
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.recipe import Recipe
 from onnxq.verify.score import Runner
-from tests.graph.build import build, run
+from tests.graph.build import Array, build, run
 
 WIDTH, LAYERS, BAD, DB = 48, 5, 3, 26.0
 
@@ -48,7 +49,7 @@ def network(*, dead: float = 300.0) -> onnx.ModelProto:
     return build(f"g (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ {' '.join(lines)} }}", **arrays)
 
 
-def feeds(count: int = 10, seed: int = 0) -> list[dict[str, np.ndarray[Any, Any]]]:
+def feeds(count: int = 10, seed: int = 0) -> list[dict[str, Array]]:
     rng = np.random.default_rng(seed)
     return [{"x": rng.normal(size=(16, WIDTH)).astype(np.float32)} for _ in range(count)]
 
@@ -185,6 +186,20 @@ def test_a_state_of_another_run_is_left_unused_and_that_is_said(tmp_path: Path) 
     assert any("another model, data or recipe" in line for line in result.warnings)
 
 
+def test_a_limit_on_what_the_model_does_not_have_is_said_at_once() -> None:
+    text = "g (float[N,64] x) => (float[N] y) { a = Gemm (x, w) y = ReduceMax <axes = [1], keepdims = 0> (a) }"
+    model = build(text, w=np.eye(64, dtype=np.float32))
+    samples = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(4)]
+    with pytest.raises(VerificationError, match="the outputs are no classes; use --min-sqnr$"):
+        quantize(model, calibration=samples, max_drop=0.5)
+
+
+def test_perplexity_of_a_language_model_must_not_rise(root: Path) -> None:
+    model, data = root / "models" / "tiny_lm.onnx", root / "calibration_data" / "tiny_lm.npz"
+    with pytest.raises(VerificationError, match=r"perplexity (rises|falls) by 0\.\d+; .*outside --max-drop -1$"):
+        quantize(onnx.load(model), calibration=data, preset="w8", metric="perplexity", max_drop=-1.0)
+
+
 def test_dynamic_scales_are_searched_too() -> None:
     result = quantize(preset="w8a8-dynamic", min_sqnr=DB)
     assert result.sqnr_db is not None
@@ -204,6 +219,9 @@ def test_dynamic_scales_are_searched_too() -> None:
         ({"metric": "no_such_module:f", "max_drop": 1.0}, "cannot be imported: ModuleNotFoundError"),
         ({"metric": "math:pi", "max_drop": 1.0}, "is a float, not a function"),
         ({"metric": 3, "max_drop": 1.0}, "metric: is a int; give"),
+        ({"resume": True, "search_state": "s"}, "no search to go on with; give --max-drop or --min-sqnr"),
+        ({"resume": True, "min_sqnr": 9.0}, "no search to go on with; name its file with --search-state"),
+        ({"metric": "perplexity", "max_drop": 1.0}, "--metric perplexity: cannot be given"),
         ({"metric": lambda runner: "good", "max_drop": 1.0}, "it gave 'good', no number"),
         ({"metric": lambda runner: float("nan"), "max_drop": 1.0}, "it gave NaN"),
         ({"metric": lambda runner: 1 // 0, "max_drop": 1.0}, "it raised ZeroDivisionError"),
@@ -222,11 +240,18 @@ def test_a_metric_is_held_to_its_limit_without_samples_too() -> None:
         )
 
 
+@cache
+def float_outputs() -> list[Array]:
+    """Of samples that only the metric knows."""
+    content = network().SerializeToString()
+    return [run(content, feed)["y"] for feed in feeds(2, seed=5)]
+
+
 def agreement(runner: Runner) -> float:
     """A metric that takes its time: the error on samples of its own."""
     time.sleep(float(os.environ.get("PAUSE", "0")))
-    content = Path(os.environ["FLOAT"]).read_bytes()
-    return -sum(float(np.abs(runner(feed)["y"] - run(content, feed)["y"]).mean()) for feed in feeds(2, seed=5))
+    pairs = zip(feeds(2, seed=5), float_outputs(), strict=True)
+    return -sum(float(np.abs(runner(feed)["y"] - wanted).mean()) for feed, wanted in pairs)
 
 
 SCRIPT = """
@@ -235,26 +260,23 @@ quantize("float.onnx", output="out.onnx", metric="tests.test_searching:agreement
 """
 
 
-def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(tmp_path: Path) -> None:
     given, output = tmp_path / "float.onnx", tmp_path / "out.onnx"
     given.write_bytes(network().SerializeToString())
-    monkeypatch.setenv("FLOAT", str(given))
     straight = quantize(given, output=tmp_path / "straight.onnx", metric=agreement, max_drop=0.15)
     assert len(straight.trail) > 6
 
     path = f"{Path(__file__).resolve().parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "0.2"}
+    environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "0.1"}
     state = tmp_path / "out.onnx.search.json"
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment) as process:
         end = time.monotonic() + 60
-        while time.monotonic() < end and (not state.exists() or len(json.loads(state.read_text())["outcomes"]) < 4):
+        while time.monotonic() < end and (not state.exists() or len(json.loads(state.read_text())["outcomes"]) < 3):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     left = json.loads(state.read_text())["outcomes"]
-    assert 4 <= len(left) < len(straight.trail)
+    assert 3 <= len(left) < len(straight.trail)
     assert not output.exists()
 
     scored: list[float] = []

@@ -71,15 +71,11 @@ class Metric:
         """Verification itself holds a model to its limit."""
         return self.name in (TOP1, SQNR) and self.function is None
 
-    @property
-    def worsens(self) -> str:
-        """What it does in a worse model."""
-        return "rises" if self.function is None and self.name in ("perplexity", "divergence") else "falls"
-
-    @property
-    def unit(self) -> str:
-        """What a fall of it is counted in."""
-        return " points" if self.function is None and self.name in (TOP1, "accuracy") else ""
+    def change(self, drop: float) -> str:
+        """In words, what a model does that is so much worse; for two of the metrics, worse is higher."""
+        higher = (drop < 0) != (self.function is None and self.name in ("perplexity", "divergence"))
+        unit = " points" if self.function is None and self.name in (TOP1, "accuracy") else ""
+        return f"{self.name} {'rises' if higher else 'falls'} by {abs(drop):.4g}{unit}"
 
     def fall(self, comparison: Comparison) -> float:
         """How much worse than float a model is by one of `FIGURES`: points of accuracy, perplexity, nats of divergence.

@@ -41,8 +41,8 @@ class SearchState:
         self._path, self._key = path, key
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._suspects: dict[str, list[dict[str, Any]]] = {}
-        if path is not None and resume and path.exists():
-            self._read(path)
+        if path is not None and path.exists():
+            self._read(path, resume)
         self._passed, self._since = 0.0, time.monotonic()
         self._write()
 
@@ -83,12 +83,12 @@ class SearchState:
     def remove(self) -> None:
         """Delete the file."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            forget(self._path)
 
     def _set_clock(self, passed: float) -> None:
         self._passed, self._since = passed, time.monotonic()
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, resume: bool) -> None:
         try:
             found = json.loads(path.read_text("utf8"))
             fits = found["format"] == _FORMAT and found["key"] == self._key
@@ -99,6 +99,8 @@ class SearchState:
             raise OnnxqError(
                 f"--search-state {path}: is not the state of a search; name another file, or delete this one"
             ) from None
+        if not resume:  # it was read only so that no other file is written over
+            return
         if fits:
             self._outcomes, self._suspects = outcomes, suspects
         else:
@@ -108,7 +110,7 @@ class SearchState:
         if self._path is None:
             return
         content = {"format": _FORMAT, "key": self._key, "outcomes": self._outcomes, "suspects": self._suspects}
-        partial = self._path.with_name(f"{self._path.name}.part")
+        partial = _partial(self._path)
         try:
             partial.write_text(json.dumps(content), "utf8")
             partial.replace(self._path)
@@ -116,3 +118,13 @@ class SearchState:
             raise OnnxqError(
                 f"--search-state {self._path}: cannot be written ({error.strerror}); name a file in another folder"
             ) from None
+
+
+def forget(path: Path) -> None:
+    """Delete the file of a search, and what a kill may have left of it."""
+    for file in (path, _partial(path)):
+        file.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

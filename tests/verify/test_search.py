@@ -238,6 +238,8 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: str) -> Non
     path.write_text(content)
     with pytest.raises(OnnxqError, match="is not the state of a search"):
         SearchState(path, "k", resume=True)
+    with pytest.raises(OnnxqError, match="is not the state of a search"):
+        SearchState(path, "k", resume=False)
     assert path.read_text() == content
 
 
