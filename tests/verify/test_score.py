@@ -9,6 +9,7 @@ import pytest
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.runtime.session import open_session
+from onnxq.verify.compare import Comparison
 from onnxq.verify.score import Metric, Runner, search_metric
 from tests.graph.build import build
 
@@ -54,3 +55,25 @@ def test_a_function_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: 
 def test_a_module_that_fails_is_named() -> None:
     with pytest.raises(RecipeError, match=r"--metric json:nothing: cannot be imported: AttributeError"):
         search_metric("json:nothing", 0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "words"),
+    [
+        ("top1", 0.5, "top1 falls by 0.5 points"),
+        ("accuracy", -0.5, "accuracy rises by 0.5 points"),
+        ("perplexity", 0.25, "perplexity rises by 0.25"),
+        ("perplexity", -0.25, "perplexity falls by 0.25"),
+        ("divergence", 0.01, "divergence rises by 0.01"),
+    ],
+)
+def test_a_drop_in_words(name: str, drop: float, words: str) -> None:
+    assert Metric(name).change(drop) == words
+
+
+def test_the_fall_of_a_figure_is_in_its_own_units() -> None:
+    found = Comparison({}, 1, 30.0, None, None, {"float": 0.9, "quantized": 0.88}, {"float": 15.0, "quantized": 15.5})
+    assert Metric("accuracy").fall(found) == pytest.approx(2.0)
+    assert Metric("perplexity").fall(found) == pytest.approx(0.5)
+    with pytest.raises(RecipeError, match="--metric divergence: cannot be given"):
+        Metric("divergence").fall(found)
