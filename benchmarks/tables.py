@@ -201,7 +201,7 @@ def write(results: dict[str, Any], folder: Path, stem: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     text = render(results)
     (folder / f"{stem}.md").write_text(text, encoding="utf-8")
-    (folder / f"{stem}.json").write_text(json.dumps(_finite(results), indent=1) + "\n", encoding="utf-8")
+    (folder / f"{stem}.json").write_text(json.dumps(finite(results), indent=1) + "\n", encoding="utf-8")
     return text
 
 
@@ -217,12 +217,12 @@ def without_paths(value: Any, folders: Sequence[Path]) -> Any:
     return value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with non-finite numbers as strings: JSON has none."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -86,10 +86,11 @@ def _zoo_task(zoo: Any, task: Any) -> Workload:
 
 def _models() -> list[Workload]:
     # A second dot is in what onnxq wrote beside a model: <stem>.<preset>.onnx.
-    return [_own_model(path) for path in sorted((ROOT / "models").glob("*.onnx")) if "." not in path.stem]
+    return [own_model(path) for path in sorted((ROOT / "models").glob("*.onnx")) if "." not in path.stem]
 
 
-def _own_model(path: Path) -> Workload:
+def own_model(path: Path) -> Workload:
+    """A model of ``models/`` with its calibration and test data."""
     test = path.with_suffix(".test.npz")
     with np.load(test, allow_pickle=False) as arrays:
         predicts_next = arrays["labels"].ndim == 2
@@ -104,8 +105,8 @@ def _own_model(path: Path) -> Workload:
         path.stem,
         "models",
         lambda folder: path,
-        lambda: _one_by_one(ROOT / "calibration_data" / f"{path.stem}.npz"),
-        error_feeds=lambda: _one_by_one(test)[:64],
+        lambda: one_by_one(ROOT / "calibration_data" / f"{path.stem}.npz"),
+        error_feeds=lambda: one_by_one(test)[:64],
         metric="nll" if predicts_next else "acc",
         higher_is_better=not predicts_next,
         score=score,
@@ -118,7 +119,8 @@ def _samples(file: Path) -> tuple[Feed, np.ndarray[Any, Any] | None]:
     return samples, samples.pop("labels", None)
 
 
-def _one_by_one(file: Path) -> list[Feed]:
+def one_by_one(file: Path) -> list[Feed]:
+    """The samples of an ``.npz``, a feed each."""
     samples, _ = _samples(file)
     count = len(next(iter(samples.values())))
     return [{name: array[i : i + 1] for name, array in samples.items()} for i in range(count)]
