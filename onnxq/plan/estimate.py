@@ -48,6 +48,8 @@ def estimated_us(model: Model, plan: Plan, target: Target, shapes: Shapes) -> fl
         producer = value.producer()
         if producer is None or not _gives_integers(producer.name, nodes):
             total += costs.quantize.us(size)
+            if producer is not None:  # the runtime moves the Q across some operators, which are slower then
+                total += layout_us(producer, shapes, costs.before_quantize)
         if value.is_graph_output() or any(not _takes_integers(user.name, nodes) for user in value.consumers()):
             total += costs.dequantize.us(size)
     return total

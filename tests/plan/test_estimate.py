@@ -85,9 +85,13 @@ def test_images_lie_badly_behind_a_conversion() -> None:
     proto = build(CONV, w=weights(16, 16, 3, 3), b=weights(16))
     together = plan_of(proto)
     apart = plan_of(proto, rules=(Rule("a", quantize=False), Rule("m", quantize=True)))
+    pooled = plan_of(proto, rules=(Rule("a", quantize=False), Rule("m", quantize=False)))
+    assert pooled.actions == {"a": "float", "m": "float", "c": "integer"}
     assert together.actions == dict.fromkeys(("a", "m", "c"), "integer")
     assert apart.actions == {"a": "float", "m": "integer", "c": "integer"}
     slower = TARGET.costs.behind_quantize["MaxPool"].us(16 * 8 * 8)
     conversions = TARGET.costs.quantize.us(1024) + TARGET.costs.dequantize.us(1024)
     assert estimate(together) == pytest.approx(kernels(together, "a", "m", "c") + conversions)
     assert estimate(apart) == pytest.approx(kernels(apart, "m", "c") + conversions + slower)
+    moved = TARGET.costs.before_quantize["MaxPool"].us(16 * 8 * 8)
+    assert estimate(pooled) == pytest.approx(kernels(pooled, "c") + conversions + moved)
