@@ -86,10 +86,12 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
     own = not wish.metric.is_default
     if job.recipe.preset == "auto" and not own:
+        started = time.monotonic()
         first = auto.choose(job)
         if job.data is None or not _too_rough(first):
             return first
-        static = replace(job, recipe=job.recipe.override(preset="w8a8"))
+        left = max(job.budget - (time.monotonic() - started), 0.0)
+        static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
         found = _with_limits(static, wish, limits, timed=timed)
         if found.verdict.failures or (found.verdict.ratio or 0.0) < _FASTER:
             return first

@@ -141,15 +141,13 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
 
 
 def _trail(trail: Sequence[Mapping[str, Any]], everything: bool) -> Table:
-    """A line for everything that a search tried; only what was inside the limits, or kept, where that is many."""
+    """A line for everything that a search tried; where that is many, the first steps that were kept and the choice."""
     first = trail[0]["estimated_us"]
     shown = list(trail)
     if not everything and len(trail) > ROWS_SHOWN:
-        told = [i for i, step in enumerate(trail) if i == 0 or step["kept"]]
-        shown = [
-            trail[i]
-            for i in (told if len(told) <= ROWS_SHOWN else [*told[: ROWS_SHOWN // 2], *told[-ROWS_SHOWN // 2 :]])
-        ]
+        told = [step for step in trail[1:] if step["kept"]]
+        early = [step for step in told if "chosen" not in step["verdict"]][: ROWS_SHOWN - 2]
+        shown = [trail[0], *(step for step in told if step in early or "chosen" in step["verdict"])]
     dropped = any(step["drop"] is not None for step in trail)
     rows = []
     for step in shown:
@@ -165,7 +163,7 @@ def _trail(trail: Sequence[Mapping[str, Any]], everything: bool) -> Table:
         rows.append(row)
     left = len(trail) - len(shown)
     header = ("tried", *(["drop"] if dropped else []), "SQNR", "time, estimated", "took", "verdict")
-    more = f"and {left} more that led nowhere; --verbose shows all" if left else ""
+    more = f"and {left} more; --verbose shows all" if left else ""
     last = len(header) - 1
     return Table(header, rows, right=tuple(range(1, last)), long=(0, last), more=more)
 
