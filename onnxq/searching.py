@@ -46,6 +46,9 @@ _FINALISTS = 3
 _FASTER = 1.05
 """A finalist has to be this much faster, measured, to win over the one that is expected to be fastest."""
 
+_WORTH_IT = 1.05
+"""Times faster than float from which a model is worth a search where ``auto`` gave float back."""
+
 _VERIFIED = 5
 """Models inside the limits that are verified in full, one after the other, until one passes."""
 
@@ -93,7 +96,7 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
         left = max(job.budget - (time.monotonic() - started), 0.0)
         static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
         found = _with_limits(static, wish, limits, timed=timed)
-        if found.verdict.failures or (found.verdict.ratio or 0.0) < _FASTER:
+        if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
             return first
         return replace(found, candidates=first.candidates)
     if job.recipe.preset == "auto":
@@ -105,7 +108,7 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
 def _too_rough(first: Chosen) -> bool:
     """Whether ``auto`` gave float back although a model that missed the limits is faster."""
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
-    return first.built is None and any((row["latency_ratio"] or 0.0) >= _FASTER for row in refused)
+    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:

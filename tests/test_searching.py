@@ -18,7 +18,10 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq import auto, searching
 from onnxq.errors import RecipeError, VerificationError
+from onnxq.gate import Verdict
+from onnxq.plan.decisions import Plan
 from onnxq.recipe import Recipe
 from onnxq.verify.score import Runner
 from tests.graph.build import Array, build, run
@@ -204,6 +207,32 @@ def test_dynamic_scales_are_searched_too() -> None:
     result = quantize(preset="w8a8-dynamic", min_sqnr=DB)
     assert result.sqnr_db is not None
     assert result.sqnr_db >= DB
+    assert [name for name, op_type, _ in result.kept_float if op_type == "Gemm"] == [f"layer{BAD}"]
+
+
+def refused_by_accuracy(job: Any) -> auto.Chosen:
+    """What ``auto`` gives where static integers are faster and miss the limits."""
+    candidates = [
+        {"name": "w8a8", "latency_ratio": 3.0, "verdict": "4.6 dB"},
+        {"name": "float", "latency_ratio": 1.0, "verdict": "chosen"},
+    ]
+    return auto.Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original, candidates)
+
+
+@pytest.mark.parametrize(("worth", "preset"), [(0.0, "w8a8"), (1e9, "float")])
+def test_where_auto_gives_float_back_for_accuracy_static_integers_are_searched(
+    monkeypatch: pytest.MonkeyPatch, worth: float, preset: str
+) -> None:
+    monkeypatch.setattr(searching.auto, "choose", refused_by_accuracy)
+    monkeypatch.setattr(searching, "_WORTH_IT", worth)
+    result = quantize(preset="auto", benchmark=True, seconds=0.01, min_sqnr=DB)
+    assert result.preset == preset
+    assert bool(result.trail) == (preset == "w8a8")
+
+
+def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
+    result = quantize(preset="auto", metric=agreement, max_drop=0.15)
+    assert result.preset == "w8a8"
     assert [name for name, op_type, _ in result.kept_float if op_type == "Gemm"] == [f"layer{BAD}"]
 
 
