@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from onnxq.pipeline import Clock, Prepared, Progress, Source
 from onnxq.recipe import Recipe, Rule
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
+from onnxq.runtime.readers import Reader
 from onnxq.targets import target_named
 from onnxq.verify.diagnose import Diagnosis, Finding
 from onnxq.verify.diagnose import diagnose as run_diagnosis
 
 __all__ = ["DiagnoseResult", "diagnose", "examine"]
+
+SAMPLES = 32
+"""Samples that are run at most: each shows tens of thousands of elements of every value."""
 
 
 @dataclass
@@ -114,8 +118,8 @@ def diagnose(
         quantized = build(prepared, given, target, samples, None, threads, clock).model
     else:
         quantized = io.load(quantized_model)
-    feeds = samples.held_out if quantized_model is None else samples.every
-    result = examine(prepared, io.load(float_model), quantized, feeds, samples.first, threads, clock)
+    measured = samples.held_out if quantized_model is None else samples.every
+    result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
     better = _with_rules(given, result.worst)
     if place is not None:
         place.write_text(better.to_yaml(), "utf8")
@@ -126,7 +130,7 @@ def examine(
     prepared: Prepared,
     original: Model,
     quantized: Model,
-    feeds: Iterable[Feed],
+    samples: Reader,
     first: Feed,
     threads: int | None,
     clock: Clock,
@@ -137,7 +141,7 @@ def examine(
         prepared: the float model, cleaned up.
         original: the float model as it was given.
         quantized: its quantized form.
-        feeds: samples.
+        samples: at most `SAMPLES` of them are run.
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
@@ -150,7 +154,14 @@ def examine(
         seen = probe(reference, first, threads=threads)
         real = {name: info.dtype.kind == "f" for name, info in seen.items()}
         apart = isolate(reference, quantized, real, weights=(prepared.model, original))
-        return run_diagnosis(reference, apart, feeds, threads=threads, progress=clock.report("diagnose"))
+        return run_diagnosis(reference, apart, _spread(samples), threads=threads, progress=clock.report("diagnose"))
+
+
+def _spread(samples: Reader) -> Iterator[Feed]:
+    """At most `SAMPLES` of the samples, evenly spaced."""
+    total = samples.count_feeds()
+    chosen = {index * total // min(total, SAMPLES) for index in range(min(total, SAMPLES))}
+    return (feed for index, feed in enumerate(samples) if index in chosen)
 
 
 def _closest(quantized: Model, *candidates: Model) -> Model:

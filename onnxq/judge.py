@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onnxq import pipeline
 from onnxq.auto import Chosen
 from onnxq.build import Built
+from onnxq.errors import RecipeError
 from onnxq.gate import fall
 from onnxq.graph import io
 from onnxq.pipeline import Data
+from onnxq.plan.build import make_plan
 from onnxq.plan.estimate import estimated_us
+from onnxq.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
 from onnxq.trials import Job
 from onnxq.verify.compare import Comparison, compare
 from onnxq.verify.score import Metric
 from onnxq.verify.trail import Limits, Outcome
+
+_PRICED = 64
+"""Nodes, the worst, for which it is worked out what leaving them float costs."""
 
 
 class Judge:
@@ -42,7 +51,7 @@ class Judge:
         self.job, self.data, self.limits, self.metric = job, data, limits, metric
         self.float = open_session(job.prepared.original, threads=job.threads, label="float model")
         self.before = self._score(self.float) if self.metric.function is not None else None
-        self._shapes = pipeline.look(job.prepared, data, None, job.threads).shapes
+        self._seen = pipeline.look(job.prepared, data, None, job.threads)
 
     def _score(self, session: Session) -> float:
         with self.job.clock.step("metric"):
@@ -76,8 +85,35 @@ class Judge:
             drop = found[1] if found is not None else None
         failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
         size = len(content) if isinstance(content, bytes) else io.size_bytes(content)
-        cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._shapes)
+        cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
         return Outcome(drop, comparison.sqnr_db, cost, size, failure)
+
+    def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
+        """By node, the estimated microseconds that an inference takes longer where it alone is left float.
+
+        Conversions around it, and what they do to the kernels beside it, can be most of that.
+        """
+        base = self._planned_us(recipe)
+        found = {}
+        for node in nodes[:_PRICED]:
+            with contextlib.suppress(RecipeError):
+                without = replace(recipe, rules=(*recipe.rules, Rule(node, quantize=False)))
+                found[node] = self._planned_us(without) - base
+        return found
+
+    def _planned_us(self, recipe: Recipe) -> float:
+        job, seen = self.job, self._seen
+        prepared = job.prepared
+        plan = make_plan(
+            prepared.model,
+            recipe,
+            job.target,
+            seen.shapes,
+            seen.dtypes,
+            prepared.sources,
+            op_types=prepared.op_types,
+        )
+        return estimated_us(prepared.model, plan, job.target, seen.shapes)
 
     def can_tell(self, outcome: Outcome) -> bool:
         """Whether the limits are on figures that this kind of model has."""

@@ -35,9 +35,6 @@ from onnxq.verify.search_state import SearchState
 from onnxq.verify.suspects import suspects_of
 from onnxq.verify.trail import Limits, Outcome, Suspect
 
-_DIAGNOSED = 16
-"""Held-out samples on which nodes are ranked."""
-
 _TIMED_FEEDS = 4
 
 _FINALISTS = 3
@@ -242,13 +239,11 @@ class _Search:
             held = self._model(plain, job.clock)
             given = job.prepared.original
             original = io.load(given) if isinstance(given, Path) else job.prepared.model
-            feeds = islice(self._work.data.held_out, _DIAGNOSED)
+            data = self._work.data
             result = examine(
-                job.prepared, original, held.built.model, feeds, self._work.data.first, job.threads, job.clock
+                job.prepared, original, held.built.model, data.held_out, data.first, job.threads, job.clock
             )
-            prices = {
-                node.name: (node.float_us or 0.0) - (node.int_us or 0.0) for node in held.built.plan.nodes.values()
-            }
+            prices = self._work.prices(plain, [finding.node for finding in result.findings])
             suspects = suspects_of(result, prices)
         except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
             suspects = []

@@ -375,26 +375,3 @@ def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
     if after.shape != before.shape and after.ndim == 2 and after.T.shape == before.shape:
         after = after.T
     return (before, after) if after.shape == before.shape else None
-
-
-def tail(model: ir.Model, name: str) -> tuple[ir.Model, str]:
-    """A copy of a float model in which a value comes from outside instead of from its node.
-
-    Returns:
-        The copy, and the name of the input that takes the value.
-    """
-    copy = model.clone()
-    value = next(v for node in copy.graph for v in node.outputs if v.name == name)
-    given = walk.Names(copy).value(f"given {name}")
-    start = ir.Value(name=given, type=ir.TensorType(ir.DataType.FLOAT))
-    copy.graph.inputs.append(start)
-    if value.is_graph_output():
-        same = ir.Node("", "Identity", [start], outputs=[ir.Value(name=None)], name=walk.Names(copy).node("same"))
-        copy.graph.append(same)
-        value.replace_all_uses_with(same.outputs[0], replace_graph_outputs=True)
-        same.outputs[0].type, same.outputs[0].shape = value.type, value.shape
-        value.name = f"{given} unused"
-        same.outputs[0].name = name
-    else:
-        value.replace_all_uses_with(start)
-    return copy, given

@@ -10,18 +10,25 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.core.metrics import sqnr_db
 from onnxq.errors import ModelError
-from onnxq.graph.isolate import Grid, Isolated, Unit, tail
-from onnxq.graph.outputs import Model, with_outputs
+from onnxq.graph.isolate import Grid, Isolated, Unit
+from onnxq.graph.outputs import Model, weight_bytes, with_outputs
+from onnxq.graph.tail import tail
 from onnxq.runtime.feeds import Feed
-from onnxq.runtime.session import Session, session_of
+from onnxq.runtime.session import session_of
 
-SUSPECTS = 8
-"""Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured."""
+SUSPECTS, FEWER = 6, 2
+"""Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured. Each takes a
+session: where the model is large and the samples few, these would take longer than everything else."""
 
-_TAIL_FEEDS = 4
+_LARGE, _PER_SUSPECT = 32 << 20, 16
+"""Bytes of weights from which a model is large, and samples for each suspect there."""
+
+_TAIL_FEEDS = 2
 """Samples on which the effect on the outputs is measured."""
+
+_SAMPLED = 1 << 16
+"""Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
 
 _MOST = 0.7
 """Share of the damage that the worst nodes are to account for."""
@@ -130,8 +137,8 @@ class _Error:
     def add(self, reference: Array, actual: Array) -> None:
         if reference.shape != actual.shape:
             return
-        left = np.asarray(reference, np.float32).ravel()
-        error = np.asarray(actual, np.float32).ravel() - left
+        left = np.asarray(reference, np.float32)
+        error = np.asarray(actual, np.float32) - left
         signal, noise = float(left @ left), float(error @ error)
         if not (math.isfinite(signal) and math.isfinite(noise)):
             finite = np.isfinite(left)
@@ -170,6 +177,7 @@ class _Range:
                 return
             low, high = float(array.min()), float(array.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
+        array = some(array)
         self.count += array.size
         grid = self._grid
         if low < grid.low - grid.scale / 2 or high > grid.high + grid.scale / 2:
@@ -193,10 +201,7 @@ def diagnose(
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
 ) -> Diagnosis:
-    """Run the float model, each quantized node on its own and the whole quantized model, sample by sample.
-
-    Costs about one pass over the data for each of the three, whatever the number of nodes, and the values of one
-    sample in memory.
+    """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
 
     Args:
         float_model: the reference; the model that ``isolated`` was made with.
@@ -225,7 +230,9 @@ def diagnose(
         if progress is not None:
             progress(samples, total)
     findings = [work.finding(unit) for unit in units]
-    _measure_outputs(float_model, isolated, work, findings, first, threads)
+    few = weight_bytes(float_model) > _LARGE
+    number = min(SUSPECTS, max(FEWER, samples // _PER_SUSPECT)) if few else SUSPECTS
+    _measure_outputs(float_model, isolated, work, findings, first, number, threads)
     order = sorted(range(len(units)), key=lambda i: _rank(findings[i], i))
     return Diagnosis([findings[i] for i in order], work.output_ratios(), samples)
 
@@ -273,17 +280,18 @@ class _Work:
         values = self.values(feed)
         units = self.isolated.units
         for unit, got in zip(units, self.run_apart(feed, values, [u.output for u in units]), strict=True):
-            self._own[unit.output].add(values[unit.value], got)
+            if values[unit.value].shape == got.shape:
+                self._own[unit.output].add(some(values[unit.value]), some(got))
             if unit.output in self._ranges:
                 self._ranges[unit.output].add(values[unit.value])
         arrived = dict(zip(self._arriving, self.whole.run(feed, self._arriving), strict=True))
         for unit in units:
             array = arrived.get(unit.arriving)
-            if array is not None:
-                self._arrived[unit.output].add(values[unit.value], _real(array, unit))
+            if array is not None and array.shape == values[unit.value].shape:
+                self._arrived[unit.output].add(some(values[unit.value]), _real(some(array), unit))
         for name in self._outputs:
             if values[name].dtype.kind == "f":
-                self._ends[name].add(values[name], arrived[name])
+                self._ends[name].add(values[name].ravel(), arrived[name].ravel())
 
     def output_ratios(self) -> dict[str, float]:
         """SQNR by output."""
@@ -292,7 +300,11 @@ class _Work:
     def finding(self, unit: Unit) -> Finding:
         """What was found of one node, but for its effect on the outputs."""
         own = self._own[unit.output]
-        weight = None if unit.weight is None else sqnr_db(*unit.weight)
+        weight = None
+        if unit.weight is not None:
+            error = _Error()
+            error.add(*(array.ravel() for array in unit.weight))
+            weight = error.db
         found = Finding(unit.name, unit.op_type, unit.value, own.db, weight_sqnr_db=weight)
         if unit.arriving in self._arriving:
             found.arriving_sqnr_db = self._arrived[unit.output].db
@@ -303,6 +315,13 @@ class _Work:
             found.clipped = seen.clipped / seen.count
         found.cause, found.remedy = _cause(own, seen, found, unit.rounds_inputs)
         return found
+
+
+def some(array: Array) -> Array:
+    """Evenly spaced elements of an array, all where it is small; (elements,)."""
+    flat = array.reshape(-1)
+    step = -(-flat.size // _SAMPLED)
+    return flat if step <= 1 else flat[:: step + 1 - step % 2]  # odd, so that no axis of even length is skipped over
 
 
 def _real(array: Array, unit: Unit) -> Array:
@@ -337,26 +356,32 @@ def _measure_outputs(
     work: _Work,
     findings: Sequence[Finding],
     feeds: Sequence[Feed],
+    number: int,
     threads: int | None,
 ) -> None:
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
     made = {value.name for node in float_model.graph for value in node.outputs}
-    suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:SUSPECTS]
+    suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
     errors = {i: _Outputs() for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)}
-    tails: dict[int, tuple[Session, str]] = {}
-    for i in errors:
-        model, name = tail(float_model, findings[i].value)
-        tails[i] = session_of(model, threads=threads, packed=False, label="float model"), name
+    if not errors or not feeds:
+        return
+    tails = {i: tail(float_model, findings[i].value) for i in errors}
+    sessions = {i: session_of(t.model, threads=threads, packed=False, label="float model") for i, t in tails.items()}
+    beside = dict.fromkeys(name for t in tails.values() for name in t.beside)
+    ends = [value.name or "" for value in float_model.graph.outputs]
+    around = with_outputs(float_model, [*beside, *ends, *isolated.sources])
+    float_session = session_of(around.model, threads=threads, packed=False, label="float model")
     for feed in feeds:
-        values = work.values(feed)
-        got = work.run_apart(feed, values, [isolated.units[i].output for i in errors]) if errors else []
+        values = {**feed, **dict(zip(around.outputs, float_session.run(feed, around.outputs), strict=True))}
+        got = work.run_apart(feed, values, [isolated.units[i].output for i in errors])
         for i, array in zip(errors, got, strict=True):
-            session, name = tails[i]
-            taken = {spec.name for spec in session.input_specs}
-            given = {key: value for key, value in {**feed, name: array}.items() if key in taken}
+            given = {tails[i].beside[name]: values[name] for name in tails[i].beside}
+            given[tails[i].given] = array
+            session = sessions[i]
             for output, result in zip(session.output_names, session.run(given), strict=True):
-                if isinstance(result, np.ndarray) and result.dtype.kind == "f" and output in values:
-                    errors[i].add(output, values[output], result)
+                name = tails[i].outputs.get(output)
+                if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
+                    errors[i].add(name, values[name].ravel(), result.ravel())
     for i, outputs in errors.items():
         findings[i].output_sqnr_db = outputs.worst
 
