@@ -362,7 +362,9 @@ def _measure_outputs(
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
     made = {value.name for node in float_model.graph for value in node.outputs}
     suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
-    errors = {i: _Outputs() for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)}
+    errors: dict[int, dict[str, _Error]] = {
+        i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
+    }
     if not errors or not feeds:
         return
     tails = {i: tail(float_model, findings[i].value) for i in errors}
@@ -381,21 +383,6 @@ def _measure_outputs(
             for output, result in zip(session.output_names, session.run(given), strict=True):
                 name = tails[i].outputs.get(output)
                 if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
-                    errors[i].add(name, values[name].ravel(), result.ravel())
+                    errors[i].setdefault(name, _Error()).add(values[name].ravel(), result.ravel())
     for i, outputs in errors.items():
-        findings[i].output_sqnr_db = outputs.worst
-
-
-class _Outputs:
-    """Errors of all outputs of a model."""
-
-    def __init__(self) -> None:
-        self._errors: dict[str, _Error] = {}
-
-    def add(self, name: str, reference: Array, actual: Array) -> None:
-        self._errors.setdefault(name, _Error()).add(reference, actual)
-
-    @property
-    def worst(self) -> float | None:
-        """SQNR of the worst output."""
-        return min((error.db for error in self._errors.values()), default=None)
+        findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)
