@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import auto, pipeline
+from onnxq import pipeline, searching
 from onnxq.build import Built
 from onnxq.diagnosis import diagnose
 from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
@@ -35,6 +35,8 @@ from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.metrics import metric_of
+from onnxq.verify.score import Function, search_metric
+from onnxq.verify.search_state import forget
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -75,6 +77,9 @@ def quantize(
     benchmark: bool = True,
     seconds: float = 0.4,
     budget: float = 120.0,
+    metric: str | Function | None = None,
+    search_state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Quantize a float model, verify the result and write it.
@@ -109,14 +114,24 @@ def quantize(
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
-        min_sqnr: dB below which verification fails.
-        max_drop: points of accuracy or top-1 agreement above which verification fails.
+        min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
+            is searched for; verification fails where there is none.
+        max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
+            the units of a function.
         max_memory: GiB that second moments may take at a time.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
-        budget: seconds that the preset "auto" may take to try forms of the model; the best so far is given then.
+        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; the best so far
+            is given then.
+        metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
+            "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
+            of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
+            and brings its own data.
+        search_state: file that keeps what a search has measured, removed at success; None takes
+            ``<output>.search.json``, or none where no file is written.
+        resume: go on from that file where an earlier search was interrupted.
         progress: called with (step, done, total).
 
     Returns:
@@ -155,6 +170,7 @@ def quantize(
         max_drop=max_drop,
         max_memory=max_memory,
     )
+    measured_by = search_metric(metric, given.max_drop, given.min_sqnr)
     if given.fuse is not None and statistics is not None:
         raise RecipeError(
             "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
@@ -173,7 +189,8 @@ def quantize(
         settled = pipeline.settle_preset(given, has_ranges, has_moments)
     with ExitStack() as stack:
         job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
-        chosen = auto.choose(job) if settled.preset == "auto" else auto.make(job, timed=benchmark)
+        wish = searching.Wish(measured_by, _search_state(search_state, destination), resume)
+        chosen = searching.choose(job, wish, timed=benchmark)
         if data is None and settled.preset == "w8":
             chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
         built, verdict = chosen.built, chosen.verdict
@@ -190,6 +207,8 @@ def quantize(
                 else:
                     io.save(result_model, destination, source=model if is_path(model) else None)
             size = io.size_bytes(destination)
+    if chosen.trail and wish.state is not None:
+        forget(wish.state)
     if size > prepared.size and built is not None:
         costs = "scales cost more than they save here"
         warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")
@@ -219,6 +238,8 @@ def quantize(
         weights=[asdict(layer) for layer in built.weights] if built is not None else [],
         candidates=chosen.candidates,
         choices=chosen.choices,
+        trail=chosen.trail,
+        recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
 
 
@@ -240,6 +261,13 @@ def _destination(model: Source, output: str | os.PathLike[str] | None, preset: s
     path = Path(str(model)).with_suffix(f".{preset}.onnx") if output is None else Path(output)
     _check_output(path, model, *inputs)
     return path
+
+
+def _search_state(given: str | os.PathLike[str] | None, destination: Path | None) -> Path | None:
+    """The file of a search."""
+    if given is not None:
+        return Path(given)
+    return None if destination is None else Path(f"{destination}.search.json")
 
 
 def _check_output(path: Path, model: Source, *inputs: object) -> None:

@@ -44,6 +44,7 @@ class Chosen:
             ``verdict`` of each whole model.
         choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
         warnings: one line each.
+        trail: everything that a search for the limits tried.
     """
 
     preset: str
@@ -54,6 +55,7 @@ class Chosen:
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    trail: list[dict[str, Any]] = field(default_factory=list)
 
 
 def make(job: Job, *, timed: bool) -> Chosen:

@@ -14,7 +14,7 @@ from onnxq.errors import OnnxqError, RecipeError
 from onnxq.graph import io
 from onnxq.graph.isolate import float_values, isolate
 from onnxq.graph.types import Model
-from onnxq.pipeline import Clock, Progress, Source
+from onnxq.pipeline import Clock, Prepared, Progress, Source
 from onnxq.recipe import Recipe, Rule
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
@@ -23,7 +23,7 @@ from onnxq.targets import target_named
 from onnxq.verify.diagnose import Diagnosis, Finding
 from onnxq.verify.diagnose import diagnose as run_diagnosis
 
-__all__ = ["DiagnoseResult", "diagnose"]
+__all__ = ["DiagnoseResult", "diagnose", "examine"]
 
 SAMPLES = 32
 """Samples that are run at most: each shows tens of thousands of elements of every value."""
@@ -118,23 +118,43 @@ def diagnose(
         quantized = build(prepared, given, target, samples, None, threads, clock).model
     else:
         quantized = io.load(quantized_model)
-    original = io.load(float_model)
-    reference = _closest(quantized, prepared.model, original)
-    with clock.step("diagnose"):
-        seen = probe(reference, samples.first, threads=threads)
-        real = {name: info.dtype.kind == "f" for name, info in seen.items()}
-        apart = isolate(reference, quantized, real, weights=(prepared.model, original))
-        result = run_diagnosis(
-            reference,
-            apart,
-            _spread(samples.held_out if quantized_model is None else samples.every),
-            threads=threads,
-            progress=clock.report("diagnose"),
-        )
+    measured = samples.held_out if quantized_model is None else samples.every
+    result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
     better = _with_rules(given, result.worst)
     if place is not None:
         place.write_text(better.to_yaml(), "utf8")
     return DiagnoseResult(result, better, place, [*prepared.notes, *result.warnings])
+
+
+def examine(
+    prepared: Prepared,
+    original: Model,
+    quantized: Model,
+    samples: Reader,
+    first: Feed,
+    threads: int | None,
+    clock: Clock,
+) -> Diagnosis:
+    """Rank the quantized nodes of a model that is in memory.
+
+    Args:
+        prepared: the float model, cleaned up.
+        original: the float model as it was given.
+        quantized: its quantized form.
+        samples: at most `SAMPLES` of them are run.
+        first: one sample.
+        threads: threads an operator may use.
+        clock: takes the time.
+
+    Raises:
+        ModelError: a model cannot be loaded or run, or nothing in it is quantized.
+    """
+    reference = _closest(quantized, prepared.model, original)
+    with clock.step("diagnose"):
+        seen = probe(reference, first, threads=threads)
+        real = {name: info.dtype.kind == "f" for name, info in seen.items()}
+        apart = isolate(reference, quantized, real, weights=(prepared.model, original))
+        return run_diagnosis(reference, apart, _spread(samples), threads=threads, progress=clock.report("diagnose"))
 
 
 def _spread(samples: Reader) -> Iterator[Feed]:

@@ -225,17 +225,24 @@ def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
                 f"SQNR is {best.sqnr_db:.1f} dB and --min-sqnr asks for {recipe.min_sqnr:g}; {_remedy(recipe)}"
             )
     if recipe.max_drop is not None:
-        if best.accuracy is not None:
-            what, drop = "accuracy", 100 * (best.accuracy["float"] - best.accuracy["quantized"])
-        elif best.top1_agreement is not None:
-            what, drop = "top-1 agreement", 100 * (1 - best.top1_agreement)
-        else:
+        found = fall(best)
+        if found is None:
             verdict.failures.append("--max-drop: the outputs are no classes; use --min-sqnr")
             return
+        what, drop = found
         if drop > recipe.max_drop:
             verdict.failures.append(
                 f"{what} falls by {drop:.2f} points and --max-drop allows {recipe.max_drop:g}; {_remedy(recipe)}"
             )
+
+
+def fall(comparison: Comparison) -> tuple[str, float] | None:
+    """What --max-drop is about and its fall in points: accuracy, else top-1 agreement; None without classes."""
+    if comparison.accuracy is not None:
+        return "accuracy", 100 * (comparison.accuracy["float"] - comparison.accuracy["quantized"])
+    if comparison.top1_agreement is not None:
+        return "top-1 agreement", 100 * (1 - comparison.top1_agreement)
+    return None
 
 
 def _remedy(recipe: Recipe) -> str:

@@ -49,6 +49,9 @@ class QuantizeResult:
             layer whose weight it shares, and ``output_db``, that of the layer's output where its input was calibrated.
         candidates: of the preset "auto": each whole model that was tried, with its figures and what became of it.
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
+        trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
+            what became of it; empty where the model as given is inside the limits.
+        recipe: YAML of the recipe that such a search found; None where there was none.
     """
 
     output: Path | None
@@ -74,6 +77,8 @@ class QuantizeResult:
     weights: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
+    trail: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -116,6 +121,8 @@ class QuantizeResult:
             "seconds_by_step": {step: round(seconds, 4) for step, seconds in self.seconds.items()},
             "candidates": self.candidates,
             "choices": self.choices,
+            "trail": self.trail,
+            "recipe": self.recipe,
             "warnings": self.warnings,
         }
 

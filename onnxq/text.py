@@ -140,6 +140,7 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     count = Counter(entry["op_type"] for entry in kept)
     stored = {op: count[op] - (c["total"] - c["quantized"]) for op, c in result["coverage"].items()}
     tables = [_candidates(result["candidates"], everything)] if result.get("candidates") else []
+    tables += [_trail(result["trail"], everything)] if result.get("trail") else []
     tables.append(_coverage(result["coverage"], stored))
     if kept:
         shown = [
@@ -148,6 +149,34 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
         rows = [(str(len(names)), reason, _listed(names, everything)) for reason, names in _grouped(shown)]
         tables.append(_cut(("nodes", "stayed float because", "which"), rows, "reasons", everything, long=(1, 2)))
     return tables
+
+
+def _trail(trail: Sequence[Mapping[str, Any]], everything: bool) -> Table:
+    """A line for everything that a search tried; where that is many, the first steps that were kept and the choice."""
+    first = trail[0]["estimated_us"]
+    shown = list(trail)
+    if not everything and len(trail) > ROWS_SHOWN:
+        told = [step for step in trail[1:] if step["kept"]]
+        early = [step for step in told if "chosen" not in step["verdict"]][: ROWS_SHOWN - 2]
+        shown = [trail[0], *(step for step in told if step in early or "chosen" in step["verdict"])]
+    dropped = any(step["drop"] is not None for step in trail)
+    rows = []
+    for step in shown:
+        cost = step["estimated_us"]
+        row = (
+            step["tried"],
+            *(["-" if step["drop"] is None else f"{step['drop']:.3g}"] if dropped else []),
+            "-" if step["sqnr_db"] is None else decibels(step["sqnr_db"]),
+            "-" if cost is None or not first else f"{cost / first:.2f}",
+            f"{step['seconds']:.1f} s",
+            step["verdict"],
+        )
+        rows.append(row)
+    left = len(trail) - len(shown)
+    header = ("tried", *(["drop"] if dropped else []), "SQNR", "time, estimated", "took", "verdict")
+    more = f"and {left} more; --verbose shows all" if left else ""
+    last = len(header) - 1
+    return Table(header, rows, right=tuple(range(1, last)), long=(0, last), more=more)
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Table:

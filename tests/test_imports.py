@@ -30,6 +30,8 @@ TIERS = [
     ["diagnosis"],
     ["gate", "layers", "trials"],
     ["auto"],
+    ["judge"],
+    ["searching"],
     ["api"],
     ["cli"],
 ]

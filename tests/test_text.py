@@ -139,3 +139,41 @@ def test_nodes_with_one_reason_are_one_row_whatever_their_times() -> None:
 def test_a_table_as_text_is_aligned() -> None:
     table = text.Table(("name", "n"), [("a", "1"), ("bbbbb", "22")], right=(1,), more="and 3 more")
     assert table.text().splitlines() == ["name    n", "a       1", "bbbbb  22", "and 3 more"]
+
+
+def step(tried: str, verdict: str, **more: Any) -> dict[str, Any]:
+    figures = {"drop": None, "sqnr_db": 20.0, "size": 10, "estimated_us": 150.0, "seconds": 0.25, "inside": False}
+    return {"tried": tried, **figures, "kept": verdict != "no better", "verdict": verdict, **more}
+
+
+def trail_of(*steps: dict[str, Any], everything: bool = False) -> list[str]:
+    tables = text.quantization_tables({**RESULT, "trail": list(steps)}, everything=everything)
+    return tables[0].text().splitlines()
+
+
+def test_a_trail_has_a_line_for_each_step() -> None:
+    failed = {"sqnr_db": None, "estimated_us": None}
+    lines = trail_of(step("as given", "outside the limit", estimated_us=100.0), step("it", "broken", **failed))
+    assert lines[0].split() == ["tried", "SQNR", "time,", "estimated", "took", "verdict"]
+    assert lines[1].split() == ["as", "given", "20.0", "dB", "1.00", "0.2", "s", "outside", "the", "limit"]
+    assert lines[2].split() == ["it", "-", "-", "0.2", "s", "broken"]
+
+
+def test_the_drop_is_shown_where_there_is_one() -> None:
+    lines = trail_of(step("as given", "outside the limit", drop=1.234567))
+    assert lines[0].split()[:3] == ["tried", "drop", "SQNR"]
+    assert "1.23 " in lines[1]
+
+
+def test_a_long_trail_is_cut_to_what_led_to_the_choice() -> None:
+    steps = [step("as given", "outside the limit")]
+    steps += [step(f"useless {i}", "no better") for i in range(20)]
+    steps += [step(f"kept {i}", "better, kept") for i in range(20)]
+    steps += [step("this", "inside the limit, chosen"), step("late", "inside the limit")]
+    lines = trail_of(*steps)
+    assert len(lines) == text.ROWS_SHOWN + 2
+    assert lines[1].startswith("as given")
+    assert lines[-2].endswith("inside the limit, chosen")
+    assert lines[-1] == f"and {len(steps) - text.ROWS_SHOWN} more; --verbose shows all"
+    assert not any(line.startswith("useless") for line in lines)
+    assert len(trail_of(*steps, everything=True)) == len(steps) + 1

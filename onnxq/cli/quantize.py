@@ -249,14 +249,24 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     type=float,
     metavar="DB",
     group=_PROOF,
-    help="Write nothing and exit with 3 if an output has a lower signal-to-noise ratio than this, in decibels.",
+    help="Search for the fastest model whose outputs all keep this signal-to-noise ratio, in decibels; if there is "
+    "none, write nothing and exit with 3.",
 )
 @option(
     "--max-drop",
     type=float,
     metavar="X",
     group=_PROOF,
-    help="Write nothing and exit with 3 if accuracy (with labels) or top-1 agreement falls by more than X points.",
+    help="The same for a metric that may fall by X: in points of accuracy (with labels) or top-1 agreement, or in the "
+    "units of --metric.",
+)
+@option(
+    "--metric",
+    metavar="NAME",
+    group=_PROOF,
+    default_text="top1",
+    help="What --max-drop is about: top1, accuracy, perplexity, divergence, or module:function, which gets a callable "
+    "from a feed to the outputs by name and returns a number, higher for a better model.",
 )
 @option(
     "--budget",
@@ -264,7 +274,22 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",
-    help="Time that the preset auto may take to try forms of the model; the best so far is written then.",
+    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; the best so far is written "
+    "then.",
+)
+@option(
+    "--search-state",
+    metavar="FILE",
+    type=FILE,
+    group=_PROOF,
+    default_text="<output>.search.json",
+    help="File that keeps what a search has measured so far; removed when the model is written.",
+)
+@option(
+    "--resume",
+    is_flag=True,
+    group=_PROOF,
+    help="Go on with a search that was interrupted, from its file.",
 )
 @option(
     "--no-benchmark",

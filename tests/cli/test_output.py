@@ -142,7 +142,8 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
         (
             "quantize m -o o -p w8 -c d.npz --format qdq --percentile 99.9 --symmetric --per-tensor --target cpu "
             "--exclude a --exclude b --include c --op-type Conv --recipe r.yaml --stats s.npz --no-bias-correct "
-            "--min-sqnr 20 --max-drop 1 --threads 2 --budget 5 --no-benchmark --force",
+            "--min-sqnr 20 --max-drop 1 --threads 2 --budget 5 --no-benchmark --force "
+            "--metric pkg.mod:score --search-state state.json --resume",
             "quantize",
             (Path("m"),),
             {
@@ -165,6 +166,9 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
                 "max_drop": 1.0,
                 "threads": 2,
                 "budget": 5.0,
+                "metric": "pkg.mod:score",
+                "search_state": Path("state.json"),
+                "resume": True,
                 "benchmark": False,
                 "force": True,
                 "progress": None,

@@ -22,7 +22,7 @@ from onnxq.errors import ModelError, OnnxqError, RecipeError
 from onnxq.recipe import Recipe
 from tests.graph.build import build, weights
 
-WIDTHS = (24, 48, 40, 32, 40, 24, 10)
+WIDTHS = (24, 48, 40, 32, 40, 24, 12)
 Feed = dict[str, np.ndarray]
 
 
