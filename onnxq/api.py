@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import pipeline, searching
-from onnxq.build import Built
+from onnxq import pipeline
 from onnxq.diagnosis import diagnose
-from onnxq.errors import ModelError, OnnxqError, RecipeError, VerificationError
+from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.build import wanted_by_any
-from onnxq.plan.weight_only import needed_opset
-from onnxq.plan.weight_report import bits_per_weight
 from onnxq.presets import PRESETS
+from onnxq.quantizing import check_output, quantize_by
 from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.calibrate import calibrate as run_calibration
@@ -30,13 +26,11 @@ from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import CPU, open_session
 from onnxq.stats.base import Statistics
 from onnxq.targets import TARGETS, target_named
-from onnxq.trials import Job
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.metrics import metric_of
-from onnxq.verify.score import Function, search_metric
-from onnxq.verify.search_state import forget
+from onnxq.verify.score import Function
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -143,7 +137,6 @@ def quantize(
         CalibrationError: data or statistics that do not fit it.
         VerificationError: the result failed verification; nothing was written.
     """
-    clock = Clock(progress)
     given = _recipe(recipe).override(
         preset=preset,
         format=format,
@@ -170,112 +163,27 @@ def quantize(
         max_drop=max_drop,
         max_memory=max_memory,
     )
-    measured_by = search_metric(metric, given.max_drop, given.min_sqnr)
-    if given.fuse is not None and statistics is not None:
-        raise RecipeError(
-            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
-            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
-        )
-    chosen_target = target_named(given.target)
-    saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
-    prepared = pipeline.load_and_prepare(model, chosen_target, clock, needed_opset(given))
-    found = calibration if calibration is not None else pipeline.find_calibration(model)
-    data = pipeline.open_data(found, prepared) if found is not None else None
-    destination = _destination(model, output, given.preset, found, statistics)
-    has_ranges = data is not None or saved is not None
-    has_moments = bool(saved.moments) if saved is not None else data is not None
-    settled = given
-    if given.preset != "auto" or not benchmark:
-        settled = pipeline.settle_preset(given, has_ranges, has_moments)
-    with ExitStack() as stack:
-        job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
-        wish = searching.Wish(measured_by, _search_state(search_state, destination), resume)
-        chosen = searching.choose(job, wish, timed=benchmark)
-        if data is None and settled.preset == "w8":
-            chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
-        built, verdict = chosen.built, chosen.verdict
-        warnings = [*prepared.notes, *chosen.warnings]
-        if verdict.failures and not force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
-        warnings += [f"forced although: {line}" for line in verdict.failures]
-        result_model = built.model if built is not None else io.load(model)
-        size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
-        if destination is not None:
-            with clock.step("save"):
-                if built is None and is_path(model):
-                    io.copy(model, destination)
-                else:
-                    io.save(result_model, destination, source=model if is_path(model) else None)
-            size = io.size_bytes(destination)
-    if chosen.trail and wish.state is not None:
-        forget(wish.state)
-    if size > prepared.size and built is not None:
-        costs = "scales cost more than they save here"
-        warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")
-    comparison = verdict.comparison
-    same = math.inf if built is None else None  # float itself, given back
-    return QuantizeResult(
-        output=destination,
-        preset=chosen.preset,
-        format=built.form if built is not None and chosen.plan.values else None,
-        target=chosen_target.name,
-        size_before=prepared.size,
-        size_after=size,
-        sqnr_db=comparison.sqnr_db if comparison is not None else same,
-        top1_agreement=comparison.top1_agreement if comparison is not None else None,
-        latency_ratio=verdict.ratio,
-        coverage=chosen.plan.coverage(),
-        kept_float=chosen.plan.kept_float(),
-        seconds=clock.seconds,
-        warnings=[*warnings, *verdict.warnings],
-        comparison=comparison,
-        unoptimized=verdict.unoptimized,
-        non_finite=built.non_finite if built is not None else {},
-        plan=chosen.plan,
-        model=io.to_proto(result_model) if not is_path(model) else None,
-        latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
-        bits_per_weight=_bits(built),
-        weights=[asdict(layer) for layer in built.weights] if built is not None else [],
-        candidates=chosen.candidates,
-        choices=chosen.choices,
-        trail=chosen.trail,
-        recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
+    return quantize_by(
+        given,
+        model,
+        output,
+        calibration=calibration,
+        statistics=statistics,
+        force=force,
+        threads=threads,
+        benchmark=benchmark,
+        seconds=seconds,
+        budget=budget,
+        metric=metric,
+        search_state=search_state,
+        resume=resume,
+        progress=progress,
     )
-
-
-def _bits(built: Built | None) -> float | None:
-    if built is None or built.plan.counts("integer", "dynamic"):
-        return None
-    return bits_per_weight(built.weights)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
     given = Recipe() if recipe is None else recipe
     return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
-
-
-def _destination(model: Source, output: str | os.PathLike[str] | None, preset: str, *inputs: object) -> Path | None:
-    """Where the result goes; said before the work starts if it cannot go there."""
-    if output is None and not is_path(model):
-        return None
-    path = Path(str(model)).with_suffix(f".{preset}.onnx") if output is None else Path(output)
-    _check_output(path, model, *inputs)
-    return path
-
-
-def _search_state(given: str | os.PathLike[str] | None, destination: Path | None) -> Path | None:
-    """The file of a search."""
-    if given is not None:
-        return Path(given)
-    return None if destination is None else Path(f"{destination}.search.json")
-
-
-def _check_output(path: Path, model: Source, *inputs: object) -> None:
-    """Say before the work starts if the result cannot be written, or would replace something that is read."""
-    io.check_destination(path, source=model if is_path(model) else None)
-    for used in inputs:
-        if isinstance(used, str | os.PathLike) and path.exists() and Path(used).exists() and path.samefile(used):
-            raise OnnxqError(f"{path}: is an input of this very run; name another file")
 
 
 def calibrate(
@@ -311,7 +219,7 @@ def calibrate(
     clock = Clock(progress)
     path = Path(output)
     found = calibration if calibration is not None else pipeline.find_calibration(model)
-    _check_output(path, model, found)
+    check_output(path, model, found)
     chosen_target = target_named(target)
     start = Statistics.load(path) if resume and path.exists() else None
     prepared = pipeline.load_and_prepare(model, chosen_target, clock)

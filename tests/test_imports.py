@@ -32,6 +32,7 @@ TIERS = [
     ["auto"],
     ["judge"],
     ["searching"],
+    ["quantizing"],
     ["api"],
     ["cli"],
 ]
