@@ -48,7 +48,9 @@ def sample_rows(
         if index not in chosen:
             continue
         padding = masks.in_feed(feed)
-        arrays = dict(zip(augmented.outputs, session.run(feed, augmented.outputs), strict=True))
+        # Asked for no output, the runtime gives all.
+        given = session.run(feed, augmented.outputs) if augmented.outputs else []
+        arrays = dict(zip(augmented.outputs, given, strict=True))
         for name in wanted:
             array = arrays.get(name, feed.get(name))
             if array is None or array.dtype.kind != "f" or array.ndim == 0 or array.size == 0:
