@@ -9,7 +9,9 @@ import click
 
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    DATA,
     FILE,
+    FiniteRange,
     GroupedCommand,
     examples,
     option,
@@ -49,6 +51,7 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
 @option(
     "-c",
     "--calibration",
+    type=DATA,
     metavar="DATA",
     group=_FILES,
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
@@ -93,7 +96,7 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
 )
 @option(
     "--percentile",
-    type=click.FloatRange(min=50, max=100, min_open=True),
+    type=FiniteRange(min=50, max=100, min_open=True),
     metavar="P",
     group=_HOW,
     default_text="99.99",
@@ -190,7 +193,7 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
 )
 @option(
     "--max-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="GIB",
     group=_HOW,
     default_text="2",
@@ -234,7 +237,7 @@ _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to q
 )
 @option(
     "--budget",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",
