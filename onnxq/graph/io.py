@@ -128,7 +128,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _refuse_maps(proto: onnx.ModelProto, where: str) -> None:
-    """onnx_ir has no map types; they come from ZipMap, at the end of classifiers that scikit-learn's converter wrote."""
+    """onnx_ir has no map types; they come from ZipMap, at the end of classifiers that scikit-learn exports."""
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         kind = value.type
         while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
