@@ -213,6 +213,11 @@ def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict
                 f"output {name!r}: onnxruntime's optimizations cost accuracy ({output.sqnr_db:.1f} dB with, "
                 f"{other.sqnr_db:.1f} dB without); on CPUs without 8-bit dot products use --target cpu-avx2"
             )
+        elif other.sqnr_db < output.sqnr_db - LEVELS_APART_DB and other.sqnr_db < LOW_SQNR_DB:
+            verdict.warnings.append(
+                f"output {name!r}: onnxruntime computes it wrongly with its optimizations off ({other.sqnr_db:.1f} dB, "
+                f"{output.sqnr_db:.1f} dB with them); leave them on"
+            )
     _judge_limits(best, recipe, verdict)
 
 

@@ -97,13 +97,15 @@ def adaround(
     problem = _Problem.of(weight, moment, cross, params)
     steps = problem.nearest()
     error = problem.errors(steps)
-    for start in (_learn(problem, config), steps.copy()):
-        for _ in range(config.sweeps):
-            if not problem.sweep(start):
-                break
-        reached = problem.errors(start)
-        better = reached < error
-        steps[better], error[better] = start[better], reached[better]
+    # where products leave the range of float32 no rounding is seen to be better, and nearest stays
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in (_learn(problem, config), steps.copy()):
+            for _ in range(config.sweeps):
+                if not problem.sweep(start):
+                    break
+            reached = problem.errors(start)
+            better = reached < error
+            steps[better], error[better] = start[better], reached[better]
     zero_point = _spread(params.zero_point, weight.shape, params)
     values = np.clip(problem.floor + steps + zero_point, spec.qmin, spec.qmax)
     result = QTensor(values.astype(np.int32).astype(spec.dtype.numpy), params)

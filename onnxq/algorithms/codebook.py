@@ -72,6 +72,8 @@ def quantize_codebook(
         )
     absmax = _absmax(weight, granularity)
     # the reciprocal is what bitsandbytes multiplies with: the last bit decides elements that lie on a threshold
+    # and of a group below the normal numbers it would be infinite: such a group is zero
+    absmax[absmax < np.finfo(np.float32).tiny] = 0.0
     inverse = np.divide(np.float32(1), absmax, out=np.zeros_like(absmax), where=absmax > 0)
     indices = np.empty(weight.shape, np.uint8)
     size = granularity.size if isinstance(granularity, PerBlock) else None

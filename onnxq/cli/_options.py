@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,37 @@ from onnxq.cli._guard import State
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path; an empty one, as an unset variable of a shell gives it, would mean the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Data(click.types.StringParamType):
+    """Text that says where samples are."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail(f"it is empty; give {CALIBRATION_FORMS}", param, ctx)
+        return value
+
+
+class FiniteRange(click.FloatRange):
+    """A number of a range that is neither NaN, which no bound refuses, nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number", param, ctx)
+        return float(number)
+
+
+FILE = _Path(path_type=Path)
+DATA = _Data()
 
 CALIBRATION_FORMS = (
     "an .npz file (arrays by input name, samples along axis 0, 'labels' optional), a folder of .npz or .npy feeds, "

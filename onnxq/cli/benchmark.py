@@ -9,7 +9,9 @@ import click
 
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    DATA,
     FILE,
+    FiniteRange,
     GroupedCommand,
     examples,
     option,
@@ -33,6 +35,7 @@ from onnxq.cli._summary import show_benchmark
 @option(
     "-c",
     "--calibration",
+    type=DATA,
     metavar="DATA",
     group="Measurement",
     help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, with every free dimension 1.",
@@ -40,7 +43,7 @@ from onnxq.cli._summary import show_benchmark
 @threads_option("Measurement", default_text="1")
 @option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
     metavar="S",

@@ -9,6 +9,7 @@ import click
 
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    DATA,
     FILE,
     GroupedCommand,
     examples,
@@ -33,6 +34,7 @@ from onnxq.cli._progress import working
 @option(
     "-c",
     "--calibration",
+    type=DATA,
     metavar="DATA",
     required=True,
     group="Input and output",

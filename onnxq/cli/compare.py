@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from onnxq.cli._options import CALIBRATION_FORMS, FILE, GroupedCommand, examples, option, output_options
+from onnxq.cli._options import (
+    CALIBRATION_FORMS,
+    DATA,
+    FILE,
+    GroupedCommand,
+    examples,
+    option,
+    output_options,
+)
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_comparison
@@ -27,6 +35,7 @@ from onnxq.cli._summary import show_comparison
 @option(
     "-c",
     "--calibration",
+    type=DATA,
     metavar="DATA",
     required=True,
     group="Data",

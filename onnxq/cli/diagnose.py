@@ -9,6 +9,7 @@ import click
 
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    DATA,
     FILE,
     GroupedCommand,
     examples,
@@ -37,6 +38,7 @@ from onnxq.cli._summary import show_diagnosis
     "-c",
     "--calibration",
     "data",
+    type=DATA,
     metavar="DATA",
     group="Data",
     default_text="calibration_data/<model stem>.npz beside FLOAT, beside its folder or in the working folder, if there",

@@ -9,7 +9,9 @@ import click
 
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    DATA,
     FILE,
+    FiniteRange,
     GroupedCommand,
     examples,
     option,
@@ -57,6 +59,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @option(
     "-c",
     "--calibration",
+    type=DATA,
     metavar="DATA",
     group=_FILES,
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
@@ -101,7 +104,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--percentile",
-    type=click.FloatRange(min=50, max=100, min_open=True),
+    type=FiniteRange(min=50, max=100, min_open=True),
     metavar="P",
     group=_HOW,
     default_text="99.99",
@@ -216,7 +219,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--max-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="GIB",
     group=_HOW,
     default_text="2",
@@ -270,7 +273,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--budget",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",

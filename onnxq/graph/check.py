@@ -12,6 +12,8 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
 from onnxq.graph import walk
 
+_NO_SHAPE = "Field 'shape' of 'type' is required but missing"
+
 _WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
@@ -41,13 +43,33 @@ _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", 
 def check_model(model: bytes | onnx.ModelProto) -> None:
     """Run the ONNX checker; operators of domains it does not know are accepted.
 
+    So are inputs and outputs whose rank is open: the checker misses a shape there, and ONNX Runtime does not need one.
+
     Raises:
         ModelError: what is wrong, in one line.
     """
     try:
         onnx.checker.check_model(model, full_check=False)
     except Exception as error:  # the checker's own error, or what protobuf says to damaged bytes
-        raise ModelError(f"model: not valid ONNX: {error}") from error
+        if _NO_SHAPE in str(error) and isinstance(model, (bytes, onnx.ModelProto)):
+            ranked = _with_ranks(model)
+            if ranked is not None:
+                check_model(ranked)
+                return
+        raise ModelError(f"model: not valid ONNX: {' '.join(str(error).split())}") from error
+
+
+def _with_ranks(model: bytes | onnx.ModelProto) -> onnx.ModelProto | None:
+    """A copy whose inputs and outputs of open rank have some shape, for the checker; None where there are none."""
+    copy = onnx.ModelProto()
+    copy.ParseFromString(model if isinstance(model, bytes) else model.SerializeToString())
+    found = False
+    for value in (*copy.graph.input, *copy.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind == "tensor_type" and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+            found = True
+    return copy if found else None
 
 
 def check_weights(model: ir.Model) -> None:

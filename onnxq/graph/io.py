@@ -93,6 +93,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         raise ModelError(f"{where}: the graph has no nodes, so there is nothing to quantize")
     if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
         raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
+    _refuse_maps(proto, where)
     try:
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)
@@ -124,6 +125,19 @@ def _root_cause(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return (str(error) or type(error).__name__).strip().rstrip(".")
+
+
+def _refuse_maps(proto: onnx.ModelProto, where: str) -> None:
+    """onnx_ir has no map types; they come from ZipMap, at the end of classifiers that scikit-learn exports."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
+        if kind.HasField("map_type"):
+            raise ModelError(
+                f"{where}: value '{value.name}' is a map, as ZipMap makes it, and only tensors and sequences are "
+                "supported; export the model without ZipMap (skl2onnx: options={'zipmap': False})"
+            )
 
 
 def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:

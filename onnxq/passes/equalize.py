@@ -29,6 +29,10 @@ _SETTLED = 1e-3
 _LARGEST = 1e4
 """A channel is not scaled by more than this, so that nothing leaves the range of float32."""
 
+_BIAS_GROWTH = 4.0
+"""A bias, which grows with its channel, stays below this times the largest weight or bias that its layer had: that of a
+channel whose weights are nearly zero would else be most of what the next layer reads, and of the activation's range."""
+
 
 @dataclass(frozen=True)
 class Equalized:
@@ -138,12 +142,15 @@ class _Weights:
         self._nodes: dict[int, Node] = {}
         self._weight: dict[int, Array] = {}
         self._bias: dict[int, Array] = {}
+        self._highest: dict[int, float] = {}
         for pair in pairs:
             key = id(pair.first.node)
             self._layers[key] = pair.first
             bias = pair.first.bias()
             assert bias is not None
             self._bias[key] = bias.copy()
+            largest = max(np.abs(bias).max(initial=0.0), np.abs(pair.first.weight).max(initial=0.0))
+            self._highest[key] = _BIAS_GROWTH * (float(largest) or 1.0)
             for node in (pair.first.node, *pair.seconds):
                 array = walk.const_array(node.inputs[1])
                 assert array is not None
@@ -162,6 +169,7 @@ class _Weights:
         usable = (written > 0) & (read > 0)
         scale = np.ones(layer.channels)
         scale[usable] = np.clip(np.sqrt(written[usable] / read[usable]), 1 / _LARGEST, _LARGEST)
+        scale = np.maximum(scale, np.minimum(np.abs(self._bias[key]) / self._highest[key], 1.0))
         self._weight[key] = layer.scaled_weight(1.0 / scale)
         self._bias[key] = self._bias[key] / scale
         for node in pair.seconds:

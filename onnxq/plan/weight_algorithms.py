@@ -14,6 +14,7 @@ from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
+from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, QTensor, TensorSpec
@@ -56,10 +57,10 @@ def quantize_weight(
             return kquant(weight, spec, config, importance=_mean_squares(statistics))
         case "gptq" | "awq":
             moment = statistics.moment.matrix if statistics is not None else None
-            if moment is None:
+            if statistics is None or moment is None:
                 raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
             if algorithm == "gptq":
-                return gptq(weight, moment, spec, GPTQ)
+                return gptq(weight, shrunk(moment, statistics.moment.rows), spec, GPTQ)
             return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
     raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use rtn, gptq, awq, hqq or kquant")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
-from onnxq.errors import CalibrationError, ModelError
+from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph.outputs import Model, without_weights
 from onnxq.runtime.feeds import Feed, InputSpec
 from onnxq.runtime.reasons import reason
@@ -19,6 +20,9 @@ from onnxq.runtime.reasons import reason
 __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]
 
 CPU = "CPUExecutionProvider"
+
+_MOST_THREADS = 256
+"""More than this, or than the processors where there are more, would only take memory and time to start."""
 
 _DTYPES: dict[str, Any] = {
     "float": np.float32,
@@ -159,6 +163,9 @@ def open_session(
 
 
 def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise RecipeError(f"--threads: {threads} is not in 1…{most}; use no more than the machine has processors")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     levels = onnxruntime.GraphOptimizationLevel

@@ -62,3 +62,12 @@ def test_what_does_not_fit_is_said() -> None:
         quantize_codebook(heavy((2, 64)), np.linspace(-1, 1, 17), bits=4)
     with pytest.raises(RecipeError, match="do not lie along the rows"):
         quantize_codebook(heavy((2, 64)), NF4, PerAxis(1))
+
+
+def test_a_group_below_the_normal_numbers_is_zero() -> None:
+    weight = heavy((2, 64))
+    weight[1] = np.float32(1e-44)
+    weight[1, ::3] = 0
+    found = decode(quantize_codebook(weight, NF4))
+    assert np.array_equal(found[1], np.zeros(64, np.float32))
+    assert np.array_equal(found[:1], decode(quantize_codebook(weight[:1], NF4)))

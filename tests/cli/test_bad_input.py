@@ -502,6 +502,7 @@ def test_a_file_that_holds_no_statistics_is_refused(
         (["--exclude", "*"], 2, ["excluded"]),
         (["--recipe", "none.yaml"], 2, ["none.yaml"]),
         (["--percentile", "nan"], 2, ["percentile"]),
+        (["--threads", "1000000"], 2, ["--threads", "1000000"]),
         (["--min-sqnr", "500"], 3, ["500"]),
         (["--output", "absent/out.onnx"], 1, ["absent"]),
         (["--output", "."], 1, ["folder"]),

@@ -347,3 +347,14 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     io.save(model, tmp_path / "out.onnx")
     assert io.size_bytes(tmp_path / "out.onnx") > 2**31
     assert io.load(tmp_path / "out.onnx").graph.initializers["w"].shape == (rows, columns)
+
+
+def test_maps_are_refused_in_words() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 1]> '
+        "g (float[N,3] x) => (float[N,3] z) { z = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1, 2]> (x) }"
+    )
+    scores = onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(1, []))
+    model.graph.output[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(scores))
+    with pytest.raises(ModelError, match=r"value 'z' is a map, as ZipMap makes it.*zipmap"):
+        io.load(model)

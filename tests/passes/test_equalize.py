@@ -235,3 +235,13 @@ def test_pairs_are_found_in_order() -> None:
         ("d", ["e"]),
         ("e", ["g"]),
     ]
+
+
+def test_a_bias_behind_weights_that_are_nearly_zero_does_not_become_the_range() -> None:
+    initializers = spread_convs() | {"w1": conv(8, 3, 3), "w2": conv(4, 8, 3)}
+    initializers["w1"][5] *= np.float32(1e-25)
+    initializers["b1"] = np.full(8, 0.5, np.float32)
+    copy, _ = prepared(build(two("[r] c = Relu (a)", out="c"), **initializers))
+    equalize(copy)
+    biases = [value.const_value.numpy() for node in copy.graph for value in node.inputs[2:] if value is not None]
+    assert max(float(np.abs(bias).max()) for bias in biases) < 4.1
