@@ -101,7 +101,7 @@ def _onnxq(model: str, feeds: str, output: str, options: dict[str, Any]) -> dict
     result = onnxq.quantize(model, output, calibration=feeds, threads=1, **options)
     seconds = time.perf_counter() - start
     facts = result.to_dict()
-    report = {key: facts[key] for key in ("coverage", "warnings", "sqnr_db", "latency_ratio", "seconds")}
+    report = {key: facts[key] for key in ("preset", "coverage", "warnings", "sqnr_db", "latency_ratio", "seconds")}
     return {"seconds": seconds, "report": {**report, "kept_float": len(facts["kept_float"])}}
 
 

@@ -1,7 +1,8 @@
-"""onnxruntime.quantization as a peer: its static configurations, each run as its documentation says.
+"""onnxruntime.quantization as a peer: its configurations, each run as its documentation says.
 
-`quant_pre_process`, then `quantize_static`; batch 1 or whatever the feeds have, all feeds. Its calibration session is
-held to one thread, like everything else measured here.
+Static: `quant_pre_process`, then `quantize_static`; batch 1 or whatever the feeds have, all feeds. Its calibration
+session is held to one thread, like everything else measured here. Dynamic: `quant_pre_process` or the fusions of
+`onnxruntime.transformers`, then `quantize_dynamic`. Weights alone: `MatMulNBitsQuantizer`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from benchmarks.feeds import Feed, read_feeds
@@ -32,7 +42,31 @@ class PeerConfig:
     calibrate_method: str = "MinMax"
 
 
-CONFIGS: dict[str, PeerConfig] = {
+@dataclass(frozen=True)
+class DynamicConfig:
+    """One way to call `quantize_dynamic`.
+
+    Attributes:
+        weight_type: as the argument.
+        per_channel: as the argument.
+        fuse: `onnxruntime.transformers.optimizer` runs first, in place of `quant_pre_process`.
+    """
+
+    weight_type: str = "QInt8"
+    per_channel: bool = True
+    fuse: bool = False
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One way to call `MatMulNBitsQuantizer`; accuracy level 4 is its fast kernel."""
+
+    bits: int
+    block_size: int
+    accuracy_level: int = 4
+
+
+STATIC_CONFIGS: dict[str, PeerConfig] = {
     "u8s8 qdq": PeerConfig(),
     "u8s8 qdq per-tensor": PeerConfig(per_channel=False),
     "u8s8 qoperator": PeerConfig(quant_format="QOperator"),
@@ -41,6 +75,17 @@ CONFIGS: dict[str, PeerConfig] = {
     "s8s8 qdq (defaults)": PeerConfig(activation_type="QInt8", per_channel=False),
 }
 """By the name that the tables show. Its own defaults are int8 x int8, per tensor, QDQ, MinMax."""
+
+OTHER_CONFIGS: dict[str, DynamicConfig | BlockConfig] = {
+    "dynamic per-channel": DynamicConfig(),
+    "dynamic (defaults)": DynamicConfig(per_channel=False),
+    "dynamic per-channel, fused": DynamicConfig(fuse=True),
+    "4 bits, blocks of 32": BlockConfig(4, 32),
+    "8 bits, blocks of 128": BlockConfig(8, 128),
+}
+"""By the name that the tables show."""
+
+CONFIGS: dict[str, PeerConfig | DynamicConfig | BlockConfig] = {**STATIC_CONFIGS, **OTHER_CONFIGS}
 
 QUICK_CONFIGS = ("u8s8 qdq", "u8s8 qdq per-tensor", "s8s8 qdq (defaults)")
 
@@ -55,19 +100,54 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return next(self._feeds, None)
 
 
-def quantize_with_peer(config: PeerConfig, model: Path, feeds: Path, output: Path) -> dict[str, float | bool]:
+def quantize_with_peer(
+    config: PeerConfig | DynamicConfig | BlockConfig, model: Path, feeds: Path, output: Path
+) -> dict[str, float | bool]:
     """Quantize a model as `config` says.
 
     Args:
         config: what to ask for.
         model: the float model.
-        feeds: a folder of feeds, see `benchmarks.feeds`.
+        feeds: a folder of feeds, see `benchmarks.feeds`; only static quantization reads them.
         output: the file to write.
 
     Returns:
-        ``seconds`` in all, of which ``calibrate_seconds`` (session, inference and ranges), and whether
-        ``preprocessed``: where `quant_pre_process` fails, the model is taken as it is.
+        ``seconds`` in all. Of static quantization also ``calibrate_seconds`` (session, inference and ranges), and of
+        both static and dynamic whether ``preprocessed``: where `quant_pre_process` fails, the model is taken as it is.
     """
+    if isinstance(config, PeerConfig):
+        return _quantize_static(config, model, feeds, output)
+    start = time.perf_counter()
+    if isinstance(config, BlockConfig):
+        _quantize_blocks(config, model, output)
+        return {"seconds": time.perf_counter() - start}
+    preprocessed = _quantize_dynamic(config, model, output)
+    return {"seconds": time.perf_counter() - start, "preprocessed": preprocessed}
+
+
+def _quantize_dynamic(config: DynamicConfig, model: Path, output: Path) -> bool:
+    prepared = output.with_suffix(".prepared.onnx")
+    preprocessed = config.fuse or _preprocess(model, prepared)
+    if config.fuse:
+        from onnxruntime.transformers import optimizer
+
+        # Zeros: it finds the number of heads and the width by itself.
+        fused = optimizer.optimize_model(str(model), "bert", num_heads=0, hidden_size=0, opt_level=0)
+        fused.save_model_to_file(str(prepared))
+    quantize_dynamic(prepared, output, per_channel=config.per_channel, weight_type=QuantType[config.weight_type])
+    prepared.unlink()
+    return preprocessed
+
+
+def _quantize_blocks(config: BlockConfig, model: Path, output: Path) -> None:
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(model), bits=config.bits, block_size=config.block_size, accuracy_level=config.accuracy_level
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(output))
+
+
+def _quantize_static(config: PeerConfig, model: Path, feeds: Path, output: Path) -> dict[str, float | bool]:
     clock = _time_calibration()
     prepared = output.with_suffix(".prepared.onnx")
     start = time.perf_counter()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,8 @@ def render(results: dict[str, Any]) -> str:
             ``metric``, ``higher_is_better``, ``float``, ``rows``, ``calibration`` and ``memory``.
     """
     workloads: list[Workload] = results["workloads"]
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
     parts = [
-        "# Static quantization: onnxq and onnxruntime.quantization",
-        f"Machine: {machine}.",
-        f"Settings: {settings}. What each figure means: benchmarks/README.md.",
-        *(f"- {line}" for line in results["left_out"]),
+        *head(results, "Static quantization: onnxq and onnxruntime.quantization"),
         "## Quality",
         _quality(workloads),
         "## Latency: float ÷ quantized, one thread, above 1 is faster",
@@ -98,10 +93,30 @@ def render(results: dict[str, Any]) -> str:
     peers = _peers(workloads)
     if peers:
         parts += ["## Every configuration of onnxruntime.quantization", peers]
-    errors = _failures(workloads)
-    if errors:
-        parts += ["## Failures", "\n".join(errors)]
+    return page([*parts, *failures(workloads)])
+
+
+def head(results: dict[str, Any], title: str) -> list[str]:
+    """Title, machine, settings, and what is left out."""
+    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
+    return [
+        f"# {title}",
+        f"Machine: {machine}.",
+        f"Settings: {settings}. What each figure means: benchmarks/README.md.",
+        *(f"- {line}" for line in results["left_out"]),
+    ]
+
+
+def page(parts: Sequence[str]) -> str:
+    """The parts of a page with an empty line between them."""
     return "\n\n".join(parts) + "\n"
+
+
+def failures(workloads: list[Workload]) -> list[str]:
+    """A heading and the lines of `_failures`; nothing where nothing failed."""
+    errors = _failures(workloads)
+    return ["## Failures", "\n".join(errors)] if errors else []
 
 
 def _failures(workloads: list[Workload]) -> list[str]:
@@ -109,8 +124,8 @@ def _failures(workloads: list[Workload]) -> list[str]:
     lines = []
     for workload in workloads:
         named = [(f"{row['by']} {row['config']}", row["error"]) for row in workload["rows"]]
-        named += [("onnxq calibration", workload["calibration"].get("error"))]
-        named += [("memory", workload["memory"].get("error"))]
+        named += [("onnxq calibration", workload.get("calibration", {}).get("error"))]
+        named += [("memory", workload.get("memory", {}).get("error"))]
         by_error: dict[str, list[str]] = {}
         for name, error in named:
             if error is not None:
@@ -196,7 +211,7 @@ def _peers(workloads: list[Workload]) -> str:
     return markdown(header, rows) if rows else ""
 
 
-def write(results: dict[str, Any], folder: Path, stem: str) -> str:
+def write(results: dict[str, Any], folder: Path, stem: str, render: Callable[[dict[str, Any]], str] = render) -> str:
     """Write ``<stem>.json`` and ``<stem>.md`` into a folder, made where it is missing; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     text = render(results)

@@ -119,6 +119,7 @@ class _Search:
         trials.time(trials.made.values())
         trials.compare(list(trials.made.values()))
         self._demote()
+        self._coarsen()
         trials.time_finalists()
         return self._finish()
 
@@ -239,6 +240,29 @@ class _Search:
             return None
         return self._trials.made[fastest]
 
+    def _coarsen(self) -> None:
+        """Where the best model has kernels that take longer with a scale for each channel, try it with one for all."""
+        trials = self._trials
+        for outcome in chooser.ranked(trials.outcomes()):
+            base = trials.made.get(outcome.name)
+            recipe = chooser.by_tensor(base.built.recipe, base.built.plan) if base is not None else None
+            if base is None or recipe is None:
+                continue
+            if trials.out_of_time("one scale for a whole weight was not tried"):
+                return
+            trial = trials.build(f"{base.name} (per tensor)", recipe)
+            if trial is None:
+                return
+            trial.reasons = dict(base.reasons)
+            trials.open(trial)
+            trials.time([base, trial])
+            trials.compare([trial])
+            if trial.timing is None or base.timing is None or trial.refused:
+                return
+            if trial.timing.ratio <= base.timing.ratio * (1 + chooser.NOISE):
+                trial.refused = f"no faster than {base.name}, which is more exact"
+            return
+
     # The choice.
 
     def _finish(self) -> Chosen:
@@ -286,7 +310,7 @@ class _Search:
 
     def _quantized(self, trial: Trial, verdict: Verdict) -> Chosen:
         job, built = self._job, trial.built
-        name = MIXED if trial.name.startswith(MIXED) else trial.name
+        name = trial.name.partition(" ")[0]
         warnings = [*self._trials.warnings, *built.warnings]
         if job.data is None and job.statistics is None:
             warnings.insert(0, _what_data_would_buy(name))

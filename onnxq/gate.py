@@ -86,7 +86,7 @@ def verify(
     with clock.step("verify"):
         feed = data.first if data is not None else _made_up(prepared, threads, verdict)
         try:
-            plain, sessions["quantized"] = _check(quantized, feed, threads, verdict)
+            plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
             return verdict
@@ -117,19 +117,19 @@ def verify(
 
 
 def _check(
-    quantized: bytes | Path, feed: Feed | None, threads: int | None, verdict: Verdict
+    quantized: bytes | Path, original: bytes | Path, feed: Feed | None, threads: int | None, verdict: Verdict
 ) -> tuple[Session, Session]:
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
     if not worth_a_look(quantized):
-        return check(quantized, feed, threads=threads, run=feed is not None)
+        return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         path = Path(folder) / "optimized.onnx"
         try:
-            sessions = check(quantized, feed, threads=threads, run=feed is not None, save_to=path)
+            sessions = check(quantized, feed, threads=threads, run=feed is not None, original=original, save_to=path)
             slow = unfolded_layers(path)
         except (VerificationError, OSError):
             # There may be no room for that file, which is no fault of the model; what is one is found once more.
-            return check(quantized, feed, threads=threads, run=feed is not None)
+            return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     if slow:
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
         verdict.warnings.append(

@@ -235,6 +235,18 @@ def test_equal_forms_are_tried_once(times: Times) -> None:
     assert all("w8a8-dynamic" not in asked for asked in times.asked)
 
 
+@pytest.mark.parametrize(("ms", "granularity"), [(1.0, 1), (1.98, 192)], ids=["faster", "as fast"])
+def test_one_scale_a_weight_is_taken_only_where_it_is_faster(ms: float, granularity: int, times: Times) -> None:
+    times.models = dict.fromkeys(["float", "w8", "w8a8", "w8a8-token", "mixed"], 4.0)
+    times.models |= {"w8a8-dynamic": 2.0, "w8a8-dynamic (per tensor)": ms}
+    result = auto("lstm")
+    assert result.preset == "w8a8-dynamic" and result.model is not None
+    (node,) = [node for node in result.model.graph.node if node.op_type == "DynamicQuantizeLSTM"]
+    sizes = {tensor.name: list(tensor.dims) for tensor in result.model.graph.initializer}
+    assert np.prod(sizes[node.input[8]]) == granularity
+    assert "w8a8-dynamic (per tensor)" in table(result)
+
+
 def test_without_time_the_first_form_ships_and_a_warning_says_so(times: Times) -> None:
     times.models = {"float": 4.0, "w8a8": 2.0}
     result = auto("mlp", budget=0.0)

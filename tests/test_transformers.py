@@ -33,6 +33,18 @@ def sqnr(proto: Any, result: QuantizeResult, feeds: Any) -> float:
     return 10 * np.log10(signal / noise)
 
 
+def test_tables_of_embeddings_are_stored_as_integers_in_static_models_too() -> None:
+    model, feeds = encoder(), sentences()
+    result = quantized(model, feeds)
+    assert result.plan.nodes["Gather_0"].action == "dynamic"
+    assert result.model is not None
+    tables = [t for t in result.model.graph.initializer if tuple(t.dims) == (50, 32)]
+    assert [t.data_type for t in tables] == [onnx.TensorProto.INT8]
+    left_out = quantized(model, feeds, exclude=["Gather_0"])
+    assert left_out.model is not None and left_out.plan.nodes["Gather_0"].action == "float"
+    assert "words" in {t.name for t in left_out.model.graph.initializer}
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 @pytest.mark.parametrize("style", ["torch", "dynamo"])
 def test_an_encoder_keeps_its_numbers(style: str, form: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
+from onnxq.plan.decisions import INTEGER, Plan
 from onnxq.recipe import Recipe, Rule
 
 FLOAT, STORED, STATIC, DYNAMIC, TOKEN = "float", "w8", "w8a8", "w8a8-dynamic", "w8a8-token"
@@ -29,6 +31,12 @@ GENTLER_DB = 1.0
 
 DEFAULT_SQNR_DB, DEFAULT_TOP1, DEFAULT_COSINE = 30.0, 0.99, 0.98
 """What outputs have to reach where the user set no limit: one of the first two; the last where they are embeddings."""
+
+SLOWER_BY_CHANNEL = frozenset({("Gemm", INTEGER), ("LSTM", RUNS_DYNAMIC)})
+"""Operators whose integer kernels take longer with a scale for each channel, by what the plan does with them.
+
+Measured with onnxruntime 1.32: QLinear Gemm at one row about 1.3 times as long, DynamicQuantizeLSTM about 1.15.
+"""
 
 SMALLER, SLOWER = 0.02, 0.005
 """A layer takes a form that saves this share of the model's size if that costs no more than this share of its time."""
@@ -205,6 +213,20 @@ def as_recipe(recipe: Recipe, base: str, layers: Iterable[Layer], choices: Mappi
             insist = True if form == STATIC else None  # the table leaves it float, the measurement does not
             rules.append(Rule(match=pattern, preset=form, quantize=insist))
     return replace(recipe, preset=base, rules=(*rules, *recipe.rules))
+
+
+def by_tensor(recipe: Recipe, plan: Plan) -> Recipe | None:
+    """The recipe with one scale a weight where kernels take longer with more; None where there is no such node.
+
+    Args:
+        recipe: of the plan. Its own rules win.
+        plan: every decision.
+    """
+    names = [node.name for node in plan.nodes.values() if (node.op_type, node.action) in SLOWER_BY_CHANNEL]
+    if not names or not recipe.per_channel:
+        return None
+    rules = (Rule(match=glob.escape(name), per_channel=False) for name in names)
+    return replace(recipe, rules=(*rules, *recipe.rules))
 
 
 @dataclass(frozen=True)

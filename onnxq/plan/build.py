@@ -272,6 +272,10 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
+    elif not by_user and node.op_type == "Gather" and preset.activations == "static":
+        planned = plan_dynamic(node, preset, recipe, target, choice)  # a table; what moves activations stays as it is
+        if isinstance(planned, NodePlan):
+            return [planned]
     stored = _storage_specs(node, recipe, choice)
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")

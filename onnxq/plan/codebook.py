@@ -47,7 +47,7 @@ def plan_codebook(node: Node, preset: Preset, recipe: Recipe, choice: Choice, op
         if matrix is None or matrix.size < MIN_ELEMENTS:
             continue
         block = (_FIXED_BLOCK if fixed else 0) if size is None else size
-        granularity = _granularity(matrix.shape[1], block, fixed, per_channel and preset.bits == 4, kernel)
+        granularity = _granularity(matrix.shape[1], block, fixed, per_channel and bits == 4, kernel)
         specs[position] = TensorSpec(QType.UINT4 if bits == 4 else QType.UINT8, granularity)
     if not specs:
         return f"it has no constant float weight of {MIN_ELEMENTS} elements or more"

@@ -15,11 +15,13 @@ from onnxq.plan.auto import (
     Outcome,
     as_recipe,
     by_damage,
+    by_tensor,
     fastest_forms,
     gentler,
     outside_budget,
     ranked,
 )
+from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.recipe import Recipe, Rule
 
 STATIC, DYNAMIC, TOKEN, STORED, FLOAT = "w8a8", "w8a8-dynamic", "w8a8-token", "w8", "float"
@@ -145,3 +147,24 @@ def test_the_ranking_is_whole_and_does_not_depend_on_the_order(rows: list[tuple[
 )
 def test_the_accuracy_budget(recipe: Recipe, figures: Figures, reason: str) -> None:
     assert outside_budget(recipe, figures) == reason
+
+
+def test_one_scale_a_weight_is_for_kernels_that_are_faster_with_it() -> None:
+    nodes = [
+        NodePlan("fc [1]", "Gemm", "integer"),
+        NodePlan("rnn", "LSTM", "dynamic"),
+        NodePlan("mm", "MatMul", "integer"),
+        NodePlan("left", "Gemm", "float"),
+    ]
+    plan = Plan({node.name: node for node in nodes}, {})
+    own = Rule("rnn", per_channel=True)
+    recipe = by_tensor(Recipe(rules=(own,)), plan)
+    assert recipe is not None and recipe.rules[-1] == own
+    assert {name: recipe.rule_for([name]).per_channel for name in plan.nodes} == {
+        "fc [1]": False,
+        "rnn": True,
+        "mm": None,
+        "left": None,
+    }
+    assert by_tensor(Recipe(per_channel=False), plan) is None
+    assert by_tensor(Recipe(), Plan({"mm": nodes[2]}, {})) is None

@@ -9,6 +9,14 @@ import onnx
 import pytest
 
 from onnxq.core.codebook import decode
+from onnxq.core.dtypes import QType
+from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.graph import io
+from onnxq.plan.codebook import plan_codebook
+from onnxq.plan.decisions import NodePlan
+from onnxq.plan.select import Choice
+from onnxq.presets import PRESETS
+from onnxq.recipe import Recipe, Rule
 from tests.graph.build import build
 from tests.graph.emit.test_weight_only import close, quantized, run
 
@@ -90,3 +98,14 @@ def test_tables_are_unfolded_at_load(
     assert left.isdisjoint({"Cast", "GatherElements", "Mul", "Slice"})
     stored = sum(len(t.raw_data) for t in result.graph.initializer)
     assert stored < weight.nbytes * (0.65 if preset == "lut8" or block else 0.4)
+
+
+def test_below_operator_set_21_lut4_has_one_table_of_256() -> None:
+    """Indices take 8 bits there: 256 entries for each channel would be larger than the weight."""
+    weight = RNG.standard_normal((128, 256)).astype(np.float32)
+    model = io.load(build("g (float[B, 128] x) => (float[B, 256] y) { [layer] y = MatMul(x, w) }", w=weight))
+    (node,) = model.graph
+    choice = Choice(None, insisted=False, rule=Rule("*"))
+    old, new = (plan_codebook(node, PRESETS["lut4"], Recipe(preset="lut4"), choice, opset) for opset in (17, 21))
+    assert isinstance(old, NodePlan) and old.weights == {1: TensorSpec(QType.UINT8, PerTensor())}
+    assert isinstance(new, NodePlan) and new.weights == {1: TensorSpec(QType.UINT4, PerAxis(0))}
