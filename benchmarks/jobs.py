@@ -36,15 +36,17 @@ class JobResult:
     error: str | None
 
 
-def run_job(kind: str, **arguments: Any) -> JobResult:
+def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult:
     """Run one of `JOBS` in a new process with one thread for numpy; arguments must be JSON.
+
+    Another interpreter than this one is given as ``python``.
 
     The process may take two thirds of the memory that is free now; one that wants more ends in a MemoryError.
     """
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
         request.write_text(json.dumps({"kind": kind, "arguments": arguments}), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.jobs", str(request), str(answer)]
+        command = [python or sys.executable, "-m", "benchmarks.jobs", str(request), str(answer)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             done = subprocess.run(
@@ -93,16 +95,23 @@ def _peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
     return dict(quantize_with_peer(CONFIGS[config], Path(model), Path(feeds), Path(output)))
 
 
+def _weight_peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
+    from benchmarks.weight_peers import PEERS, quantize_with_weight_peer
+
+    return dict(quantize_with_weight_peer(PEERS[config], Path(model), Path(feeds), Path(output)))
+
+
 def _onnxq(model: str, feeds: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
     """`onnxq.quantize` as a user calls it, timing and verification included."""
     import onnxq
 
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     result = onnxq.quantize(model, output, calibration=feeds, threads=1, **options)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     facts = result.to_dict()
     report = {key: facts[key] for key in ("preset", "coverage", "warnings", "sqnr_db", "latency_ratio", "seconds")}
-    return {"seconds": seconds, "report": {**report, "kept_float": len(facts["kept_float"])}}
+    report["bits_per_weight"] = facts["bits_per_weight"]
+    return {"seconds": seconds, "processor_seconds": busy, "report": {**report, "kept_float": len(facts["kept_float"])}}
 
 
 def _calibrate(model: str, feeds: str, output: str, repeats: int) -> dict[str, Any]:
@@ -130,6 +139,7 @@ def _calibrate_memory(model: str, feeds: str, output: str) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "peer": _peer,
+    "weight-peer": _weight_peer,
     "onnxq": _onnxq,
     "calibrate": _calibrate,
     "calibrate-memory": _calibrate_memory,

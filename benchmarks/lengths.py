@@ -30,7 +30,7 @@ def timed_feeds(model: Path, feeds: Sequence[Feed], most: int = 4) -> dict[str, 
     session = open_session(model)
     found = {}
     for length in LENGTHS:
-        made = [_of_length(feeds[i:], length) for i in range(min(most, len(feeds)))]
+        made = [of_length(feeds[i:], length) for i in range(min(most, len(feeds)))]
         try:
             session.run(None, made[0])
         except Exception:  # too long or too short for it; the runtime has no class for this alone
@@ -39,7 +39,7 @@ def timed_feeds(model: Path, feeds: Sequence[Feed], most: int = 4) -> dict[str, 
     return found or {AS_FED: list(feeds[:most])}
 
 
-def _of_length(feeds: Sequence[Feed], length: int) -> Feed:
+def of_length(feeds: Sequence[Feed], length: int) -> Feed:
     """One sequence without padding: the tokens of the samples one behind the other, over again where they are few."""
     masks = [name for name in feeds[0] if "mask" in name]
     tokens: dict[str, list[np.ndarray[tuple[int], np.dtype[np.int64]]]] = {name: [] for name in feeds[0]}

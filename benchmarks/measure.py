@@ -59,8 +59,8 @@ def open_session(model: Path) -> ort.InferenceSession:
 def alternate(models: Mapping[str, Path], feeds: Sequence[Feed], seconds: float) -> dict[str, Latency]:
     """Time models against each other; the first one is the reference.
 
-    Each round runs every model once on the same feed, and starts one model later than the round before, so that no
-    model always follows the same one. Rounds in which another process took the processor away (more wall time than
+    Each round runs every model once on the same feed, in an order of its own: one that always ran behind a large model
+    would find the caches emptied. Rounds in which another process took the processor away (more wall time than
     processor time) are left out, as long as enough remain.
 
     Args:
@@ -75,13 +75,13 @@ def alternate(models: Mapping[str, Path], feeds: Sequence[Feed], seconds: float)
             session.run(None, feeds[0])
     times: dict[str, list[float]] = {name: [] for name in names}
     is_calm: dict[str, list[bool]] = {name: [] for name in names}
+    order = np.random.default_rng(0)
     end = time.perf_counter() + seconds
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and time.perf_counter() > end:
             break
         feed = feeds[number % len(feeds)]
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in order.permutation(names):
             busy, start = time.thread_time(), time.perf_counter()
             sessions[name].run(None, feed)
             taken = time.perf_counter() - start

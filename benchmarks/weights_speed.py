@@ -30,7 +30,7 @@ from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QTensor, TensorSpec
 
-SYMMETRIC = TensorSpec(QType.INT4, PerBlock(1, 32), symmetric=True)
+SYMMETRIC = TensorSpec(QType.INT4, PerBlock(1, 32), symmetric=True, mirrored=True)
 AFFINE = TensorSpec(QType.UINT4, PerBlock(1, 32))
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 LAYERS = 6

@@ -181,7 +181,7 @@ class _Solver:
         """Round, keep what is better, and give (levels, error, the part of it taken for outliers)."""
         levels, error = self._round(scale, zero_point)
         magnitude, power = self._powers(error)
-        loss = power.sum(axis=1, keepdims=True) * scale ** np.float32(self.config.power)
+        loss = power.sum(axis=1, keepdims=True) * np.abs(scale) ** np.float32(self.config.power)
         self._keep(scale, zero_point, loss)
         shrunk = magnitude - power / (np.maximum(magnitude, _TINY) * np.float32(beta))
         np.maximum(shrunk, 0.0, out=shrunk)
@@ -218,7 +218,8 @@ class _Solver:
             target = self.x - outliers * scale
             squares = np.einsum("ge,ge->g", levels, levels)[:, None]
             fitted = np.einsum("ge,ge->g", target, levels)[:, None] / np.maximum(squares, _TINY)
-            usable = (squares > 0.0) & (fitted >= np.finfo(np.float32).tiny) & np.isfinite(fitted)
+            size = fitted * np.sign(scale)  # a mirrored grid stays mirrored
+            usable = (squares > 0.0) & (size >= np.finfo(np.float32).tiny) & np.isfinite(size)
             following = np.where(usable, fitted, scale)
             beta *= self.config.kappa
             if np.array_equal(following, scale):

@@ -28,12 +28,9 @@ class KQuantConfig:
     Attributes:
         method: ``search`` tries scales around the plain one, rounds on each, fits scale and offset by weighted least
             squares and keeps the best, as k-quants do; ``legacy`` takes the scale from the largest element, as
-            Q4_0, Q5_0 and Q8_0 do.
+            Q4_0, Q5_0 and Q8_0 do: below 8 bits as on a mirrored grid.
         steps: scales tried on either side of the plain one.
         width: how far apart they are, in steps of the grid over the whole range.
-        negative_scale: a symmetric grid reaches one step farther below zero than above. With this, a block whose
-            largest element is positive takes a negative scale, so that the farther end serves it. The operators
-            of ONNX compute with such a scale as with any other. ``legacy`` below 8 bits always does.
         float16_scale: scales are rounded to float16, as GGML stores them (kept in float32 where float16 cannot hold
             them).
     """
@@ -41,7 +38,6 @@ class KQuantConfig:
     method: Literal["search", "legacy"] = "search"
     steps: int = 10
     width: float = 0.1
-    negative_scale: bool = False
     float16_scale: bool = False
 
     def __post_init__(self) -> None:
@@ -253,13 +249,14 @@ def _search_symmetric(x: Array, weights: Array, spec: TensorSpec, config: KQuant
     low, high = np.minimum(x.min(axis=1), 0)[:, None], np.maximum(x.max(axis=1), 0)[:, None]
     below, above = np.float32(spec.midpoint - spec.qmin), np.float32(spec.qmax - spec.midpoint)
     peak = np.maximum(-low, high)
+    sign = np.where((high > -low) & spec.mirrored, np.float32(-1), np.float32(1))
     starts = [np.maximum(-low / below, high / above)]
-    if config.negative_scale:
-        starts.append(np.where(high > -low, -peak / below, peak / below))
+    if spec.mirrored:
+        near = np.minimum(-low, high) / (above + np.float32(0.5))
+        starts += [sign * peak / below, sign * np.maximum(peak / below, near)]
     zero_point = best.zero_point
     for start in starts:
         best.offer(np.where(start == 0, np.float32(1), start), zero_point)
-    sign = np.where((high > -low) & config.negative_scale, np.float32(-1), np.float32(1))
     for step in range(-config.steps, config.steps + 1):
         reach = below + np.float32(step * config.width)
         if reach > 0:

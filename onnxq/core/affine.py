@@ -140,8 +140,8 @@ def params_from_range(low: npt.ArrayLike, high: npt.ArrayLike, spec: TensorSpec)
 
     The range is first widened to hold zero. An affine grid spans it exactly, up to the rounding of the zero point
     (at most half a step at either end); a symmetric grid is centred on zero and wide enough that nothing in the range
-    is clipped. A range of zero width gets scale 1; one so narrow that the scale would be subnormal gets the smallest
-    normal float32.
+    is clipped; on a mirrored one nothing is off by more than half a step. A range of zero width gets scale 1; one so
+    narrow that the scale would be subnormal gets the smallest normal float32.
 
     Args:
         low: lower ends, units of the tensor; any shape that broadcasts with ``high``.
@@ -176,11 +176,18 @@ def _params_of_slab(lows: Array, highs: Array, spec: TensorSpec) -> tuple[Array,
     highs = np.clip(highs, 0.0, _LARGEST)
     if spec.symmetric:
         below, above = spec.midpoint - spec.qmin, spec.qmax - spec.midpoint
-        wide = np.maximum(-lows / below, highs / above)
+        if spec.mirrored:
+            # the near end may lie half a step beyond the last level: that rounds no worse than any other number
+            far, near = np.maximum(-lows, highs), np.minimum(-lows, highs)
+            wide = np.maximum(far / below, near / (above + 0.5))
+        else:
+            wide = np.maximum(-lows / below, highs / above)
     else:
         wide = (highs - lows) / (spec.qmax - spec.qmin)
     floored = np.clip(wide, _SMALLEST_SCALE, _LARGEST).astype(np.float32)
     scale = np.asarray(np.where(wide > 0.0, floored, np.float32(1.0)), np.float32)
+    if spec.symmetric and spec.mirrored:
+        scale = np.where(highs > -lows, -scale, scale)
     if spec.symmetric:
         zero_point = np.full(scale.shape, spec.midpoint, np.int64)
     else:

@@ -52,6 +52,8 @@ class TensorSpec:
         narrow_range: the lowest integer of the grid is not used, so that a symmetric signed grid is balanced.
         grid_bits: bits of the grid actually used where that is fewer than ``dtype`` stores (7-bit weights against
             saturating kernels, 3-bit weights in 4-bit storage); None uses them all.
+        mirrored: on a symmetric grid, which reaches one step farther below zero than above, a scale may be negative, so
+            that the farther end serves whichever side of the range is the wider. Kernels that unpack weights take it.
     """
 
     dtype: QType
@@ -59,6 +61,7 @@ class TensorSpec:
     symmetric: bool = False
     narrow_range: bool = False
     grid_bits: int | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.grid_bits is not None and not 2 <= self.grid_bits <= self.dtype.bits:
@@ -96,8 +99,8 @@ class QParams:
         spec: the grid they belong to.
         scale: float32 (or float16), positive and finite. Its rank is the tensor's and on every axis its length
             divides the tensor's (after rounding up for an uneven last block), so one form serves tensor, axis,
-            block and token; an activation whose rank is unknown has rank 0. Only where GGML's choice was asked for may
-            a weight's scale be negative, which the operators take as well.
+            block and token; an activation whose rank is unknown has rank 0. Only on a mirrored grid, or where GGML's
+            choice was asked for, may a weight's scale be negative, which the operators take as well.
         zero_point: same shape, of the numpy type of ``spec.dtype``.
     """
 

@@ -12,7 +12,7 @@ from onnxq.algorithms.gptq import GPTQConfig, gptq
 from onnxq.algorithms.grid import GridConfig, quantize_range
 from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
-from onnxq.algorithms.kquant import KQuantConfig, kquant
+from onnxq.algorithms.kquant import kquant
 from onnxq.algorithms.rtn import rtn
 from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
@@ -52,9 +52,7 @@ def quantize_weight(
         case "hqq":
             return hqq(weight, spec)
         case "kquant":
-            # MatMulNBits takes scales of either sign, as GGML's blocks have them
-            config = KQuantConfig(negative_scale=spec.symmetric)
-            return kquant(weight, spec, config, importance=_mean_squares(statistics))
+            return kquant(weight, spec, importance=_mean_squares(statistics))
         case "gptq" | "awq":
             moment = statistics.moment.matrix if statistics is not None else None
             if statistics is None or moment is None:

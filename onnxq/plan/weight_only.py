@@ -196,11 +196,14 @@ def block_sizes(bits: int) -> tuple[int, ...]:
 
 def grid(bits: int, size: int, recipe: Recipe) -> TensorSpec:
     """The grid of so many bits in blocks of ``size`` along the inputs, or with one scale a row where that is 0."""
+    symmetric = recipe.symmetric if recipe.symmetric is not None else bits >= SYMMETRIC_FROM
     return TensorSpec(
         _STORAGE[bits],
         PerBlock(1, size) if size else PerAxis(0),
-        symmetric=recipe.symmetric if recipe.symmetric is not None else bits >= SYMMETRIC_FROM,
+        symmetric=symmetric,
         grid_bits=3 if bits == 3 else None,
+        # of 256 levels one more or less does not show
+        mirrored=symmetric and bits < 8,
     )
 
 

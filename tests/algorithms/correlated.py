@@ -25,12 +25,15 @@ SPECS = [
     TensorSpec(QType.INT8, PerAxis(0), symmetric=True, narrow_range=True),
     TensorSpec(QType.UINT8, PerTensor()),
     TensorSpec(QType.INT4, PerTensor(), symmetric=True),
+    TensorSpec(QType.UINT4, PerBlock(1, 32), symmetric=True, mirrored=True),
+    TensorSpec(QType.UINT2, PerBlock(1, 16), symmetric=True, mirrored=True),
 ]
 
 
 def name(spec: TensorSpec) -> str:
     """A short name of a grid, for the list of tests."""
-    return f"{spec.dtype.value}-{spec.bits}-{'sym' if spec.symmetric else 'aff'}-{spec.granularity}".replace(" ", "")
+    kind = "mirrored" if spec.mirrored else "sym" if spec.symmetric else "aff"
+    return f"{spec.dtype.value}-{spec.bits}-{kind}-{spec.granularity}".replace(" ", "")
 
 
 def draw(seed: int, out: int = 24, inputs: int = 72, samples: int = 256) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxq.algorithms.gptq import gptq
 from onnxq.algorithms.grid import GridConfig, quantize_range, search_range
 from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import kmeans
-from onnxq.algorithms.kquant import KQuantConfig, kquant
+from onnxq.algorithms.kquant import kquant
 from onnxq.algorithms.rtn import rtn
 from onnxq.core import codebook
 from onnxq.core.affine import dequantize
@@ -47,7 +48,7 @@ METHODS: dict[str, Callable[[Array, TensorSpec], Array]] = {
     "awq": awq,
     "hqq": lambda w, spec: real(hqq(w, spec)),
     "kquant": lambda w, spec: real(kquant(w, spec)),
-    "negative": lambda w, spec: real(kquant(w, spec, KQuantConfig(negative_scale=True))),
+    "negative": lambda w, spec: real(kquant(w, replace(spec, mirrored=spec.symmetric))),
     "nf4": lambda w, spec: codebook.decode(quantize_codebook(w, granularity=spec.granularity)),
     "kmeans": lambda w, spec: codebook.decode(kmeans(w, spec.granularity)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,9 +145,7 @@ def test_the_affine_search_is_near_the_best_there_is() -> None:
     assert np.mean(ratios) < 1.15
 
 
-@pytest.mark.parametrize(
-    "config", [KQuantConfig(), KQuantConfig(negative_scale=True), KQuantConfig(float16_scale=True)]
-)
+@pytest.mark.parametrize("config", [KQuantConfig(), KQuantConfig(float16_scale=True)])
 @pytest.mark.parametrize("importance", [None, np.linspace(0, 2, 72)])
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_no_block_is_worse_than_rounded_to_nearest(
@@ -159,7 +158,7 @@ def test_no_block_is_worse_than_rounded_to_nearest(
     assert (after <= before * slack).all()
     if spec.bits < 8:
         assert after.sum() < 0.97 * before.sum()
-    assert config.negative_scale or (result.params.scale > 0).all()
+    assert spec.mirrored or (result.params.scale > 0).all()
     if config.float16_scale:
         assert np.array_equal(result.params.scale, result.params.scale.astype(np.float16))
 
@@ -177,7 +176,7 @@ def weighted_error(weight: Array, result: QTensor, spec: TensorSpec, importance:
 
 def test_a_negative_scale_serves_blocks_whose_largest_element_is_positive() -> None:
     weight, spec = np.abs(heavy(4)) + heavy(5) / 4, TensorSpec(QType.INT4, PerBlock(1, 16), symmetric=True)
-    either = kquant(weight, spec, KQuantConfig(negative_scale=True))
+    either = kquant(weight, replace(spec, mirrored=True))
     positive = kquant(weight, spec)
     assert (either.params.scale < 0).any()
     assert np.mean((real(either) - weight) ** 2) < 0.95 * np.mean((real(positive) - weight) ** 2)

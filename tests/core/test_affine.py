@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -413,3 +414,18 @@ def test_large_weights_are_not_copied_into_floating_point():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < q.nbytes + x.nbytes / 2
+
+
+@pytest.mark.parametrize("dtype", [QType.UINT2, QType.INT4, QType.UINT4])
+def test_a_mirrored_grid_is_no_coarser_and_nothing_is_off_by_more_than_half_a_step(dtype):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(400, 16)) * rng.uniform(0.5, 4, (400, 1)) + rng.normal(size=(400, 1))).astype(np.float32)
+    spec = TensorSpec(dtype, PerBlock(1, 16), symmetric=True)
+    plain, mirrored = params_for(x, spec), params_for(x, replace(spec, mirrored=True))
+    assert (mirrored.scale < 0).any() and (mirrored.scale > 0).any()
+    assert (np.abs(mirrored.scale) <= plain.scale).all()
+    found = dequantize(quantize(x, mirrored), mirrored)
+    assert (np.abs(found - x) <= 0.50001 * np.abs(mirrored.scale)).all()
+    assert np.mean((found - x) ** 2) < 0.95 * np.mean((fake_quantize(x, plain) - x) ** 2)
+    zero = params_for(np.zeros((2, 16), np.float32), replace(spec, mirrored=True))
+    assert (zero.scale == 1).all()
