@@ -277,7 +277,8 @@ class _Search:
     def _build(self, recipe: Recipe, clock: Clock) -> Built:
         """Build with the statistics of earlier models that were rewritten alike; run the samples where some lack."""
         job, key = self._job, _rewrites(recipe)
-        known = self._statistics.get(key)
+        # What smoothing leaves is another model, whose samples have to be run.
+        known = self._statistics.get(key) if recipe.smooth is None else None
         if known is not None:
             try:
                 return build(job.prepared, recipe, job.target, job.data, known, job.threads, clock)
