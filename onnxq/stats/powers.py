@@ -56,15 +56,23 @@ class SamplePowers:
             return
         several = array.ndim > 1 and samples > 1 and array.shape[0] == samples
         step = _step(array.shape[1:] if several else array.shape)
+        if not several and finite:  # the plain case, once for each value and sample: no call too many
+            part = array.reshape(-1)[::step].astype(np.float64)
+            self._count(float(np.einsum("i,i->", part, part)), int(np.count_nonzero(part)))
+            return
         rows = array.reshape(samples if several else 1, -1)[:, ::step].astype(np.float64)
         if not finite:
             rows[~np.isfinite(rows)] = 0.0
         squares = np.einsum("ij,ij->i", rows, rows)
         filled = (rows != 0.0).sum(axis=1).tolist()
         for square, count in zip(squares.tolist(), filled, strict=True):
-            if count and 0.0 < square < math.inf:  # a square that overflows is no power to hold a grid against
-                key = math.floor(math.log2(square / count) * _BINS_AN_OCTAVE)
-                self.bins[key] = self.bins.get(key, 0) + 1
+            self._count(square, count)
+
+    def _count(self, square: float, count: int) -> None:
+        """Count one sample by the sum of its squares over so many elements that are not zero."""
+        if count and 0.0 < square < math.inf:  # a square that overflows is no power to hold a grid against
+            key = math.floor(math.log2(square / count) * _BINS_AN_OCTAVE)
+            self.bins[key] = self.bins.get(key, 0) + 1
 
     def merge(self, other: SamplePowers) -> SamplePowers:
         """The counts of both; neither is changed."""
