@@ -21,7 +21,8 @@ from benchmarks.workloads import Workload
 
 WIDTH, PAIRS = 1024, 3
 DECODER = 4096
-SAMPLES, ROWS = 16, 64
+SAMPLES, ROWS = 16, 128
+DRAWN = 2 * SAMPLES * ROWS
 CALIBRATED = 100
 """Samples of MiniLM that calibrate; the error is measured on the others."""
 
@@ -113,9 +114,9 @@ def _model(b: Builder, last: str, width: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
-def _rows(width: int, count: int, rows: int, skipped: int = 0) -> list[Feed]:
-    """Feeds of correlated rows; the directions that they share are those of all feeds, skipped ones included."""
-    drawn = correlated(width, (skipped + count) * rows, 7)[skipped * rows :]
+def _rows(count: int, rows: int, start: int = 0) -> list[Feed]:
+    """Feeds of correlated rows, all from one draw: the directions that they share are those of every feed."""
+    drawn = correlated(WIDTH, DRAWN, 7)[start : start + count * rows]
     return [{INPUT_NAME: np.ascontiguousarray(part)} for part in np.split(drawn, count)]
 
 
@@ -133,9 +134,9 @@ def _stack() -> WeightTask:
         "stack1024",
         "shapes",
         _saved(stack, "stack1024"),
-        lambda: _rows(WIDTH, SAMPLES, ROWS * 2),
-        error_feeds=lambda: _rows(WIDTH, SAMPLES, ROWS, skipped=2 * SAMPLES),
-        sized=lambda count: _rows(WIDTH, 1, count)[0],
+        lambda: _rows(SAMPLES, ROWS),
+        error_feeds=lambda: _rows(SAMPLES, ROWS, start=DRAWN // 2),
+        sized=lambda count: _rows(1, count)[0],
     )
 
 
