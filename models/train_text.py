@@ -1,7 +1,7 @@
 """Train a language network on a text and write its ONNX file, calibration samples and test samples.
 
     python models/train_text.py tiny_lm kjv.txt      # or text_encoder, text_lstm, or all
-    python models/train_text.py all kjv.txt --quick --folder /tmp/try      # a few steps, to see that everything works
+    python models/train_text.py all kjv.txt --quick --folder try      # a few steps, to see that everything works
 
 The text is the caller's, one verse a line; README.md says how to get the one that these models learnt. Needs torch,
 onnx and onnxscript; takes two to five minutes a network on one core. Repeated runs on one machine and one version of
