@@ -51,8 +51,8 @@ def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult
         try:
             done = subprocess.run(
                 command,
-                cwd=ROOT,
-                env={**os.environ, **threads, "TMPDIR": folder},
+                cwd=folder,  # onnxruntime's shape inference leaves files where it runs
+                env={**os.environ, **threads, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 timeout=TIMEOUT_SECONDS,
                 check=False,
