@@ -12,21 +12,7 @@ from onnxq.graph.prepare import evaluate
 _GROWTH = 64 * 1024
 """Bytes by which a result may exceed the constants it replaces."""
 
-_MOVES = frozenset(
-    {
-        "Identity",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Cast",
-        "CastLike",
-        "Concat",
-        "Slice",
-        "Split",
-    }
-)
+_MOVES = evaluate.ARRANGE - {"QuantizeLinear"}
 """Operators that only arrange what is there: a weight behind them must become an initializer whatever its size."""
 
 
