@@ -25,7 +25,7 @@ TIERS = [
     ["verify", "qat"],
     ["gather"],
     ["results", "pipeline"],
-    ["transform", "refine"],
+    ["transform", "refine", "unsmoothed"],
     ["build"],
     ["diagnosis"],
     ["gate", "layers", "trials"],
