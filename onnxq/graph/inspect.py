@@ -58,7 +58,9 @@ def inspect_model(model: ir.Model, size: int) -> Found:
     """
     entries = len(model.graph.initializers)
     inputs.remove_initializers(model)
+    ranks = shapes.forget(model)
     shapes.infer(model, [], folded=False)
+    shapes.recall(model, ranks)
     look = _Look(at_run_time.arithmetic(model.graph))
     nodes, weights, ways = [], [], Counter[str]()
     coverage: dict[str, dict[str, int]] = {}

@@ -77,14 +77,17 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     count["inputs"] = inputs.remove_initializers(model)
     ir_version.settle(model)
     count["constants"] = constants.lift(model)
+    ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
         _fold_constants(model, report)
+    shapes.recall(model, ranks)
     if opset.raise_to(model, min_opset, report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
         count["constants"] += constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
+        shapes.recall(model, ranks)
     _simplify(model, report)
     count["gelu"] = gelu.run(model)
     count["deduplicate"] = deduplicate.run(model)
