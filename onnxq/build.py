@@ -109,7 +109,7 @@ def _build(
             recipe = spend_bits(model, plan, recipe, used)
         plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
     if recipe.learns:
         if data is None:
             raise RecipeError("--adaround: needs samples to learn from; give --calibration")

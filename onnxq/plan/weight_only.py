@@ -17,6 +17,7 @@ from onnxq.graph.types import FLOAT16, FLOAT32, Node
 from onnxq.plan.codebook import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan
+from onnxq.plan.effort import too_large
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
@@ -103,6 +104,10 @@ def plan_weight(
     if bits == 3:
         notes.append("3 bits: 8 levels on the grid of 4-bit storage")
     algorithm = choice.rule.algorithm or recipe.algorithm or "rtn"
+    too_much = too_large(inputs, recipe) if algorithm in ALGORITHMS_WITH_DATA else ""
+    if too_much:
+        notes.append(f"{too_much}: rounded by {ALGORITHM_WITHOUT_DATA} instead of {algorithm}")
+        algorithm = ALGORITHM_WITHOUT_DATA
     return NodePlan(
         node.name or "",
         node.op_type,
@@ -148,6 +153,10 @@ def table_algorithm(recipe: Recipe, choice: Choice) -> str:
 def notes_on(nodes: Iterable[NodePlan], recipe: Recipe) -> tuple[str, ...]:
     """What the user should know of a plan whose preset packs weights in blocks."""
     preset, planned = PRESETS[recipe.preset], list(nodes)
+    heavy = [node for node in planned if "--max-memory" in node.reason]
+    if heavy:
+        more = f" and {len(heavy) - 1} more" if len(heavy) > 1 else ""
+        return (f"layer {heavy[0].name!r}{more}: {heavy[0].reason}",)
     bits = recipe.bits or preset.bits
     stored = sum(node.action == STORAGE for node in planned)
     if preset.weights != "blocks" or bits >= 8 or not stored or any(node.action == WEIGHT for node in planned):
