@@ -25,6 +25,7 @@ TIERS = [
     ["verify", "qat"],
     ["gather"],
     ["results", "pipeline"],
+    ["confirm"],
     ["transform", "refine", "unsmoothed"],
     ["build"],
     ["diagnosis"],
