@@ -18,8 +18,10 @@ from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import float_values, isolate
 from onnxq.pipeline import preparation
 from onnxq.pipeline.build import build
+from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.preparation import Clock, Prepared, Progress, Source
+from onnxq.pipeline.job import Job, open_data
+from onnxq.pipeline.preparation import Prepared, Source
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
 from onnxq.runtime.probe import probe
@@ -115,10 +117,10 @@ def diagnose(
     found = data if data is not None else preparation.find_calibration(float_model)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    samples = preparation.open_data(found, prepared)
+    samples = open_data(found, prepared)
     confirm(prepared, samples.first, clock, threads)
     if quantized_model is None:
-        quantized = build(prepared, given, target, samples, None, threads, clock).model
+        quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
     else:
         quantized = io.load(quantized_model)
     measured = samples.held_out if quantized_model is None else samples.every

@@ -11,7 +11,8 @@ import onnx
 from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
-from onnxq.pipeline.preparation import Clock, Prepared, load_and_prepare
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.preparation import Prepared, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.plan.make_plan import make_plan, wanted_by
 from onnxq.plan.placement.candidates import Survey, survey

@@ -15,6 +15,7 @@ import pytest
 import onnxq
 from onnxq.cli._json import dumps
 from onnxq.errors import RecipeError, VerificationError
+from onnxq.pipeline.planning import complete
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
@@ -378,7 +379,7 @@ def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeyp
     from onnxq.pipeline import preparation
 
     runs: list[int] = []
-    real = preparation.complete
+    real = complete
     monkeypatch.setattr(preparation, "complete", lambda *given: (runs.append(1), real(*given)))
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "mixed": 1.0}
     times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0}

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 import pytest
 from tests.test_searching import LAYERS, feeds, network
 
-from onnxq.pipeline.preparation import Clock, load_and_prepare, open_data
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.job import Job, open_data
+from onnxq.pipeline.preparation import load_and_prepare
 from onnxq.recipe.recipe import Recipe
 from onnxq.search.history import Limits, Outcome
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
-from onnxq.search.trials import Job
 from onnxq.targets import target_named
 from tests.graph.build import build, weights
 
