@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from tests.test_searching import LAYERS, feeds, network
 
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Job, open_data
@@ -16,6 +15,7 @@ from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
 from onnxq.targets import target_named
 from tests.graph.build import build, weights
+from tests.search.test_within_limits import LAYERS, feeds, network
 
 RECIPE = Recipe(preset="w8a8")
 
