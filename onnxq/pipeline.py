@@ -17,8 +17,8 @@ from onnxq.gather import check_statistics, gather
 from onnxq.graph import io, origin
 from onnxq.graph.check import check_weights
 from onnxq.graph.outputs import value_names
-from onnxq.graph.prepare import prepare
-from onnxq.graph.types import Model, Proto
+from onnxq.graph.prepare import prepare, widen
+from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize
 from onnxq.plan.build import make_plan, wanted_by, wanted_by_any
 from onnxq.plan.decisions import Plan
@@ -87,6 +87,8 @@ class Prepared:
         session: the user's model, opened as it is until `onnxq.confirm` has run it.
         source: what the model was read from.
         min_opset: what the operator set was to be raised to.
+        widened: the element types that became float32 inside.
+        widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
     """
 
     model: Model
@@ -103,9 +105,13 @@ class Prepared:
     session: Session | None = None
     source: Source | None = None
     min_opset: int = 0
+    widened: Collection[ElementType] = ()
+    widened_at_load: bool = False
 
 
-def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: int = 0) -> Prepared:
+def load_and_prepare(
+    source: Source, target: Target, clock: Clock, min_opset: int = 0, *, keep_halves: bool = False
+) -> Prepared:
     """Load a model, check it and clean it up.
 
     Args:
@@ -114,6 +120,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
         clock: takes the time.
         min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
             its own, and a note says so.
+        keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
 
     Raises:
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
@@ -128,7 +135,9 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
         else:
             original = io.to_bytes(model)
             size = len(original)
-        session = session_of(model, optimize=False, packed=False, label=_name(source))
+        session, at_load = _opened(model, _name(source))
+        if at_load:
+            original = io.to_bytes(model)
         inputs = session.input_specs
     with clock.step("prepare"):
         prepared = Prepared(
@@ -141,16 +150,41 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
             session=session,
             source=source,
             min_opset=max(target.min_opset, min_opset),
+            widened=() if keep_halves else widen.EVERY,
+            widened_at_load=at_load,
         )
         _prepare(prepared, ())
     return prepared
+
+
+def _opened(model: Model, label: str) -> tuple[Session, bool]:
+    """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
+
+    Returns:
+        The session, and whether the model was changed.
+
+    Raises:
+        ModelError: the runtime cannot load it, or an input or output is bfloat16, which numpy does not know.
+    """
+    edge = widen.edge_of(model, widen.BFLOAT16)
+    if edge is not None:
+        raise ModelError(
+            f"{label}: '{edge}' is bfloat16, which onnxruntime neither takes from Python nor gives; export the model "
+            "with float32 or float16 inputs and outputs"
+        )
+    try:
+        return session_of(model, optimize=False, packed=False, label=label), False
+    except ModelError:
+        if not widen.run(model, widen.EVERY):
+            raise
+    return session_of(model, optimize=False, packed=False, label=label), True
 
 
 def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     before = origin.remember(prepared.model)
     prepared.op_types = before.op_types
     prepared.folded_weights = constants_to_quantize(prepared.model)
-    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without)
+    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
     prepared.sources = origin.sources(before, prepared.model)
     prepared.notes, prepared.has_qdq, prepared.changes = list(report.notes), report.has_qdq, report.changes
 
@@ -158,7 +192,10 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
 def reload(prepared: Prepared) -> Model:
     """The user's model, read once more."""
     assert prepared.source is not None
-    return io.load(prepared.source)
+    model = io.load(prepared.source)
+    if prepared.widened_at_load:
+        widen.run(model, widen.EVERY)
+    return model
 
 
 def prepare_again(prepared: Prepared, without: Collection[str]) -> None:

@@ -30,6 +30,7 @@ from onnxq.graph.prepare import (
     pooling,
     shapes,
     unused,
+    widen,
 )
 
 _ROUNDS = 20
@@ -59,6 +60,7 @@ class PrepareReport:
 
 
 STEPS = {
+    "widen": "computing in float32",
     "opset": "raising its operator set",
     "folding": "folding its constants",
     "affine": "folding BatchNormalization and arithmetic into its layers",
@@ -74,7 +76,9 @@ STEPS = {
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
 
 
-def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = ()) -> PrepareReport:
+def prepare(
+    model: ir.Model, *, min_opset: int = 13, without: Collection[str] = (), widened: Collection[ir.DataType] = ()
+) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
     Args:
@@ -83,6 +87,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
         min_opset: raise the default operator set to this where it is lower; where the converter cannot, the model
             keeps its own and a note says so.
         without: keys of `STEPS` that are left out.
+        widened: element types that become float32 inside (see `onnxq.graph.prepare.widen`).
 
     Returns:
         What was done, and notes on what could not be.
@@ -96,6 +101,8 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     count["inputs"] = inputs.remove_initializers(model)
     ir_version.settle(model)
     count["constants"] = constants.lift(model)
+    if widened and "widen" not in without:
+        count["widen"] = widen.run(model, widened)
     ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
