@@ -261,6 +261,8 @@ def weight_position(node: Node) -> int:
 def matrix_of(node: Node) -> Array | str:
     """The constant of a MatMul, Gemm or Gather as (out, in), or (rows, width); else why it has none.
 
+    A Gather of matrices from a stack, as of the experts of a mixture, has the rows of all of them.
+
     The float array is not copied; it may be a transposed view.
     """
     position = weight_position(node)
@@ -275,9 +277,9 @@ def matrix_of(node: Node) -> Array | str:
     if value.dtype not in (FLOAT32, FLOAT16):
         return f"its weight is {value.dtype.name.lower() if value.dtype else 'of unknown type'}, not float32 or float16"
     if node.op_type == "Gather":
-        if array.ndim != 2 or walk.attr_int(node, "axis"):
+        if array.ndim < 2 or array.size == 0 or walk.attr_int(node, "axis"):
             return f"its table of shape {array.shape} is not looked up by rows"
-        return array
+        return array.reshape(-1, array.shape[-1])  # of stacked matrices (experts) each row is a row
     if array.ndim != 2 or array.size == 0:
         return f"its weight of shape {array.shape} is no matrix, and kernels read packed matrices"
     if node.op_type == "Gemm" and walk.attr_int(node, "transA"):

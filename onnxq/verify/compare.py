@@ -21,6 +21,7 @@ from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, OutputComparison
 from onnxq.verify.metrics import Metric
 from onnxq.verify.output_kinds import OutputJudges, is_real
+from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 
 _CLASS_RANKS = (2, 3)
@@ -171,10 +172,10 @@ def compare_all(
     """
     if facts is None:
         facts = {} if isinstance(float_model, Session) else facts_of_file(float_model)
-    reference = _opened(float_model, "float model", optimize, threads)
+    reference, drawing = held_still(_opened(float_model, "float model", optimize, threads))
     limits = [math.inf] * len(quantized_models) if budgets is None else budgets
     trials = [
-        _Trial(reference, _opened(model, "quantized model", optimize, threads), labels, limit, facts)
+        _Trial(reference, held_still(_opened(model, "quantized model", optimize, threads))[0], labels, limit, facts)
         for model, limit in zip(quantized_models, limits, strict=True)
     ]
     names = reference.output_names
@@ -186,7 +187,11 @@ def compare_all(
             trial.add(feed, expected)
     if samples == 0:
         raise VerificationError("compare: there is not one sample; give at least one feed")
-    return [trial.result() for trial in trials]
+    found = [trial.result() for trial in trials]
+    if drawing:
+        for comparison in found:
+            comparison.warnings.append(note(drawing))
+    return found
 
 
 class _Trial:
