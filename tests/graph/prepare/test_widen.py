@@ -8,8 +8,9 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.graph import io, walk
-from onnxq.graph.check import check_model
+from onnxq.graph import walk
+from onnxq.graph.files import io
+from onnxq.graph.files.checker import check_model
 from onnxq.graph.prepare import prepare, widen
 from tests.graph.build import Array, build, ops, run, weights
 
