@@ -30,6 +30,18 @@ from onnxq.graph.prepare import (
     shapes,
     unused,
 )
+from onnxq.graph.prepare.operators import (
+    ahead,
+    axes_pairs,
+    bounds,
+    broadcast,
+    hard_swish,
+    hoist,
+    pool_order,
+    softmax_axis,
+    stacks,
+    unit_axes,
+)
 
 _ROUNDS = 20
 """Folding one thing makes another foldable; chains are short, this bounds them."""
@@ -86,6 +98,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
         count["constants"] += constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
     _simplify(model, report)
+    _speed_up(model, report)
     count["gelu"] = gelu.run(model)
     count["deduplicate"] = deduplicate.run(model)
     names.make_unique(model)
@@ -119,7 +132,14 @@ def _simplify(model: ir.Model, report: PrepareReport) -> None:
                 "eliminate": eliminate.run(model),
                 "folding": folding.run(model),
                 "gemm": gemm.run(model),
+                "bounds": bounds.run(model),
+                "hard_swish": hard_swish.run(model),
+                "hoist": hoist.run(model),
                 "affine": affine.run(model),
+                "ahead": ahead.run(model),
+                "pool_order": pool_order.run(model),
+                "stacks": stacks.run(model),
+                "axes_pairs": axes_pairs.run(model),
                 "padding": padding.run(model),
                 "pooling": pooling.run(model),
                 "unused": unused.run(model),
@@ -129,3 +149,18 @@ def _simplify(model: ir.Model, report: PrepareReport) -> None:
         if not done.total():
             return
         shapes.infer(model, report.notes, folded=True)
+
+
+def _speed_up(model: ir.Model, report: PrepareReport) -> None:
+    """Give the operators that are left the form that the runtime has the fastest kernel for."""
+    done = Counter(
+        {
+            "softmax_axis": softmax_axis.run(model),
+            "unit_axes": unit_axes.run(model),
+            "broadcast": broadcast.run(model),
+        }
+    )
+    if done.total():
+        shapes.infer(model, report.notes, folded=True)
+        done["axes_pairs"] = axes_pairs.run(model)
+        report.changes.update(done)
