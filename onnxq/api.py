@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import pipeline
+from onnxq.confirm import confirm
 from onnxq.diagnosis import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph import io
@@ -226,7 +227,9 @@ def calibrate(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     reader = open_reader(found, prepared.inputs)
-    seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader)), reader), None, threads)
+    first = next(iter(reader))
+    confirm(prepared, first, clock, threads)
+    seen = pipeline.look(prepared, pipeline.Data(reader, reader, first, reader), None, threads)
     wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
     if not wanted.values and not wanted.second_moments:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")

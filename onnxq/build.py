@@ -17,7 +17,8 @@ from onnxq.recipe import Recipe
 from onnxq.refine import refine
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.transform import needs_samples, transform, uses_awq
+from onnxq.transform import transform, uses_awq
+from onnxq.unsmoothed import why_unsmoothed
 
 
 @dataclass
@@ -69,23 +70,46 @@ def build(
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
+    built, searched = _build(prepared, recipe, target, data, statistics, threads, clock)
+    if not searched or data is None:
+        return built
+    plain, _ = _build(prepared, recipe, target, data, statistics, threads, clock, smoothing=False)
+    reason = why_unsmoothed(built.model, plain.model, prepared, data, threads, clock)
+    if reason is None:
+        return built
+    plain.warnings.insert(0, reason)
+    return plain
+
+
+def _build(
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data | None,
+    statistics: Statistics | None,
+    threads: int | None,
+    clock: Clock,
+    *,
+    smoothing: bool = True,
+) -> tuple[Built, bool]:
+    """As `build`, with or without smoothing; and whether there was smoothing by exponents that were searched."""
     form = recipe.format or target.formats[0]
     model = prepared.model.clone()
     model.meta.update(prepared.model.meta)
     copy = replace(prepared, model=model)
-    notes = transform(copy, recipe, target, data, threads, clock)
+    done = transform(copy, recipe, target, data, threads, clock, smoothing=smoothing)
     model = copy.model
-    if statistics is not None and needs_samples(recipe):
+    if statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
         statistics = None
         what = "AWQ" if uses_awq(recipe) else "smoothing"
-        notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
+        done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):
             recipe = spend_bits(model, plan, recipe, used)
         plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, used, threads, clock)
     with clock.step("rewrite"):
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct)
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
     if recipe.learns:
         if data is None:
             raise RecipeError("--adaround: needs samples to learn from; give --calibration")
@@ -97,5 +121,5 @@ def build(
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
     found = non_finite(plan, used)
-    warnings = [*notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
-    return Built(model, recipe, form, plan, used, found, warnings, solution.weights)
+    warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxq import pipeline, text
 from onnxq.build import build
+from onnxq.confirm import confirm
 from onnxq.errors import OnnxqError, RecipeError
 from onnxq.graph import io
 from onnxq.graph.isolate import float_values, isolate
@@ -114,6 +115,7 @@ def diagnose(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     samples = pipeline.open_data(found, prepared)
+    confirm(prepared, samples.first, clock, threads)
     if quantized_model is None:
         quantized = build(prepared, given, target, samples, None, threads, clock).model
     else:

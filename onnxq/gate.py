@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.kernels import unfolded_layers
+from onnxq.graph.output_facts import output_facts
 from onnxq.pipeline import Clock, Data, Prepared
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
@@ -24,6 +25,9 @@ from onnxq.verify.kernels import worth_a_look
 
 LOW_SQNR_DB = 10.0
 """Below this a warning is due: the noise is a third of the signal's amplitude."""
+
+HIGH_LOSS = 0.05
+"""Above this a warning is due as well: one decision in twenty changes."""
 
 LEVELS_APART_DB = 6.0
 """The two optimization levels may differ by rounding, not by this much."""
@@ -101,6 +105,7 @@ def verify(
                     feeds,
                     labels=labels,
                     budgets=(math.inf, _PLAIN_SECONDS),
+                    facts=output_facts(prepared.model),
                 )
             except CalibrationError:
                 raise  # the data is at fault, not the model
@@ -204,6 +209,8 @@ def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict
     elif best.sqnr_db is not None and best.sqnr_db < LOW_SQNR_DB:
         name = next(n for n, output in best.outputs.items() if output.sqnr_db == best.sqnr_db)
         verdict.warnings.append(f"output {name!r} has only {best.sqnr_db:.1f} dB SQNR; check accuracy before using it")
+    elif best.finite and (outside := best.outside(HIGH_LOSS)):
+        verdict.warnings.append(f"{outside.partition('; the budget')[0]}; check accuracy before using it")
     for name, output in best.outputs.items():
         other = plain.outputs.get(name)
         if other is None or output.sqnr_db is None or other.sqnr_db is None or math.isinf(other.sqnr_db):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,7 @@ from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
 from onnxq.runtime.readers import Reader, open_reader, split
-from onnxq.runtime.session import InputSpec, session_of
+from onnxq.runtime.session import InputSpec, Session, session_of
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
 
@@ -80,6 +82,11 @@ class Prepared:
         has_qdq: the model holds quantized tensors already.
         folded_weights: float weights behind a QuantizeLinear (from quantization-aware training) that became integers.
         op_types: operator of each node of the user's model.
+        label: what messages call the model.
+        changes: what preparing did, and how often.
+        session: the user's model, opened as it is until `onnxq.confirm` has run it.
+        source: what the model was read from.
+        min_opset: what the operator set was to be raised to.
     """
 
     model: Model
@@ -91,6 +98,11 @@ class Prepared:
     has_qdq: bool = False
     folded_weights: int = 0
     op_types: dict[str, str] = field(default_factory=dict)
+    label: str = "model"
+    changes: Counter[str] = field(default_factory=Counter)
+    session: Session | None = None
+    source: Source | None = None
+    min_opset: int = 0
 
 
 def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: int = 0) -> Prepared:
@@ -119,13 +131,40 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
         session = session_of(model, optimize=False, packed=False, label=_name(source))
         inputs = session.input_specs
     with clock.step("prepare"):
-        before = origin.remember(model)
-        fake_quantized = constants_to_quantize(model)
-        report = prepare(model, min_opset=max(target.min_opset, min_opset))
-        sources = origin.sources(before, model)
-    return Prepared(
-        model, original, size, sources, inputs, list(report.notes), report.has_qdq, fake_quantized, before.op_types
-    )
+        prepared = Prepared(
+            model,
+            original,
+            size,
+            {},
+            inputs,
+            label=_name(source),
+            session=session,
+            source=source,
+            min_opset=max(target.min_opset, min_opset),
+        )
+        _prepare(prepared, ())
+    return prepared
+
+
+def _prepare(prepared: Prepared, without: Collection[str]) -> None:
+    before = origin.remember(prepared.model)
+    prepared.op_types = before.op_types
+    prepared.folded_weights = constants_to_quantize(prepared.model)
+    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without)
+    prepared.sources = origin.sources(before, prepared.model)
+    prepared.notes, prepared.has_qdq, prepared.changes = list(report.notes), report.has_qdq, report.changes
+
+
+def reload(prepared: Prepared) -> Model:
+    """The user's model, read once more."""
+    assert prepared.source is not None
+    return io.load(prepared.source)
+
+
+def prepare_again(prepared: Prepared, without: Collection[str]) -> None:
+    """Clean the user's model up anew, some steps left out (see `onnxq.graph.prepare.STEPS`)."""
+    prepared.model = reload(prepared)
+    _prepare(prepared, without)
 
 
 def is_path(source: Source) -> TypeGuard[str | os.PathLike[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnxq import pipeline, searching
 from onnxq.build import Built
+from onnxq.confirm import confirm
 from onnxq.errors import OnnxqError, RecipeError, VerificationError
 from onnxq.graph import io
 from onnxq.pipeline import Clock, Progress, Source, is_path
@@ -54,6 +55,7 @@ def quantize_by(
     prepared = pipeline.load_and_prepare(model, chosen_target, clock, needed_opset(given))
     found = calibration if calibration is not None else pipeline.find_calibration(model)
     data = pipeline.open_data(found, prepared) if found is not None else None
+    confirm(prepared, data.first if data is not None else None, clock, threads)
     destination = _destination(model, output, given.preset, found, statistics)
     has_ranges = data is not None or saved is not None
     has_moments = bool(saved.moments) if saved is not None else data is not None

@@ -91,6 +91,7 @@ class QuantizeResult:
             "sqnr_db": self.sqnr_db,
             "top1_agreement": self.top1_agreement,
             "class_output": self.comparison.class_output if self.comparison is not None else None,
+            "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
             "coverage": self.coverage,

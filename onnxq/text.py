@@ -78,10 +78,27 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
         where = f", output {result['class_output']}" if several else ""
         facts.append(("top-1", f"agrees with the float model on {100 * result['top1_agreement']:.1f} %{where}"))
+    facts += _loss(result)
     accuracy = result.get("accuracy")
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
     return facts + token_facts(result)
+
+
+def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The share of decisions that is expected to change, and the output that it is of."""
+    loss, outputs = result.get("loss"), result.get("outputs") or {}
+    worst = next((name for name, output in outputs.items() if output.get("loss") == loss), None)
+    if loss is None or worst is None:
+        return []
+    where = f" of output {worst}" if len(outputs) > 1 else ""
+    return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
+
+
+def shares(value: float) -> str:
+    """A share in percent, with two digits that count."""
+    percent = 100 * value
+    return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 
 def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -203,22 +220,34 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
     """A line for each output of a comparison, as `onnxq.verify.compare.Comparison.to_dict` gives it."""
-    header = ["output", "SQNR", "cosine", "largest error", "top-1 agreement"]
+    header = ["output", "kind", "loss", "measure", "SQNR", "cosine", "largest error"]
     broken = any(not output["finite"] for output in result["outputs"].values())
     equal = any(output.get("agreement") is not None for output in result["outputs"].values())
     rows = []
     for name, output in result["outputs"].items():
         row = [
             name,
+            output.get("kind") or "-",
+            "-" if output.get("loss") is None else shares(output["loss"]),
+            _measure(output),
             "-" if output["sqnr_db"] is None else decibels(output["sqnr_db"]),
             "-" if output["cosine"] is None else f"{output['cosine']:.6f}",
             cell(output["max_abs_error"]),
-            _percent(output["top1_agreement"]),
         ]
         row += [_percent(output["agreement"])] if equal else []
         rows.append((*row, *([cell(output["finite"])] if broken else [])))
     header += (["equal elements"] if equal else []) + (["finite"] if broken else [])
-    return Table(tuple(header), rows, right=tuple(range(1, 6 if equal else 5)), long=(0,))
+    return Table(tuple(header), rows, right=(2, *range(4, 8 if equal else 7)), long=(0,))
+
+
+def _measure(output: Mapping[str, Any]) -> str:
+    """What an output is judged by, in words."""
+    measure, value = output.get("measure"), output.get("value")
+    if measure is None or value is None:
+        return "-"
+    if measure == "SNR":
+        return f"SNR {decibels(value)}"
+    return f"cosine {value:.5f}" if measure == "cosine" else f"{shares(value)} {measure}"
 
 
 def _percent(share: float | None) -> str:

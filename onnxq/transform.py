@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from onnxq.core.dtypes import Array
 from onnxq.errors import RecipeError
 from onnxq.gather import gather
@@ -26,9 +28,29 @@ _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
 
 
+@dataclass
+class Transformed:
+    """What rewriting did.
+
+    Attributes:
+        notes: warnings, one line each.
+        searched: some input was smoothed by an exponent that was searched.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    searched: bool = False
+
+
 def transform(
-    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
-) -> list[str]:
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data | None,
+    threads: int | None,
+    clock: Clock,
+    *,
+    smoothing: bool = True,
+) -> Transformed:
     """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
 
     Args:
@@ -38,25 +60,24 @@ def transform(
         data: samples; None where there are none.
         threads: threads an operator may use.
         clock: takes the time.
-
-    Returns:
-        Warnings, one line each.
+        smoothing: False leaves out smoothing, whatever the recipe says.
 
     Raises:
         RecipeError: what the recipe asks for needs samples and there are none.
     """
-    notes: list[str] = []
+    done = Transformed()
+    notes = done.notes
     if recipe.fuse is not None:
         with clock.step("fuse"):
             notes += _fuse(prepared, recipe.fuse, target, data, threads)
     if recipe.equalize:
         with clock.step("equalize"):
             notes += _equalize(prepared, data, threads)
-    if recipe.smooths:
-        notes += _smooth(prepared, recipe, target, data, threads, clock)
+    if recipe.smooths and smoothing:
+        _smooth(prepared, recipe, target, data, threads, clock, done)
     if uses_awq(recipe):
         notes += _awq(prepared, recipe, target, data, threads, clock)
-    return notes
+    return done
 
 
 def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> list[str]:
@@ -86,11 +107,6 @@ def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None
     names = [node.name or "" for node in all_nodes(fused.model.graph)]
     prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
     return []
-
-
-def needs_samples(recipe: Recipe) -> bool:
-    """Whether the float model is changed by what samples show, so that saved statistics do not fit it any more."""
-    return uses_awq(recipe) or recipe.smooths
 
 
 def uses_awq(recipe: Recipe) -> bool:
@@ -132,29 +148,36 @@ def _plan(prepared: Prepared, recipe: Recipe, target: Target, data: Data, thread
 
 
 def _smooth(
-    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
-) -> list[str]:
+    prepared: Prepared,
+    recipe: Recipe,
+    target: Target,
+    data: Data | None,
+    threads: int | None,
+    clock: Clock,
+    done: Transformed,
+) -> None:
     if data is None:
         raise RecipeError(
             "--smooth: needs samples, for it changes the float model that --stats belongs to; give --calibration"
         )
-    notes: list[str] = []
     with clock.step("plan"):
         plan = _plan(prepared, recipe, target, data, threads)
         alphas = {name: recipe.smooth_for(prepared.sources.get(name, (name,))) for name in plan.nodes}
         groups = smoothable(prepared.model, plan, {name: alpha for name, alpha in alphas.items() if alpha is not None})
     if not groups:
-        return [
+        done.notes.append(
             "--smooth: nothing was smoothed, for no MatMul or Gemm with a weight of its own rounds its input with "
             f"preset {recipe.preset}"
-        ]
+        )
+        return
     wanted = Wanted((), channel_peaks=tuple(groups))
-    statistics = gather(prepared.model, wanted, recipe, data.calibration, threads, clock, notes)
+    statistics = gather(prepared.model, wanted, recipe, data.calibration, threads, clock, done.notes)
     searched = [name for name, group in groups.items() if group.alpha == "auto"]
     with clock.step("transform"):
         rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=threads)
         found = smooth(prepared.model, plan, groups, statistics, rows)
-    return [*notes, *_said_of_smoothing(found)]
+    done.searched = any(found[name].scaled is not None for name in searched if name in found)
+    done.notes += _said_of_smoothing(found)
 
 
 def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
-from onnxq.graph import walk
+from onnxq.graph import names, walk
 
 _NO_SHAPE = "Field 'shape' of 'type' is required but missing"
 
@@ -43,7 +43,8 @@ _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", 
 def check_model(model: bytes | onnx.ModelProto) -> None:
     """Run the ONNX checker; operators of domains it does not know are accepted.
 
-    So are inputs and outputs whose rank is open: the checker misses a shape there, and ONNX Runtime does not need one.
+    So are inputs and outputs whose rank is open, of the model and of its bodies: the checker misses a shape there, and
+    ONNX Runtime does not need one.
 
     Raises:
         ModelError: what is wrong, in one line.
@@ -64,7 +65,8 @@ def _with_ranks(model: bytes | onnx.ModelProto) -> onnx.ModelProto | None:
     copy = onnx.ModelProto()
     copy.ParseFromString(model if isinstance(model, bytes) else model.SerializeToString())
     found = False
-    for value in (*copy.graph.input, *copy.graph.output):
+    scopes = names.scopes(copy.graph)
+    for value in (value for scope in scopes for value in (*scope.input, *scope.output)):
         kind = value.type.WhichOneof("value")
         if kind == "tensor_type" and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.SetInParent()

@@ -58,7 +58,9 @@ def inspect_model(model: ir.Model, size: int) -> Found:
     """
     entries = len(model.graph.initializers)
     inputs.remove_initializers(model)
+    ranks = shapes.forget(model)
     shapes.infer(model, [], folded=False)
+    shapes.recall(model, ranks)
     look = _Look(at_run_time.arithmetic(model.graph))
     nodes, weights, ways = [], [], Counter[str]()
     coverage: dict[str, dict[str, int]] = {}
@@ -222,7 +224,8 @@ def _on_integers(value: ir.Value | None) -> bool:
 def _no_kernel(node: ir.Node) -> str:
     if node.op_type == "BatchNormalization":
         return "no integer kernel; folded into a layer right before it"
-    if node.op_type in STORABLE and node.domain in ("", "ai.onnx"):
+    positions = STORABLE.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+    if any(walk.is_constant(walk.input_at(node, position)) for position in positions):
         return "no integer kernel; its weights can be stored as integers"
     return "no integer kernel"
 

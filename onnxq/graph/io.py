@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.errors import ModelError, OnnxqError
-from onnxq.graph import external, names, walk
+from onnxq.graph import declared, external, names, walk
 from onnxq.graph.check import check_weights
 
 __all__ = ["Source", "check_weights", "detached", "load", "model_hash", "save", "size_bytes", "to_bytes", "to_proto"]
@@ -98,6 +98,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)
         files = _own_tensors(model, where, folder)
+        declared.settle(model)
         names.name_unnamed(proto.graph, model.graph)
         _refuse_dangling(model, where)
     except ModelError:

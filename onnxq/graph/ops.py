@@ -174,7 +174,8 @@ STORABLE: dict[str, tuple[int, ...]] = {
     "Conv": (1,),
     "ConvTranspose": (1,),
     "Gemm": (1,),
-    "MatMul": (1,),
+    "MatMul": (1, 0),
+    "Einsum": (0, 1, 2, 3),
     "LSTM": (1, 2),
     "GRU": (1, 2),
     "RNN": (1, 2),
@@ -267,6 +268,34 @@ def channel_axis(node: ir.Node, rank: int) -> int | None:
             return 1
         case _:
             return None
+
+
+def contracted_axes(node: ir.Node, position: int, rank: int) -> tuple[int, ...] | None:
+    """Axes of an operand that the sums of a MatMul or Einsum run over.
+
+    Args:
+        node: a MatMul or Einsum.
+        position: the operand.
+        rank: its rank, 2 or more.
+
+    Returns:
+        The axes, ascending; None where the equation does not tell (an ellipsis, an index twice), or nothing is summed.
+    """
+    if node.op_type == "MatMul":
+        return (rank - 1,) if position == 0 else (rank - 2,)
+    attribute = node.attributes.get("equation")
+    equation = "".join(attribute.as_string().split()) if attribute is not None and not attribute.is_ref() else ""
+    terms, arrow, output = equation.partition("->")
+    operands = terms.split(",")
+    if "." in equation or position >= len(operands) or len(operands[position]) != rank:
+        return None
+    indices = operands[position]
+    if len(set(indices)) != rank:
+        return None
+    # without an arrow the output has the indices that occur once
+    kept = output if arrow else "".join(index for index in indices if terms.count(index) == 1)
+    summed = tuple(axis for axis, index in enumerate(indices) if index not in kept)
+    return summed or None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
-from onnxq.graph.types import FLOAT32, Graph, Model, Node, Value
+from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.bias import mean_kind
 from onnxq.plan.bodies import witnesses
 from onnxq.plan.candidates import Candidate, Survey, survey
@@ -29,6 +28,7 @@ from onnxq.plan.moments import layer_input, moments_of
 from onnxq.plan.outliers import check_outliers, split_inputs, threshold
 from onnxq.plan.place import ahead_of_work, place, why_float
 from onnxq.plan.select import Choice, Selection
+from onnxq.plan.stored import MIN_STORED, is_small, storage_specs
 from onnxq.plan.units import keep_whole, mixed_units, units_of
 from onnxq.plan.values import decide_values
 from onnxq.plan.weight_only import notes_on, plan_weight
@@ -36,9 +36,6 @@ from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import Recipe
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-
-MIN_STORED = 1024
-"""Weights of fewer elements stay float in storage: scales and two nodes would outweigh the saving."""
 
 _ACTIVATIONS_FLOAT = "activations stay float32 with this preset"
 
@@ -276,7 +273,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         planned = plan_dynamic(node, preset, recipe, target, choice)  # a table; what moves activations stays as it is
         if isinstance(planned, NodePlan):
             return [planned]
-    stored = _storage_specs(node, recipe, choice)
+    stored = storage_specs(node, recipe, choice)
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         outliers = threshold(node, preset, recipe)
@@ -286,15 +283,9 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
                 name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
             )
         ]
-    if not static and not by_user and op_type in STORABLE and _is_small(node):
+    if not static and not by_user and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
-
-
-def _is_small(node: Node) -> bool:
-    """Whether the constant weight of a layer is too small to gain from being stored as integers."""
-    array = walk.const_array(walk.input_at(node, STORABLE[node.op_type][0]))
-    return array is not None and array.size < MIN_STORED
 
 
 def _weight_specs(candidate: Candidate, recipe: Recipe, target: Target, selection: Selection) -> dict[int, TensorSpec]:
@@ -331,21 +322,6 @@ def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
     return TensorSpec(target.activation, PerTensor(), symmetric=symmetric)
-
-
-def _storage_specs(node: Node, recipe: Recipe, choice: Choice) -> dict[int, TensorSpec]:
-    positions = STORABLE.get(node.op_type, ()) if node.domain == "" else ()
-    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
-    specs: dict[int, TensorSpec] = {}
-    for position in positions:
-        value = walk.input_at(node, position)
-        array = walk.const_array(value)
-        if array is None or value is None or value.dtype != FLOAT32 or array.size < MIN_STORED or array.ndim < 2:
-            continue
-        axis = channel_axis(node, array.ndim) if per_channel else None
-        granularity = PerTensor() if axis is None else PerAxis(axis)
-        specs[position] = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
-    return specs
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

@@ -30,6 +30,9 @@ scales by row take several passes over the input and gain from about 64 on.
 MIN_ELEMENTS = 1024
 """Recurrent weights, attention weights and tables of fewer elements stay float: scales would outweigh the saving."""
 
+_ROWS_A_SCALE = 16
+"""Rows from which a matrix in a stack has a scale for each column: fewer would not pay for theirs."""
+
 _NO_KERNEL = {
     "Conv": "an integer convolution that quantizes its input at inference is slower than the float one",
     "ConvTranspose": "onnxruntime has no integer ConvTranspose",
@@ -186,7 +189,9 @@ class _Planner:
         others = [user for user in value.consumers() if user.op_type not in ("Gather", "MatMul", "Gemm")]
         if others:
             return f"its table is also read by {others[0].op_type} {others[0].name!r}, which needs it in float"
-        spec = TensorSpec(QType.INT8, PerAxis(0), symmetric=True, narrow_range=True)
+        stacked = table.ndim > 2 and table.shape[-2] >= _ROWS_A_SCALE  # matrices: a scale for each column of each
+        granularity = PerBlock(table.ndim - 2, table.shape[-2]) if stacked else PerAxis(0)
+        spec = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
         return self._plan(GATHER, {0: spec}, "rows of the table are stored as int8 and scaled once gathered")
 
     def stored(self, reason: str, positions: dict[int, Granularity]) -> NodePlan | str:

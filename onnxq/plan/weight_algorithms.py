@@ -54,18 +54,22 @@ def quantize_weight(
         case "kquant":
             return kquant(weight, spec, importance=_mean_squares(statistics))
         case "gptq" | "awq":
-            moment = statistics.moment.matrix if statistics is not None else None
-            if statistics is None or moment is None:
+            if statistics is None or not statistics.moment.rows:
                 raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
             if algorithm == "gptq":
+                moment = statistics.moment.normalized  # the factor of a Hessian does not matter
+                assert moment is not None
                 return gptq(weight, shrunk(moment, statistics.moment.rows), spec, GPTQ)
+            moment = statistics.moment.matrix
+            assert moment is not None
             return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
     raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use rtn, gptq, awq, hqq or kquant")
 
 
 def _mean_squares(statistics: InputStatistics | None) -> Array | None:
-    moment = statistics.moment.matrix if statistics is not None else None
-    return None if statistics is None or moment is None else np.diagonal(moment) / statistics.moment.rows
+    if statistics is None or not statistics.moment.rows:
+        return None
+    return np.asarray(statistics.moment.diagonal / statistics.moment.rows)
 
 
 def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:

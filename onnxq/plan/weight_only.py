@@ -17,6 +17,7 @@ from onnxq.graph.types import FLOAT16, FLOAT32, Node
 from onnxq.plan.codebook import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.plan.constants import Weights
 from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan
+from onnxq.plan.effort import too_large
 from onnxq.plan.select import Choice
 from onnxq.presets import PRESETS, Preset
 from onnxq.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
@@ -103,6 +104,10 @@ def plan_weight(
     if bits == 3:
         notes.append("3 bits: 8 levels on the grid of 4-bit storage")
     algorithm = choice.rule.algorithm or recipe.algorithm or "rtn"
+    too_much = too_large(inputs, recipe) if algorithm in ALGORITHMS_WITH_DATA else ""
+    if too_much:
+        notes.append(f"{too_much}: rounded by {ALGORITHM_WITHOUT_DATA} instead of {algorithm}")
+        algorithm = ALGORITHM_WITHOUT_DATA
     return NodePlan(
         node.name or "",
         node.op_type,
@@ -148,6 +153,10 @@ def table_algorithm(recipe: Recipe, choice: Choice) -> str:
 def notes_on(nodes: Iterable[NodePlan], recipe: Recipe) -> tuple[str, ...]:
     """What the user should know of a plan whose preset packs weights in blocks."""
     preset, planned = PRESETS[recipe.preset], list(nodes)
+    heavy = [node for node in planned if "--max-memory" in node.reason]
+    if heavy:
+        more = f" and {len(heavy) - 1} more" if len(heavy) > 1 else ""
+        return (f"layer {heavy[0].name!r}{more}: {heavy[0].reason}",)
     bits = recipe.bits or preset.bits
     stored = sum(node.action == STORAGE for node in planned)
     if preset.weights != "blocks" or bits >= 8 or not stored or any(node.action == WEIGHT for node in planned):
@@ -252,6 +261,8 @@ def weight_position(node: Node) -> int:
 def matrix_of(node: Node) -> Array | str:
     """The constant of a MatMul, Gemm or Gather as (out, in), or (rows, width); else why it has none.
 
+    A Gather of matrices from a stack, as of the experts of a mixture, has the rows of all of them.
+
     The float array is not copied; it may be a transposed view.
     """
     position = weight_position(node)
@@ -266,9 +277,9 @@ def matrix_of(node: Node) -> Array | str:
     if value.dtype not in (FLOAT32, FLOAT16):
         return f"its weight is {value.dtype.name.lower() if value.dtype else 'of unknown type'}, not float32 or float16"
     if node.op_type == "Gather":
-        if array.ndim != 2 or walk.attr_int(node, "axis"):
+        if array.ndim < 2 or array.size == 0 or walk.attr_int(node, "axis"):
             return f"its table of shape {array.shape} is not looked up by rows"
-        return array
+        return array.reshape(-1, array.shape[-1])  # of stacked matrices (experts) each row is a row
     if array.ndim != 2 or array.size == 0:
         return f"its weight of shape {array.shape} is no matrix, and kernels read packed matrices"
     if node.op_type == "Gemm" and walk.attr_int(node, "transA"):

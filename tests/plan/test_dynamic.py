@@ -29,7 +29,7 @@ def planned(text: str, *, preset: str = "w8a8-dynamic", opset: int = 17, ir: int
     [
         (
             "g (float[96,4] x) => (float[64,4] y) { [n] y = MatMul (w, x) }",
-            "float",
+            "storage",
             "its left operand is constant; integer kernels take the constant on the right",
         ),
         (

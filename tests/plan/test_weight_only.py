@@ -60,7 +60,7 @@ def test_every_reason_not_to_pack() -> None:
     assert said["tiny"] == (
         "its weight has fewer than 1024 elements, so that storing it as integers would save nothing"
     )
-    assert {name for name, (action, _) in found.items() if action == "storage"} == {"many", "conv", "turned"}
+    assert {name for name, (action, _) in found.items() if action == "storage"} == {"many", "left", "conv", "turned"}
 
 
 def test_small_layers_are_not_packed_unless_asked_for() -> None:

@@ -182,3 +182,19 @@ def test_damaged_files_are_refused(tmp_path, damage):
     np.savez(path, **{**content, **damage})
     with pytest.raises(CalibrationError, match="damaged statistics"):
         Statistics.load(path)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 256, 300, 513])
+def test_diagonal_and_normalized_are_parts_and_a_multiple_of_the_matrix(channels: int) -> None:
+    moment = SecondMoment()
+    assert moment.normalized is None
+    assert moment.diagonal.size == 0
+    moment.update(np.random.default_rng(0).normal(3, 2, (20, channels)).astype(np.float32))
+    whole = moment.matrix
+    assert whole is not None
+    np.testing.assert_array_equal(moment.diagonal, np.diagonal(whole))
+    found = moment.normalized
+    assert found is not None
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, whole / np.diagonal(whole).max(), rtol=2e-7, atol=1e-30)

@@ -113,24 +113,44 @@ class _Emitter(Replacer):
         common.drop_inputs(old)
 
     def table(self, node: ir.Node, change: WeightRewrite) -> None:
-        """GatherBlockQuantized in the place of a Gather of rows."""
+        """GatherBlockQuantized in the place of a Gather of rows, or of whole matrices from a stack."""
         tensor, original = change.constants[0], node.inputs[0]
-        assert original is not None
-        spec = tensor.params.spec
+        assert original is not None and original.shape is not None
+        spec, lead = tensor.params.spec, tuple(original.shape.numpy()[:-1])
+        inputs: list[ir.Value | None]
         tied = self.made.get((id(tensor), "packed", "1.0"))
-        if tied is None or tensor.values.shape[1] % block_of(tensor):  # padding would become part of the rows
+        if len(lead) > 1:
+            inputs = self._stack(original, tensor, lead)
+        elif tied is None or tensor.values.shape[1] % block_of(tensor):  # padding would become part of the rows
             data = self.once(tensor, "packed_rows", original, lambda: pack(_stored(tensor), spec.dtype.bits))
+            inputs = [data, *self._parameters(original, tensor, 1.0)]
         else:
-            data = self._rows_of(tensor, tied)
-        inputs: list[ir.Value | None] = [data, node.inputs[1], *self._parameters(original, tensor, 1.0)]
+            inputs = [self._rows_of(tensor, tied), *self._parameters(original, tensor, 1.0)]
+        inputs.insert(1, node.inputs[1])
         attributes = [
             ir.AttrInt64("bits", spec.dtype.bits),
             ir.AttrInt64("block_size", block_of(tensor)),
             ir.AttrInt64("gather_axis", 0),
-            ir.AttrInt64("quantize_axis", 1),
+            ir.AttrInt64("quantize_axis", len(lead)),
         ]
         self.replace(node, "GatherBlockQuantized", inputs, attributes, None)
         common.drop_inputs([original])
+
+    def _stack(self, original: ir.Value, tensor: QTensor, lead: tuple[int, ...]) -> list[ir.Value | None]:
+        """Integers, scales and zero points of a stack of matrices."""
+        bits = tensor.params.spec.dtype.bits
+        parts: dict[str, Callable[[], Array]] = {
+            "packed_rows": lambda: pack(_stored(tensor), bits),
+            "scale": lambda: _scales(tensor, original, 1.0),
+        }
+        if not tensor.params.spec.symmetric:
+            parts["zero_point"] = lambda: pack(_zero_points(tensor), bits)
+
+        def stacked(make: Callable[[], Array]) -> Array:
+            return make().reshape(*lead, -1)
+
+        variant = f"stack of {lead}"
+        return [self.once(tensor, what, original, partial(stacked, make), variant) for what, make in parts.items()]
 
     def _rows_of(self, tensor: QTensor, packed: ir.Value) -> ir.Value:
         """The weight of a MatMulNBits in the shape of a table: the same bytes, seen otherwise."""

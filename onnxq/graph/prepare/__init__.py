@@ -8,6 +8,7 @@ unique name and every value that onnx can infer has a type and shape. The output
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -69,7 +70,33 @@ class PrepareReport:
         return self.qdq_nodes > 0
 
 
-def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
+STEPS = {
+    "opset": "raising its operator set",
+    "folding": "folding its constants",
+    "affine": "folding BatchNormalization and arithmetic into its layers",
+    "padding": "moving Pad into Conv",
+    "pooling": "rewriting its pools",
+    "gemm": "rewriting its fully connected layers",
+    "gelu": "joining Gelu",
+    "eliminate": "dropping Identity, Dropout and Cast",
+    "unused": "dropping what nothing reads",
+    "deduplicate": "joining equal constants",
+    "functions": "inlining its functions",
+    "bounds": "writing Max and Min as Clip",
+    "hard_swish": "joining HardSwish",
+    "hoist": "moving arithmetic and activations to the layer they follow",
+    "ahead": "folding single numbers into the layer behind them",
+    "pool_order": "moving PRelu behind a pool",
+    "stacks": "reducing without a stack",
+    "axes_pairs": "dropping axes that are put in and taken out",
+    "softmax_axis": "joining the axes behind a Softmax",
+    "unit_axes": "transposing without axes of one element",
+    "broadcast": "spreading constants",
+}
+"""What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
+
+
+def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = ()) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
     Args:
@@ -77,6 +104,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
             inputs are inputs no longer).
         min_opset: raise the default operator set to this where it is lower; where the converter cannot, the model
             keeps its own and a note says so.
+        without: keys of `STEPS` that are left out.
 
     Returns:
         What was done, and notes on what could not be.
@@ -84,23 +112,26 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     before = walk.opset(model)
     report = PrepareReport()
     count = report.changes
-    count["functions"] = functions.inline(model, report.notes)
+    if "functions" not in without:
+        count["functions"] = functions.inline(model, report.notes)
     count["names"] = names.make_unique(model)
     count["inputs"] = inputs.remove_initializers(model)
     ir_version.settle(model)
     count["constants"] = constants.lift(model)
+    ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
-        _fold_constants(model, report)
-    if opset.raise_to(model, min_opset, report.notes):
+        _fold_constants(model, report, without)
+    shapes.recall(model, ranks)
+    if "opset" not in without and opset.raise_to(model, min_opset, report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
         count["constants"] += constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
-    _simplify(model, report)
-    _speed_up(model, report)
-    count["gelu"] = gelu.run(model)
-    count["deduplicate"] = deduplicate.run(model)
+        shapes.recall(model, ranks)
+    _simplify(model, report, without)
+    _speed_up(model, report, without)
+    count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)
     for body in walk.all_graphs(model.graph):
@@ -114,10 +145,42 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     return report
 
 
-def _fold_constants(model: ir.Model, report: PrepareReport) -> None:
-    """Before all else: the converter does better where shapes are known, and so does inference."""
+_Pass = Callable[[ir.Model], int]
+
+_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": folding.run}
+"""Before all else: the converter does better where shapes are known, and so does inference."""
+
+_PASSES: dict[str, _Pass] = {
+    "eliminate": eliminate.run,
+    "folding": folding.run,
+    "gemm": gemm.run,
+    "bounds": bounds.run,
+    "hard_swish": hard_swish.run,
+    "hoist": hoist.run,
+    "affine": affine.run,
+    "ahead": ahead.run,
+    "pool_order": pool_order.run,
+    "stacks": stacks.run,
+    "axes_pairs": axes_pairs.run,
+    "padding": padding.run,
+    "pooling": pooling.run,
+    "unused": unused.run,
+}
+
+_FORMS: dict[str, _Pass] = {
+    "softmax_axis": softmax_axis.run,
+    "unit_axes": unit_axes.run,
+    "broadcast": broadcast.run,
+}
+
+
+def _run(passes: dict[str, _Pass], model: ir.Model, without: Collection[str]) -> Counter[str]:
+    return Counter({name: change(model) for name, change in passes.items() if name not in without})
+
+
+def _fold_constants(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
     for _ in range(_ROUNDS):
-        done = Counter({"eliminate": eliminate.run(model), "folding": folding.run(model)})
+        done = _run(_BEFORE, model, without)
         report.changes.update(done)
         if not done.total():
             break
@@ -125,42 +188,19 @@ def _fold_constants(model: ir.Model, report: PrepareReport) -> None:
     shapes.infer(model, report.notes, folded=True)
 
 
-def _simplify(model: ir.Model, report: PrepareReport) -> None:
+def _simplify(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
     for _ in range(_ROUNDS):
-        done = Counter(
-            {
-                "eliminate": eliminate.run(model),
-                "folding": folding.run(model),
-                "gemm": gemm.run(model),
-                "bounds": bounds.run(model),
-                "hard_swish": hard_swish.run(model),
-                "hoist": hoist.run(model),
-                "affine": affine.run(model),
-                "ahead": ahead.run(model),
-                "pool_order": pool_order.run(model),
-                "stacks": stacks.run(model),
-                "axes_pairs": axes_pairs.run(model),
-                "padding": padding.run(model),
-                "pooling": pooling.run(model),
-                "unused": unused.run(model),
-            }
-        )
+        done = _run(_PASSES, model, without)
         report.changes.update(done)
         if not done.total():
             return
         shapes.infer(model, report.notes, folded=True)
 
 
-def _speed_up(model: ir.Model, report: PrepareReport) -> None:
+def _speed_up(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
     """Give the operators that are left the form that the runtime has the fastest kernel for."""
-    done = Counter(
-        {
-            "softmax_axis": softmax_axis.run(model),
-            "unit_axes": unit_axes.run(model),
-            "broadcast": broadcast.run(model),
-        }
-    )
+    done = _run(_FORMS, model, without)
     if done.total():
         shapes.infer(model, report.notes, folded=True)
-        done["axes_pairs"] = axes_pairs.run(model)
+        done.update(_run({"axes_pairs": axes_pairs.run}, model, without))
         report.changes.update(done)

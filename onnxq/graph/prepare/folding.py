@@ -67,11 +67,17 @@ def constants_of(node: ir.Node) -> list[Array | None] | None:
 
 def _static_shape(node: ir.Node) -> list[Array | None] | None:
     """A stand-in of the input's shape, of no memory, where that shape is fixed."""
-    shape = walk.dims(node.inputs[0])
-    if shape is None or any(dim is None for dim in shape):
+    source = node.inputs[0]
+    shape = walk.dims(source)
+    if source is None or source.is_graph_output() or shape is None:  # of an output there is what the file claims
         return None
     fixed = tuple(dim for dim in shape if dim is not None)
-    return [np.broadcast_to(np.zeros((), np.int8), fixed)]
+    if len(fixed) < len(shape):
+        return None
+    try:
+        return [np.broadcast_to(np.zeros((), np.int8), fixed)]
+    except ValueError:  # more elements than any array can have
+        return None
 
 
 def _freed(value: ir.Value | None) -> int:

@@ -8,7 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
-from onnxq.graph.prepare import resize
+from onnxq.graph.check import check_model
+from onnxq.graph.prepare import hardmax, resize
 
 _INLINE = 1024
 """Initializers of fewer bytes are shown to the converter, which reads axes, sizes and scales from them."""
@@ -37,11 +38,13 @@ def raise_to(model: ir.Model, version: int, notes: list[str]) -> bool:
     weights: dict[str, ir.TensorProtocol] = {}
     try:
         _refuse(model, current, version)
+        if version >= hardmax.CHANGED_IN:
+            hardmax.flatten(model)
         coordinates = resize.coordinates(model)
         weights = _take_weights(model)
         before = ir.to_proto(model)
         after = onnx.version_converter.convert_version(before, version)
-        onnx.checker.check_model(after)
+        check_model(after)
         converted = ir.from_proto(after)
     except Exception as error:  # the converter raises whatever an operator without an adapter leads to
         _give_weights(model.graph, weights)

@@ -35,13 +35,18 @@ def _outputs(model: ir.Model) -> int:
     """Such as the indices of MaxPool: they are of another type than what the node is for."""
     version, removed = walk.opset(model), 0
     for node in walk.all_nodes(model.graph):
-        if len(node.outputs) < 2 or node.domain != "":
+        if len(node.outputs) < 2 or node.domain != "" or _trains(node):
             continue
         for output, optional in zip(node.outputs, _optional(node.op_type, version), strict=False):
             if optional and output.name and not output.uses() and not output.is_graph_output():
                 output.name = ""
                 removed += 1
     return removed
+
+
+def _trains(node: ir.Node) -> bool:
+    """Whether it is a BatchNormalization that trains, whose further outputs may not be left out."""
+    return node.op_type == "BatchNormalization" and walk.attr_int(node, "training_mode") != 0
 
 
 def _optional(op_type: str, version: int) -> list[bool]:
