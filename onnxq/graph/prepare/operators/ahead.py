@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
-from onnxq.graph.prepare.layer import Layer, constant_operand, layer_of, set_bias, set_weight
+from onnxq.graph.prepare.folding.affine_layer import Layer, constant_operand, layer_of, set_bias, set_weight
 
 _LARGEST = 1e4
 """A factor beyond this, or below its inverse, says that numbers are near the ends of their range: left alone."""

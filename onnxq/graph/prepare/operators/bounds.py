@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import edit, walk
-from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.reading.ops import clamp_bounds
 
 _CLIP_INPUTS = 11
 """Operator set from which on the bounds of Clip are inputs."""

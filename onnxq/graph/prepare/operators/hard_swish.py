@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import edit, walk
-from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.reading.ops import clamp_bounds
 
 _SAME = 1e-6
 """Relative difference up to which a factor is the inverse of the upper bound."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
-from onnxq.graph.prepare.layer import constant_operand, layer_of
+from onnxq.graph.prepare.folding.affine_layer import constant_operand, layer_of
 
 _CLAMPS = frozenset({"Relu", "Clip", "LeakyRelu"})
 """Activations that a layer takes into its own kernel."""
