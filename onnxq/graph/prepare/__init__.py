@@ -15,20 +15,16 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, hoist, pool_order, stacks
 from onnxq.graph.prepare.operators import (
-    ahead,
-    axes_pairs,
     bounds,
     broadcast,
     gelu,
     gemm,
     hard_swish,
-    hoist,
     pads,
-    pool_order,
     pooling,
     softmax_axis,
-    stacks,
     unit_axes,
 )
 from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused
