@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
-from onnxq.graph.prepare.widen import narrow
+from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.preparation import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite

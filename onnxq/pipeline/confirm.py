@@ -15,7 +15,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.prepare import STEPS
 from onnxq.graph.types import Model
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import Prepared, prepare_again, reload
+from onnxq.pipeline.float_model import Prepared, prepare_again, reload
 from onnxq.runtime.session import Session, session_of
 from onnxq.runtime.synthetic import runnable_feed
 

@@ -11,7 +11,8 @@ import onnxq
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_model
-from onnxq.graph.prepare import prepare, widen
+from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare.whole import widen
 from tests.graph.build import Array, build, ops, run, weights
 
 KINDS = {"float16": np.float16, "double": np.float64}
