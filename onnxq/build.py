@@ -17,7 +17,7 @@ from onnxq.recipe import Recipe
 from onnxq.refine import refine
 from onnxq.stats.base import Statistics
 from onnxq.targets import Target
-from onnxq.transform import transform, uses_awq
+from onnxq.transform import settle_levels, transform, uses_awq
 from onnxq.unsmoothed import why_unsmoothed
 
 
@@ -103,6 +103,8 @@ def _build(
         statistics = None
         what = "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
+    recipe, said = settle_levels(copy, recipe, target, data, threads, clock)
+    done.notes += said
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):

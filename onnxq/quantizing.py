@@ -17,6 +17,7 @@ from onnxq.pipeline import Clock, Progress, Source, is_path
 from onnxq.plan.weight_only import needed_opset
 from onnxq.plan.weight_report import bits_per_weight
 from onnxq.recipe import Recipe
+from onnxq.remedies import what_helps
 from onnxq.results import QuantizeResult
 from onnxq.stats.base import Statistics
 from onnxq.targets import target_named
@@ -67,11 +68,14 @@ def quantize_by(
         wish = searching.Wish(measured_by, _search_state(search_state, destination), resume)
         chosen = searching.choose(job, wish, timed=benchmark)
         if data is None and settled.preset == "w8":
-            chosen.warnings.insert(0, pipeline.what_data_would_buy(model))
+            chosen.warnings.insert(0, pipeline.what_data_would_buy(model, chosen.plan))
         built, verdict = chosen.built, chosen.verdict
         warnings = [*prepared.notes, *chosen.warnings]
+        helps = what_helps(job, verdict) if settled.preset != "auto" and not chosen.trail else None
+        verdict.warnings += [helps] if helps is not None else []
         if verdict.failures and not force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
+            said = [*verdict.failures, *([helps] if helps is not None else [])]
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join(said)}")
         warnings += [f"forced although: {line}" for line in verdict.failures]
         result_model = built.model if built is not None else io.load(model)
         size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)

@@ -33,6 +33,7 @@ TIERS = [
     ["auto"],
     ["judge"],
     ["searching"],
+    ["remedies"],
     ["quantizing"],
     ["api"],
     ["cli"],
