@@ -21,7 +21,7 @@ from onnxq.quantizing import check_output, quantize_by
 from onnxq.recipe import Recipe
 from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.calibrate import calibrate as run_calibration
-from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.dummy import described, runnable_feed
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import CPU, open_session
@@ -343,7 +343,9 @@ def benchmark(
     feeds: Iterable[Feed]
     if data is None:
         feeds = [runnable_feed(session)]
-        warnings.append("measured on one made-up sample; give --calibration for the real shapes")
+        warnings.append(
+            f"measured on one made-up sample, {described(feeds[0])}; give --calibration for the real shapes"
+        )
     else:
         feeds = open_reader(data, session.input_specs)
     names = _distinct(paths)

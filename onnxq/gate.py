@@ -15,7 +15,7 @@ from onnxq.graph.output_facts import output_facts
 from onnxq.pipeline import Clock, Data, Prepared
 from onnxq.presets import PRESETS
 from onnxq.recipe import Recipe
-from onnxq.runtime.dummy import runnable_feed
+from onnxq.runtime.dummy import described, runnable_feed
 from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify.benchmark import Timing, benchmark
@@ -88,7 +88,7 @@ def verify(
     verdict = Verdict()
     sessions: dict[str, Session] = {}
     with clock.step("verify"):
-        feed = data.first if data is not None else _made_up(prepared, threads, verdict)
+        feed = data.first if data is not None else _made_up(prepared, recipe, threads, verdict)
         try:
             plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
         except VerificationError as error:
@@ -112,7 +112,7 @@ def verify(
             except OnnxqError as error:
                 verdict.failures.append(str(error))
                 return verdict
-            _note(data, verdict)
+            _note(data, feed, verdict)
             _judge(verdict.comparison, verdict.unoptimized, recipe, verdict)
         del plain
     if timed and feed is not None:
@@ -173,17 +173,26 @@ def slower_than_float(timings: Sequence[Timing]) -> str:
     )
 
 
-def _made_up(prepared: Prepared, threads: int | None, verdict: Verdict) -> Feed | None:
+def _made_up(prepared: Prepared, recipe: Recipe, threads: int | None, verdict: Verdict) -> Feed | None:
+    """A made-up sample; where none runs, a model that rounds activations is not to be written unseen."""
     try:
         return runnable_feed(open_session(prepared.original, threads=threads))
     except ModelError as error:
-        verdict.warnings.append(f"loaded, but not run: no made-up input fits the float model ({error})")
+        if PRESETS[recipe.preset].activations is not None:
+            verdict.failures.append(
+                f"{recipe.preset} rounds activations, and nothing was run to see what it does: {error}"
+            )
+        else:
+            verdict.warnings.append(f"loaded, but not run: no made-up input fits the float model ({error})")
         return None
 
 
-def _note(data: Data | None, verdict: Verdict) -> None:
+def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
     if data is None:
-        verdict.warnings.append("compared on one made-up sample: give --calibration for figures that mean something")
+        verdict.warnings.append(
+            f"compared on one made-up sample, {described(feed)}: give --calibration for figures and times that mean "
+            "something"
+        )
     else:
         verdict.warnings += data.held_out.notes
     if verdict.comparison is not None:

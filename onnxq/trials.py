@@ -29,9 +29,6 @@ from onnxq.verify.compare import Comparison, compare_all
 
 _TIMED_FEEDS = 4
 
-_SIZES = (64, 32, 128, 224, 1024, 16, 1)
-"""Lengths tried for dynamic axes of a made-up sample: what is timed should have some work in it."""
-
 _CLOSE = 0.75
 """Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
 
@@ -209,7 +206,7 @@ class Trials:
         """
         job = self.job
         self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
-        self.feed = job.data.first if job.data is not None else runnable_feed(self._float, _SIZES)
+        self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:

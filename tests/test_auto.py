@@ -345,9 +345,13 @@ def test_without_measurements_the_preset_is_that_of_the_table() -> None:
 
 
 def test_without_a_sample_that_fits_nothing_is_measured(times: Times) -> None:
-    """A Reshape to a length that no made-up sample has."""
-    text = "g (float[N] x) => (float[1,8] y) { [r] a = Reshape (x, shape) [m] y = MatMul (a, w) }"
-    model = build(text, shape=np.array([1, 300], np.int64), w=weights(300, 8))
+    """Two inputs whose lengths have to differ."""
+    text = (
+        "g (float[N] x, float[M] z) => (float[1,8] y) { [r] a = Reshape (x, shape) [s] b = Reshape (z, other)"
+        " [m] c = MatMul (a, w) [n] d = MatMul (b, v) [p] y = Add (c, d) }"
+    )
+    shapes = {"shape": np.array([1, 300], np.int64), "other": np.array([1, 301], np.int64)}
+    model = build(text, **shapes, w=weights(300, 8), v=weights(301, 8))
     result = onnxq.quantize(model, threads=1)
     assert result.preset == "w8" and result.latency_ratio is None
     assert any("nothing was measured" in line for line in result.warnings)

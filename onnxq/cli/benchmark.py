@@ -38,7 +38,7 @@ from onnxq.cli._summary import show_benchmark
     type=DATA,
     metavar="DATA",
     group="Measurement",
-    help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, with every free dimension 1.",
+    help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, free dimensions 64 or what else runs.",
 )
 @threads_option("Measurement", default_text="1")
 @option(

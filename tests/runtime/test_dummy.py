@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.runtime.dummy import dummy_feed, runnable_feed
+from onnxq.runtime.dummy import described, dummy_feed, runnable_feed
 from onnxq.runtime.feeds import InputSpec
 from onnxq.runtime.session import open_session
 
@@ -41,10 +41,46 @@ def test_it_is_the_same_at_every_call_and_takes_lengths_by_name():
     np.testing.assert_array_equal(first["x"], second["x"])
 
 
-def test_a_size_that_runs_is_found(content):
-    # a valid convolution of 5 columns needs at least 5
-    conv = "g (float[N,1,W] x) => (float[N,1,V] y) <float[1,1,5] w = {1,1,1,1,1}> { y = Conv(x, w) }"
-    assert runnable_feed(open_session(content(conv), threads=1))["x"].shape == (1, 1, 16)
+def valid(width: int) -> str:
+    """A convolution without padding, which needs at least its width."""
+    ones = ",".join(["1"] * width)
+    return f"g (float[N,1,W] x) => (float[N,1,V] y) <float[1,1,{width}] w = {{{ones}}}> {{ y = Conv(x, w) }}"
+
+
+@pytest.mark.parametrize(("width", "length"), [(5, 64), (100, 128), (300, 8 * 512)])
+def test_a_size_that_runs_is_found(content, width, length):
+    assert runnable_feed(open_session(content(valid(width)), threads=1))["x"].shape == (1, 1, length)
+
+
+@pytest.mark.parametrize("length", [300, 1234])
+def test_a_size_that_only_the_graph_tells_is_found(content, length):
+    text = (
+        f"g (float[W] x) => (float[A,B] y) {{ s = Constant<value = int64[2] {{1, {length}}}>() \n y = Reshape(x, s) }}"
+    )
+    assert runnable_feed(open_session(content(text), threads=1))["x"].shape == (length,)
+
+
+def test_a_multiple_of_the_strides_is_found(content):
+    """A U-net: what was halved and doubled again has to be as long as before."""
+    text = (
+        "g (float[N,1,W] x) => (float[N,1,V] y) <float[1,1,2] w = {1,1}> {"
+        " a = Conv<strides = [2]>(x, w) \n b = Conv<strides = [2]>(a, w) \n c = ConvTranspose<strides = [2]>(b, w)"
+        " \n y = Add(a, c) }"
+    )
+    assert runnable_feed(open_session(content(text), threads=1))["x"].shape[-1] % 4 == 0
+
+
+def test_the_past_of_a_sequence_may_be_empty(content):
+    same = "g (float[batch,S] x, float[batch,past_len] p, float[batch,S] m) => (float[batch,T] y)"
+    same += " { c = Concat<axis = 1>(p, x) \n y = Add(c, m) }"
+    feed = runnable_feed(open_session(content(same), threads=1))
+    assert (feed["x"].shape, feed["p"].shape, feed["m"].shape) == ((1, 64), (1, 0), (1, 64))
+
+
+def test_sizes_are_told():
+    feed = {name: np.zeros(shape) for name, shape in {"a": (1, 64), "b": (), "c": (2,), "d": (3,)}.items()}
+    assert described(feed) == "a (1, 64), b (), c (2) and 1 more"
+    assert described({"x": feed["a"]}) == "x (1, 64)"
 
 
 def test_a_model_that_nothing_fits_asks_for_data(content):
