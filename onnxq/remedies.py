@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
-from onnxq.build import build
-from onnxq.clock import Clock
 from onnxq.errors import OnnxqError
-from onnxq.gate import HIGH_LOSS, LOW_SQNR_DB, Verdict
-from onnxq.pipeline import contents, settle_preset
-from onnxq.presets import PRESETS
-from onnxq.recipe import Recipe
+from onnxq.pipeline.build import build
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.gate import HIGH_LOSS, LOW_SQNR_DB, Verdict
+from onnxq.pipeline.preparation import contents, settle_preset
+from onnxq.pipeline.unsmoothed import in_time
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
-from onnxq.trials import Job
-from onnxq.unsmoothed import in_time
+from onnxq.search.trials import Job
 from onnxq.verify.compare import compare
 
 _SECONDS = 15.0

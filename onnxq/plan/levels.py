@@ -19,9 +19,9 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, TensorSpec
 from onnxq.graph.types import Model
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
-from onnxq.plan.moments import layer_input
-from onnxq.plan.weight_only import BLOCKED, FAST_LEVEL, NBITS, matrix_of
-from onnxq.recipe import Recipe, Rule
+from onnxq.plan.weights.needed_moments import layer_input
+from onnxq.plan.weights.weight_only import BLOCKED, FAST_LEVEL, NBITS, matrix_of
+from onnxq.recipe.recipe import Recipe, Rule
 
 _ENOUGH_DB = 30.0
 """Signal to noise of a layer's output from which rounding its input is good enough, whatever the weights cost."""

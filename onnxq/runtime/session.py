@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
+from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
-from onnxq.graph.outputs import Model, without_weights
-from onnxq.runtime.feeds import Feed, InputSpec
+from onnxq.graph.views.outputs import Model, without_weights
 from onnxq.runtime.reasons import reason
 
 __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]

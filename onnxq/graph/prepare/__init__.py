@@ -14,23 +14,9 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
-from onnxq.graph.prepare import (
-    affine,
-    constants,
-    deduplicate,
-    eliminate,
-    folding,
-    functions,
-    gelu,
-    gemm,
-    inputs,
-    ir_version,
-    opset,
-    padding,
-    pooling,
-    shapes,
-    unused,
-)
+from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
+from onnxq.graph.prepare.operators import gelu, gemm, pads, pooling
+from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused
 
 _ROUNDS = 20
 """Folding one thing makes another foldable; chains are short, this bounds them."""
@@ -93,9 +79,9 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     if "functions" not in without:
         count["functions"] = functions.inline(model, report.notes)
     count["names"] = names.make_unique(model)
-    count["inputs"] = inputs.remove_initializers(model)
+    count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)
-    count["constants"] = constants.lift(model)
+    count["constants"] = lift_constants.lift(model)
     ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
@@ -104,7 +90,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     if "opset" not in without and opset.raise_to(model, min_opset, report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
-        count["constants"] += constants.lift(model)
+        count["constants"] += lift_constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
         shapes.recall(model, ranks)
     _simplify(model, report, without)
@@ -124,15 +110,15 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
 
 _Pass = Callable[[ir.Model], int]
 
-_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": folding.run}
+_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constants.run}
 """Before all else: the converter does better where shapes are known, and so does inference."""
 
 _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
-    "folding": folding.run,
+    "folding": fold_constants.run,
     "gemm": gemm.run,
-    "affine": affine.run,
-    "padding": padding.run,
+    "affine": fold_affine.run,
+    "padding": pads.run,
     "pooling": pooling.run,
     "unused": unused.run,
 }
