@@ -14,8 +14,8 @@ from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.pipeline.preparation import Clock, Data, Prepared, look
 from onnxq.pipeline.statistics_for_plan import gather
 from onnxq.plan.decisions import Plan
-from onnxq.plan.levels import choose_levels, rounded_inputs
 from onnxq.plan.make_plan import Wanted, make_plan
+from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.fuse import NORM_OPSET, fuse

@@ -17,9 +17,9 @@ from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.recipe import Recipe
-from onnxq.remedies import what_helps
 from onnxq.report.results import QuantizeResult
 from onnxq.search import within_limits
+from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.trials import Job

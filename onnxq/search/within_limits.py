@@ -1,4 +1,4 @@
-"""The search for the fastest model inside ``--max-drop`` and ``--min-sqnr``: real models for `onnxq.search.strategy`."""
+"""The search for the fastest model inside ``--max-drop`` and ``--min-sqnr``, with real models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq._version import __version__
-from onnxq.diagnosis import examine
+from onnxq.diagnosis.examine import examine
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline import gate, preparation

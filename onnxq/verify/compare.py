@@ -135,7 +135,7 @@ def compare(
         labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`. Or
             (items, positions) token ids, which `onnxq.verify.tokens` describes.
         threads: threads an operator may use; None lets the runtime choose.
-        facts: what the float model's graph says of its outputs (`onnxq.graph.reading.output_facts`); None reads the graph, and
+        facts: what the float model says of its outputs (`onnxq.graph.reading.output_facts`); None reads the graph, and
             judges by the outputs alone where the float model is a session.
 
     Raises:

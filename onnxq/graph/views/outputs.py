@@ -74,7 +74,7 @@ def with_outputs(model: Model, names: Iterable[str]) -> Augmented:
 
 
 def with_inner_shapes(model: Model) -> Augmented:
-    """Copy a model and let it also give the shapes of the float values in its bodies (see `onnxq.graph.views.inner`)."""
+    """Copy a model and let it also give the shapes of the float values in its subgraphs (`onnxq.graph.views.inner`)."""
     copy = model.clone()
     return Augmented(copy, [], [], [], [], inner.expose(copy, inner.float_names(model), shapes=True))
 

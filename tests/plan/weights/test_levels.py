@@ -9,7 +9,7 @@ import pytest
 
 import onnxq
 from onnxq.plan.decisions import WEIGHT, NodePlan
-from onnxq.plan.levels import rounding_db
+from onnxq.plan.weights.levels import rounding_db
 from onnxq.plan.weights.weight_only import NBITS, grid
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build, run, weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import onnxq
-from onnxq import remedies
-from tests.plan.test_levels import DATA, network
+from onnxq.search import remedies
+from tests.plan.weights.test_levels import DATA, network
 
 TRIED = "tried on the held-out samples: "
 
