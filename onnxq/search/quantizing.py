@@ -20,6 +20,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.search import within_limits
+from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.trials import Job
@@ -70,11 +71,14 @@ def quantize_by(
         wish = within_limits.Wish(measured_by, _search_state(search_state, destination), resume)
         chosen = within_limits.choose(job, wish, timed=benchmark)
         if data is None and settled.preset == "w8":
-            chosen.warnings.insert(0, preparation.what_data_would_buy(model))
+            chosen.warnings.insert(0, preparation.what_data_would_buy(model, chosen.plan))
         built, verdict = chosen.built, chosen.verdict
         warnings = [*prepared.notes, *chosen.warnings]
+        helps = what_helps(job, verdict) if settled.preset != "auto" and not chosen.trail else None
+        verdict.warnings += [helps] if helps is not None else []
         if verdict.failures and not force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
+            said = [*verdict.failures, *([helps] if helps is not None else [])]
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join(said)}")
         warnings += [f"forced although: {line}" for line in verdict.failures]
         result_model = built.model if built is not None else io.load(model)
         size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
