@@ -1,4 +1,4 @@
-"""The public API: each function is one reading of the way in `onnxq.pipeline.preparation`."""
+"""The public API: each function is one reading of the way in `onnxq.pipeline`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.pipeline import preparation
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
-from onnxq.pipeline.preparation import Source, is_path
+from onnxq.pipeline.float_model import Source, is_path
+from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -103,7 +103,8 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
+            takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
@@ -215,7 +216,7 @@ def calibrate(
     """
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
-    found = calibration if calibration is not None else preparation.find_calibration(model)
+    found = calibration if calibration is not None else find_calibration(model)
     check_output(path, model, found)
     return calibrate_model(model, path, found, options, Clock(progress))
 
@@ -245,7 +246,7 @@ def compare(
         RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
-    found = data if data is not None else preparation.find_calibration(float_model)
+    found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))

@@ -11,8 +11,8 @@ from onnxq.errors import RecipeError
 from onnxq.graph.files.io import Source
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Data, Job, probe_shapes
-from onnxq.pipeline.preparation import load_and_prepare
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult

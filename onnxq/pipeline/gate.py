@@ -13,8 +13,8 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import unfolded_layers
 from onnxq.graph.reading.output_facts import output_facts
+from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
-from onnxq.pipeline.preparation import Prepared
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
@@ -251,4 +251,6 @@ def _remedy(recipe: Recipe) -> str:
     preset = PRESETS[recipe.preset]
     if preset.activations is None and preset.weights != "integer":
         return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
+    if preset.activations != "static":
+        return "scales are found at inference; try --preset llm-int8 or w8a8-smooth, or --exclude the layers that hurt"
     return "try another --range, such as minmax, or --exclude the layers that hurt"

@@ -11,10 +11,11 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
+from onnxq.graph.files.io import Source
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import Prepared
+from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.probe import probe
 from onnxq.stats.statistics import Statistics
@@ -119,3 +120,16 @@ def contents(model: Model, stack: ExitStack) -> bytes | Path:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
         io.save(model, path)
         return path
+
+
+def find_calibration(source: Source) -> Path | None:
+    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
+    if not is_path(source):
+        return None
+    path = Path(source)
+    places = [path.resolve().parent.parent, path.resolve().parent, Path.cwd()]
+    for place in places:
+        for candidate in (place / "calibration_data" / f"{path.stem}.npz", place / "calibration_data" / path.stem):
+            if candidate.is_file() or (candidate.is_dir() and any(candidate.glob("*.np[zy]"))):
+                return candidate
+    return None

@@ -9,13 +9,14 @@ from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.files.io import Source
 from onnxq.pipeline.collection import check_statistics, collect_statistics
+from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.pipeline.job import Job, probe_shapes
-from onnxq.pipeline.preparation import Prepared, is_path
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import unusable_values
 from onnxq.plan.decisions import Plan
 from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
+from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
 from onnxq.stats.statistics import Statistics
@@ -163,11 +164,18 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     )
 
 
-def what_data_would_buy(model: Source) -> str:
-    """What to tell a user who gave no calibration data."""
+def what_data_would_buy(model: Source, plan: Plan) -> str:
+    """What to tell a user who gave no calibration data.
+
+    Args:
+        model: as the user gave it.
+        plan: what becomes of it.
+    """
     name = Path(model).stem if is_path(model) else "<model>"
+    rounded = any(node.accuracy_level == FAST_LEVEL for node in plan.nodes.values())
+    inside = " (MatMulNBits rounds them to int8 inside, which --accuracy-level 0 prevents)" if rounded else ""
     return (
-        "no calibration data: weights have 8 bits and activations stay float32; with samples "
+        f"no calibration data: weights have 8 bits and activations stay float32{inside}; with samples "
         f"(--calibration, or calibration_data/{name}.npz) activations become 8 bits too and integer kernels run"
     )
 

@@ -15,6 +15,7 @@ from onnxq.pipeline.collection import collect_statistics
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan
+from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.fuse import NORM_OPSET, fuse
@@ -166,3 +167,27 @@ def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
         f"--smooth: {len(added)} of {len(changed)} smoothed layer inputs have a Mul of their own (the first "
         f"{added[0]!r}): what precedes them is read elsewhere too, or cannot take up scales"
     ]
+
+
+def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
+    """Choose the accuracy level of each layer with packed weights by what samples show, where the user did not.
+
+    Returns:
+        The recipe with rules for layers whose kernels must not round their inputs, and warnings.
+    """
+    recipe, data, clock, model = job.recipe, job.data, job.clock, job.prepared.model
+    if (
+        data is None
+        or recipe.accuracy_level is not None
+        or all(preset.weights != "blocks" for preset in recipe.presets)
+    ):
+        return recipe, []
+    with clock.step("plan"):
+        plan = make_plan(model, recipe, job.target, seen_by(job))
+        layers = rounded_inputs(model, plan, recipe)
+    if not layers:
+        return recipe, []
+    with clock.step("calibrate"):
+        rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, threads=job.threads)
+    with clock.step("plan"):
+        return choose_levels(model, plan, recipe, layers, rows)

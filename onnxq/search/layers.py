@@ -22,9 +22,9 @@ from onnxq.graph.views import extract
 from onnxq.graph.views.outputs import with_offsets, with_outputs
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.pipeline.planning import NothingToQuantizeError
-from onnxq.pipeline.preparation import Prepared
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe

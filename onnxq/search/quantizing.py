@@ -15,13 +15,15 @@ from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.job import Job, open_data
+from onnxq.pipeline.float_model import Source, is_path, load_and_prepare
+from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
-from onnxq.pipeline.preparation import Source, find_calibration, is_path, load_and_prepare
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
+from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.within_limits import Wish, choose
@@ -57,10 +59,13 @@ def quantize_by(
         state = _search_state(options.search_state, destination)
         chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
-            chosen.warnings.insert(0, what_data_would_buy(model))
+            chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
+        helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
+        said = [] if helps is None else [helps]
+        chosen.verdict.warnings += said
         if failures and not options.force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(failures)}")
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
     if chosen.trail and state is not None:
@@ -88,7 +93,8 @@ def _open(
     target, saved = target_named(given.target), options.statistics
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
-    prepared = load_and_prepare(model, target, clock, needed_opset(given))
+    halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
+    prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     data = open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
@@ -145,6 +151,12 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _packs_few_bits(recipe: Recipe) -> bool:
+    """Whether weights of fewer than 8 bits are packed and nothing else is done."""
+    presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
+    return all(preset.weights == "blocks" and (recipe.bits or preset.bits) < 8 for preset in presets)
 
 
 def _bits(built: Built | None) -> float | None:

@@ -12,7 +12,7 @@ from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import Prepared, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by
 from onnxq.plan.placement.candidates import Survey, survey
@@ -92,11 +92,16 @@ def plan_of(
 
 
 def look_at(
-    proto: onnx.ModelProto, *, dtypes: Mapping[str, str] | None = None, symmetric: bool = False, **options: object
+    proto: onnx.ModelProto,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    symmetric: bool = False,
+    widened: bool = True,
+    **options: object,
 ) -> Survey:
     """The first look at a model, without running it."""
     target = target_named("cpu")
-    prepared = load_and_prepare(proto, target, Clock(None))
+    prepared = load_and_prepare(proto, target, Clock(None), keep_halves=not widened)
     selection = Selection(replace(Recipe(), **options), prepared.sources, prepared.op_types.values())  # type: ignore[arg-type]
     return survey(prepared.model.graph, target, selection, dtypes or {}, symmetric)
 

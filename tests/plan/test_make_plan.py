@@ -12,7 +12,7 @@ from onnxq.core.spec import PerAxis, PerTensor
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import load_and_prepare
+from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.plan.decisions import Calibrated, Fixed, SharedWith
 from onnxq.plan.make_plan import MIN_STORED, ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.recipe.recipe import Recipe, Rule

@@ -1,4 +1,4 @@
-"""The way from a float model to a verified quantized one, step by step; `onnxq.api` is thin on top of it."""
+"""The float model of one quantization: loaded, cleaned up, and cleaned up anew where a step did harm."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
+from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_weights
 from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare.whole import widen
 from onnxq.graph.reading import origin
-from onnxq.graph.types import Model, Proto
+from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize
 from onnxq.pipeline.clock import Clock
 from onnxq.runtime.session import InputSpec, Session, session_of
@@ -41,6 +43,8 @@ class Prepared:
         session: the user's model, opened as it is until `onnxq.pipeline.confirm` has run it.
         source: what the model was read from.
         min_opset: what the operator set was to be raised to.
+        widened: the element types that became float32 inside.
+        widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
     """
 
     model: Model
@@ -57,9 +61,13 @@ class Prepared:
     session: Session | None = None
     source: Source | None = None
     min_opset: int = 0
+    widened: Collection[ElementType] = ()
+    widened_at_load: bool = False
 
 
-def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: int = 0) -> Prepared:
+def load_and_prepare(
+    source: Source, target: Target, clock: Clock, min_opset: int = 0, *, keep_halves: bool = False
+) -> Prepared:
     """Load a model, check it and clean it up.
 
     Args:
@@ -68,6 +76,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
         clock: takes the time.
         min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
             its own, and a note says so.
+        keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
 
     Raises:
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
@@ -82,7 +91,9 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
         else:
             original = io.to_bytes(model)
             size = len(original)
-        session = session_of(model, optimize=False, packed=False, label=_name(source))
+        session, at_load = _opened(model, _name(source))
+        if at_load:
+            original = io.to_bytes(model)
         inputs = session.input_specs
     with clock.step("prepare"):
         prepared = Prepared(
@@ -95,16 +106,41 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
             session=session,
             source=source,
             min_opset=max(target.min_opset, min_opset),
+            widened=() if keep_halves else widen.EVERY,
+            widened_at_load=at_load,
         )
         _prepare(prepared, ())
     return prepared
+
+
+def _opened(model: Model, label: str) -> tuple[Session, bool]:
+    """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
+
+    Returns:
+        The session, and whether the model was changed.
+
+    Raises:
+        ModelError: the runtime cannot load it, or an input or output is bfloat16, which numpy does not know.
+    """
+    edge = widen.edge_of(model, widen.BFLOAT16)
+    if edge is not None:
+        raise ModelError(
+            f"{label}: '{edge}' is bfloat16, which onnxruntime neither takes from Python nor gives; export the model "
+            "with float32 or float16 inputs and outputs"
+        )
+    try:
+        return session_of(model, optimize=False, packed=False, label=label), False
+    except ModelError:
+        if not widen.run(model, widen.EVERY):
+            raise
+    return session_of(model, optimize=False, packed=False, label=label), True
 
 
 def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     before = origin.remember(prepared.model)
     prepared.op_types = before.op_types
     prepared.folded_weights = constants_to_quantize(prepared.model)
-    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without)
+    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
     prepared.sources = origin.sources(before, prepared.model)
     prepared.notes, prepared.has_qdq, prepared.changes = list(report.notes), report.has_qdq, report.changes
 
@@ -112,7 +148,10 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
 def reload(prepared: Prepared) -> Model:
     """The user's model, read once more."""
     assert prepared.source is not None
-    return io.load(prepared.source)
+    model = io.load(prepared.source)
+    if prepared.widened_at_load:
+        widen.run(model, widen.EVERY)
+    return model
 
 
 def prepare_again(prepared: Prepared, without: Collection[str]) -> None:
@@ -128,16 +167,3 @@ def is_path(source: Source) -> TypeGuard[str | os.PathLike[str]]:
 
 def _name(source: Source) -> str:
     return os.fspath(source) if is_path(source) else "model"
-
-
-def find_calibration(source: Source) -> Path | None:
-    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
-    if not is_path(source):
-        return None
-    path = Path(source)
-    places = [path.resolve().parent.parent, path.resolve().parent, Path.cwd()]
-    for place in places:
-        for candidate in (place / "calibration_data" / f"{path.stem}.npz", place / "calibration_data" / path.stem):
-            if candidate.is_file() or (candidate.is_dir() and any(candidate.glob("*.np[zy]"))):
-                return candidate
-    return None
