@@ -9,9 +9,12 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
 from onnxq.runtime.feeds import Dim, Feed, InputSpec
-from onnxq.runtime.session import Session
+from onnxq.runtime.session import Session, TookTooLongError
 
 _SEED = 20240501
+
+_LONGEST = 8.0
+"""Seconds that one run on a made-up sample may take: what a loop does there, nobody can say beforehand."""
 
 
 def dummy_feed(inputs: Sequence[InputSpec], dims: int | Mapping[str, int] = 1) -> Feed:
@@ -43,7 +46,9 @@ def runnable_feed(session: Session, sizes: Sequence[int] = (1, 16, 32, 64, 128, 
     for size in tried:
         feed = dummy_feed(inputs, size)
         try:
-            session.run(feed, session.output_names)
+            session.run(feed, session.output_names, seconds=_LONGEST)
+        except TookTooLongError as error:
+            raise ModelError(f"{error} on made-up data; give samples with --calibration") from error
         except ModelError as error:
             failure = failure or error
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
+from onnxq.graph.check import check_sizes
 from onnxq.graph.prepare import (
     affine,
     constants,
@@ -68,6 +69,9 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
 
     Returns:
         What was done, and notes on what could not be.
+
+    Raises:
+        ModelError: the model makes values too large for any memory out of constants.
     """
     before = walk.opset(model)
     report = PrepareReport()
@@ -86,6 +90,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
         count["constants"] += constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
     _simplify(model, report)
+    check_sizes(model)
     count["gelu"] = gelu.run(model)
     count["deduplicate"] = deduplicate.run(model)
     names.make_unique(model)
