@@ -1,4 +1,4 @@
-"""The public API: each function is one reading of the way in `onnxq.pipeline`."""
+"""The public API: each function is one reading of the way in `onnxq.pipeline.preparation`."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import pipeline
-from onnxq.diagnosis import diagnose
+from onnxq.data.feeds import Feed
+from onnxq.data.readers import open_reader
+from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph import io
-from onnxq.pipeline import Clock, Progress, Source, is_path
-from onnxq.plan.build import wanted_by_any
-from onnxq.presets import PRESETS
-from onnxq.quantizing import check_output, quantize_by
-from onnxq.recipe import Recipe
-from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.graph.files import io
+from onnxq.pipeline import preparation
+from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
+from onnxq.plan.make_plan import wanted_by_any
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.calibrate import calibrate as run_calibration
-from onnxq.runtime.dummy import runnable_feed
-from onnxq.runtime.feeds import Feed
-from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import CPU, open_session
-from onnxq.stats.base import Statistics
+from onnxq.runtime.synthetic import described, runnable_feed
+from onnxq.search.quantizing import check_output, quantize_by
+from onnxq.search.score import Function
+from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.metrics import metric_of
-from onnxq.verify.score import Function
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -218,15 +219,17 @@ def calibrate(
     """
     clock = Clock(progress)
     path = Path(output)
-    found = calibration if calibration is not None else pipeline.find_calibration(model)
+    found = calibration if calibration is not None else preparation.find_calibration(model)
     check_output(path, model, found)
     chosen_target = target_named(target)
     start = Statistics.load(path) if resume and path.exists() else None
-    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
+    prepared = preparation.load_and_prepare(model, chosen_target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     reader = open_reader(found, prepared.inputs)
-    seen = pipeline.look(prepared, pipeline.Data(reader, reader, next(iter(reader)), reader), None, threads)
+    first = next(iter(reader))
+    confirm(prepared, first, clock, threads)
+    seen = preparation.look(prepared, preparation.Data(reader, reader, first, reader), None, threads)
     wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
     if not wanted.values and not wanted.second_moments:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
@@ -279,7 +282,7 @@ def compare(
         RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
-    found = data if data is not None else pipeline.find_calibration(float_model)
+    found = data if data is not None else preparation.find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
@@ -339,7 +342,9 @@ def benchmark(
     feeds: Iterable[Feed]
     if data is None:
         feeds = [runnable_feed(session)]
-        warnings.append("measured on one made-up sample; give --calibration for the real shapes")
+        warnings.append(
+            f"measured on one made-up sample, {described(feeds[0])}; give --calibration for the real shapes"
+        )
     else:
         feeds = open_reader(data, session.input_specs)
     names = _distinct(paths)
@@ -371,7 +376,7 @@ def inspect(model: Source) -> Inspection:
     Raises:
         ModelError: the model cannot be used.
     """
-    from onnxq.graph.inspect import inspect_model
+    from onnxq.graph.reading.inspection import inspect_model
 
     loaded = io.load(model)
     size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))

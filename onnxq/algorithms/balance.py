@@ -42,7 +42,7 @@ class Balance:
     Attributes:
         alpha: the exponent; None where leaving everything as it is was best.
         scales: float64, (channels,), what the channels are to be divided by.
-        error: share of noise in the layers' outputs, summed over the layers.
+        error: share of noise in the layers' outputs on rows that were held out, summed over the layers.
         plain: the same without scales.
     """
 
@@ -109,13 +109,17 @@ def search_balance(
 ) -> Balance:
     """The exponent with the smallest error of the layers' outputs, both operands rounded to 8 bits.
 
+    The error is that on rows which made neither the scales nor the range: half of the rows makes them and the other
+    half judges, and the other way round. Scales that even out the very rows they come from always look good on those,
+    and of a few rows they clip the next ones.
+
     Of those within a tenth of it, the one nearest to 0.5 is taken: it fits the samples less closely, and leaves more
     room for what they do not show.
 
     Args:
         weights: float32, each (out, channels): the layers that are quantized.
         specs: the grid of each, for (out, channels).
-        rows: float32, (rows, channels), finite: inputs to try on.
+        rows: float32, (rows, channels), finite: inputs to try on, sample by sample.
         peaks: (channels,), largest magnitude of each channel over all samples.
         by_row: activations have a scale for each row, not one for the tensor.
         tied: see `smooth_scales`.
@@ -126,23 +130,26 @@ def search_balance(
     """
     if rows.ndim != 2 or rows.shape[1] != peaks.size or not np.isfinite(rows).all():
         raise CalibrationError(f"smooth: rows of shape {rows.shape} do not fit {peaks.size} inputs or are not finite")
-    targets = [rows @ weight.T for weight in weights]
-    signals = [max(float(np.vdot(target, target)), 1e-30) for target in targets]
+    folds = _folds(rows)
+    targets = [[judged @ weight.T for weight in weights] for _, judged in folds]
 
-    def error_of(scales: Array) -> float:
-        moved = _rounded((rows / scales).astype(np.float32), by_row)
+    def error_of(alpha: float | None) -> float:
         total = 0.0
-        for weight, spec, target, signal in zip(weights, specs, targets, signals, strict=True):
-            scaled = (weight * scales).astype(np.float32)
-            lost = moved @ fake_quantize(scaled, params_for(scaled, spec)).T - target
-            total += float(np.vdot(lost, lost)) / signal
-        return total
+        for (seen, judged), wanted in zip(folds, targets, strict=True):
+            scales = np.ones(peaks.size)
+            if alpha is not None:
+                scales = smooth_scales(np.abs(seen).max(axis=0, initial=0.0), weights, alpha, tied)
+            moved = _rounded((judged / scales).astype(np.float32), (seen / scales).astype(np.float32), by_row)
+            for weight, spec, target in zip(weights, specs, wanted, strict=True):
+                scaled = (weight * scales).astype(np.float32)
+                lost = moved @ fake_quantize(scaled, params_for(scaled, spec)).T - target
+                total += float(np.vdot(lost, lost)) / max(float(np.vdot(target, target)), 1e-30)
+        return total / len(folds)
 
-    plain = error_of(np.ones(peaks.size))
+    plain = error_of(None)
     tried = [Balance(None, np.ones(peaks.size), plain, plain)]
     for alpha in alphas:
-        scales = smooth_scales(peaks, weights, alpha, tied)
-        tried.append(Balance(alpha, scales, error_of(scales), plain))
+        tried.append(Balance(alpha, smooth_scales(peaks, weights, alpha, tied), error_of(alpha), plain))
     best = min(tried, key=lambda balance: balance.error)
     if best.alpha is None:
         return best
@@ -150,21 +157,36 @@ def search_balance(
     return min(close, key=lambda balance: abs((balance.alpha or 0.0) - _USUAL))
 
 
-def _rounded(rows: Array, by_row: bool) -> Array:
-    """Activations after rounding: symmetric by row, or on the tensor's grid of least squared error."""
+def _folds(rows: Array) -> list[tuple[Array, Array]]:
+    """(rows that make scales and ranges, rows that judge them): each half once.
+
+    Rows come sample by sample, so that halves are of different samples. A single row can only judge itself.
+    """
+    half = len(rows) // 2
+    if not half:
+        return [(rows, rows)]
+    return [(rows[:half], rows[half:]), (rows[half:], rows[:half])]
+
+
+def _rounded(rows: Array, seen: Array, by_row: bool) -> Array:
+    """Rows after rounding: symmetric by row, or on the tensor's grid of least squared error on ``seen``."""
     if by_row:
         steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127.0, _SMALLEST)
         return np.asarray(np.rint(rows / steps) * steps, np.float32)
-    low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
-    best, least = rows, np.inf
+    low, high = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
+    best, least = (1.0, 0.0), np.inf
     for share in _SHARES:
         step = max((high - low) * share / 255.0, _SMALLEST)
-        first = np.rint(low * share / step)
-        rounded = (np.clip(np.rint(rows / np.float32(step)), first, first + 255) * np.float32(step)).astype(np.float32)
-        lost = float(np.square(rounded - rows).sum())
+        first = float(np.rint(low * share / step))
+        lost = float(np.square(_on_grid(seen, step, first) - seen).sum())
         if lost < least:
-            best, least = rounded, lost
-    return best
+            best, least = (step, first), lost
+    return _on_grid(rows, *best)
+
+
+def _on_grid(rows: Array, step: float, first: float) -> Array:
+    levels = np.clip(np.rint(rows / np.float32(step)), first, first + 255)
+    return np.asarray(levels * np.float32(step), np.float32)
 
 
 __all__ = ["ALPHAS", "Balance", "search_balance", "smooth_scales"]

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
-from onnxq.algorithms.groups import check_finite, check_layout, group_size
+from onnxq.algorithms.groups import check_finite, check_layout, group_size, row_slabs
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError, RecipeError
 
 _LEAF = 32
+_BLOCK, _SMALL = 512, 64
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class GPTQConfig:
             raise RecipeError(f"GPTQConfig: damping {self.damping} is outside 0 to 1; 0.01 is usual")
 
 
-def check_hessian(hessian: Array, inputs: int, where: str) -> Array:
-    """A Hessian as symmetric float64, in a copy.
+def check_hessian(hessian: Array, inputs: int, where: str) -> None:
+    """Refuse a Hessian that no rounding can go by.
 
     Raises:
         CalibrationError: it has the wrong shape, is not finite, or has a negative diagonal.
@@ -51,16 +52,13 @@ def check_hessian(hessian: Array, inputs: int, where: str) -> Array:
             f"{where}: a Hessian of shape {hessian.shape} does not fit a weight with {inputs} inputs; "
             f"it must be ({inputs}, {inputs})"
         )
-    doubled = np.asarray(hessian, np.float64)
-    symmetric = np.asarray((doubled + doubled.T) * 0.5)
-    if not np.isfinite(symmetric).all():
+    if not all(np.isfinite(hessian[rows]).all() for rows in row_slabs(hessian.shape)):
         raise CalibrationError(f"{where}: the Hessian holds NaN or infinite entries; check the calibration samples")
-    if (np.diagonal(symmetric) < 0.0).any():
+    if (np.diagonal(hessian) < 0.0).any():
         raise CalibrationError(
-            f"{where}: the Hessian has a negative diagonal entry {np.diagonal(symmetric).min():.3g}; second moments "
+            f"{where}: the Hessian has a negative diagonal entry {np.diagonal(hessian).min():.3g}; second moments "
             "are never negative, collect it again"
         )
-    return symmetric
 
 
 def damped(hessian: Array, damping: float) -> Array:
@@ -79,72 +77,109 @@ def damped(hessian: Array, damping: float) -> Array:
     return hessian
 
 
-def inverse_factor(hessian: Array, damping: float, where: str = "gptq") -> Array:
-    """The upper triangular U with UᵀU = H⁻¹.
+def cholesky_in_place(matrix: Array, block: int = _BLOCK) -> None:
+    """The lower triangular L with LLᵀ = A, in the place of the lower triangle of A; what is above it is not touched.
 
-    H is never inverted: with the order of the inputs reversed, the Cholesky factor of H is an upper triangular R with
-    RRᵀ = H, and U is R⁻¹.
+    By columns in blocks, each a GEMM with all that is left of it, and inside a block once more. No copy of the matrix
+    is made, which LAPACK through numpy makes two of; and LAPACK sees small matrices alone, on which its threads do not
+    wait for each other.
 
     Args:
-        hessian: float64, (in, in), positive definite.
-        damping: that was added, for the message.
-        where: name of the caller, for the message.
+        matrix: float64, (n, n), symmetric positive definite; changed in place.
+        block: columns of a block.
+
+    Raises:
+        np.linalg.LinAlgError: it is not positive definite.
+    """
+    count = matrix.shape[0]
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        if start:
+            matrix[start:, start:stop] -= matrix[start:, :start] @ matrix[start:stop, :start].T
+        corner = matrix[start:stop, start:stop]
+        if stop - start > _SMALL:
+            cholesky_in_place(corner, _SMALL)
+        else:
+            corner[:] = np.linalg.cholesky(corner)
+        if stop < count:
+            matrix[stop:, start:stop] = matrix[stop:, start:stop] @ _inverse_lower(corner).T
+
+
+def _inverse_lower(matrix: Array) -> Array:
+    """Inverse of the lower triangle of a matrix, by halves."""
+    count = matrix.shape[0]
+    if count <= _SMALL:
+        return np.asarray(np.linalg.inv(np.tril(matrix)))
+    half = count // 2
+    out = np.zeros_like(matrix)
+    out[:half, :half] = _inverse_lower(matrix[:half, :half])
+    out[half:, half:] = _inverse_lower(matrix[half:, half:])
+    out[half:, :half] = -(out[half:, half:] @ matrix[half:, :half] @ out[:half, :half])
+    return out
+
+
+def _factor(hessian: Array, order: Array, damping: float) -> Array:
+    """The upper triangular R with RRᵀ = H, H damped and in the given order; below its diagonal is anything.
+
+    With the order of the inputs reversed it is the Cholesky factor.
 
     Raises:
         CalibrationError: H is not positive definite.
     """
+    backwards = order[::-1]
+    moments = np.empty(hessian.shape)
+    for rows in row_slabs(hessian.shape):
+        chosen = backwards[rows]
+        moments[rows] = (hessian[chosen][:, backwards] + hessian[:, chosen].T[:, backwards]) * 0.5
     try:
-        lower = np.linalg.cholesky(hessian[::-1, ::-1])
+        cholesky_in_place(damped(moments, damping))
     except np.linalg.LinAlgError:
         raise CalibrationError(
-            f"{where}: the Hessian of {hessian.shape[0]} inputs is not positive definite after damping of {damping:g}; "
+            f"gptq: the Hessian of {hessian.shape[0]} inputs is not positive definite after damping of {damping:g}; "
             "raise the damping (0.1 is a strong one) or calibrate on more samples"
         ) from None
-    return _inverse_upper(np.ascontiguousarray(lower[::-1, ::-1]))
-
-
-def _inverse_upper(matrix: Array) -> Array:
-    """Inverse of an upper triangular matrix by halves: a sixth of the work of a general inverse, nearly all in GEMM."""
-    count = matrix.shape[0]
-    if count <= 64:
-        return np.asarray(np.triu(np.linalg.inv(matrix))) if count else matrix
-    half = count // 2
-    out = np.zeros_like(matrix)
-    out[:half, :half] = _inverse_upper(matrix[:half, :half])
-    out[half:, half:] = _inverse_upper(matrix[half:, half:])
-    out[:half, half:] = -(out[:half, :half] @ matrix[:half, half:] @ out[half:, half:])
-    return out
+    return moments[::-1, ::-1]
 
 
 class _Sweep:
-    """One pass over the columns. Arrays are (in, out): a column of the weight is a row here, contiguous."""
+    """One pass over the columns. Arrays are (in, out): a column of the weight is a row here, contiguous.
 
-    def __init__(self, weight: Array, order: Array, upper: Array, spec: TensorSpec, config: GPTQConfig) -> None:
+    With H = ŨDŨᵀ, Ũ upper triangular with ones on the diagonal, the objective is Σ D_kk·‖E_k + Σ_{j<k} Ũ_jk·E_j‖²,
+    E = W − Ŵ: each column is best rounded where what the earlier ones left is added to it first. This is GPTQ's update
+    (QuIP, theorem 6), without the inverse of H.
+    """
+
+    def __init__(self, weight: Array, order: Array, factor: Array, spec: TensorSpec, config: GPTQConfig) -> None:
         self.spec, self.grid = spec, config.grid
-        self.upper = upper
-        self.work = np.ascontiguousarray(weight.T[order], np.float64)
-        self.error = np.empty_like(self.work)
-        self.levels = np.empty(self.work.shape, np.int16)
+        self.factor = factor
+        self.diagonal = np.diagonal(factor).copy()
+        self.error = np.ascontiguousarray(weight.T[order], np.float32)
+        self.carried = np.zeros_like(self.error)
+        self.levels = np.empty(self.error.shape, np.int16)
         self.size = max(1, group_size(weight.shape, spec.granularity))
         self.group = order // self.size
         blocks = -(-weight.shape[1] // self.size)
-        self.scale = np.ones((blocks, weight.shape[0]))
-        self.zero_point = np.zeros((blocks, weight.shape[0]))
+        self.scale = np.ones((blocks, weight.shape[0]), np.float32)
+        self.zero_point = np.zeros((blocks, weight.shape[0]), np.float32)
         whole = not isinstance(spec.granularity, PerBlock)
         self.fixed = whole or config.static_groups or config.act_order
         # what a squared error of each column costs in the objective
         importance = np.empty(weight.shape[1])
-        importance[order] = 1.0 / np.diagonal(upper) ** 2
+        importance[order] = self.diagonal**2
         self.importance = importance / np.max(importance, initial=1e-300)
         if self.fixed:
             params = search_params(weight, spec, config.grid, self.importance)
             self.scale[:] = params.scale.T
-            self.zero_point[:] = params.zero_point.astype(np.float64).T
+            self.zero_point[:] = params.zero_point.astype(np.float32).T
+
+    def _unit(self, rows: slice, columns: slice) -> Array:
+        """A part of Ũ."""
+        return np.asarray(self.factor[rows, columns] / self.diagonal[columns], np.float32)
 
     def run(self, start: int, stop: int) -> None:
-        """Round columns [start, stop), which every earlier column has corrected.
+        """Round columns [start, stop), to which every earlier column has added what it left.
 
-        The range is halved until it is small; a finished half corrects the other in one GEMM. This is the lazy update
+        The range is halved until it is small; a finished half adds to the other in one GEMM. This is the lazy update
         of the paper at every block size at once. Blocks are never cut before they are reached, so that their grids
         see all corrections.
         """
@@ -159,26 +194,32 @@ class _Sweep:
             half = half // _LEAF * _LEAF
         middle = start + half
         self.run(start, middle)
-        self.work[middle:stop] -= self.upper[start:middle, middle:stop].T @ self.error[start:middle]
+        for first in range(middle, stop, _BLOCK):
+            part = slice(first, min(first + _BLOCK, stop))
+            self.carried[part] += self._unit(slice(start, middle), part).T @ self.error[start:middle]
         self.run(middle, stop)
 
     def _find_grid(self, start: int) -> None:
-        block = np.ascontiguousarray(self.work[start : start + self.size].T, np.float32)
-        importance = self.importance[start : start + self.size]
-        params = search_params(block, self.spec, self.grid, importance)
+        """The grid of a block from what its columns would become if each could be rounded without any error."""
+        part = slice(start, min(start + self.size, len(self.error)))
+        within = np.triu(self._unit(part, part)).astype(np.float64)
+        block = self.error[part] + np.linalg.solve(within.T, self.carried[part].astype(np.float64))
+        block = np.ascontiguousarray(block.T, np.float32)
+        params = search_params(block, self.spec, self.grid, self.importance[part])
         index = start // self.size
         self.scale[index] = params.scale[:, 0]
-        self.zero_point[index] = params.zero_point[:, 0].astype(np.float64)
+        self.zero_point[index] = params.zero_point[:, 0].astype(np.float32)
 
     def _leaf(self, start: int, stop: int) -> None:
         if not self.fixed and start % self.size == 0:
             self._find_grid(start)
-        qmin, qmax = float(self.spec.qmin), float(self.spec.qmax)
-        upper, error = self.upper, self.error
+        qmin, qmax = np.float32(self.spec.qmin), np.float32(self.spec.qmax)
+        unit, error = self._unit(slice(start, stop), slice(start, stop)), self.error
         for column in range(start, stop):
-            value = self.work[column]
+            value = self.carried[column]
             if column > start:
-                value = value - upper[start:column, column] @ error[start:column]
+                value += unit[: column - start, column - start] @ error[start:column]
+            value += error[column]
             scale, zero_point = self.scale[self.group[column]], self.zero_point[self.group[column]]
             level = np.rint(value / scale)
             level += zero_point
@@ -187,14 +228,14 @@ class _Sweep:
             self.levels[column] = level
             level -= zero_point
             level *= scale
-            np.subtract(value, level, out=error[column])
-            error[column] /= upper[column, column]
+            error[column] -= level
 
 
 def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | None = None) -> QTensor:
     """Quantize columns in order and push each column's error onto the later ones.
 
-    Minimises ‖(W − Ŵ)X‖² with H ∝ XXᵀ, whose factor does not matter. Worked in float64.
+    Minimises ‖(W − Ŵ)X‖² with H ∝ XXᵀ, whose factor does not matter. H is factored in float64, once and in one copy;
+    weights are corrected in float32.
 
     Args:
         weight: float32, (out, in).
@@ -211,18 +252,17 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
         RecipeError: the groups do not lie along rows.
 
     References:
-        Frantar et al., GPTQ, arXiv:2210.17323, Algorithm 1.
+        Frantar et al., GPTQ, arXiv:2210.17323, Algorithm 1, in the equivalent form of Chee et al., QuIP,
+        arXiv:2307.13304, theorem 6.
     """
     config = config or GPTQConfig()
     weight = check_layout(weight, spec.granularity, "gptq")
     check_finite(weight, "gptq")
-    moments = check_hessian(hessian, weight.shape[1], "gptq")
+    check_hessian(hessian, weight.shape[1], "gptq")
     order = np.arange(weight.shape[1])
     if config.act_order:
-        order = np.argsort(-np.diagonal(moments), kind="stable")
-        moments = moments[order][:, order]
-    upper = inverse_factor(damped(moments, config.damping), config.damping)
-    sweep = _Sweep(weight, order, upper, spec, config)
+        order = np.argsort(-np.diagonal(hessian), kind="stable")
+    sweep = _Sweep(weight, order, _factor(hessian, order, config.damping), spec, config)
     if weight.size:
         sweep.run(0, weight.shape[1])
     levels = np.empty_like(sweep.levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxq.algorithms.groups import row_slabs
 from onnxq.core.dtypes import Array
 
 MOSTLY_CHANCE = 0.5
@@ -18,18 +19,20 @@ def chance_in(moment: Array, rows: int) -> float:
     subspace of few dimensions.
 
     Args:
-        moment: float64, (p, p), symmetric: the sum of xxᵀ over the rows.
+        moment: floating point, (p, p), symmetric: a multiple of the sum of xxᵀ over the rows.
         rows: rows that were summed.
 
     References:
         Chen, Wiesel, Eldar, Hero, Shrinkage Algorithms for MMSE Covariance Estimation, arXiv:0907.4698, equation 23
         (the oracle approximating shrinkage estimator).
     """
-    p, trace = moment.shape[0], float(np.trace(moment))
+    p, trace = moment.shape[0], float(np.trace(moment, dtype=np.float64))
     if rows < 1 or p < 2 or not trace > 0.0:
         return 0.0
-    scaled = np.asarray(moment, np.float64) / trace
-    squares = float(np.vdot(scaled, scaled))
+    squares = 0.0
+    for part in row_slabs(moment.shape):
+        scaled = np.asarray(moment[part], np.float64) / trace
+        squares += float(np.vdot(scaled, scaled))
     spread = (rows + 1 - 2 / p) * (squares - 1 / p)
     return 1.0 if spread <= 0.0 else min(1.0, ((1 - 2 / p) * squares + 1.0) / spread)
 
@@ -38,7 +41,7 @@ def shrunk(moment: Array, rows: int) -> Array:
     """The second moment, shrunk towards a multiple of the identity where most of what it shows is chance.
 
     Args:
-        moment: float64, (p, p), symmetric: the sum of xxᵀ over the rows.
+        moment: floating point, (p, p), symmetric: a multiple of the sum of xxᵀ over the rows.
         rows: rows that were summed.
 
     Returns:
@@ -47,6 +50,6 @@ def shrunk(moment: Array, rows: int) -> Array:
     share = chance_in(moment, rows)
     if share <= MOSTLY_CHANCE:
         return moment
-    found = np.asarray(moment * (1.0 - share))
-    found[np.diag_indices_from(found)] += share * float(np.trace(moment)) / moment.shape[0]
+    found = np.asarray(moment * moment.dtype.type(1.0 - share))
+    found[np.diag_indices_from(found)] += share * float(np.trace(moment, dtype=np.float64)) / moment.shape[0]
     return found

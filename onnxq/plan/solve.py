@@ -11,9 +11,9 @@ from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
-from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
-from onnxq.plan.constants import Weights, node_rewrite
+from onnxq.plan.activations.dynamic import dynamic_rewrite
 from onnxq.plan.decisions import (
     DYNAMIC,
     INTEGER,
@@ -25,11 +25,11 @@ from onnxq.plan.decisions import (
     Plan,
     SharedWith,
 )
-from onnxq.plan.dynamic import dynamic_rewrite
-from onnxq.plan.pack import pack_weights
-from onnxq.plan.weight_report import LayerWeight, weight_report
-from onnxq.stats.base import Statistics
+from onnxq.plan.weights.constants import Weights, node_rewrite
+from onnxq.plan.weights.pack import Report, pack_weights
+from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
 from onnxq.stats.ranges import compute_range
+from onnxq.stats.statistics import Statistics
 
 SHARED_WIDENING = 1.2
 """A Concat's inputs share one range only if none becomes wider than this factor: a quarter of a bit at most is lost."""
@@ -57,7 +57,12 @@ class Solution:
 
 
 def solve(
-    model: Model, plan: Plan, statistics: Statistics | None, percentile: float = 99.99, correct_bias: bool = True
+    model: Model,
+    plan: Plan,
+    statistics: Statistics | None,
+    percentile: float = 99.99,
+    correct_bias: bool = True,
+    report: Report | None = None,
 ) -> Solution:
     """Compute every parameter and quantize every constant that a plan names.
 
@@ -67,6 +72,7 @@ def solve(
         statistics: of the values that the plan calibrates; None where it calibrates none.
         percentile: share of the values in percent that the range method "percentile" keeps.
         correct_bias: take what rounding the weights adds to the mean of a layer's output from its bias.
+        report: shows the progress of weights that take long.
 
     Raises:
         CalibrationError: the statistics lack a value that the plan needs.
@@ -88,7 +94,7 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-    packed, errors = pack_weights(nodes, plan, weights, statistics, notes)
+    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
+from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
-from onnxq.graph.outputs import Model, without_weights
-from onnxq.runtime.feeds import Feed, InputSpec
+from onnxq.graph.views.outputs import Model, without_weights
 from onnxq.runtime.reasons import reason
 
 __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]
@@ -60,11 +60,17 @@ class Session:
         output_names: in the order of the model.
         output_dtypes: element type by output name; None for outputs that are no tensors.
         keep: what has to live as long as the session.
+        source: contents of the model file, or its path; None where the model was in memory otherwise.
+        optimize: opened with all graph optimizations, or with none.
+        threads: threads an operator may use; None where the runtime chose.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, label: str) -> None:
         self.label = label
         self.keep: object = None
+        self.source: bytes | Path | None = None
+        self.optimize = True
+        self.threads: int | None = None
         self._session = session
         self.output_names: list[str] = [output.name for output in session.get_outputs()]
         self.output_dtypes: dict[str, np.dtype[Any] | None] = {
@@ -184,7 +190,9 @@ def open_session(
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     label = label or (str(model) if isinstance(model, Path) else "model")
-    return _opened(str(model) if isinstance(model, Path) else model, options, providers, label)
+    session = _opened(str(model) if isinstance(model, Path) else model, options, providers, label)
+    session.source, session.optimize, session.threads = model, optimize, threads
+    return session
 
 
 def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:

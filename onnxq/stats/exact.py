@@ -13,6 +13,9 @@ _TO_COARSE = 1.5 * 2.0**52 * _COARSE
 _TO_FINE = 1.5 * 2.0**52 * _FINE
 """Adding and subtracting such a number rounds a float64 to whole steps, half to even, in two passes over memory."""
 
+_CHUNK = 1 << 14
+"""Elements that are split at a time: what comes in between stays in the cache."""
+
 _CARRY_AFTER = 512
 """Terms after which what the fine part has gathered goes to the coarse one; it would be exact for twice as many."""
 
@@ -49,15 +52,17 @@ class ExactSum:
             terms: finite floating point of any shape, in the order of the elements.
             start: index of the first element.
         """
-        rest = terms.astype(np.float64).reshape(-1)
-        part = slice(start, start + rest.size)
-        coarse = rest + _TO_COARSE
-        coarse -= _TO_COARSE
-        rest -= coarse
-        rest += _TO_FINE
-        rest -= _TO_FINE
-        self.high[part] += coarse
-        self.low[part] += rest
+        flat = terms.reshape(-1)
+        for first in range(0, flat.size, _CHUNK):
+            rest = flat[first : first + _CHUNK].astype(np.float64)
+            part = slice(start + first, start + first + rest.size)
+            coarse = rest + _TO_COARSE
+            coarse -= _TO_COARSE
+            rest -= coarse
+            rest += _TO_FINE
+            rest -= _TO_FINE
+            self.high[part] += coarse
+            self.low[part] += rest
 
     def count_term(self) -> None:
         """Note that every element has got a term, and carry where it is time to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -78,13 +79,36 @@ class SecondMoment:
     @property
     def matrix(self) -> Array | None:
         """float64, (channels, channels), symmetric: the sum XᵀX, in units of the value squared; None before any row."""
+        return self._full(np.float64, 1.0)
+
+    @property
+    def normalized(self) -> Array | None:
+        """float32, (channels, channels): `matrix` with a largest diagonal entry of 1; half of its memory."""
         if self.channels is None or not self.rows:
             return None
-        full = np.empty((self.channels, self.channels))
+        peak = float(self.diagonal.max(initial=0.0))
+        return self._full(np.float32, 1.0 / peak if peak > 0.0 else 1.0)
+
+    @property
+    def diagonal(self) -> Array:
+        """float64, (channels,): the sums of squares."""
+        parts = [
+            (self._sum.high[place] + self._sum.low[place])
+            for first, last, start in _tiles(self.channels or 0)
+            for place in [start + np.arange(last - first) * ((self.channels or 0) - first + 1)]
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _full(self, dtype: type[np.floating[Any]], factor: float) -> Array | None:
+        if self.channels is None or not self.rows:
+            return None
+        full = np.empty((self.channels, self.channels), dtype)
         for first, last, start in _tiles(self.channels):
             shape = (last - first, self.channels - first)
             part = slice(start, start + shape[0] * shape[1])
             tile = (self._sum.high[part] + self._sum.low[part]).reshape(shape)
+            if factor != 1.0:
+                tile *= factor
             full[first:last, first:] = tile
             full[last:, first:last] = tile[:, last - first :].T
             corner = full[first:last, first:last]

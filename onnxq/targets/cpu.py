@@ -7,7 +7,7 @@ anew. Only their ratios matter: they decide what is worth quantizing, and every 
 from __future__ import annotations
 
 from onnxq.core.dtypes import QType
-from onnxq.targets.base import Costs, MacRates, Rate, Target
+from onnxq.targets.target import Costs, MacRates, Rate, Target
 
 COSTS = Costs(
     float_macs=MacRates(

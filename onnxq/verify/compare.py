@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.errors import VerificationError
-from onnxq.runtime.feeds import Feed
+from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.runtime.session import Session, open_session
+from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, OutputComparison
 from onnxq.verify.metrics import Metric
+from onnxq.verify.output_kinds import OutputJudges, is_real
+from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 
 _CLASS_RANKS = (2, 3)
@@ -31,9 +35,8 @@ class Comparison:
         outputs: by the float model's output name; outputs that are no tensors are left out.
         samples: feeds run.
         sqnr_db: of the worst real-valued output, in dB; None where there is none.
-        top1_agreement: of ``class_output``; None where there is none.
-        class_output: the output taken for class scores: the first real-valued one of rank 2 or 3 whose last axis is
-            2 or longer.
+        top1_agreement: share of decisions of ``class_output`` that stay; None where there is none.
+        class_output: the first output that holds scores of classes, of items or of positions.
         accuracy: ``{"float": …, "quantized": …}``, shares of labels that the largest element of ``class_output``
             hits (of a language model: over tokens); None without labels.
         perplexity: ``{"float": …, "quantized": …}`` of the token ids in the data, or of labels for tokens; None where
@@ -43,6 +46,8 @@ class Comparison:
             float model's, in nats; unlike perplexity it cannot fall by chance.
         metric: the figure that was asked for by name; None where none was.
         warnings: what could not be compared.
+        loss: expected share of decisions that change, of the worst output that is no state (`onnxq.verify.loss`); None
+            where nothing could be compared.
     """
 
     outputs: dict[str, OutputComparison]
@@ -56,6 +61,22 @@ class Comparison:
     token_divergence: float | None = None
     metric: Metric | None = None
     warnings: list[str] = field(default_factory=list)
+    loss: float | None = None
+
+    @property
+    def judged(self) -> dict[str, scale.Judged | None]:
+        """The measure of each output's kind."""
+        return {name: output.judged for name, output in self.outputs.items()}
+
+    def outside(self, budget: float = scale.BUDGET) -> str:
+        """Why the quantized model is outside an accuracy budget; empty where it is inside.
+
+        Args:
+            budget: the largest loss, a share of decisions.
+        """
+        if not self.finite:
+            return "an output is NaN or infinite where float is finite"
+        return scale.in_words(self.judged, budget)
 
     @property
     def finite(self) -> bool:
@@ -71,6 +92,8 @@ class Comparison:
         lines = [f"{self.samples} samples"]
         for name, output in self.outputs.items():
             facts = []
+            if (judged := output.judged) is not None:
+                facts.append(f"{judged.kind}: {scale.phrase(judged)}, loss {scale.share(judged.loss)}")
             if output.sqnr_db is not None:
                 facts.append("equal" if output.sqnr_db == math.inf else f"SQNR {output.sqnr_db:.1f} dB")
                 facts.append(f"cosine {output.cosine:.6f}")
@@ -100,6 +123,7 @@ def compare(
     optimize: bool = True,
     labels: Array | None = None,
     threads: int | None = None,
+    facts: Mapping[str, OutputFact] | None = None,
 ) -> Comparison:
     """Run both models on every feed and compare their outputs, one feed in memory at a time.
 
@@ -111,12 +135,16 @@ def compare(
         labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`. Or
             (items, positions) token ids, which `onnxq.verify.tokens` describes.
         threads: threads an operator may use; None lets the runtime choose.
+        facts: what the float model says of its outputs (`onnxq.graph.reading.output_facts`); None reads the graph, and
+            judges by the outputs alone where the float model is a session.
 
     Raises:
         ModelError: a model cannot be loaded or run.
         VerificationError: the outputs cannot be matched, or there is not one feed.
     """
-    return compare_all(float_model, [quantized_model], feeds, optimize=optimize, labels=labels, threads=threads)[0]
+    return compare_all(
+        float_model, [quantized_model], feeds, optimize=optimize, labels=labels, threads=threads, facts=facts
+    )[0]
 
 
 def compare_all(
@@ -128,6 +156,7 @@ def compare_all(
     labels: Array | None = None,
     threads: int | None = None,
     budgets: Sequence[float] | None = None,
+    facts: Mapping[str, OutputFact] | None = None,
 ) -> list[Comparison]:
     """Compare several models with one float model, which runs once for each feed; otherwise as `compare`.
 
@@ -139,11 +168,14 @@ def compare_all(
         labels: as for `compare`.
         threads: as for `compare`.
         budgets: seconds after which each model is compared on no further feed; None sets no bound.
+        facts: as for `compare`.
     """
-    reference = _opened(float_model, "float model", optimize, threads)
+    if facts is None:
+        facts = {} if isinstance(float_model, Session) else facts_of_file(float_model)
+    reference, drawing = held_still(_opened(float_model, "float model", optimize, threads))
     limits = [math.inf] * len(quantized_models) if budgets is None else budgets
     trials = [
-        _Trial(reference, _opened(model, "quantized model", optimize, threads), labels, limit)
+        _Trial(reference, held_still(_opened(model, "quantized model", optimize, threads))[0], labels, limit, facts)
         for model, limit in zip(quantized_models, limits, strict=True)
     ]
     names = reference.output_names
@@ -155,18 +187,31 @@ def compare_all(
             trial.add(feed, expected)
     if samples == 0:
         raise VerificationError("compare: there is not one sample; give at least one feed")
-    return [trial.result() for trial in trials]
+    found = [trial.result() for trial in trials]
+    if drawing:
+        for comparison in found:
+            comparison.warnings.append(note(drawing))
+    return found
 
 
 class _Trial:
     """One quantized model on its way through the feeds."""
 
-    def __init__(self, reference: Session, actual: Session, labels: Array | None, seconds: float) -> None:
+    def __init__(
+        self,
+        reference: Session,
+        actual: Session,
+        labels: Array | None,
+        seconds: float,
+        facts: Mapping[str, OutputFact],
+    ) -> None:
         self._session = actual
         self._left = seconds
         self._samples = 0
         self._pairs = _matched(reference, actual)
         self._states = {name: Fidelity() for name, _ in self._pairs}
+        self._judges = OutputJudges(facts, labelled=labels is not None)
+        self._unusual = 0
         self._labels = None if labels is None else np.asarray(labels)
         self._hits = None if self._labels is None else _Hits(self._labels)
         self._tokens: dict[str, Tokens] = {}
@@ -181,13 +226,23 @@ class _Trial:
         found = self._session.run(feed, [name for _, name in self._pairs])
         self._left -= time.perf_counter() - started
         self._samples += 1
-        for (name, _), got in zip(self._pairs, found, strict=True):
-            expected = outputs[name]
-            if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
-                continue
+        pairs = {
+            name: (outputs[name], got)
+            for (name, _), got in zip(self._pairs, found, strict=True)
+            if isinstance(outputs[name], np.ndarray) and isinstance(got, np.ndarray)
+        }
+        self._unusual += any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in feed.values())
+        self._judges.add(
+            feed,
+            {name: expected for name, (expected, _) in pairs.items()},
+            {name: got for name, (_, got) in pairs.items()},
+        )
+        if self._chosen is None:
+            self._chosen = self._judges.may_be_classes or next(
+                (name for name, (expected, _) in pairs.items() if _looks_like_classes(expected)), None
+            )
+        for name, (expected, got) in pairs.items():
             self._states[name].update(expected, got)
-            if self._chosen is None and self._states[name].is_real and _looks_like_classes(expected):
-                self._chosen = name
             if name == self._chosen and self._hits is not None:
                 self._hits.add(expected, got)
             if self._states[name].is_real and expected.ndim == 3:
@@ -208,13 +263,19 @@ class _Trial:
     def result(self) -> Comparison:
         """The figures over all feeds."""
         samples = self._samples
-        outputs = {name: state.result() for name, state in self._states.items() if state.samples or state.mismatched}
+        judged, agreements = self._judges.judged(), self._judges.agreements()
+        outputs = {
+            name: state.result().with_judgement(judged.get(name), agreements.get(name))
+            for name, state in self._states.items()
+            if state.samples or state.mismatched
+        }
         warnings = [
             f"output '{name}': shapes or types differ between the models on {output.mismatched} of {samples} samples, "
             "which are left out"
             for name, output in outputs.items()
             if output.mismatched
         ]
+        warnings += _not_finite(self._unusual, outputs)
         hits, chosen = self._hits, self._chosen
         tokens = next((found for found in self._tokens.values() if found.known), None)
         if tokens is not None and self._token_labels is not None:
@@ -227,18 +288,36 @@ class _Trial:
         if tokens is not None and accuracy is None:
             accuracy = tokens.accuracy
         ratios = [output.sqnr_db for output in outputs.values() if output.sqnr_db is not None]
+        classes = next((name for name, share in agreements.items() if share is not None), None)
         return Comparison(
             outputs=outputs,
             samples=samples,
             sqnr_db=min(ratios, default=None),
-            top1_agreement=None if chosen is None else outputs[chosen].top1_agreement,
-            class_output=chosen,
+            top1_agreement=None if classes is None else agreements[classes],
+            class_output=classes,
             accuracy=accuracy,
             perplexity=tokens.perplexity if tokens is not None else None,
             token_agreement=tokens.agreement if tokens is not None else None,
             token_divergence=tokens.divergence if tokens is not None else None,
             warnings=warnings,
+            loss=scale.worst(judged),
         )
+
+
+def _not_finite(samples: int, outputs: Mapping[str, OutputComparison]) -> list[str]:
+    """What becomes of NaN and infinities: integer kernels make ordinary numbers of them."""
+    lost = {name: output.nonfinite_lost for name, output in outputs.items() if output.nonfinite_lost}
+    said = [
+        f"output '{name}': {count} elements that are NaN or infinite in the float model are ordinary numbers in the "
+        "quantized one, whose integers cannot hold them; NaN no longer shows that an input was bad"
+        for name, count in lost.items()
+    ]
+    if samples and not lost:
+        said.append(
+            f"samples: {samples} hold NaN or infinite inputs; integer layers turn those into ordinary numbers, so that "
+            "outputs need not show that an input was bad"
+        )
+    return said
 
 
 def _opened(model: bytes | Path | Session, name: str, optimize: bool, threads: int | None) -> Session:
@@ -265,7 +344,7 @@ def _items(feed: Feed) -> int:
 
 
 def _looks_like_classes(output: Array) -> bool:
-    return output.ndim in _CLASS_RANKS and output.shape[-1] >= 2
+    return is_real(output) and output.ndim in _CLASS_RANKS and output.shape[-1] >= 2
 
 
 class _Hits:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.verify.loss import Judged
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,18 @@ class OutputComparison:
             that are no real numbers, and where no element of the float output is finite.
         cosine: of the angle between the outputs as vectors, over the same elements; None likewise.
         max_abs_error: largest difference, in units of the output; inf where an element is finite only in float.
-        top1_agreement: share of positions with the largest element at the same index of the last axis; None unless
-            the rank is 2 or more and the last axis 2 or longer.
+        top1_agreement: share of decisions among classes that stay; None where the output holds no scores of classes.
         agreement: share of equal elements, for integers, booleans and strings; None for real numbers.
         finite: no element is finite in the float model and not in the quantized one.
         nonfinite_float: elements that are not finite in the float model; they count in no other measure.
         nonfinite_quantized: elements that are not finite in the quantized model but are in the float model.
+        nonfinite_lost: elements that are not finite in the float model but are in the quantized one.
         samples: feeds compared.
         mismatched: feeds for which the two models gave different shapes or types, so that nothing was compared.
+        kind: what the output holds (`onnxq.verify.loss.Judged`), and what it is judged by.
+        measure: what ``value`` is.
+        value: the measure of its kind.
+        loss: expected share of decisions that change, 0 to 1.
     """
 
     sqnr_db: float | None
@@ -40,6 +45,24 @@ class OutputComparison:
     nonfinite_quantized: int
     samples: int
     mismatched: int
+    nonfinite_lost: int = 0
+    kind: str | None = None
+    measure: str | None = None
+    value: float | None = None
+    loss: float | None = None
+
+    @property
+    def judged(self) -> Judged | None:
+        """The measure of its kind; None where nothing was compared."""
+        if self.kind is None or self.measure is None or self.value is None or self.loss is None:
+            return None
+        return Judged(self.kind, self.measure, self.value, self.loss)
+
+    def with_judgement(self, judged: Judged | None, agreement: float | None) -> OutputComparison:
+        """The same with what it is judged by, and the share of its decisions among classes that stay."""
+        if judged is None:
+            return self
+        return replace(self, top1_agreement=agreement, **asdict(judged))
 
 
 class Fidelity:
@@ -52,9 +75,9 @@ class Fidelity:
         self._signal = self._noise = self._dot = self._other = 0.0
         self._worst = 0.0
         self._compared = 0
-        self._top1 = _Share()
         self._equal = _Share()
         self._nonfinite = [0, 0]
+        self._lost = 0
 
     def update(self, reference: Array, actual: Array) -> None:
         """Add one sample's output of both models; sums are in float64."""
@@ -66,14 +89,12 @@ class Fidelity:
             self._equal.add(reference == actual)
             return
         self.is_real = True
-        if reference.ndim >= 2 and reference.shape[-1] >= 2:
-            same = np.argmax(reference, -1) == np.argmax(actual, -1)
-            self._top1.add(same & (np.isnan(reference).any(-1) | ~np.isnan(actual).any(-1)))
         left, right = (np.asarray(array, np.float64).ravel() for array in (reference, actual))
         seen, given = np.isfinite(left), np.isfinite(right)
         if not seen.all() or not given.all():
             self._nonfinite[0] += int(np.count_nonzero(~seen))
             self._nonfinite[1] += int(np.count_nonzero(seen & ~given))
+            self._lost += int(np.count_nonzero(~seen & given))
             left, right = left[seen & given], right[seen & given]
         self._compared += left.size
         error = right - left
@@ -91,13 +112,14 @@ class Fidelity:
             sqnr_db=self._sqnr() if known else None,
             cosine=self._cosine() if known else None,
             max_abs_error=(math.inf if broken else self._worst) if self.is_real else None,
-            top1_agreement=self._top1.value,
+            top1_agreement=None,
             agreement=self._equal.value,
             finite=not broken,
             nonfinite_float=self._nonfinite[0],
             nonfinite_quantized=self._nonfinite[1],
             samples=self.samples,
             mismatched=self.mismatched,
+            nonfinite_lost=self._lost,
         )
 
     def _sqnr(self) -> float:

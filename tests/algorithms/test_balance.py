@@ -53,24 +53,36 @@ def test_tied_channels_share_the_scale_of_the_largest() -> None:
     np.testing.assert_allclose(found[:24] / found[0], want / want[0], rtol=1e-5)
 
 
-def reference(rows, weights, scales, by_row) -> float:
+def reference(rows, weights, alpha, by_row) -> float:
+    """The mean over both halves of the error on rows that made neither scales nor range."""
+    half = len(rows) // 2
+    halves = rows[:half], rows[half:]
+    return (_error(*halves, weights, alpha, by_row) + _error(*halves[::-1], weights, alpha, by_row)) / 2
+
+
+def _error(seen, judged, weights, alpha, by_row) -> float:
     """Both operands rounded in float64, activations of a tensor by the best of the search's ranges."""
-    x = rows.astype(np.float64) / scales
+    scales = np.ones(seen.shape[1])
+    if alpha is not None:
+        scales = smooth_scales(np.abs(seen).max(axis=0), weights, alpha)
+    x, other = judged.astype(np.float64) / scales, seen.astype(np.float64) / scales
     if by_row:
         step = np.abs(x).max(axis=1, keepdims=True) / 127
         moved = np.rint(x / step) * step
     else:
-        low, high, tried = x.min(), x.max(), []
+        low, high, tried = other.min(), other.max(), []
         for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
             step = (high - low) * share / 255
             first = np.rint(low * share / step)
-            tried.append(np.clip(np.rint(x / step), first, first + 255) * step)
-        moved = min(tried, key=lambda t: ((t - x) ** 2).sum())
+            tried.append(
+                [np.clip(np.rint(part / step), first, first + 255) * step for part in (other, x)],
+            )
+        moved = min(tried, key=lambda t: ((t[0] - other) ** 2).sum())[1]
     total = 0.0
     for weight in weights:
         w = weight.astype(np.float64) * scales
         step = np.abs(w).max(axis=1, keepdims=True) / 127
-        target = rows.astype(np.float64) @ weight.T
+        target = judged.astype(np.float64) @ weight.T
         total += ((moved @ (np.rint(w / step) * step).T - target) ** 2).sum() / (target**2).sum()
     return total
 
@@ -81,11 +93,25 @@ def test_the_search_measures_the_error_of_the_outputs(by_row: bool) -> None:
     peaks = np.abs(rows).max(axis=0)
     found = search_balance(weights, [SPEC, SPEC], rows, peaks, by_row=by_row)
     assert found.alpha is not None
-    assert found.plain == pytest.approx(reference(rows, weights, np.ones(48), by_row), rel=0.02)
-    assert found.error == pytest.approx(reference(rows, weights, found.scales, by_row), rel=0.02)
-    errors = [reference(rows, weights, smooth_scales(peaks, weights, a / 10), by_row) for a in range(1, 10)]
+    assert found.plain == pytest.approx(reference(rows, weights, None, by_row), rel=0.02)
+    assert found.error == pytest.approx(reference(rows, weights, found.alpha, by_row), rel=0.02)
+    np.testing.assert_array_equal(found.scales, smooth_scales(peaks, weights, found.alpha))
+    errors = [reference(rows, weights, a / 10, by_row) for a in range(1, 10)]
     assert found.error < 1.15 * min(errors)
     assert found.error < found.plain / 20
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 14])
+def test_a_few_rows_without_outliers_are_not_smoothed_to_fit_themselves(count: int, by_row: bool) -> None:
+    """What is chosen on few rows must not be much worse on the many that follow."""
+    rng = np.random.default_rng(count)
+    weight = rng.normal(size=(32, 64)).astype(np.float32)
+    rows, later = (np.maximum(rng.normal(size=(n, 64)), 0).astype(np.float32) for n in (count, 500))
+    found = search_balance([weight], [SPEC], rows, np.abs(rows).max(axis=0), by_row=by_row)
+    if count > 1:
+        plain = _error(rows, later, [weight], None, by_row)
+        assert _error(rows, later, [weight], found.alpha, by_row) < 1.6 * plain
 
 
 def test_where_nothing_is_gained_nothing_is_scaled() -> None:

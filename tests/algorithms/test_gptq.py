@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from onnxq.algorithms.gptq import GPTQConfig, gptq
+from onnxq.algorithms import gptq as module
+from onnxq.algorithms.gptq import GPTQConfig, cholesky_in_place, gptq
 from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize, params_for, scale_shape
@@ -100,6 +101,37 @@ def test_equals_the_direct_elimination_over_many_blocks(size: int) -> None:
     result = gptq(weight, moments(x), spec, PLAIN)
     expected = brain_surgeon(weight, moments(x), spec, PLAIN)
     np.testing.assert_allclose(dequantize(result.values, result.params), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [PLAIN, GPTQConfig()])
+def test_equals_the_direct_elimination_where_the_hessian_is_factored_in_many_blocks(
+    config: GPTQConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 40)
+    monkeypatch.setattr(module, "_SMALL", 16)
+    weight, x = draw(5, out=6, inputs=211, samples=600)
+    result = gptq(weight, moments(x), BLOCK_4, config)
+    expected = brain_surgeon(weight, moments(x), BLOCK_4, config)
+    np.testing.assert_allclose(dequantize(result.values, result.params), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 130, 512, 513, 1100])
+def test_the_factor_is_lapack_s(size: int) -> None:
+    x = np.random.default_rng(size).standard_normal((size + 3, size))
+    matrix = x.T @ x
+    found = matrix.copy()
+    cholesky_in_place(found)
+    expected = np.linalg.cholesky(matrix)
+    np.testing.assert_allclose(np.tril(found), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max(initial=0.0))
+
+
+def test_what_is_given_is_not_changed() -> None:
+    weight, x = draw(5)
+    hessian, before = moments(x), weight.copy()
+    kept = hessian.copy()
+    gptq(weight, hessian, BLOCK_4)
+    assert np.array_equal(hessian, kept)
+    assert np.array_equal(weight, before)
 
 
 @pytest.mark.parametrize("fault", ["full inverse", "wrong columns", "no update"])

@@ -217,7 +217,10 @@ def test_calibration_prints_its_summary(run: Run, fake_api: Any) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "the summary\n", "warning: first warning\n")
 
 
-OUTPUT = {"sqnr_db": 30.04, "cosine": 0.9995, "max_abs_error": 0.25, "top1_agreement": 0.975, "finite": True}
+OUTPUT = {
+    "sqnr_db": 30.04, "cosine": 0.9995, "max_abs_error": 0.25, "top1_agreement": 0.975, "finite": True,
+    "kind": "classes", "measure": "changed decisions", "value": 0.025, "loss": 0.0012,
+}  # fmt: skip
 NOTHING = {"sqnr_db": None, "cosine": None, "max_abs_error": None, "top1_agreement": None, "finite": True}
 TIMING = {"median_ms": 2.5, "p10": 2.25, "p90": 3.0, "runs": 9, "size_bytes": 57_300, "peak_memory_bytes": 13_200_000}
 OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -234,10 +237,10 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
         },
         [
             "40 samples",
-            "output SQNR cosine largest error top-1 agreement\n",
-            "logits 30.0 dB 0.999500 0.25 97.5 %",
-            "ids - - - -",
-            "same outputs are equal",
+            "output kind loss measure SQNR cosine largest error\n",
+            "logits classes 0.12 % 2.5 % changed decisions 30.0 dB 0.999500 0.25",
+            "ids - - - - - -",
+            "0.12 % 2.5 % changed decisions outputs are equal",
             "90.00 % -> 89.50 %",
             "perplexity 20 -> 20.5 (+2.50 %)",
             "tokens the same one most likely for 90.0 %, divergence 0.0123 nats",

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
-
 from tests.test_searching import BAD, DB, feeds, network
 
 Run = Callable[..., Result]

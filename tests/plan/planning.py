@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
-from onnxq.pipeline import Clock, Prepared, load_and_prepare
-from onnxq.plan.build import make_plan, wanted_by
-from onnxq.plan.candidates import Survey, survey
+from onnxq.pipeline.preparation import Clock, Prepared, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
-from onnxq.plan.select import Selection
+from onnxq.plan.make_plan import make_plan, wanted_by
+from onnxq.plan.placement.candidates import Survey, survey
+from onnxq.plan.placement.select import Selection
 from onnxq.plan.solve import Solution, solve
-from onnxq.recipe import Recipe
+from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.calibrate import calibrate
-from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
-from onnxq.stats.base import Statistics
+from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 from tests.graph.build import feeds_for, session
 

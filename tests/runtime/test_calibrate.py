@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxq.data.readers import open_reader
 from onnxq.errors import CalibrationError
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.runtime.calibrate import calibrate
-from onnxq.runtime.readers import open_reader
 from onnxq.runtime.session import session_of
-from onnxq.stats.base import Statistics
+from onnxq.stats.statistics import Statistics
 
 VALUES = ["x", "r", "e", "y"]
 

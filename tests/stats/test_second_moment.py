@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError
-from onnxq.stats import files
-from onnxq.stats.base import Statistics
+from onnxq.stats import statistics_file
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment, moment_bytes, packed_size
+from onnxq.stats.statistics import Statistics
 
 TOLERANCE = 2.0**-18
 """Of √(H_ii·H_jj); the worst case of 512 float32 rows is 2⁻¹⁵."""
@@ -176,9 +176,25 @@ def test_damaged_files_are_refused(tmp_path, damage):
     statistics.update_moments("a", correlated(4, 20))
     statistics.update_peaks("a", correlated(4, 20))
     path = tmp_path / "s.npz"
-    files.save(statistics, path)
+    statistics_file.save(statistics, path)
     with np.load(path) as archive:
         content = {key: archive[key] for key in archive.files}
     np.savez(path, **{**content, **damage})
     with pytest.raises(CalibrationError, match="damaged statistics"):
         Statistics.load(path)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 256, 300, 513])
+def test_diagonal_and_normalized_are_parts_and_a_multiple_of_the_matrix(channels: int) -> None:
+    moment = SecondMoment()
+    assert moment.normalized is None
+    assert moment.diagonal.size == 0
+    moment.update(np.random.default_rng(0).normal(3, 2, (20, channels)).astype(np.float32))
+    whole = moment.matrix
+    assert whole is not None
+    np.testing.assert_array_equal(moment.diagonal, np.diagonal(whole))
+    found = moment.normalized
+    assert found is not None
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, whole / np.diagonal(whole).max(), rtol=2e-7, atol=1e-30)

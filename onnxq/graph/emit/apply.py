@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph.emit.dynamic import emit_dynamic
+from onnxq.graph.emit.at_inference import emit_dynamic
+from onnxq.graph.emit.packed import emit_weight_only
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.qoperator import emit_qoperator
 from onnxq.graph.emit.rewrite import Rewrite
-from onnxq.graph.emit.weight_only import emit_weight_only
 
 STATIC = {"qdq": emit_qdq, "qoperator": emit_qoperator}
 

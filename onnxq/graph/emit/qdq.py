@@ -14,7 +14,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.ops import OPS, Kind, activation_positions
+from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
 
 def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:

@@ -11,7 +11,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.ops import OPS, Kind, activation_positions
+from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
 Inputs = list[ir.Value | None]
 

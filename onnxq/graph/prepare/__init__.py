@@ -8,29 +8,16 @@ unique name and every value that onnx can infer has a type and shape. The output
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
-from onnxq.graph.check import check_sizes
-from onnxq.graph.prepare import (
-    affine,
-    constants,
-    deduplicate,
-    eliminate,
-    folding,
-    functions,
-    gelu,
-    gemm,
-    inputs,
-    ir_version,
-    opset,
-    padding,
-    pooling,
-    shapes,
-    unused,
-)
+from onnxq.graph.files.checker import check_sizes
+from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
+from onnxq.graph.prepare.operators import gelu, gemm, pads, pooling
+from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused
 
 _ROUNDS = 20
 """Folding one thing makes another foldable; chains are short, this bounds them."""
@@ -58,7 +45,23 @@ class PrepareReport:
         return self.qdq_nodes > 0
 
 
-def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
+STEPS = {
+    "opset": "raising its operator set",
+    "folding": "folding its constants",
+    "affine": "folding BatchNormalization and arithmetic into its layers",
+    "padding": "moving Pad into Conv",
+    "pooling": "rewriting its pools",
+    "gemm": "rewriting its fully connected layers",
+    "gelu": "joining Gelu",
+    "eliminate": "dropping Identity, Dropout and Cast",
+    "unused": "dropping what nothing reads",
+    "deduplicate": "joining equal constants",
+    "functions": "inlining its functions",
+}
+"""What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
+
+
+def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = ()) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
     Args:
@@ -66,6 +69,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
             inputs are inputs no longer).
         min_opset: raise the default operator set to this where it is lower; where the converter cannot, the model
             keeps its own and a note says so.
+        without: keys of `STEPS` that are left out.
 
     Returns:
         What was done, and notes on what could not be.
@@ -76,23 +80,26 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     before = walk.opset(model)
     report = PrepareReport()
     count = report.changes
-    count["functions"] = functions.inline(model, report.notes)
+    if "functions" not in without:
+        count["functions"] = functions.inline(model, report.notes)
     count["names"] = names.make_unique(model)
-    count["inputs"] = inputs.remove_initializers(model)
+    count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)
-    count["constants"] = constants.lift(model)
+    count["constants"] = lift_constants.lift(model)
+    ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
-        _fold_constants(model, report)
-    if opset.raise_to(model, min_opset, report.notes):
+        _fold_constants(model, report, without)
+    shapes.recall(model, ranks)
+    if "opset" not in without and opset.raise_to(model, min_opset, report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
-        count["constants"] += constants.lift(model)
+        count["constants"] += lift_constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
-    _simplify(model, report)
+        shapes.recall(model, ranks)
+    _simplify(model, report, without)
     check_sizes(model)
-    count["gelu"] = gelu.run(model)
-    count["deduplicate"] = deduplicate.run(model)
+    count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)
     for body in walk.all_graphs(model.graph):
@@ -106,10 +113,29 @@ def prepare(model: ir.Model, *, min_opset: int = 13) -> PrepareReport:
     return report
 
 
-def _fold_constants(model: ir.Model, report: PrepareReport) -> None:
-    """Before all else: the converter does better where shapes are known, and so does inference."""
+_Pass = Callable[[ir.Model], int]
+
+_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constants.run}
+"""Before all else: the converter does better where shapes are known, and so does inference."""
+
+_PASSES: dict[str, _Pass] = {
+    "eliminate": eliminate.run,
+    "folding": fold_constants.run,
+    "gemm": gemm.run,
+    "affine": fold_affine.run,
+    "padding": pads.run,
+    "pooling": pooling.run,
+    "unused": unused.run,
+}
+
+
+def _run(passes: dict[str, _Pass], model: ir.Model, without: Collection[str]) -> Counter[str]:
+    return Counter({name: change(model) for name, change in passes.items() if name not in without})
+
+
+def _fold_constants(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
     for _ in range(_ROUNDS):
-        done = Counter({"eliminate": eliminate.run(model), "folding": folding.run(model)})
+        done = _run(_BEFORE, model, without)
         report.changes.update(done)
         if not done.total():
             break
@@ -117,19 +143,9 @@ def _fold_constants(model: ir.Model, report: PrepareReport) -> None:
     shapes.infer(model, report.notes, folded=True)
 
 
-def _simplify(model: ir.Model, report: PrepareReport) -> None:
+def _simplify(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
     for _ in range(_ROUNDS):
-        done = Counter(
-            {
-                "eliminate": eliminate.run(model),
-                "folding": folding.run(model),
-                "gemm": gemm.run(model),
-                "affine": affine.run(model),
-                "padding": padding.run(model),
-                "pooling": pooling.run(model),
-                "unused": unused.run(model),
-            }
-        )
+        done = _run(_PASSES, model, without)
         report.changes.update(done)
         if not done.total():
             return

@@ -1,0 +1,77 @@
+"""``onnxq benchmark``: how fast and how large models are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli._options import (
+    CALIBRATION_FORMS,
+    DATA,
+    FILE,
+    FiniteRange,
+    GroupedCommand,
+    examples,
+    option,
+    output_options,
+    threads_option,
+)
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_benchmark
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Measure latency, size and peak memory of models.",
+    epilog=examples(
+        "onnxq benchmark model.onnx model.w8a8.onnx",
+        "onnxq benchmark model.onnx model.w8a8.onnx -c calibration.npz --threads 1 --seconds 10",
+    ),
+)
+@click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL [MODEL...]")
+@option(
+    "-c",
+    "--calibration",
+    type=DATA,
+    metavar="DATA",
+    group="Measurement",
+    help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, free dimensions 64 or what else runs.",
+)
+@threads_option("Measurement", default_text="1")
+@option(
+    "--seconds",
+    type=FiniteRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    metavar="S",
+    group="Measurement",
+    help="Time to spend on each model.",
+)
+@output_options
+def command(
+    models: tuple[Path, ...],
+    calibration: str | None,
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    """Measure the latency, size and peak memory of each MODEL.
+
+    The models take turns, so that whatever else the machine does hits all of them alike. Ratios are to the first
+    model: above 1 is faster than it.
+    """
+    from onnxq import api
+
+    with working(as_json) as progress:
+        if progress is not None:
+            progress("benchmark", 0, None)
+        result = api.benchmark(list(models), data=calibration, threads=threads, seconds=seconds)
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_benchmark(result.to_dict())
+    show_warnings(getattr(result, "warnings", ()))

@@ -1,0 +1,93 @@
+"""Texts that are read off scores of symbols by dropping repetitions and blanks, as CTC does (Graves et al. 2006)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.verify import loss
+from onnxq.verify.flips import Flips, log_probabilities
+from onnxq.verify.loss import Judged
+from onnxq.verify.measures import UNSURE
+
+_LONGEST_RUN = 2.0
+"""Positions for which such models give the same symbol, on average; a model that labels each position gives more."""
+
+_LEAST_BLANKS = 0.25
+_LEAST_SYMBOLS = 20
+
+
+class TextMeasure:
+    """Sequences of symbols: how many texts come out otherwise.
+
+    A symbol stands where a run of positions prefers it, and goes only where none of them does any longer; where a blank
+    run lets a symbol in that is none of its neighbours, the text changes too. Boundaries that move change nothing.
+    """
+
+    def __init__(self, *, normalized: bool) -> None:
+        """Start with no sample; ``normalized``: the scores are probabilities."""
+        self._normalized = normalized
+        self._blank: int | None = None
+        self._flips = Flips()
+        self._texts = self._changed = 0
+        self._counts = np.zeros(3, np.int64)  # positions, blank positions, runs of symbols
+        self._symbols = 0
+
+    def add(self, expected: Array, got: Array, batch_axis: int) -> None:
+        """Add one sample: scores (N, T, symbols) or (T, N, symbols) of both models."""
+        pair = [np.moveaxis(array, batch_axis, 0) for array in (expected, got)]
+        self._symbols = expected.shape[-1]
+        for before, after in zip(*pair, strict=True):
+            self._add_text(*(log_probabilities(array, normalized=self._normalized) for array in (before, after)))
+
+    def _add_text(self, before: Array, after: Array) -> None:
+        if not len(before):
+            return
+        best, other = before.argmax(axis=-1), after.argmax(axis=-1)
+        if self._blank is None:
+            ends = 0, before.shape[-1] - 1
+            self._blank = max(ends, key=lambda symbol: int(np.count_nonzero(best == symbol)))
+        starts = np.flatnonzero(np.r_[True, best[1:] != best[:-1]])
+        stops = np.r_[starts[1:], len(best)]
+        symbols = best[starts]
+        self._texts += 1
+        self._changed += _collapsed(best, self._blank) != _collapsed(other, self._blank)
+        blanks, runs = np.count_nonzero(best == self._blank), np.count_nonzero(symbols != self._blank)
+        self._counts += np.array([len(best), blanks, runs], np.int64)
+        margins = []
+        for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            beside = symbols[max(index - 1, 0) : index + 2] if symbols[index] == self._blank else symbols[:0]
+            pair = [_lead(array[start:stop], int(symbols[index]), beside) for array in (before, after)]
+            margins.append([lead.min() if beside.size else lead.max() for lead in pair])
+        both = np.asarray(margins, np.float64)
+        self._flips.add(np.maximum(both[:, 0], 0.0), both[:, 1])
+
+    @property
+    def fits(self) -> bool:
+        """The scores look like those of such a model: many blanks, and between them symbols in short runs."""
+        positions, blanks, runs = self._counts.tolist()
+        if self._symbols < _LEAST_SYMBOLS or not runs:
+            return False
+        return bool(blanks >= _LEAST_BLANKS * positions and positions - blanks <= _LONGEST_RUN * runs)
+
+    def judged(self) -> Judged:
+        """The figures."""
+        texts = max(self._texts, 1)
+        expected = loss.of_sequences(self._flips.weighted(UNSURE) / texts)
+        sure = max(self._changed - math.sqrt(self._changed), 0.0) / texts
+        return Judged(loss.TEXT, "changed texts", self._changed / texts, max(expected, sure))
+
+
+def _lead(logs: Array, symbol: int, beside: Array) -> Array:
+    """By how much each position prefers a symbol to all others but those beside it."""
+    others = logs.copy()
+    others[:, symbol] = -np.inf
+    others[:, beside] = -np.inf
+    return np.asarray(logs[:, symbol] - others.max(axis=-1))
+
+
+def _collapsed(symbols: Array, blank: int) -> tuple[int, ...]:
+    kept = np.r_[True, symbols[1:] != symbols[:-1]] & (symbols != blank)
+    return tuple(symbols[kept].tolist())
