@@ -16,7 +16,22 @@ from tests.graph.build import Array, build, weights
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 1 << 20, (1 << 31) - 1, -(1 << 31), 1 << 40, 1 << 62, -(1 << 62)]
 REALS = [0.0, 1.0, -1.0, 1e-30, 1e30, float("inf"), float("nan")]
-TEXTS = ["", "x", "y", "w", "\n", "\x1b[31m", "a b", "é", "n" * 5000, "Identity", "Relu", "MatMul", "ai.onnx", "com.microsoft"]
+TEXTS = [
+    "",
+    "x",
+    "y",
+    "w",
+    "\n",
+    "\x1b[31m",
+    "a b",
+    "é",
+    "n" * 5000,
+    "Identity",
+    "Relu",
+    "MatMul",
+    "ai.onnx",
+    "com.microsoft",
+]
 MOST_NODES = 14
 
 
@@ -59,19 +74,26 @@ def branches() -> onnx.ModelProto:
 
 def quantized() -> onnx.ModelProto:
     text = """g (float[N,16] x) => (float[N,16] y) {
-        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) k = DequantizeLinear<axis=1> (w, t) y = MatMul (d, k) }"""
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) k = DequantizeLinear<axis=1> (w, t)
+        y = MatMul (d, k) }"""
     integers = np.random.default_rng(1).integers(-127, 127, (16, 16)).astype(np.int8)
     return build(text, w=integers, s=np.float32(0.02), z=np.uint8(128), t=weights(16, low=0.01, high=0.02))
 
 
 def functions() -> onnx.ModelProto:
     text = """g (float[N,16] x) => (float[N,16] y) { a = my.F0 (x) b = my.F0 (a) y = MatMul (b, w) }"""
-    for level in range(3):
-        text += f"""
-        <opset_import: ["" : 17, "my" : 1], domain: "my"> F{level} (a) => (c) {{ b = my.F{level + 1} (a) c = my.F{level + 1} (b) }}"""
+    text += _calls(3)
     text += """
         <opset_import: ["" : 17], domain: "my"> F3 (a) => (c) { b = Relu (a) c = Add (a, b) }"""
     return build(text, imports=', "my": 1', w=weights(16, 16))
+
+
+def _calls(levels: int) -> str:
+    """Functions that call the next one twice each."""
+    head = '<opset_import: ["" : 17, "my" : 1], domain: "my">'
+    return "".join(
+        f"\n{head} F{level} (a) => (c) {{ b = my.F{level + 1} (a) c = my.F{level + 1} (b) }}" for level in range(levels)
+    )
 
 
 def constants() -> onnx.ModelProto:
@@ -175,8 +197,10 @@ def _mutate_messages(
 
 def _scalar(chance: random.Random, descriptor: FieldDescriptor, held: Any, everything: list[Message]) -> Any:
     if descriptor.type == FieldDescriptor.TYPE_STRING or (descriptor.type == FieldDescriptor.TYPE_BYTES and not held):
-        names = [getattr(m, "name") for m in everything if isinstance(getattr(m, "name", None), str)]
-        names += [name for m in everything if isinstance(m, onnx.NodeProto) for name in [*m.input, *m.output, m.op_type]]
+        names = [m.name for m in everything if isinstance(getattr(m, "name", None), str)]
+        names += [
+            name for m in everything if isinstance(m, onnx.NodeProto) for name in [*m.input, *m.output, m.op_type]
+        ]
         text: str = chance.choice(names if names and chance.random() < 0.7 else TEXTS)
         return text if descriptor.type == FieldDescriptor.TYPE_STRING else text.encode()
     if descriptor.type == FieldDescriptor.TYPE_BYTES:
@@ -198,9 +222,7 @@ def _scalar(chance: random.Random, descriptor: FieldDescriptor, held: Any, every
 def doubling(depth: int) -> onnx.ModelProto:
     """Functions that call the next one twice."""
     text = "g (float[N,16] x) => (float[N,16] y) { a = my.F0 (x) y = MatMul (a, w) }"
-    for level in range(depth):
-        text += f"""
-        <opset_import: ["" : 17, "my" : 1], domain: "my"> F{level} (a) => (c) {{ b = my.F{level + 1} (a) c = my.F{level + 1} (b) }}"""
+    text += _calls(depth)
     text += f"""
         <opset_import: ["" : 17], domain: "my"> F{depth} (a) => (c) {{ c = Relu (a) }}"""
     return build(text, imports=', "my": 1', w=weights(16, 16))

@@ -15,7 +15,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.checker import check_sizes, check_weights
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reading import origin
 from onnxq.graph.types import Model, Proto
@@ -144,6 +144,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, min_opset: in
             min_opset=max(target.min_opset, min_opset),
         )
         _prepare(prepared, ())
+        check_sizes(prepared.model)
     return prepared
 
 

@@ -59,7 +59,9 @@ def runnable_feed(session: Session) -> Feed:
     """
     inputs = session.input_specs
     if not _fits(inputs, 1):
-        raise ModelError(f"{session.label}: its inputs are too large to make data up for; give samples with --calibration")
+        raise ModelError(
+            f"{session.label}: its inputs are too large to make data up for; give samples with --calibration"
+        )
     failure: ModelError | None = None
     for size, feed in _candidates(inputs, session):
         error = _refusal(session, feed)

@@ -69,8 +69,8 @@ def check_sizes(model: ir.Model) -> None:
             total += size
         if total > _GROWN:
             raise ModelError(
-                f"{node.op_type} '{node.name}': makes {size / 2**30:.3g} GiB out of constants, more than a model can be "
-                "run with; it is damaged, or export it with smaller shapes"
+                f"{node.op_type} '{node.name}': makes {size / 2**30:.3g} GiB out of constants, more than a model can "
+                "be run with; it is damaged, or export it with smaller shapes"
             )
 
 

@@ -18,7 +18,8 @@ from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
-from onnxq.graph.files.sound import nesting, sound, too_deep
+from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
 __all__ = ["Source", "check_weights", "detached", "load", "model_hash", "save", "size_bytes", "to_bytes", "to_proto"]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
-from onnxq.graph.files.checker import check_sizes
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
 from onnxq.graph.prepare.operators import gelu, gemm, pads, pooling
 from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused
@@ -73,9 +72,6 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
 
     Returns:
         What was done, and notes on what could not be.
-
-    Raises:
-        ModelError: the model makes values too large for any memory out of constants.
     """
     before = walk.opset(model)
     report = PrepareReport()
@@ -98,7 +94,6 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
         shapes.infer(model, report.notes, folded=True)
         shapes.recall(model, ranks)
     _simplify(model, report, without)
-    check_sizes(model)
     count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)

@@ -69,9 +69,7 @@ def sources(origin: Origin, model: ir.Model) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names) for name, names in found.items()}
 
 
-def _heir(
-    name: str, origin: Origin, producers: dict[str, ir.Node], heirs: dict[str, ir.Node | None]
-) -> ir.Node | None:
+def _heir(name: str, origin: Origin, producers: dict[str, ir.Node], heirs: dict[str, ir.Node | None]) -> ir.Node | None:
     """The first node that is left where a node was, or behind it; ``heirs`` remembers those found on the way."""
     passed: dict[str, None] = {}
     heir: ir.Node | None = None

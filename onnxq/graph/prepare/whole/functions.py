@@ -62,7 +62,11 @@ def _copies(model: ir.Model) -> Counter[ir.OperatorIdentifier]:
         for key, function in model.functions.items()
     }
     total = Counter(
-        {key: n for key, n in Counter(node.op_identifier() for node in walk.all_nodes(model.graph)).items() if key in calls}
+        {
+            key: n
+            for key, n in Counter(node.op_identifier() for node in walk.all_nodes(model.graph)).items()
+            if key in calls
+        }
     )
     level = total
     while level:
