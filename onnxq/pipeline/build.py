@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.preparation import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.pipeline.transformation import transform, uses_awq
+from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
 from onnxq.plan.solve import solve
@@ -103,6 +104,8 @@ def _build(
         statistics = None
         what = "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
+    recipe, said = settle_levels(copy, recipe, target, data, threads, clock)
+    done.notes += said
     plan, used, warnings = plan_and_calibrate(copy, recipe, target, data, statistics, threads, clock)
     if recipe.target_bits is not None:
         with clock.step("plan"):
@@ -120,6 +123,7 @@ def _build(
         emit(model, solution.rewrite, form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
+        narrow(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched

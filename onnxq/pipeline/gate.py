@@ -271,4 +271,6 @@ def _remedy(recipe: Recipe) -> str:
     preset = PRESETS[recipe.preset]
     if preset.activations is None and preset.weights != "integer":
         return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
+    if preset.activations != "static":
+        return "scales are found at inference; try --preset llm-int8 or w8a8-smooth, or --exclude the layers that hurt"
     return "try another --range, such as minmax, or --exclude the layers that hurt"

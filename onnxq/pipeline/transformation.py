@@ -15,6 +15,7 @@ from onnxq.pipeline.preparation import Clock, Data, Prepared, look
 from onnxq.pipeline.statistics_for_plan import gather
 from onnxq.plan.decisions import Plan
 from onnxq.plan.make_plan import Wanted, make_plan
+from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.fuse import NORM_OPSET, fuse
@@ -194,3 +195,28 @@ def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
         f"--smooth: {len(added)} of {len(changed)} smoothed layer inputs have a Mul of their own (the first "
         f"{added[0]!r}): what precedes them is read elsewhere too, or cannot take up scales"
     ]
+
+
+def settle_levels(
+    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
+) -> tuple[Recipe, list[str]]:
+    """Choose the accuracy level of each layer with packed weights by what samples show, where the user did not.
+
+    Returns:
+        The recipe with rules for layers whose kernels must not round their inputs, and warnings.
+    """
+    if (
+        data is None
+        or recipe.accuracy_level is not None
+        or all(preset.weights != "blocks" for preset in recipe.presets)
+    ):
+        return recipe, []
+    with clock.step("plan"):
+        plan = _plan(prepared, recipe, target, data, threads)
+        layers = rounded_inputs(prepared.model, plan, recipe)
+    if not layers:
+        return recipe, []
+    with clock.step("calibrate"):
+        rows = sample_rows(prepared.model, list(layers), data.calibration, rows=_ROWS, threads=threads)
+    with clock.step("plan"):
+        return choose_levels(prepared.model, plan, recipe, layers, rows)

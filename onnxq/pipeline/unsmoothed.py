@@ -42,7 +42,7 @@ def why_unsmoothed(
         try:
             sessions = [open_session(contents(model, stack), threads=threads) for model in (smoothed, plain)]
             reference = open_session(prepared.original, threads=threads, label="float model")
-            with_it, without = compare_all(reference, sessions, _in_time(islice(data.held_out, _FEEDS)))
+            with_it, without = compare_all(reference, sessions, in_time(islice(data.held_out, _FEEDS), _SECONDS))
         except ModelError:
             return None  # whoever verifies the model says so
     if with_it.sqnr_db is None or without.sqnr_db is None or with_it.sqnr_db >= without.sqnr_db:
@@ -53,8 +53,9 @@ def why_unsmoothed(
     )
 
 
-def _in_time(feeds: Iterable[Feed]) -> Iterator[Feed]:
-    end = time.monotonic() + _SECONDS
+def in_time(feeds: Iterable[Feed], seconds: float) -> Iterator[Feed]:
+    """Feeds until some seconds are over; one at least."""
+    end = time.monotonic() + seconds
     for feed in feeds:
         yield feed
         if time.monotonic() > end:

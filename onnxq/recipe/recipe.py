@@ -83,7 +83,8 @@ class Recipe:
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
         algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel. None
+            takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
@@ -112,7 +113,7 @@ class Recipe:
     bits: int | None = None
     block_size: int | None = None
     algorithm: str | None = None
-    accuracy_level: int = 4
+    accuracy_level: int | None = None
     target_bits: float | None = None
     fuse: str | None = None
     smooth: float | str | None = None

@@ -16,9 +16,11 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.search import within_limits
+from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.trials import Job
@@ -53,7 +55,8 @@ def quantize_by(
         )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
-    prepared = preparation.load_and_prepare(model, chosen_target, clock, needed_opset(given))
+    halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
+    prepared = preparation.load_and_prepare(model, chosen_target, clock, needed_opset(given), keep_halves=halves)
     found = calibration if calibration is not None else preparation.find_calibration(model)
     data = preparation.open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, threads)
@@ -68,11 +71,14 @@ def quantize_by(
         wish = within_limits.Wish(measured_by, _search_state(search_state, destination), resume)
         chosen = within_limits.choose(job, wish, timed=benchmark)
         if data is None and settled.preset == "w8":
-            chosen.warnings.insert(0, preparation.what_data_would_buy(model))
+            chosen.warnings.insert(0, preparation.what_data_would_buy(model, chosen.plan))
         built, verdict = chosen.built, chosen.verdict
         warnings = [*prepared.notes, *chosen.warnings]
+        helps = what_helps(job, verdict) if settled.preset != "auto" and not chosen.trail else None
+        verdict.warnings += [helps] if helps is not None else []
         if verdict.failures and not force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
+            said = [*verdict.failures, *([helps] if helps is not None else [])]
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join(said)}")
         warnings += [f"forced although: {line}" for line in verdict.failures]
         result_model = built.model if built is not None else io.load(model)
         size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
@@ -117,6 +123,12 @@ def quantize_by(
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _packs_few_bits(recipe: Recipe) -> bool:
+    """Whether weights of fewer than 8 bits are packed and nothing else is done."""
+    presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
+    return all(preset.weights == "blocks" and (recipe.bits or preset.bits) < 8 for preset in presets)
 
 
 def _bits(built: Built | None) -> float | None:

@@ -41,6 +41,9 @@ BLOCKS = (16, 32, 64, 128, 256)
 BLOCKS_2BIT = (32, 64, 128)
 """Block sizes that MatMulNBits has fast kernels for; at 2 bits it has none at 16 and 256."""
 
+FAST_LEVEL = 4
+"""Accuracy level of MatMulNBits where nothing is said: it rounds activations to int8 inside the kernel."""
+
 _STORAGE = {2: QType.UINT2, 3: QType.UINT4, 4: QType.UINT4, 8: QType.UINT8}
 _OPSETS = {2: 25, 3: 21, 4: 21, 8: 21}
 """Operator sets that have a DequantizeLinear in blocks of these bits."""
@@ -81,7 +84,8 @@ def plan_weight(
     if node.op_type == "Gather":
         return _plan_table(node, matrix, max(bits, 4), recipe, choice)
     outputs, inputs = matrix.shape
-    level = recipe.accuracy_level if choice.rule.accuracy_level is None else choice.rule.accuracy_level
+    asked = recipe.accuracy_level if choice.rule.accuracy_level is None else choice.rule.accuracy_level
+    level = FAST_LEVEL if asked is None else asked
     insisted = choice.insisted or choice.rule.bits is not None or recipe.bits is not None
     if matrix.size < MIN_ELEMENTS and not choice.insisted:
         return f"its weight has fewer than {MIN_ELEMENTS} elements, so that packing it would save nothing"
@@ -89,13 +93,13 @@ def plan_weight(
         return f"its weight of {inputs} × {outputs} is so small that unpacking it takes longer than multiplying"
     if not insisted and bits == 8 and min(inputs, outputs) < MIN_8BIT:
         return f"its weight of {inputs} × {outputs} is faster in 8 bits that are unfolded at load"
-    if not insisted and bits == 8 and level != 4:
+    if not insisted and bits == 8 and level != FAST_LEVEL:
         return f"MatMulNBits in 8 bits is slower than float at accuracy level {level}; unfolded at load it is as exact"
     spec = block_spec(node, matrix.shape, bits, recipe, choice)
     form, why = _form(node, bits, outputs, recipe, opset)
     if form == BLOCKED and inside:
         form, why = NBITS, "onnxruntime fuses DequantizeLinear and MatMul wrongly in bodies of If, Loop and Scan"
-    if form == BLOCKED and level != 4:
+    if form == BLOCKED and level != FAST_LEVEL:
         raise RecipeError(
             f"--accuracy-level {level}: {node.op_type} {node.name!r} in the QDQ format takes its level from the "
             "session option session.qdq_matmulnbits_accuracy_level, which is 4 by default; use --format qoperator"
