@@ -16,7 +16,11 @@ SIZES = "[a] a = Gemm (x, w0) [b] b = Gemm (x, w1) [join] c = Concat <axis = 1> 
 
 
 def model(ratio: float, behind: str = EVEN) -> onnx.ModelProto:
-    constants = {"w0": weights(32, 32), "w1": weights(32, 32, seed=1) * np.float32(ratio), "w2": weights(64, 32, seed=2)}
+    constants = {
+        "w0": weights(32, 32),
+        "w1": weights(32, 32, seed=1) * np.float32(ratio),
+        "w2": weights(64, 32, seed=2),
+    }
     if "gain" in behind:
         gain = np.repeat(np.array([1.0, 1.0 / ratio], np.float32), 32)
         constants |= {"gain": gain, "shift": weights(64, seed=3)}
