@@ -11,6 +11,7 @@ from onnxq.graph.files.io import Source
 from onnxq.pipeline.collection import check_statistics, collect_statistics
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import unusable_values
 from onnxq.plan.decisions import Plan
@@ -106,6 +107,7 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
         known = len(unusable), len(low_sqnr)
         unusable |= unusable_values(prepared.model, plan, statistics)
         low_sqnr |= low_sqnr_values(plan, statistics, recipe.percentile)
+        low_sqnr |= joint_values(prepared.model, plan, statistics)
         if known == (len(unusable), len(low_sqnr)):
             break
         plan = make_plan(prepared.model, recipe, job.target, replace(seen, unusable=unusable, low_sqnr=low_sqnr))
