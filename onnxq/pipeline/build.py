@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.preparation import Clock, Data, Prepared, non_finite, plan_and_calibrate, said_of_non_finite
@@ -122,6 +123,7 @@ def _build(
         emit(model, solution.rewrite, form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
+        narrow(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched

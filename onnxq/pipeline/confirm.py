@@ -15,12 +15,15 @@ from onnxq.errors import ModelError
 from onnxq.graph.prepare import STEPS
 from onnxq.graph.types import Model
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import Prepared, prepare_again, reload
+from onnxq.pipeline.float_model import Prepared, prepare_again, reload
 from onnxq.runtime.session import Session, session_of
 from onnxq.runtime.synthetic import runnable_feed
 
 EQUAL_DB = 60.0
 """From here on two float32 results are one: a thousandth of the signal's amplitude."""
+
+HALF_DB = 30.0
+"""From here on a float16 or bfloat16 result and that of float32 are one; the float32 one is the more exact."""
 
 _NOISIER_DB = 10.0
 """By how much a result may be farther off than what the runtime's optimizations themselves change."""
@@ -72,10 +75,11 @@ class _Reference:
         except ModelError as error:
             return f"it cannot be run then ({error})"
         apart = [_likeness(*pair) for pair in zip(self._expected, found, strict=True)]
-        if all(figure >= EQUAL_DB for figure in apart):
+        equal = HALF_DB if self._prepared.changes["widen"] else EQUAL_DB
+        if all(figure >= equal for figure in apart):
             return ""
         for name, figure, noise in zip(self._session.output_names, apart, self._noise_of_the_runtime(), strict=True):
-            if figure < EQUAL_DB and figure < noise - _NOISIER_DB:
+            if figure < equal and figure < noise - _NOISIER_DB:
                 shown = f"{figure:.1f} dB SQNR" if math.isfinite(figure) else "nothing of it is left"
                 return f"output '{name}' would change ({shown})"
         return ""

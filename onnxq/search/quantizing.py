@@ -16,6 +16,7 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.search import within_limits
@@ -54,7 +55,8 @@ def quantize_by(
         )
     chosen_target = target_named(given.target)
     saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
-    prepared = preparation.load_and_prepare(model, chosen_target, clock, needed_opset(given))
+    halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
+    prepared = preparation.load_and_prepare(model, chosen_target, clock, needed_opset(given), keep_halves=halves)
     found = calibration if calibration is not None else preparation.find_calibration(model)
     data = preparation.open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, threads)
@@ -121,6 +123,12 @@ def quantize_by(
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _packs_few_bits(recipe: Recipe) -> bool:
+    """Whether weights of fewer than 8 bits are packed and nothing else is done."""
+    presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
+    return all(preset.weights == "blocks" and (recipe.bits or preset.bits) < 8 for preset in presets)
 
 
 def _bits(built: Built | None) -> float | None:

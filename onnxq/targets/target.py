@@ -68,7 +68,7 @@ class Costs:
         int_ops: other operators on 8-bit integers.
         behind_quantize: operators on images that are this much slower where a Q stands right before them, because
             their integers then do not lie as an integer convolution leaves them.
-        before_quantize: float operators that the runtime moves a Q across, with the same loss.
+        before_quantize: float operators that the runtime would move a Q across, and what keeping them apart takes.
         float_default: an operator without an entry in ``float_ops``.
     """
 

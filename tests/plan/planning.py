@@ -89,11 +89,16 @@ def plan_of(
 
 
 def look_at(
-    proto: onnx.ModelProto, *, dtypes: Mapping[str, str] | None = None, symmetric: bool = False, **options: object
+    proto: onnx.ModelProto,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    symmetric: bool = False,
+    widened: bool = True,
+    **options: object,
 ) -> Survey:
     """The first look at a model, without running it."""
     target = target_named("cpu")
-    prepared = load_and_prepare(proto, target, Clock(None))
+    prepared = load_and_prepare(proto, target, Clock(None), keep_halves=not widened)
     selection = Selection(replace(Recipe(), **options), prepared.sources, prepared.op_types.values())  # type: ignore[arg-type]
     return survey(prepared.model.graph, target, selection, dtypes or {}, symmetric)
 

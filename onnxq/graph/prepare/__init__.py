@@ -27,7 +27,7 @@ from onnxq.graph.prepare.operators import (
     softmax_axis,
     unit_axes,
 )
-from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused
+from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused, widen
 
 _ROUNDS = 20
 """Folding one thing makes another foldable; chains are short, this bounds them."""
@@ -56,6 +56,7 @@ class PrepareReport:
 
 
 STEPS = {
+    "widen": "computing in float32",
     "opset": "raising its operator set",
     "folding": "folding its constants",
     "affine": "folding BatchNormalization and arithmetic into its layers",
@@ -81,7 +82,9 @@ STEPS = {
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
 
 
-def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = ()) -> PrepareReport:
+def prepare(
+    model: ir.Model, *, min_opset: int = 13, without: Collection[str] = (), widened: Collection[ir.DataType] = ()
+) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
     Args:
@@ -90,6 +93,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
         min_opset: raise the default operator set to this where it is lower; where the converter cannot, the model
             keeps its own and a note says so.
         without: keys of `STEPS` that are left out.
+        widened: element types that become float32 inside (see `onnxq.graph.prepare.whole.widen`).
 
     Returns:
         What was done, and notes on what could not be.
@@ -103,6 +107,8 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)
     count["constants"] = lift_constants.lift(model)
+    if widened and "widen" not in without:
+        count["widen"] = widen.run(model, widened)
     ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:

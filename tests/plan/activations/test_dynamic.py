@@ -9,7 +9,6 @@ import pytest
 
 import onnxq
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, PerToken
-from onnxq.errors import RecipeError
 from onnxq.plan.decisions import NodePlan
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build, weights
@@ -140,10 +139,10 @@ def test_an_lstm_of_run_time_weights_stays_float() -> None:
 
 
 @pytest.mark.parametrize("preset", ["w8a8-dynamic", "w8a8-token"])
-def test_float16_models_are_refused_with_the_reason(preset: str) -> None:
-    model = build("g (float16[4,64] x) => (float16[4,96] y) { y = MatMul (x, w) }", w=W.astype(np.float16))
-    with pytest.raises(RecipeError, match=r"MatMul: its weight is float16; integer kernels take float32 models"):
-        onnxq.quantize(model, preset=preset, benchmark=False, threads=1)
+def test_float16_models_compute_in_float32(preset: str) -> None:
+    model = build("g (float16[4,64] x) => (float16[4,96] y) { [n] y = MatMul (x, w) }", w=W.astype(np.float16))
+    result = onnxq.quantize(model, preset=preset, benchmark=False, threads=1)
+    assert result.coverage["MatMul"] == {"quantized": 1, "total": 1}
 
 
 def test_rules_choose_the_preset_by_node() -> None:

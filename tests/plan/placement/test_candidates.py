@@ -26,7 +26,7 @@ HALVES = {"w": W.astype(np.float16), "one": np.float16(1)}
 
 def reason(head: str, body: str, **constants: object) -> str:
     arrays = {name: np.asarray(array) for name, array in constants.items() if name in body}
-    return look_at(build(f"{head} {{ {body} }}", opset=18, **arrays)).kept["t"]
+    return look_at(build(f"{head} {{ {body} }}", opset=18, **arrays), widened=False).kept["t"]
 
 
 REASONS = {
