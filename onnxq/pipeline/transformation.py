@@ -27,6 +27,9 @@ from onnxq.runtime.synthetic import runnable_feed
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
 
+_LEVEL_FEEDS = 8
+"""Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
+
 
 @dataclass
 class Transformed:
@@ -188,6 +191,8 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
     if not layers:
         return recipe, []
     with clock.step("calibrate"):
-        rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, threads=job.threads)
+        rows = sample_rows(
+            model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads
+        )
     with clock.step("plan"):
         return choose_levels(model, plan, recipe, layers, rows)
