@@ -139,7 +139,8 @@ class _Error:
             return
         left = np.asarray(reference, np.float32)
         error = np.asarray(actual, np.float32) - left
-        signal, noise = float(left @ left), float(error @ error)
+        with np.errstate(over="ignore", invalid="ignore"):  # said of below
+            signal, noise = float(left @ left), float(error @ error)
         if not (math.isfinite(signal) and math.isfinite(noise)):
             finite = np.isfinite(left)
             left, error = left[finite].astype(np.float64), error[finite].astype(np.float64)

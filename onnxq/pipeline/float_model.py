@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeGuard
 
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
-from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.checker import check_sizes, check_weights
 from onnxq.graph.prepare import prepare
 from onnxq.graph.prepare.whole import widen
 from onnxq.graph.reading import origin
@@ -110,6 +110,7 @@ def load_and_prepare(
             widened_at_load=at_load,
         )
         _prepare(prepared, ())
+        check_sizes(prepared.model)
     return prepared
 
 

@@ -16,6 +16,7 @@ from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
 from onnxq.pipeline.statistics_for_plan import check_statistics, gather
+from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import faint_values
 from onnxq.plan.activations.unusable import unusable_values
 from onnxq.plan.decisions import Plan
@@ -223,6 +224,7 @@ def plan_and_calibrate(
         known = len(unusable), len(faint)
         unusable |= unusable_values(prepared.model, plan, statistics)
         faint |= faint_values(plan, statistics, recipe.percentile)
+        faint |= joint_values(prepared.model, plan, statistics)
         if known == (len(unusable), len(faint)):
             break
         plan = plan_without(unusable, faint)

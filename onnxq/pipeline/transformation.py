@@ -28,6 +28,9 @@ from onnxq.targets import Target
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
 
+_LEVEL_FEEDS = 8
+"""Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
+
 
 @dataclass
 class Transformed:
@@ -217,6 +220,8 @@ def settle_levels(
     if not layers:
         return recipe, []
     with clock.step("calibrate"):
-        rows = sample_rows(prepared.model, list(layers), data.calibration, rows=_ROWS, threads=threads)
+        rows = sample_rows(
+            prepared.model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=threads
+        )
     with clock.step("plan"):
         return choose_levels(prepared.model, plan, recipe, layers, rows)

@@ -17,7 +17,13 @@ _FEEDS = 32
 
 
 def sample_rows(
-    model: Model, values: Collection[str], reader: Reader, *, rows: int, threads: int | None = None
+    model: Model,
+    values: Collection[str],
+    reader: Reader,
+    *,
+    rows: int,
+    feeds: int = _FEEDS,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """Run some of the samples and keep some rows of values.
 
@@ -26,6 +32,7 @@ def sample_rows(
         values: names of values of (…, channels), of the main graph.
         reader: samples.
         rows: rows to keep of each value, about; padding is left out (`onnxq.runtime.padding`).
+        feeds: samples to run, at most.
         threads: threads an operator may use.
 
     Returns:
@@ -41,7 +48,7 @@ def sample_rows(
     masks = Masks.of(model)
     session = session_of(augmented.model, threads=threads)
     count = reader.count_feeds()
-    chosen = set(np.linspace(0, count - 1, min(count, _FEEDS)).astype(int).tolist())
+    chosen = set(np.linspace(0, count - 1, min(count, feeds)).astype(int).tolist())
     share = -(-rows // max(len(chosen), 1))
     found: dict[str, list[Array]] = {}
     for index, feed in enumerate(reader):

@@ -10,9 +10,12 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Dim, Feed, InputSpec
 from onnxq.errors import ModelError
 from onnxq.graph.lengths import lengths_in
-from onnxq.runtime.session import Session
+from onnxq.runtime.session import Session, TookTooLongError
 
 _SEED = 20240501
+
+_LONGEST = 8.0
+"""Seconds that one run on a made-up sample may take: what a loop does there, nobody can say beforehand."""
 
 LENGTHS = (64, 32, 128, 224, 16, 1, 256, 512, 1024, 2048, 4096, 16000, 65536)
 """Lengths tried for dynamic axes of a made-up sample."""
@@ -55,6 +58,10 @@ def runnable_feed(session: Session) -> Feed:
         ModelError: the model ran on none of them; the message has the runtime's first reason.
     """
     inputs = session.input_specs
+    if not _fits(inputs, 1):
+        raise ModelError(
+            f"{session.label}: its inputs are too large to make data up for; give samples with --calibration"
+        )
     failure: ModelError | None = None
     for size, feed in _candidates(inputs, session):
         error = _refusal(session, feed)
@@ -71,7 +78,9 @@ def runnable_feed(session: Session) -> Feed:
 def _refusal(session: Session, feed: Feed) -> ModelError | None:
     """Why a model does not run on a feed; None where it does."""
     try:
-        session.run(feed, session.output_names)
+        session.run(feed, session.output_names, seconds=_LONGEST)
+    except TookTooLongError as error:
+        raise ModelError(f"{error} on made-up data; give samples with --calibration") from error
     except ModelError as error:
         return error
     return None

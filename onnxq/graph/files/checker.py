@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +39,47 @@ _NAN_INPUTS: dict[str, tuple[int, ...]] = {"Gather": (0,), "Add": (0, 1), "Sub":
 
 _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Slice", "Split"})
 """Operators that hand a weight on: whoever reads their outputs reads the weight."""
+
+
+_GROWN = 1 << 30
+"""Bytes that a model may make out of constants: nothing that is worth storing as a recipe for itself is larger."""
+
+_GROWTH = 16
+"""Times the bytes of its inputs that a node's result must have to count: unpacking weights makes them eight times."""
+
+
+def check_sizes(model: ir.Model) -> None:
+    """Refuse a model that makes very large values out of small constants, which would fill the memory when it is run.
+
+    Args:
+        model: its shapes are inferred.
+
+    Raises:
+        ModelError: names the node and the bytes.
+    """
+    grown: set[ir.Value] = set()
+    total = 0
+    for node in walk.all_nodes(model.graph):
+        if walk.subgraphs(node) or not all(v is None or v in grown or walk.is_constant(v) for v in node.inputs):
+            continue
+        sizes = [_bytes_of(value) for value in node.outputs]
+        grown.update(node.outputs)
+        size = sum(sizes)
+        if size > _GROWTH * sum(_bytes_of(value) for value in node.inputs if value is not None):
+            total += size
+        if total > _GROWN:
+            raise ModelError(
+                f"{node.op_type} '{node.name}': makes {size / 2**30:.3g} GiB out of constants, more than a model can "
+                "be run with; it is damaged, or export it with smaller shapes"
+            )
+
+
+def _bytes_of(value: ir.Value) -> int:
+    shape = walk.dims(value)
+    if shape is None or any(dim is None for dim in shape):
+        return 0
+    width = value.dtype.bitwidth if value.dtype is not None and value.dtype != ir.DataType.STRING else 8
+    return math.prod(max(dim or 0, 0) for dim in shape) * width // 8
 
 
 def check_model(model: bytes | onnx.ModelProto) -> None:

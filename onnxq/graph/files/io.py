@@ -18,6 +18,8 @@ from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
 __all__ = ["Source", "check_weights", "detached", "load", "model_hash", "save", "size_bytes", "to_bytes", "to_proto"]
@@ -30,6 +32,9 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 
 _EXTERNAL_FROM = 1024
 """Initializers of fewer bytes stay in the model file: runtimes read shapes and axes while they load."""
+
+_MESSAGES = 90
+"""Messages within messages that protobuf reads with certainty; it stops at 100."""
 
 _FILES = "onnxq.external_files"
 """Key of ``ir.Model.meta``: the files a loaded model maps its weights from."""
@@ -72,6 +77,8 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(content)
     except Exception:  # protobuf's implementations differ in what they raise
+        if (depth := nesting(content)) * 3 > _MESSAGES:
+            raise ModelError(f"{path}: {too_deep(depth)}") from None
         raise ModelError(
             f"{path}: not an ONNX model, or a truncated one ({len(content)} bytes do not parse as protobuf); "
             "export or download it again"
@@ -96,6 +103,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
     if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
         raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
     _refuse_maps(proto, where)
+    proto = sound(proto, where)
     try:
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)

@@ -59,24 +59,32 @@ def sources(origin: Origin, model: ir.Model) -> dict[str, tuple[str, ...]]:
         given = _NUMBER.sub("", name)
         if name not in origin.outputs and given in origin.repeated:
             names.append(given)
+    heirs: dict[str, ir.Node | None] = {}
     for name in origin.outputs:
         if name in alive:
             continue
-        heir = _heir(name, origin, producers)
+        heir = _heir(name, origin, producers, heirs)
         if heir is not None and heir.name is not None:
             found[heir.name].append(name)
     return {name: tuple(names) for name, names in found.items()}
 
 
-def _heir(name: str, origin: Origin, producers: dict[str, ir.Node]) -> ir.Node | None:
-    seen: set[str] = set()
-    while name not in seen:
-        seen.add(name)
-        for value in origin.outputs.get(name, ()):
-            if value in producers:
-                return producers[value]
+def _heir(name: str, origin: Origin, producers: dict[str, ir.Node], heirs: dict[str, ir.Node | None]) -> ir.Node | None:
+    """The first node that is left where a node was, or behind it; ``heirs`` remembers those found on the way."""
+    passed: dict[str, None] = {}
+    heir: ir.Node | None = None
+    while name not in passed:
+        if name in heirs:
+            heir = heirs[name]
+            break
+        passed[name] = None
+        written = next((value for value in origin.outputs.get(name, ()) if value in producers), None)
+        if written is not None:
+            heir = producers[written]
+            break
         following = origin.followers.get(name, ())
         if len(following) != 1:
-            return None
+            break
         name = following[0]
-    return None
+    heirs.update(dict.fromkeys(passed, heir))
+    return heir

@@ -162,7 +162,7 @@ def weight_facts(weight: Weight) -> dict[str, Any]:
     dtype = value.dtype.name.lower() if value.dtype is not None else "unknown"
     facts: dict[str, Any] = {
         "name": value.name, "node": weight.node.name,
-        "shape": list(value.shape.numpy()) if value.shape is not None else [],
+        "shape": _shape(value, array),
         "dtype": {"float": "float32", "double": "float64"}.get(dtype, dtype),
         "granularity": granularity_of(weight) or None, "low": None, "high": None, "sqnr_db": None,
     }  # fmt: skip
@@ -179,6 +179,14 @@ def weight_facts(weight: Weight) -> dict[str, Any]:
     if array.dtype == np.float32 and array.ndim >= 2 and array.size <= _LARGE and np.isfinite(array).all():
         facts["sqnr_db"] = _error_at_int8(weight.node, array)
     return facts
+
+
+def _shape(value: ir.Value, array: Array | None) -> list[int]:
+    """The shape of the contents, which what the model declares may contradict."""
+    tensor = value.const_value
+    if tensor is not None:
+        return list(tensor.shape.numpy())
+    return list(array.shape) if array is not None else []
 
 
 def _packed_facts(weight: Weight) -> dict[str, Any]:
@@ -233,9 +241,11 @@ def _reals(weight: Weight, array: Array) -> Array | None:
 
 
 def _spread(parameter: Array, weight: Weight, shape: tuple[int, ...]) -> Array | None:
-    """A scale or zero point in a shape that broadcasts over the weight's."""
+    """A scale or zero point in a shape that broadcasts over the weight's; None where they do not fit."""
     if parameter.size == 1:
         return parameter.reshape(())
+    if weight.axis is not None and not -len(shape) <= weight.axis < len(shape):
+        return None
     if weight.block and weight.axis is not None and parameter.ndim == len(shape):
         whole = np.repeat(parameter, weight.block, axis=weight.axis)
         return np.take(whole, np.arange(shape[weight.axis]), axis=weight.axis)

@@ -117,7 +117,7 @@ def test_damaged_tensors_are_named(proto: onnx.ModelProto) -> None:
 
 def test_a_damaged_graph(proto: onnx.ModelProto) -> None:
     proto.graph.node.add(op_type="Relu", input=["x"], output=["m"])
-    with pytest.raises(ModelError, match="'m' is redeclared"):
+    with pytest.raises(ModelError, match="value 'm' is written twice"):
         io.load(proto)
 
 

@@ -59,6 +59,8 @@ def _normalize_bias(node: ir.Node, names: walk.Names) -> bool:
     beta = walk.attr_float(node, "beta", 1.0)
     layer_channels = _channels(node)
     array: Array = (bias * beta).astype(bias.dtype) if beta != 1.0 else bias
+    if array.size not in (1, layer_channels) and (array.ndim < 2 or array.shape[0] == 1):
+        return False  # it does not fit, which the runtime says when it runs
     if array.ndim < 2 or array.shape[0] == 1:
         array = np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (layer_channels,)))
     if beta == 1.0 and array.shape == bias.shape:
