@@ -52,7 +52,7 @@ def test_an_operator_set_that_changes_the_meaning_is_not_raised(
     assert agrees(proto, prepared, feed(2, 4, 6))
     assert prepared.model.opset_imports[""] == 11
     assert len(prepared.notes) == 1
-    assert prepared.notes[0].startswith("raising its operator set was left out: output 'y' would change (")
+    assert prepared.notes[0].startswith("changing its operator set was left out: output 'y' would change (")
 
 
 def test_the_wrong_model_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
