@@ -191,8 +191,6 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
     if not layers:
         return recipe, []
     with clock.step("calibrate"):
-        rows = sample_rows(
-            model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads
-        )
+        rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads)
     with clock.step("plan"):
         return choose_levels(model, plan, recipe, layers, rows)
