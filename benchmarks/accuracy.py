@@ -16,7 +16,7 @@ import onnxq
 from benchmarks import hard, machine, tables
 from benchmarks.measure import alternate, compare
 from benchmarks.workloads import DEFAULT_ZOO, ROOT, Workload, find
-from onnxq.recipe import Recipe
+from onnxq.recipe.recipe import Recipe
 
 RESULTS = ROOT / "benchmarks" / "results"
 ERROR_SAMPLES = 64

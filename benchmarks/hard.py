@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from benchmarks.feeds import Feed
 from benchmarks.workloads import ROOT, Workload, one_by_one, own_model
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.passes.scales import scale_channels
 

@@ -18,9 +18,9 @@ import numpy as np
 import onnxq
 from benchmarks import machine, tables
 from benchmarks.workloads import DEFAULT_ZOO, ROOT
+from onnxq.data.feeds import Feed
 from onnxq.errors import OnnxqError
-from onnxq.graph.output_facts import facts_of_file
-from onnxq.runtime.feeds import Feed
+from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.runtime.session import open_session
 from onnxq.verify import loss
 from onnxq.verify.output_judges import OutputJudges

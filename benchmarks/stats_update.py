@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.stats.base import Statistics
 from onnxq.stats.extrema import Extrema, Seen
 from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
+from onnxq.stats.statistics import Statistics
 
 ROUNDS = 15
 

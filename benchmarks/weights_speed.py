@@ -18,12 +18,12 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq.algorithms.awq import awq_clip, awq_scales
-from onnxq.algorithms.codebook import quantize_codebook
 from onnxq.algorithms.gptq import GPTQConfig, gptq
 from onnxq.algorithms.grid import GridConfig, quantize_range, search_range
 from onnxq.algorithms.hqq import hqq, hqq_float_zero
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import kquant
+from onnxq.algorithms.nearest import quantize_codebook
 from onnxq.algorithms.rtn import rtn
 from onnxq.core import codebook, floatzero
 from onnxq.core.affine import dequantize

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
-    from onnxq.recipe import Recipe
-    from onnxq.stats.base import Statistics
+    from onnxq.recipe.recipe import Recipe
+    from onnxq.stats.statistics import Statistics
 
 __all__ = [
     "CalibrationError",
@@ -53,9 +53,9 @@ _HOMES = {
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
-    "Recipe": "onnxq.recipe",
+    "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",
-    "Statistics": "onnxq.stats.base",
+    "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",

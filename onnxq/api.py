@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import pipeline
-from onnxq.confirm import confirm
-from onnxq.diagnosis import diagnose
+from onnxq.data.feeds import Feed
+from onnxq.data.readers import open_reader
+from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph import io
-from onnxq.pipeline import Clock, Progress, Source, is_path
-from onnxq.plan.build import wanted_by_any
-from onnxq.presets import PRESETS
-from onnxq.quantizing import check_output, quantize_by
-from onnxq.recipe import Recipe
-from onnxq.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
-from onnxq.runtime.calibrate import calibrate as run_calibration
-from onnxq.runtime.dummy import described, runnable_feed
-from onnxq.runtime.feeds import Feed
-from onnxq.runtime.readers import open_reader
+from onnxq.graph.files import io
+from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
+from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.float_model import Source, is_path
+from onnxq.pipeline.job import find_calibration
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.session import CPU, open_session
-from onnxq.stats.base import Statistics
+from onnxq.runtime.synthetic import described, runnable_feed
+from onnxq.search.quantizing import Options, check_output, quantize_by
+from onnxq.search.score import Function
+from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.metrics import metric_of
-from onnxq.verify.score import Function
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
@@ -105,7 +103,8 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
+            takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
@@ -164,10 +163,7 @@ def quantize(
         max_drop=max_drop,
         max_memory=max_memory,
     )
-    return quantize_by(
-        given,
-        model,
-        output,
+    options = Options(
         calibration=calibration,
         statistics=statistics,
         force=force,
@@ -180,6 +176,7 @@ def quantize(
         resume=resume,
         progress=progress,
     )
+    return quantize_by(given, model, output, options)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
@@ -217,44 +214,11 @@ def calibrate(
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
-    clock = Clock(progress)
+    options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
-    found = calibration if calibration is not None else pipeline.find_calibration(model)
+    found = calibration if calibration is not None else find_calibration(model)
     check_output(path, model, found)
-    chosen_target = target_named(target)
-    start = Statistics.load(path) if resume and path.exists() else None
-    prepared = pipeline.load_and_prepare(model, chosen_target, clock)
-    if found is None:
-        raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    reader = open_reader(found, prepared.inputs)
-    first = next(iter(reader))
-    confirm(prepared, first, clock, threads)
-    seen = pipeline.look(prepared, pipeline.Data(reader, reader, first, reader), None, threads)
-    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
-    if not wanted.values and not wanted.second_moments:
-        raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
-    warnings: list[str] = [*prepared.notes, *reader.notes]
-    started = time.perf_counter()
-    statistics = run_calibration(
-        prepared.model,
-        wanted.values,
-        reader,
-        image_means=wanted.image_means,
-        row_means=wanted.row_means,
-        moments=wanted.second_moments,
-        peaks=wanted.channel_peaks,
-        progress=clock.report("calibrate"),
-        threads=threads,
-        provider=provider,
-        start=start,
-        checkpoint=(lambda partial: partial.save(path)) if resume else None,
-        warn=warnings.append,
-    )
-    elapsed = time.perf_counter() - started
-    bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
-    warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]
-    statistics.save(path)
-    return CalibrateResult(path, elapsed, statistics.samples, len(statistics), warnings, statistics)
+    return calibrate_model(model, path, found, options, Clock(progress))
 
 
 def compare(
@@ -282,7 +246,7 @@ def compare(
         RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
-    found = data if data is not None else pipeline.find_calibration(float_model)
+    found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
@@ -376,7 +340,7 @@ def inspect(model: Source) -> Inspection:
     Raises:
         ModelError: the model cannot be used.
     """
-    from onnxq.graph.inspect import inspect_model
+    from onnxq.graph.reading.inspection import inspect_model
 
     loaded = io.load(model)
     size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import onnxq
-from onnxq.core.metrics import sqnr_db
+from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import RecipeError
 from onnxq.graph.names import scopes
-from onnxq.recipe import Recipe, Rule
+from onnxq.recipe.recipe import Recipe, Rule
 from tests.random_graphs import Array, RandomGraph, session
 
 VARIANTS: list[dict[str, object]] = [

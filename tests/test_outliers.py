@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.results import QuantizeResult
+from onnxq.report.results import QuantizeResult
 from tests.graph.build import run
 from tests.outlier_models import with_outliers
 

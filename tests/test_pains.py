@@ -26,12 +26,12 @@ import onnxruntime as ort
 import pytest
 
 import onnxq
-from onnxq import gate
-from onnxq.core.metrics import sqnr_db
+from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import VerificationError
 from onnxq.graph.emit import apply
-from onnxq.recipe import FORMATS
-from onnxq.results import QuantizeResult
+from onnxq.pipeline import gate
+from onnxq.recipe.recipe import FORMATS
+from onnxq.report.results import QuantizeResult
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.compare import Comparison
 from onnxq.verify.fidelity import OutputComparison

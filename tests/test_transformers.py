@@ -11,7 +11,7 @@ import pytest
 
 import onnxq
 from onnxq.plan.decisions import Calibrated
-from onnxq.results import QuantizeResult
+from onnxq.report.results import QuantizeResult
 from tests.graph.build import build, session
 from tests.transformers import decoder, encoder, sentences
 

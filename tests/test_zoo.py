@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 
 import onnxq
-from onnxq.recipe import FORMATS, RANGES
-from onnxq.runtime.dummy import runnable_feed
+from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.runtime.session import open_session
+from onnxq.runtime.synthetic import runnable_feed
 
 pytestmark = pytest.mark.zoo
 

@@ -6,6 +6,9 @@ here are GGML's, bit for bit. A grid of 5 bits is stored on 8 (``grid_bits=5``).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +22,18 @@ from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
 _TINY = np.finfo(np.float32).tiny
+
+_SHORT = 512
+"""Elements of a group up to which all groups are worked on at once, element by element."""
+
+_REFINED = 2
+"""How often the best grid is rounded on again and fitted to that."""
+
+_SLAB = 1 << 18
+"""Elements that a thread works on at a time: few enough to stay in its cache."""
+
+_THREADS = 4
+_NONE = (np.zeros((0, 1), np.float32),)
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,8 @@ class KQuantConfig:
     """
 
     method: Literal["search", "legacy"] = "search"
-    steps: int = 10
-    width: float = 0.1
+    steps: int = 5
+    width: float = 0.2
     float16_scale: bool = False
 
     def __post_init__(self) -> None:
@@ -94,8 +109,8 @@ def kquant(
             "or method 'search'"
         )
     values = np.empty(weight.shape, spec.dtype.numpy)
-    scales, zero_points = [], []
-    for rows in _slabs(weight, spec):
+
+    def solve(rows: slice) -> tuple[Array, Array]:
         groups = split(weight[rows], spec.granularity)
         if config.method == "legacy":
             levels, scale = _legacy(groups, spec)
@@ -109,10 +124,9 @@ def kquant(
             scale = _half(np.ldexp(scale, exponent), config.float16_scale)
             levels = _round(groups, scale, zero_point, spec)
         values[rows] = to_storage(join(levels, weight[rows].shape, spec.granularity), spec.dtype)
-        scales.append(np.where(scale == 0, np.float32(1), scale))
-        zero_points.append(zero_point)
-    if not scales:
-        scales = zero_points = [np.zeros((0, 1), np.float32)]
+        return np.where(scale == 0, np.float32(1), scale), zero_point
+
+    scales, zero_points = zip(*_each(solve, _slabs(weight, spec)), strict=True) if weight.size else (_NONE, _NONE)
     shape = weight.shape
     scale = as_scale(np.concatenate(scales), shape, spec.granularity)
     zero_point = as_scale(np.concatenate(zero_points), shape, spec.granularity)
@@ -168,7 +182,16 @@ def _slabs(weight: Array, spec: TensorSpec) -> list[slice]:
         return []
     if isinstance(spec.granularity, PerTensor):
         return [slice(0, weight.shape[0])]
-    return list(row_slabs(weight.shape))
+    return list(row_slabs(weight.shape, _SLAB))
+
+
+def _each(solve: Callable[[slice], tuple[Array, Array]], slabs: list[slice]) -> list[tuple[Array, Array]]:
+    """Solve all slabs, in order, on several processors: numpy lets go of the interpreter while it computes."""
+    threads = min(_THREADS, len(slabs), os.cpu_count() or 1)
+    if threads < 2:
+        return [solve(rows) for rows in slabs]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(solve, slabs))
 
 
 def _legacy(x: Array, spec: TensorSpec) -> tuple[Array, Array]:
@@ -214,80 +237,107 @@ def _round(x: Array, scale: Array, zero_point: Array, spec: TensorSpec) -> Array
     return np.clip(levels, spec.qmin, spec.qmax, out=levels)
 
 
-class _Best:
-    """The best grid of each group, by weighted squared error."""
+class _Groups:
+    """Groups on their way through a search: the best grid of each so far, by weighted squared error.
 
-    def __init__(self, x: Array, weights: Array, spec: TensorSpec, half: bool) -> None:
-        self.x, self.weights, self.spec, self.half = x, weights, spec, half
-        self.scale = np.ones((x.shape[0], 1), np.float32)
-        self.zero_point = np.full((x.shape[0], 1), spec.midpoint, np.float32)
-        self.error = np.full((x.shape[0], 1), np.inf, np.float64)
+    With levels l, Σw(x − s·l)² = Σwx² − (Σwxl)² / Σwl² for the best s: what is compared is the last term, from two
+    sums, and no candidate is rounded a second time. Short groups lie along the first axis, so that every pass runs
+    over neighbours.
+    """
 
-    def offer(self, scale: Array, zero_point: Array) -> Array:
-        """Round on a grid, keep it where it is best, and give its levels less the zero point."""
+    def __init__(self, x: Array, weights: Array, spec: TensorSpec) -> None:
+        self.qmin, self.qmax = np.float32(spec.qmin), np.float32(spec.qmax)
+        self.columns = x.shape[1] <= _SHORT
+        self.x = np.ascontiguousarray(x.T) if self.columns else x
+        self.weights = np.ascontiguousarray(weights.T) if self.columns else weights
+        self.weighted = self.weights * self.x
+        self.axis = 0 if self.columns else 1
+        shape = (1, x.shape[0]) if self.columns else (x.shape[0], 1)
+        self.scale = np.ones(shape, np.float32)
+        self.zero_point = np.full(shape, spec.midpoint, np.float32)
+        self.gain = np.full(shape, -1.0, np.float32)
+        self._levels: Array = np.empty_like(self.x)
+        self._product = np.empty_like(self.x)
+        self.low = np.minimum(self.x.min(axis=self.axis, keepdims=True), 0)
+        self.high = np.maximum(self.x.max(axis=self.axis, keepdims=True), 0)
+
+    def sum(self, a: Array, b: Array) -> Array:
+        """Σab over each group."""
+        total = np.asarray(np.einsum("eg,eg->g" if self.columns else "ge,ge->g", a, b))
+        return total[None] if self.columns else total[:, None]
+
+    def levels(self, scale: Array, zero_point: Array | np.float32) -> Array:
+        """Levels less the zero point; the array is used again by the next call."""
         usable = np.isfinite(scale) & (np.abs(scale) >= _TINY)
-        scale = _half(np.where(usable, scale, self.scale).astype(np.float32), self.half)
-        levels = _round(self.x, scale, zero_point, self.spec) - zero_point
-        difference = levels * scale - self.x
-        error = np.einsum("ge,ge,ge->g", difference, difference, self.weights, dtype=np.float64)[:, None]
-        better = error < self.error
-        self.error = np.where(better, error, self.error)
-        self.scale = np.where(better, scale, self.scale)
-        self.zero_point = np.where(better, zero_point, self.zero_point)
-        return levels
+        levels = np.multiply(self.x, _inverse(np.where(usable, scale, np.float32(1))), out=self._levels)
+        np.rint(levels, out=levels)
+        low, high = self.qmin - zero_point, self.qmax - zero_point
+        np.clip(levels, low, high, out=levels)
+        return self._levels
 
-    def fitted(self, levels: Array) -> Array:
-        """The scale of least weighted error for given levels (less the zero point)."""
-        weighted = self.weights * levels
-        product = np.einsum("ge,ge->g", weighted, self.x)[:, None]
-        squares = np.einsum("ge,ge->g", weighted, levels)[:, None]
-        return np.asarray(np.divide(product, squares, out=np.zeros_like(product), where=squares > 0))
+    def sums(self, levels: Array) -> tuple[Array, Array]:
+        """(Σwxl, Σwl²)."""
+        return self.sum(self.weighted, levels), self.sum(np.multiply(self.weights, levels, out=self._product), levels)
+
+    def keep(self, product: Array, squares: Array, zero_point: Array | np.float32) -> None:
+        """Take the grid of least error for levels with these sums, where it is the best so far."""
+        fitted = np.divide(product, squares, out=np.zeros_like(product), where=squares > 0)
+        gain = fitted * product
+        better = (gain > self.gain) & (np.abs(fitted) >= _TINY)
+        self.gain = np.where(better, gain, self.gain)
+        self.scale = np.where(better, fitted, self.scale)
+        self.zero_point = np.where(better, zero_point, self.zero_point)
+
+    def best(self) -> tuple[Array, Array]:
+        """(scale, zero point) of each group, (groups, 1)."""
+        return self.scale.reshape(-1, 1), self.zero_point.reshape(-1, 1)
 
 
 def _search_symmetric(x: Array, weights: Array, spec: TensorSpec, config: KQuantConfig) -> tuple[Array, Array]:
-    best = _Best(x, weights, spec, config.float16_scale)
-    low, high = np.minimum(x.min(axis=1), 0)[:, None], np.maximum(x.max(axis=1), 0)[:, None]
+    groups = _Groups(x, weights, spec)
     below, above = np.float32(spec.midpoint - spec.qmin), np.float32(spec.qmax - spec.midpoint)
+    low, high, zero_point = groups.low, groups.high, np.float32(spec.midpoint)
     peak = np.maximum(-low, high)
     sign = np.where((high > -low) & spec.mirrored, np.float32(-1), np.float32(1))
-    starts = [np.maximum(-low / below, high / above)]
+    tried = [np.maximum(-low / below, high / above)]
     if spec.mirrored:
         near = np.minimum(-low, high) / (above + np.float32(0.5))
-        starts += [sign * peak / below, sign * np.maximum(peak / below, near)]
-    zero_point = best.zero_point
-    for start in starts:
-        best.offer(np.where(start == 0, np.float32(1), start), zero_point)
-    for step in range(-config.steps, config.steps + 1):
-        reach = below + np.float32(step * config.width)
-        if reach > 0:
-            levels = best.offer(sign * peak / reach, zero_point)
-            best.offer(best.fitted(levels), zero_point)
-    return best.scale, best.zero_point
+        tried += [sign * peak / below, sign * np.maximum(peak / below, near)]
+    reaches = [below + np.float32(step * config.width) for step in range(-config.steps, config.steps + 1)]
+    tried += [sign * peak / reach for reach in reaches if reach > 0]
+    for scale in tried:
+        groups.keep(*groups.sums(groups.levels(scale, zero_point)), zero_point)
+    for _ in range(_REFINED):
+        groups.keep(*groups.sums(groups.levels(groups.scale, zero_point)), zero_point)
+    return groups.best()
 
 
 def _search_affine(x: Array, weights: Array, spec: TensorSpec, config: KQuantConfig) -> tuple[Array, Array]:
-    best = _Best(x, weights, spec, config.float16_scale)
-    low, high = np.minimum(x.min(axis=1), 0)[:, None], np.maximum(x.max(axis=1), 0)[:, None]
-    span = high - low
+    groups = _Groups(x, weights, spec)
+    span = groups.high - groups.low
     top = np.float32(spec.qmax - spec.qmin)
-    total = np.maximum(np.sum(weights, axis=1, keepdims=True), _TINY)
-    mean = np.einsum("ge,ge->g", weights, x)[:, None] / total
+    ones = np.broadcast_to(np.float32(1), groups.x.shape)
+    total = np.maximum(groups.sum(groups.weights, ones), _TINY)
+    mean = groups.sum(groups.weighted, ones) / total
+
+    def offer(scale: Array, zero_point: Array) -> None:
+        levels = groups.levels(scale, zero_point)
+        product, squares = groups.sums(levels)
+        groups.keep(product, squares, zero_point)
+        # least squares for scale and offset at once: x ≈ offset + scale · level
+        centre = groups.sum(groups.weights, levels) / total
+        spread = squares / total - centre * centre
+        fitted = np.divide(product / total - centre * mean, spread, out=scale.copy(), where=spread > 1e-6)
+        fitted = np.where(fitted >= _TINY, fitted, scale)
+        moved = np.clip(np.rint(zero_point - (mean - fitted * centre) / fitted), spec.qmin, spec.qmax)
+        by = zero_point - moved
+        groups.keep(product + by * mean * total, squares + by * (2 * centre + by) * total, moved)
 
     for step in range(-config.steps, config.steps + 1):
         reach = top + np.float32(step * config.width)
-        if reach <= 0:
-            continue
-        scale = np.where(span > 0, span / reach, np.float32(1))
-        zero_point = np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax)
-        levels = best.offer(scale, zero_point)
-        best.offer(best.fitted(levels), zero_point)
-        # least squares for scale and offset at once: x ≈ offset + scale · level
-        centre = np.einsum("ge,ge->g", weights, levels)[:, None] / total
-        spread = np.einsum("ge,ge,ge->g", weights, levels, levels)[:, None] / total - centre * centre
-        product = np.einsum("ge,ge,ge->g", weights, levels, x)[:, None] / total - centre * mean
-        fitted = np.divide(product, spread, out=scale.copy(), where=spread > 1e-6)
-        fitted = np.where(fitted >= _TINY, fitted, scale)
-        offset = mean - fitted * centre
-        zero_point = np.clip(np.rint(zero_point - offset / fitted), spec.qmin, spec.qmax)
-        best.offer(best.fitted(best.offer(fitted, zero_point)), zero_point)
-    return best.scale, best.zero_point
+        if reach > 0:
+            scale = np.where(span > 0, span / reach, np.float32(1))
+            offer(scale, np.clip(np.rint(spec.qmin - groups.low / scale), spec.qmin, spec.qmax))
+    for _ in range(_REFINED):
+        offer(groups.scale, groups.zero_point)
+    return groups.best()

@@ -49,7 +49,7 @@ class OnnxqGroup(click.Group):
         """Import the module of one command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"onnxq.cli.{cmd_name}").command
+        command = importlib.import_module(f"onnxq.cli.commands.cmd_{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 

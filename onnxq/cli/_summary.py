@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxq import text
 from onnxq.cli._output import show_table, show_text
+from onnxq.report import text
 
 
 def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: bool) -> None:

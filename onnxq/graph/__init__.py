@@ -1,1 +1,5 @@
-"""Graphs: the only room that knows onnx and onnx_ir."""
+"""Graphs: the only room that knows onnx and onnx_ir.
+
+Comes in: model files. Goes out: graphs that were read, prepared, copied or rewritten.
+Imports `core` and `errors`.
+"""

@@ -10,6 +10,7 @@ Graph = ir.Graph
 Node = ir.Node
 Value = ir.Value
 Proto = onnx.ModelProto
+ElementType = ir.DataType
 
 FLOAT32 = ir.DataType.FLOAT
 """Element type of ordinary real numbers."""

@@ -1,1 +1,5 @@
-"""Whole-graph steps that change a float model without changing what it computes."""
+"""Float-equivalent rewrites of whole graphs that need statistics.
+
+Comes in: a model and statistics. Goes out: the same function with other weights.
+Imports `plan`, `graph`, `algorithms`.
+"""

@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.layer import Layer, set_bias, set_weight
+from onnxq.graph.prepare.folding.affine_layer import Layer, set_bias, set_weight
 from onnxq.graph.types import Model, Node
 from onnxq.passes.pairs import Pair, find_pairs, writer
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.layer import Layer, layer_of
+from onnxq.graph.prepare.folding.affine_layer import Layer, layer_of
 from onnxq.graph.types import Graph, Node
 
 _HOMOGENEOUS = frozenset(

@@ -18,7 +18,7 @@ from onnxq.errors import ModelError
 from onnxq.graph import edit, walk
 from onnxq.graph.types import Model, Node, Value
 from onnxq.passes.absorb import absorb
-from onnxq.plan.moments import layer_input
+from onnxq.plan.weights.needed_moments import layer_input
 
 
 @dataclass(frozen=True)

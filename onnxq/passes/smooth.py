@@ -18,15 +18,15 @@ from onnxq.core.spec import PerAxis, PerBlock, TensorSpec
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import TENSOR, TOKEN
-from onnxq.graph.matrices import matrices_of
-from onnxq.graph.ops import KEEP_FLOAT
+from onnxq.graph.reading.matrices import matrices_of
+from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.graph.types import Model, Node
 from onnxq.passes.absorb import absorb
 from onnxq.passes.heads import tied_channels
 from onnxq.passes.scales import Scaled, scale_channels
 from onnxq.plan.decisions import DYNAMIC, INTEGER, NodePlan, Plan
-from onnxq.plan.moments import layer_input
-from onnxq.stats.base import Statistics
+from onnxq.plan.weights.needed_moments import layer_input
+from onnxq.stats.statistics import Statistics
 
 _WORTH_A_MUL = 0.8
 """A search adds a Mul only where the error on samples falls below this share of what it was."""

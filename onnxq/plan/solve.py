@@ -11,9 +11,9 @@ from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
-from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
-from onnxq.plan.constants import Weights, node_rewrite
+from onnxq.plan.activations.dynamic import dynamic_rewrite
 from onnxq.plan.decisions import (
     DYNAMIC,
     INTEGER,
@@ -25,11 +25,11 @@ from onnxq.plan.decisions import (
     Plan,
     SharedWith,
 )
-from onnxq.plan.dynamic import dynamic_rewrite
-from onnxq.plan.pack import Report, pack_weights
-from onnxq.plan.weight_report import LayerWeight, weight_report
-from onnxq.stats.base import Statistics
+from onnxq.plan.weights.constants import Weights, node_rewrite
+from onnxq.plan.weights.pack import Report, pack_weights
+from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
 from onnxq.stats.ranges import compute_range
+from onnxq.stats.statistics import Statistics
 
 SHARED_WIDENING = 1.2
 """A Concat's inputs share one range only if none becomes wider than this factor: a quarter of a bit at most is lost."""

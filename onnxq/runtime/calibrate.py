@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.data.feeds import Feed, FeedHash
+from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.graph import io
-from onnxq.graph.inner import arrays_of
-from onnxq.graph.outputs import Augmented, Model, add_channel_means, with_outputs
-from onnxq.runtime.feeds import Feed, FeedHash
+from onnxq.graph.files import io
+from onnxq.graph.views.inner import arrays_of
+from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, with_outputs
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.padding import Masks, Padding
-from onnxq.runtime.readers import Reader
 from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
-from onnxq.stats.base import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics, ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the samples done and their number (None where that is not known)."""

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq.data.feeds import Feed
 from onnxq.errors import MissingExtraError, ModelError, OnnxqError, RecipeError
-from onnxq.graph import io, walk
+from onnxq.graph import walk
+from onnxq.graph.files import io
 from onnxq.graph.names import make_unique
 from onnxq.graph.types import Model
-from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import session_of
 
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 
 from onnxq.errors import OnnxqError
-from onnxq.graph.outputs import Model, has_operator, weight_bytes, without_reorders
+from onnxq.graph.views.outputs import Model, has_operator, weight_bytes, without_reorders
 from onnxq.runtime.session import CPU, Session, open_session, providers_from, session_of
 
 _MOST_WEIGHTS = 512 * 2**20

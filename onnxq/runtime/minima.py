@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.outputs import Model, with_outputs
-from onnxq.runtime.feeds import Feed
+from onnxq.data.feeds import Feed
+from onnxq.graph.views.outputs import Model, with_outputs
 from onnxq.runtime.session import session_of
 
 

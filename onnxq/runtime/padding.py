@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.graph import walk
 from onnxq.graph.types import Model
-from onnxq.runtime.feeds import Feed
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.graph.inner import shape_of
-from onnxq.graph.outputs import Model, tensor_names, value_names, with_inner_shapes, with_outputs
-from onnxq.runtime.feeds import Feed
+from onnxq.graph.views.inner import shape_of
+from onnxq.graph.views.outputs import Model, tensor_names, value_names, with_inner_shapes, with_outputs
 from onnxq.runtime.session import session_of
 
 

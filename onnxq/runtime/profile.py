@@ -18,8 +18,8 @@ from typing import Any
 
 import onnxruntime
 
+from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.runtime.feeds import Feed
 from onnxq.runtime.session import Session, open_session
 
 _SECONDS = 0.02

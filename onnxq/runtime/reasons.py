@@ -9,6 +9,9 @@ _SOURCE = re.compile(r"(?:[\w./\\-]*/)?[\w-]+\.(?:cc|h|hpp|cpp|cu|cuh):\d+\s*")
 _CUSTOM = re.compile(r"([\w.\-]*):([\w.\-]+)\(-?\d+\) is not a registered function/op")
 _UNKNOWN = re.compile(r"No Op registered for ([\w.\-]+) with domain_version of (\d+)")
 _LIMIT = 400
+_WORD = re.compile(r"\S{200,}")
+_READ = 20_000
+"""Characters of a message that are looked at; some print a whole graph."""
 
 
 def reason(error: BaseException) -> str:
@@ -16,7 +19,7 @@ def reason(error: BaseException) -> str:
 
     An operator that the runtime does not know is named with its domain.
     """
-    text = " ".join(str(error).split())
+    text = _WORD.sub(lambda found: f"{found[0][:76]}...", " ".join(str(error).split()))[:_READ]
     if found := _CUSTOM.search(text):
         domain = found[1] or "ai.onnx"
         return f"operator '{found[2]}' of domain '{domain}' is not available in it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
+from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
-from onnxq.graph.outputs import Model, without_weights
-from onnxq.runtime.feeds import Feed, InputSpec
+from onnxq.graph.views.outputs import Model, without_weights
 from onnxq.runtime.reasons import reason
 
 __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]
 
 CPU = "CPUExecutionProvider"
+
+PREPARED = "prepared model"
+"""What messages call a model in memory: it is not the user's file that the runtime speaks of."""
 
 _MOST_THREADS = 256
 """More than this, or than the processors where there are more, would only take memory and time to start."""
@@ -37,6 +41,10 @@ _DTYPES: dict[str, Any] = {
     "float8e5m2": ml_dtypes.float8_e5m2,
     **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+
+
+class TookTooLongError(ModelError):
+    """A run was ended since it took longer than it was allowed."""
 
 
 def _tensor_dtype(type_text: str) -> np.dtype[Any] | None:
@@ -89,23 +97,43 @@ class Session:
             specs.append(InputSpec(value.name, dtype, tuple(value.shape)))
         return specs
 
-    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> list[Any]:
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None, *, seconds: float | None = None) -> list[Any]:
         """Run the model once.
 
         Args:
             feed: arrays by input name.
             outputs: names of the outputs to give; None gives all.
+            seconds: the run is ended after this time; None lets it take what it takes.
 
         Returns:
             One array for each output; a list for an output that is a sequence.
 
         Raises:
             ModelError: the runtime refused the feed or failed.
+            TookTooLongError: it was ended.
         """
+        if outputs is not None and not outputs:
+            return []  # the runtime takes an empty list for all of them
+        options = onnxruntime.RunOptions()
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            options.terminate = True
+
+        watch = threading.Timer(seconds, end) if seconds is not None else None
         try:
-            result: list[Any] = self._session.run(None if outputs is None else list(outputs), feed)
+            if watch is not None:
+                watch.daemon = True
+                watch.start()
+            result: list[Any] = self._session.run(None if outputs is None else list(outputs), feed, options)
         except Exception as error:  # the runtime's exceptions have no common base
+            if ended.is_set():
+                raise TookTooLongError(f"{self.label}: one run takes more than {seconds:g} s") from error
             raise ModelError(f"{self.label}: onnxruntime cannot run it: {reason(error)}") from error
+        finally:
+            if watch is not None:
+                watch.cancel()
         return result
 
     def end_profiling(self) -> Path:
@@ -206,7 +234,7 @@ def session_of(
     optimize: bool = True,
     threads: int | None = None,
     providers: Sequence[str] = (CPU,),
-    label: str = "model",
+    label: str = PREPARED,
     save_to: Path | None = None,
     packed: bool = True,
 ) -> Session:

@@ -17,8 +17,8 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
-from onnxq.stats.base import ValueStatistic
 from onnxq.stats.histogram import HALF
+from onnxq.stats.statistics import ValueStatistic
 
 DEFAULT_PERCENTILE = 99.99
 

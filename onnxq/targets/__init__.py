@@ -6,7 +6,7 @@ import difflib
 
 from onnxq.errors import TargetError
 from onnxq.targets import cpu, cpu_avx2
-from onnxq.targets.base import Costs, MacRates, Rate, Target
+from onnxq.targets.target import Costs, MacRates, Rate, Target
 
 __all__ = ["TARGETS", "Costs", "MacRates", "Rate", "Target", "target_named"]
 

@@ -1,1 +1,5 @@
-"""Is the quantized model as good: outputs against the float model's, latency, and whether it loads and runs at all."""
+"""Is the quantized model as good: outputs against the float model's, latency, memory, and whether it runs at all.
+
+Comes in: two models and samples. Goes out: figures and warnings.
+Imports `runtime`, `graph`, `data`.
+"""

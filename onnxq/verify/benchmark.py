@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.errors import VerificationError
-from onnxq.graph import io
-from onnxq.runtime.feeds import Feed
+from onnxq.graph.files import io
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify.memory import peak_memory
 

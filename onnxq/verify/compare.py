@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.errors import VerificationError
-from onnxq.graph.output_facts import OutputFact, facts_of_file
-from onnxq.runtime.feeds import Feed
+from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, OutputComparison
@@ -139,7 +139,7 @@ def compare(
         labels: (items of all batches,) class indices, or (items, classes) scores; for `Comparison.accuracy`. Or
             (items, positions) token ids, which `onnxq.verify.tokens` describes.
         threads: threads an operator may use; None lets the runtime choose.
-        facts: what the float model's graph says of its outputs (`onnxq.graph.output_facts`); None reads the graph, and
+        facts: what the float model says of its outputs (`onnxq.graph.reading.output_facts`); None reads the graph, and
             judges by the outputs alone where the float model is a session.
 
     Raises:

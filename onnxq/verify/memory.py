@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.runtime.feeds import Feed
 
 _TIMEOUT = 120.0
 _STATUS = Path("/proc/self/status")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.output_facts import SIGMOID, OutputFact
-from onnxq.runtime.feeds import Feed
+from onnxq.data.feeds import Feed
+from onnxq.graph.reading.output_facts import SIGMOID, OutputFact
 from onnxq.verify.loss import Judged
 from onnxq.verify.output_kinds import ANCHORS, OutputJudge, is_real, normalized_axis
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.output_facts import LINEAR, MIXED, RELU, SIGMOID, TANH, UNKNOWN, OutputFact
-from onnxq.runtime.feeds import Feed
-from onnxq.runtime.masks import kept_positions
+from onnxq.data.attention_mask import kept_positions
+from onnxq.data.feeds import Feed
+from onnxq.graph.reading.output_facts import LINEAR, MIXED, RELU, SIGMOID, TANH, UNKNOWN, OutputFact
 from onnxq.verify import loss
 from onnxq.verify.loss import Judged
 from onnxq.verify.measures import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 from onnxq.errors import OnnxqError
-from onnxq.graph.draws import may_draw, still_copy
+from onnxq.graph.views.draws import may_draw, still_copy
 from onnxq.runtime.session import Session, session_of
 
 _KNOWN: weakref.WeakKeyDictionary[Session, tuple[Session, str] | None] = weakref.WeakKeyDictionary()

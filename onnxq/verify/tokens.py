@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.runtime.feeds import Feed
-from onnxq.runtime.masks import kept_positions
+from onnxq.data.attention_mask import kept_positions
+from onnxq.data.feeds import Feed
 
 _ROWS = 256
 """Positions whose probabilities are computed at once."""
@@ -37,7 +37,7 @@ def targets_of(feed: Feed, labels: Array | None) -> Array | None:
 
     Labels that repeat the token ids are shifted by one, as training scripts for causal language models do; other
     labels stand for their own position; negative ones ask nothing. Without labels each position is to predict the
-    next token. Padding is neither asked nor does it predict (`onnxq.runtime.masks`).
+    next token. Padding is neither asked nor does it predict (`onnxq.data.attention_mask`).
 
     Args:
         feed: the sample.

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from onnxq.algorithms.awq import awq_clip, awq_scales
-from onnxq.algorithms.codebook import quantize_codebook
 from onnxq.algorithms.gptq import gptq
 from onnxq.algorithms.grid import GridConfig, quantize_range, search_range
 from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import kmeans
 from onnxq.algorithms.kquant import kquant
+from onnxq.algorithms.nearest import quantize_codebook
 from onnxq.algorithms.rtn import rtn
 from onnxq.core import codebook
 from onnxq.core.affine import dequantize

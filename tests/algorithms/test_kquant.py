@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from onnxq.algorithms import kquant as module
 from onnxq.algorithms.groups import split
 from onnxq.algorithms.kquant import KQuantConfig, kquant, legacy_float_zero
 from onnxq.algorithms.rtn import rtn
@@ -208,3 +209,27 @@ def test_what_cannot_be_asked_for_is_refused() -> None:
     with pytest.raises(RecipeError, match="steps 0"):
         KQuantConfig(steps=0)
     assert kquant(weight[:0], TensorSpec(QType.UINT4, BLOCK)).values.shape == (0, 72)
+
+
+@pytest.mark.parametrize("spec", [SPECS[0], TensorSpec(QType.UINT4, BLOCK), TensorSpec(QType.UINT4, PerAxis(0))])
+def test_threads_change_nothing(spec: TensorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = heavy(6, (70, 96))
+    monkeypatch.setattr(module, "_SLAB", 500)  # 14 slabs of 5 rows
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(module, "_THREADS", threads)
+        found.append(kquant(weight, spec))
+    one, several = found
+    assert np.array_equal(one.values, several.values)
+    assert np.array_equal(one.params.scale, several.params.scale)
+    assert np.array_equal(one.params.zero_point, several.params.zero_point)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_long_and_short_groups_are_searched_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which axis groups lie along in memory is a matter of speed alone."""
+    spec = TensorSpec(QType.UINT4 if bits == 4 else QType.UINT2, PerBlock(1, 64), symmetric=bits == 4)
+    weight = heavy(7, (30, 128))
+    short = kquant(weight, spec)
+    monkeypatch.setattr(module, "_SHORT", 1)
+    np.testing.assert_allclose(real(kquant(weight, spec)), real(short), rtol=1e-4, atol=1e-3)

@@ -12,8 +12,9 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
-from onnxq.graph import io, walk
-from onnxq.graph.check import check_model
+from onnxq.graph import walk
+from onnxq.graph.files import io
+from onnxq.graph.files.checker import check_model
 from onnxq.graph.prepare import PrepareReport, prepare
 from onnxq.graph.walk import all_nodes
 

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.graph import edit, io, names, walk
+from onnxq.graph import edit, names, walk
+from onnxq.graph.files import io
 from tests.graph.build import build, weights
 
 NESTED = """g (float[2,4] x, bool flag) => (float[2,4] y) {

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.core.metrics import sqnr_db
-from onnxq.graph import io
+from onnxq.core.error_measures import sqnr_db
+from onnxq.graph.files import io
 from onnxq.passes.equalize import Equalized, absorb_biases, equalize
 from onnxq.passes.pairs import find_pairs
 from tests.graph.build import build, feeds_for, prepared, run, same, session, weights

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.graph import io
-from onnxq.graph.check import check_model
+from onnxq.graph.files import io
+from onnxq.graph.files.checker import check_model
 from onnxq.passes.scales import scale_channels
 from tests.graph.build import build, feeds_for, ops, run, same, session, weights
 

@@ -11,19 +11,19 @@ import pytest
 import onnxq
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, TensorSpec
+from onnxq.data.readers import open_reader
 from onnxq.errors import CalibrationError, RecipeError
-from onnxq.graph import io
 from onnxq.graph.emit.rewrite import TOKEN
-from onnxq.graph.ops import KEEP_FLOAT
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
+from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.passes.heads import tied_channels
 from onnxq.passes.smooth import smooth, smoothable
 from onnxq.plan.decisions import DYNAMIC, FLOAT, INTEGER, NodePlan, Plan
-from onnxq.plan.moments import layer_input
-from onnxq.recipe import Recipe, Rule
+from onnxq.plan.weights.needed_moments import layer_input
+from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.calibrate import calibrate
-from onnxq.runtime.readers import open_reader
-from onnxq.runtime.rows import sample_rows
+from onnxq.runtime.sampled_rows import sample_rows
 from onnxq.runtime.session import session_of
 from tests.correlated_models import network, samples
 from tests.graph.build import build, run, same, weights

@@ -6,7 +6,7 @@ import pytest
 
 import onnxq
 from onnxq.algorithms.balance import Balance, smooth_scales
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.passes import smooth
 from onnxq.verify.compare import compare
 from tests.outlier_models import with_outliers

@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
-from onnxq.pipeline import Clock, Prepared, load_and_prepare
-from onnxq.plan.build import make_plan, wanted_by
-from onnxq.plan.candidates import Survey, survey
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Prepared, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
-from onnxq.plan.select import Selection
+from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by
+from onnxq.plan.placement.candidates import Survey, survey
+from onnxq.plan.placement.select import Selection
 from onnxq.plan.solve import Solution, solve
-from onnxq.recipe import Recipe
+from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.calibrate import calibrate
-from onnxq.runtime.feeds import Feed
 from onnxq.runtime.probe import probe
-from onnxq.stats.base import Statistics
+from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 from tests.graph.build import feeds_for, session
 
@@ -79,21 +80,28 @@ def plan_of(
         prepared.model,
         recipe,
         chosen,
-        {name: info.shape for name, info in seen.items()} if shapes is None else shapes,
-        {name: str(info.dtype) for name, info in seen.items()},
-        prepared.sources,
-        unusable=unusable,
-        op_types=prepared.op_types,
+        ModelFacts(
+            {name: info.shape for name, info in seen.items()} if shapes is None else shapes,
+            {name: str(info.dtype) for name, info in seen.items()},
+            prepared.sources,
+            prepared.op_types,
+            unusable=unusable or {},
+        ),
     )
     return Planned(prepared, plan, recipe, feeds)
 
 
 def look_at(
-    proto: onnx.ModelProto, *, dtypes: Mapping[str, str] | None = None, symmetric: bool = False, **options: object
+    proto: onnx.ModelProto,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    symmetric: bool = False,
+    widened: bool = True,
+    **options: object,
 ) -> Survey:
     """The first look at a model, without running it."""
     target = target_named("cpu")
-    prepared = load_and_prepare(proto, target, Clock(None))
+    prepared = load_and_prepare(proto, target, Clock(None), keep_halves=not widened)
     selection = Selection(replace(Recipe(), **options), prepared.sources, prepared.op_types.values())  # type: ignore[arg-type]
     return survey(prepared.model.graph, target, selection, dtypes or {}, symmetric)
 

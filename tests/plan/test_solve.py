@@ -12,11 +12,11 @@ from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import QParams, TensorSpec
 from onnxq.errors import CalibrationError
-from onnxq.graph.ops import clamp_bounds
+from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.plan import solve as solve_module
 from onnxq.plan.decisions import Derived, Fixed, SharedWith
 from onnxq.plan.solve import SHARED_WIDENING, clamps_exactly, solve
-from onnxq.stats.base import Statistics
+from onnxq.stats.statistics import Statistics
 from tests.graph.build import build, weights
 from tests.plan.planning import Planned, plan_of
 

@@ -6,7 +6,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.runtime.session import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["": 17, "my.ops": 1]>\n'
@@ -42,7 +42,7 @@ def parse(text):
 
 @pytest.fixture
 def make():
-    """A model by name or text, as `onnxq.graph.io.load` gives it."""
+    """A model by name or text, as `onnxq.graph.files.io.load` gives it."""
     return lambda name: io.load(parse(MODELS.get(name, name)))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import MissingExtraError, ModelError, RecipeError
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model
 from onnxq.runtime import fuse as module

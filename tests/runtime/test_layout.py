@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import OnnxqError
-from onnxq.graph import io
-from onnxq.graph.outputs import value_names, with_outputs
+from onnxq.graph.files import io
+from onnxq.graph.views.outputs import value_names, with_outputs
 from onnxq.runtime import layout
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.layout import unordered_session

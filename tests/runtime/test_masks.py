@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.runtime.masks import kept_positions
+from onnxq.data.attention_mask import kept_positions
 
 MASK = np.array([[1, 1, 0], [1, 0, 0]])
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.padding import Masks
-from onnxq.stats.base import Statistics
+from onnxq.stats.statistics import Statistics
 from tests.graph.build import build
 
 TEXT = """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import ModelError
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.runtime.probe import ValueInfo, probe
 
 FLOAT = np.dtype(np.float32)

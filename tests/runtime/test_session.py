@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.graph import io
-from onnxq.graph.outputs import without_weights
+from onnxq.graph.files import io
+from onnxq.graph.views.outputs import without_weights
 from onnxq.runtime.session import open_session, provider_named, session_of
 
 X = np.array([[-1, 0, 1, 2]], np.float32)

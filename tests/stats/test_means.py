@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxq.errors import CalibrationError
-from onnxq.stats.base import Statistics
 from onnxq.stats.means import ChannelMeans
+from onnxq.stats.statistics import Statistics
 
 numbers = st.floats(-40000, 40000, width=32) | st.sampled_from([np.nan, np.inf, -np.inf, 1e-30, 32768.0, 3e38])
 batches = st.lists(hnp.arrays(np.float32, st.tuples(st.integers(0, 5), st.just(3)), elements=numbers), max_size=5)

@@ -13,9 +13,9 @@ from onnxq.core.affine import fake_quantize, params_from_range
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
-from onnxq.stats.base import ValueStatistic
 from onnxq.stats.histogram import HALF
 from onnxq.stats.ranges import RANGE_METHODS, _ExpectedError, compute_range, kl_divergences
+from onnxq.stats.statistics import ValueStatistic
 
 U8, S8 = TensorSpec(QType.UINT8), TensorSpec(QType.INT8, symmetric=True)
 U4, S4 = TensorSpec(QType.UINT4), TensorSpec(QType.INT4, symmetric=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError
-from onnxq.stats import files
-from onnxq.stats.base import Statistics
+from onnxq.stats import statistics_file
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment, moment_bytes, packed_size
+from onnxq.stats.statistics import Statistics
 
 TOLERANCE = 2.0**-18
 """Of √(H_ii·H_jj); the worst case of 512 float32 rows is 2⁻¹⁵."""
@@ -176,7 +176,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
     statistics.update_moments("a", correlated(4, 20))
     statistics.update_peaks("a", correlated(4, 20))
     path = tmp_path / "s.npz"
-    files.save(statistics, path)
+    statistics_file.save(statistics, path)
     with np.load(path) as archive:
         content = {key: archive[key] for key in archive.files}
     np.savez(path, **{**content, **damage})

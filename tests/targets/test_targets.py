@@ -11,9 +11,9 @@ from onnxq.core.affine import quantize_tensor
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, TensorSpec
 from onnxq.errors import TargetError
-from onnxq.graph.ops import OPS, Kind
-from onnxq.presets import PRESETS
-from onnxq.recipe import FORMATS
+from onnxq.graph.reading.ops import OPS, Kind
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import FORMATS
 from onnxq.targets import TARGETS, Target, target_named
 from tests.graph.build import build, weights
 from tests.plan.planning import plan_of

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.core import metrics
+from onnxq.core import error_measures
 from onnxq.verify.fidelity import Fidelity
 
 FLOATS = hnp.arrays(
@@ -30,8 +30,8 @@ def test_a_stream_gives_what_the_measures_give_on_everything_at_once(arrays, see
     pairs = [(a, (a + size * generator.standard_normal(a.shape)).astype(np.float32)) for a in arrays]
     found = of(*pairs)
     left, right = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
-    assert found.sqnr_db == pytest.approx(metrics.sqnr_db(left, right), abs=1e-6)
-    assert found.cosine == pytest.approx(metrics.cosine(left, right), abs=1e-9)
+    assert found.sqnr_db == pytest.approx(error_measures.sqnr_db(left, right), abs=1e-6)
+    assert found.cosine == pytest.approx(error_measures.cosine(left, right), abs=1e-9)
     assert found.max_abs_error == pytest.approx(np.abs(left.astype(np.float64) - right).max(), rel=1e-9)
     assert found.finite
     assert found.samples == len(pairs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxq.graph.output_facts import LINEAR, MIXED, RELU, SIGMOID, SOFTMAX, UNKNOWN, OutputFact
+from onnxq.graph.reading.output_facts import LINEAR, MIXED, RELU, SIGMOID, SOFTMAX, UNKNOWN, OutputFact
 from onnxq.verify import loss
 from onnxq.verify.loss import Judged
 from onnxq.verify.output_judges import OutputJudges

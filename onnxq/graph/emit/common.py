@@ -9,7 +9,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerAxis, QParams, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.ops import MICROSOFT
+from onnxq.graph.reading.ops import MICROSOFT
 
 IR_TYPES: dict[QType, ir.DataType] = {
     qtype: ir.DataType[qtype.name] for qtype in QType if qtype.name in ir.DataType.__members__

@@ -1,10 +1,12 @@
-"""Normalizations behind a residual sum, in the form that runs fastest."""
+"""What ONNX Runtime would join or move to a slower kernel: normalizations behind a sum, float pools before a Q."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import patterns, walk
+from onnxq.graph import walk
+from onnxq.graph.emit.common import Builder
+from onnxq.graph.reading import patterns
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
@@ -31,3 +33,36 @@ def keep_apart(model: ir.Model) -> int:
                 node.op_type = "Sum"
                 done += 1
     return done
+
+
+_MOVERS = frozenset("Flatten Reshape Slice Squeeze Transpose Unsqueeze".split())
+
+
+def hold_pools(builder: Builder) -> None:
+    """Keep a float MaxPool in front of the Q that quantizes what it gives, with a Max of one input between the two.
+
+    ONNX Runtime moves the Q above the pool, also above what only moves elements behind it. The pool then runs on
+    integers whose channels lie first, for which its kernel takes four to nine times as long as the float one. A Max of
+    one input copies it, bit for bit.
+    """
+    for pool in list(walk.all_nodes(builder.graph)):
+        source = pool.inputs[0].producer() if pool.inputs and pool.inputs[0] is not None else None
+        if pool.op_type != "MaxPool" or pool.domain != "" or pool.graph is None:
+            continue
+        if (source is not None and source.op_type == "DequantizeLinear") or not _reaches_q(pool):
+            continue
+        output = pool.outputs[0]
+        name = f"{output.name}_held"
+        held = builder.node("Max", [output], builder.names.value(name), dtype=ir.DataType.FLOAT, shape=output.shape)
+        pool.graph.insert_after(pool, [held])
+        for user, index in list(output.uses()):
+            if user is not held:
+                user.replace_input_with(index, held.outputs[0])
+
+
+def _reaches_q(pool: ir.Node) -> bool:
+    """Whether nothing but a Q reads what the pool gives, through nodes that move elements or not."""
+    user = walk.only_use(pool.outputs[0])
+    while user is not None and user.domain == "" and user.op_type in _MOVERS and user.graph is pool.graph:
+        user = walk.only_use(user.outputs[0])
+    return user is not None and user.op_type == "QuantizeLinear" and user.graph is pool.graph

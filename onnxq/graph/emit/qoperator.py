@@ -10,8 +10,9 @@ from onnxq.core.spec import QParams
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.native import to_integers
+from onnxq.graph.emit.norms import hold_pools
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.ops import OPS, Kind, activation_positions
+from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
 Inputs = list[ir.Value | None]
 
@@ -35,6 +36,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     common.drop_idle(model.graph, emitter.integers)
     common.shield_bodies(builder)
     common.keep_float(builder)
+    hold_pools(builder)
     common.store_weights(builder, rewrite, nodes)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.common import Builder
-from onnxq.graph.ops import MICROSOFT
+from onnxq.graph.reading.ops import MICROSOFT
 
 
 class Replacer:

@@ -14,22 +14,29 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxq.graph import names, walk
-from onnxq.graph.prepare import (
-    affine,
-    constants,
-    deduplicate,
-    eliminate,
-    folding,
-    functions,
+from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, hoist, pool_order, stacks
+from onnxq.graph.prepare.operators import (
+    bounds,
+    broadcast,
     gelu,
     gemm,
-    inputs,
-    ir_version,
-    opset,
-    padding,
+    hard_swish,
+    pads,
     pooling,
+    softmax_axis,
+    unit_axes,
+)
+from onnxq.graph.prepare.whole import (
+    eliminate,
+    functions,
+    initializer_inputs,
+    ir_version,
+    lower_opset,
+    opset,
     shapes,
     unused,
+    widen,
 )
 
 _ROUNDS = 20
@@ -59,7 +66,8 @@ class PrepareReport:
 
 
 STEPS = {
-    "opset": "raising its operator set",
+    "widen": "computing in float32",
+    "opset": "changing its operator set",
     "folding": "folding its constants",
     "affine": "folding BatchNormalization and arithmetic into its layers",
     "padding": "moving Pad into Conv",
@@ -70,11 +78,23 @@ STEPS = {
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
     "functions": "inlining its functions",
+    "bounds": "writing Max and Min as Clip",
+    "hard_swish": "joining HardSwish",
+    "hoist": "moving arithmetic and activations to the layer they follow",
+    "ahead": "folding single numbers into the layer behind them",
+    "pool_order": "moving PRelu behind a pool",
+    "stacks": "reducing without a stack",
+    "axes_pairs": "dropping axes that are put in and taken out",
+    "softmax_axis": "joining the axes behind a Softmax",
+    "unit_axes": "transposing without axes of one element",
+    "broadcast": "spreading constants",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
 
 
-def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = ()) -> PrepareReport:
+def prepare(
+    model: ir.Model, *, min_opset: int = 13, without: Collection[str] = (), widened: Collection[ir.DataType] = ()
+) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
     Args:
@@ -83,6 +103,7 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
         min_opset: raise the default operator set to this where it is lower; where the converter cannot, the model
             keeps its own and a note says so.
         without: keys of `STEPS` that are left out.
+        widened: element types that become float32 inside (see `onnxq.graph.prepare.whole.widen`).
 
     Returns:
         What was done, and notes on what could not be.
@@ -92,10 +113,14 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     count = report.changes
     if "functions" not in without:
         count["functions"] = functions.inline(model, report.notes)
+    if "opset" not in without:
+        count["opset"] = lower_opset.run(model)
     count["names"] = names.make_unique(model)
-    count["inputs"] = inputs.remove_initializers(model)
+    count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)
-    count["constants"] = constants.lift(model)
+    count["constants"] = lift_constants.lift(model)
+    if widened and "widen" not in without:
+        count["widen"] = widen.run(model, widened)
     ranks = shapes.forget(model)
     shapes.infer(model, report.notes, folded=False)
     if before >= opset.OLDEST:
@@ -104,10 +129,11 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
     if "opset" not in without and opset.raise_to(model, min_opset, report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
-        count["constants"] += constants.lift(model)
+        count["constants"] += lift_constants.lift(model)
         shapes.infer(model, report.notes, folded=True)
         shapes.recall(model, ranks)
     _simplify(model, report, without)
+    _speed_up(model, report, without)
     count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)
@@ -124,17 +150,30 @@ def prepare(model: ir.Model, *, min_opset: int = 13, without: Collection[str] = 
 
 _Pass = Callable[[ir.Model], int]
 
-_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": folding.run}
+_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constants.run}
 """Before all else: the converter does better where shapes are known, and so does inference."""
 
 _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
-    "folding": folding.run,
+    "folding": fold_constants.run,
     "gemm": gemm.run,
-    "affine": affine.run,
-    "padding": padding.run,
+    "bounds": bounds.run,
+    "hard_swish": hard_swish.run,
+    "hoist": hoist.run,
+    "affine": fold_affine.run,
+    "ahead": ahead.run,
+    "pool_order": pool_order.run,
+    "stacks": stacks.run,
+    "axes_pairs": axes_pairs.run,
+    "padding": pads.run,
     "pooling": pooling.run,
     "unused": unused.run,
+}
+
+_FORMS: dict[str, _Pass] = {
+    "softmax_axis": softmax_axis.run,
+    "unit_axes": unit_axes.run,
+    "broadcast": broadcast.run,
 }
 
 
@@ -159,3 +198,12 @@ def _simplify(model: ir.Model, report: PrepareReport, without: Collection[str]) 
         if not done.total():
             return
         shapes.infer(model, report.notes, folded=True)
+
+
+def _speed_up(model: ir.Model, report: PrepareReport, without: Collection[str]) -> None:
+    """Give the operators that are left the form that the runtime has the fastest kernel for."""
+    done = _run(_FORMS, model, without)
+    if done.total():
+        shapes.infer(model, report.notes, folded=True)
+        done.update(_run({"axes_pairs": axes_pairs.run}, model, without))
+        report.changes.update(done)

@@ -16,7 +16,7 @@ from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dynamic_params, quantize
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import Granularity, PerAxis, PerToken, QParams, TensorSpec
-from onnxq.results import QuantizeResult
+from onnxq.report.results import QuantizeResult
 
 Array = np.ndarray[Any, Any]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.core.metrics import sqnr_db
+from onnxq.core.error_measures import sqnr_db
 from onnxq.graph import walk
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.qoperator import emit_qoperator
@@ -125,7 +125,7 @@ def test_indices_that_nothing_reads_do_not_keep_a_pool_from_integers(form: str) 
 
 @pytest.mark.parametrize("opset", [11, 12])
 def test_a_model_that_cannot_be_raised(form: str, opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxq.graph.prepare.opset.raise_to", lambda model, version, notes: False)
+    monkeypatch.setattr("onnxq.graph.prepare.whole.opset.raise_to", lambda model, version, notes: False)
     text = """g (float[2,8,6,6] x) => (float[A,B,C,D] y) {
         a = Conv (x, w) b = MaxPool <kernel_shape = [3, 3], strides = [3, 3]> (a) s = Softmax (b) y = Conv (s, w) }"""
     model = close(build(text, opset=opset, ir=6, w=weights(8, 8, 1, 1)), form, 20)

@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 
 import onnxq
-from onnxq.core.metrics import sqnr_db
+from onnxq.core.error_measures import sqnr_db
 from onnxq.graph import walk
-from onnxq.graph.inner import expose
 from onnxq.graph.names import scopes
-from onnxq.recipe import FORMATS
-from onnxq.results import QuantizeResult
-from onnxq.stats.base import Statistics
+from onnxq.graph.views.inner import expose
+from onnxq.recipe.recipe import FORMATS
+from onnxq.report.results import QuantizeResult
+from onnxq.stats.statistics import Statistics
 from tests.graph.build import build, weights
 
 Array = np.ndarray[Any, Any]
@@ -296,7 +296,7 @@ def test_saved_statistics_know_bodies_too(tmp_path: Path) -> None:
 
 
 def test_a_body_that_the_runtime_hands_nothing_out_of_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxq.graph.outputs as room
+    import onnxq.graph.views.outputs as room
 
     def refused(model: ir.Model, names: object, *, shapes: bool = False) -> dict[str, str]:
         added = expose(model, names, shapes=shapes)  # type: ignore[arg-type]
@@ -311,5 +311,5 @@ def test_a_body_that_the_runtime_hands_nothing_out_of_stays_float(monkeypatch: p
     assert integer_nodes(result) == ["pre"]
     reasons = {name: reason for name, _, reason in result.kept_float}
     assert reasons["c1"].startswith("value ") and "has no statistics" in reasons["c1"]
-    assert any("the runtime does not hand them out: model: onnxruntime" in line for line in result.warnings)
+    assert any("the runtime does not hand them out: prepared model: onnxruntime" in line for line in result.warnings)
     check(proto, result, feeds)

@@ -11,12 +11,12 @@ import pytest
 from onnxq.core.codebook import decode
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
-from onnxq.graph import io
-from onnxq.plan.codebook import plan_codebook
+from onnxq.graph.files import io
 from onnxq.plan.decisions import NodePlan
-from onnxq.plan.select import Choice
-from onnxq.presets import PRESETS
-from onnxq.recipe import Recipe, Rule
+from onnxq.plan.placement.select import Choice
+from onnxq.plan.weights.tables import plan_codebook
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build
 from tests.graph.emit.test_weight_only import close, quantized, run
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, TensorSpec
-from onnxq.graph import io
-from onnxq.graph.emit.dynamic import emit_dynamic
+from onnxq.graph.emit.at_inference import emit_dynamic
 from onnxq.graph.emit.rewrite import DynamicRewrite, Rewrite
-from onnxq.recipe import Recipe, Rule
+from onnxq.graph.files import io
+from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build, weights
 from tests.graph.emit.at_inference import Array, by_row, by_tensor, close, ops, outputs, quantized, rows_of, weight
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.core.metrics import sqnr_db
+from onnxq.core.error_measures import sqnr_db
 from onnxq.core.spec import PerAxis
-from onnxq.recipe import Recipe
+from onnxq.recipe.recipe import Recipe
 from tests.graph.build import build, run, weights
 from tests.graph.emit.at_inference import Array, by_row, by_tensor, close, ops, outputs, quantized, weight
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from onnxq.graph import io
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.files import io
 from tests.graph.build import build, session, weights
 
 NORM = "y = LayerNormalization <axis = -1> (s, gain)"

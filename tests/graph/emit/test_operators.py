@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 
 import onnxq
-import onnxq.results
-from onnxq.core.metrics import sqnr_db
-from onnxq.graph.ops import OPS
+import onnxq.report.results
+from onnxq.core.error_measures import sqnr_db
+from onnxq.graph.reading.ops import OPS
 from tests.graph.emit import networks
 
 FORMATS = ("qdq", "qoperator")
@@ -43,7 +43,7 @@ def session(model: onnx.ModelProto, optimize: bool) -> onnxruntime.InferenceSess
 
 
 @cache
-def result_of(name: str, form: str, opset: int = 17) -> onnxq.results.QuantizeResult:
+def result_of(name: str, form: str, opset: int = 17) -> onnxq.report.results.QuantizeResult:
     model = (MODELS if opset == 17 else NEWER)[name]
     return onnxq.quantize(
         model, calibration=feeds(model), preset="w8a8", format=form, range="minmax", include=["*"], benchmark=False

@@ -8,7 +8,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import CalibrationError, RecipeError
-from onnxq.recipe import Recipe, Rule
+from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build, weights
 from tests.graph.emit.at_inference import Array, by_row, close, ops, outputs, rows_of, weight
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.graph import io, walk
+from onnxq.graph import walk
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from tests.graph.build import Array, build, ops, prepared, weights
 

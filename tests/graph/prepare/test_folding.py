@@ -7,8 +7,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnxq.graph import io, walk
-from onnxq.graph.prepare import evaluate, folding, prepare
+from onnxq.graph import walk
+from onnxq.graph.files import io
+from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare.folding import evaluate, fold_constants
 from tests.graph.build import build, ops, prepared, weights
 
 
@@ -214,7 +216,7 @@ def test_every_operator_knows_its_size_before_it_is_computed(op_type: str) -> No
     used = {name: np.asarray(a) for name, a in constants.items() if f"({name}" in nodes or f", {name}" in nodes}
     model = io.load(build(text, opset=18, **used))
     node = model.graph[0]
-    inputs = folding.constants_of(node)
+    inputs = fold_constants.constants_of(node)
     assert inputs is not None
     bound = evaluate.result_bytes(node, inputs)
     results = evaluate.evaluate(node, inputs, 18)

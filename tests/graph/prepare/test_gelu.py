@@ -1,7 +1,7 @@
 import numpy as np
 
-from onnxq.graph import io
-from onnxq.graph.prepare import gelu
+from onnxq.graph.files import io
+from onnxq.graph.prepare.operators import gelu
 from tests.graph.build import build, session, weights
 
 BODY = "d = Div (x, root) e = Erf (d) a = Add (e, one) {last}"

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.graph import io, walk
+from onnxq.graph import walk
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from tests.graph.build import build, ops, prepared, weights
 

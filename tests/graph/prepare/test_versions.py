@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from tests.graph.build import Array, build, feeds_for, run, same, session, weights
 

@@ -7,8 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from onnxq.graph import io, walk
-from onnxq.graph.check import check_model, check_weights
+from onnxq.graph import walk
+from onnxq.graph.files import io
+from onnxq.graph.files.checker import check_model, check_weights
 from onnxq.graph.prepare import prepare
 from tests.graph.build import NUMPY, ops, run, same, session
 

@@ -1,0 +1,354 @@
+"""``onnxq quantize``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli._options import (
+    CALIBRATION_FORMS,
+    DATA,
+    FILE,
+    FiniteRange,
+    GroupedCommand,
+    examples,
+    option,
+    output_options,
+    state,
+    threads_option,
+)
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_quantization
+from onnxq.recipe.recipe import ALGORITHMS
+
+_FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
+
+
+def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    """The option as a number, or as the word that it is; a recipe refuses any other word."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Quantize a model, verify the result and write it.",
+    epilog=examples(
+        "onnxq quantize model.onnx",
+        "onnxq quantize model.onnx -o small.onnx -c calibration.npz",
+        "onnxq quantize model.onnx -c calibration.npz --range entropy --format qoperator",
+        "onnxq quantize model.onnx -c calibration.npz --exclude 'head/*' --op-type Conv",
+        "onnxq quantize model.onnx --stats model.stats.npz --min-sqnr 20 --json",
+    ),
+)
+@click.argument("model", type=FILE)
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=FILE,
+    group=_FILES,
+    default_text="<model stem>.<preset>.onnx beside MODEL",
+    help="File for the quantized model. An existing one is replaced when the new one is complete.",
+)
+@option(
+    "-c",
+    "--calibration",
+    type=DATA,
+    metavar="DATA",
+    group=_FILES,
+    default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
+    help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
+)
+@option(
+    "--stats",
+    metavar="FILE",
+    type=FILE,
+    group=_FILES,
+    help="Statistics saved by 'onnxq calibrate': samples are then run to measure the result, not for ranges.",
+)
+@option(
+    "-p",
+    "--preset",
+    metavar="NAME",
+    group=_HOW,
+    default_text="auto",
+    help="What weights and activations become; 'onnxq presets' lists the names.",
+)
+@option(
+    "--recipe",
+    metavar="FILE",
+    type=FILE,
+    group=_HOW,
+    help="YAML file with all of these choices, by node where need be. Options on the command line win over it.",
+)
+@option(
+    "--format",
+    type=click.Choice(["qdq", "qoperator"]),
+    group=_HOW,
+    default_text="the target's, qdq",
+    help="What is written: QuantizeLinear and DequantizeLinear around float operators, or integer operators.",
+)
+@option(
+    "--range",
+    "range_method",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    group=_HOW,
+    default_text="mse",
+    help="How the range of an activation is found from its statistics.",
+)
+@option(
+    "--percentile",
+    type=FiniteRange(min=50, max=100, min_open=True),
+    metavar="P",
+    group=_HOW,
+    default_text="99.99",
+    help="Share of the values, in percent, that the range covers. Implies --range percentile.",
+)
+@option(
+    "--symmetric/--affine",
+    default=None,
+    group=_HOW,
+    default_text="the target's, affine",
+    help="Whether the range of an activation has zero in its middle, or lies where the values are; with a preset that "
+    "packs weights, the same of their blocks (symmetric by default from 4 bits on).",
+)
+@option(
+    "--per-channel/--per-tensor",
+    default=None,
+    group=_HOW,
+    default_text="per channel",
+    help="One weight scale for each output channel, or one for the whole weight.",
+)
+@option(
+    "--bias-correct/--no-bias-correct",
+    default=None,
+    group=_HOW,
+    default_text="on",
+    help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
+)
+@option(
+    "--equalize",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
+)
+@option(
+    "--smooth",
+    metavar="ALPHA|auto",
+    callback=_alpha,
+    group=_HOW,
+    default_text="off, or the preset's",
+    help="SmoothQuant: even out the channels of activations by moving their range into the weights that read them; "
+    "ALPHA from 0 to 1, 0.5 is usual, or auto, which tries some on the samples.",
+)
+@option(
+    "--outliers",
+    type=float,
+    metavar="X",
+    group=_HOW,
+    default_text="off; 6 with llm-int8",
+    help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
+    "activations have a scale a row.",
+)
+@option(
+    "--adaround",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
+)
+@option(
+    "--bits",
+    type=click.Choice(["2", "3", "4", "8"]),
+    callback=lambda ctx, parameter, value: int(value) if value is not None else None,
+    group=_HOW,
+    default_text="the preset's",
+    help="Bits of a packed weight; 3 are stored as 4.",
+)
+@option(
+    "--block-size",
+    type=int,
+    metavar="N",
+    group=_HOW,
+    default_text="32, or 128 at 8 bits",
+    help="Elements of a packed weight that share a scale: 16, 32, 64, 128 or 256; 0 for one scale a column.",
+)
+@option(
+    "--algorithm",
+    metavar="NAME",
+    group=_HOW,
+    default_text="gptq with samples, kquant without, rtn at 8 bits",
+    help=f"How packed weights are rounded: {', '.join(ALGORITHMS)}.",
+)
+@option(
+    "--accuracy-level",
+    type=click.IntRange(0, 4),
+    metavar="0-4",
+    group=_HOW,
+    default_text="4",
+    help="How MatMulNBits computes: 0 and 1 in float32, 4 with activations rounded to int8 inside the kernel, which is "
+    "fast and adds an error of 0.5 to 0.7 %.",
+)
+@option(
+    "--target-bits",
+    type=float,
+    metavar="X",
+    group=_HOW,
+    help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
+)
+@option(
+    "--target",
+    metavar="NAME",
+    group=_HOW,
+    default_text="cpu",
+    help="What will run the model; 'onnxq targets' lists the names.",
+)
+@option(
+    "--fuse",
+    metavar="TYPE",
+    group=_HOW,
+    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
+    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
+)
+@option(
+    "--max-memory",
+    type=FiniteRange(min=0, min_open=True),
+    metavar="GIB",
+    group=_HOW,
+    default_text="2",
+    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
+)
+@option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    group=_WHICH,
+    help="Quantize only nodes whose name matches, even where that is expected to be slower. Repeatable.",
+)
+@option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    group=_WHICH,
+    help="Leave nodes whose name matches in float. Repeatable.",
+)
+@option(
+    "--op-type",
+    "op_types",
+    metavar="TYPE",
+    multiple=True,
+    group=_WHICH,
+    help="Quantize only operators of this type, such as Conv, even where that is expected to be slower. Repeatable.",
+)
+@option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    group=_PROOF,
+    help="Search for the fastest model whose outputs all keep this signal-to-noise ratio, in decibels; if there is "
+    "none, write nothing and exit with 3.",
+)
+@option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    group=_PROOF,
+    help="The same for a metric that may fall by X: in points of accuracy (with labels) or top-1 agreement, or in the "
+    "units of --metric.",
+)
+@option(
+    "--metric",
+    metavar="NAME",
+    group=_PROOF,
+    default_text="top1",
+    help="What --max-drop is about: top1, accuracy, perplexity, divergence, or module:function, which gets a callable "
+    "from a feed to the outputs by name and returns a number, higher for a better model.",
+)
+@option(
+    "--budget",
+    type=FiniteRange(min=0),
+    metavar="SECONDS",
+    group=_PROOF,
+    default_text="120",
+    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; the best so far is written "
+    "then.",
+)
+@option(
+    "--search-state",
+    metavar="FILE",
+    type=FILE,
+    group=_PROOF,
+    default_text="<output>.search.json",
+    help="File that keeps what a search has measured so far; removed when the model is written.",
+)
+@option(
+    "--resume",
+    is_flag=True,
+    group=_PROOF,
+    help="Go on with a search that was interrupted, from its file.",
+)
+@option(
+    "--no-benchmark",
+    is_flag=True,
+    group=_PROOF,
+    help="Do not measure latency; auto then means w8a8 with data, else w8.",
+)
+@threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    preset: str | None,
+    range_method: str | None,
+    percentile: float | None,
+    stats: Path | None,
+    no_benchmark: bool,
+    budget: float | None,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Quantize the float model MODEL, verify the result, and write it beside MODEL.
+
+    The result is opened in onnxruntime with and without optimizations, compared with MODEL on samples that were not
+    used for calibration, and timed against it. If that fails, nothing is written and the exit code is 3. MODEL itself
+    is never changed.
+
+    PATTERN is the name of a node, in full or with wildcards, such as 'blocks.*'. One that matches nothing is an
+    error.
+    """
+    if percentile is not None:
+        if range_method not in (None, "percentile"):
+            raise click.UsageError(f"--percentile does not go with --range {range_method}; leave one of them out")
+        range_method, options["percentile"] = "percentile", percentile
+    if preset is not None:
+        options["preset"] = preset
+    if budget is not None:
+        options["budget"] = budget
+    from onnxq import api
+
+    with working(as_json) as progress:
+        result = api.quantize(
+            model,
+            range=range_method,
+            statistics=stats,
+            benchmark=not no_benchmark,
+            progress=progress,
+            **options,
+        )
+    state(ctx).written = result.output
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_quantization(result.to_dict(), float_model=model, verbose=verbose)
+    show_warnings(result.warnings)

@@ -1,0 +1,5 @@
+"""Samples in every form they come in.
+
+Comes in: files, folders, iterables. Goes out: readers of feeds, arrays by input name, one sample at a time.
+Imports `core` and `errors`, and numpy.
+"""

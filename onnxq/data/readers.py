@@ -1,0 +1,215 @@
+"""Calibration data in every form it may come in, as one kind of reader."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed, FeedHash, InputSpec, check_feed
+from onnxq.data.npz import NpzSource
+from onnxq.data.sources import FolderSource, RewindSource, SequenceSource, Source, SpoolSource, get_all
+from onnxq.errors import CalibrationError, OnnxqError
+
+__all__ = ["Feed", "InputSpec", "Reader", "open_reader", "split"]
+
+FORMS = "an .npz file, a folder of .npz or .npy feeds, or module:callable"
+
+
+class Reader:
+    """Calibration samples: checked feeds that can be read any number of times, in the same order.
+
+    Attributes:
+        inputs: what the model takes; every feed fits it.
+        notes: what a user should know about the data.
+    """
+
+    def __init__(self, source: Source, inputs: Sequence[InputSpec], start: int = 0, stop: int | None = None) -> None:
+        """Read the feeds ``start`` to ``stop`` of a source (None: to its end)."""
+        self.inputs = list(inputs)
+        self._source = source
+        self._start = start
+        self._stop = stop
+        self._hash: str | None = None
+        self.notes: list[str] = list(source.notes)
+
+    def __iter__(self) -> Iterator[Feed]:
+        """The feeds, each with all inputs in their order.
+
+        Raises:
+            CalibrationError: a feed does not fit, the source failed, or there is not one feed; the message says which
+                sample.
+        """
+        index = self._start
+        feeds = iter(self._source.feeds(self._start, self._stop))
+        while True:
+            try:
+                sample = next(feeds)
+            except StopIteration:
+                break
+            except OnnxqError:
+                raise
+            except Exception as error:  # whatever the user's own code raises
+                raise CalibrationError(
+                    f"calibration sample {index}: the reader raised {type(error).__name__}: {error}"
+                ) from error
+            yield check_feed(sample, self.inputs, f"calibration sample {index}")
+            index += 1
+        if index == self._start:
+            raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+
+    @property
+    def count(self) -> int | None:
+        """Feeds; None where the source has to be read to its end to know (see `count_feeds`)."""
+        total = self._source.count
+        if total is None:
+            return None
+        return max(0, (total if self._stop is None else min(self._stop, total)) - self._start)
+
+    def count_feeds(self) -> int:
+        """Feeds; reads the source to its end where that is not known yet.
+
+        Raises:
+            CalibrationError: as for iteration.
+        """
+        if self.count is None:
+            for _ in self:
+                pass
+        return self.count or 0
+
+    @property
+    def labels(self) -> Array | None:
+        """Classes of the samples, one for each item of all batches; None where the data has none."""
+        return self._source.labels(self._start, self._stop)
+
+    @property
+    def hash(self) -> str:
+        """What identifies the feeds, in hexadecimal; the same for the same arrays whatever form they came in.
+
+        Raises:
+            CalibrationError: as for iteration.
+        """
+        if self._hash is None:
+            digest = FeedHash()
+            for feed in self:
+                digest.update(feed)
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    def part(self, start: int, stop: int) -> Reader:
+        """The feeds ``start`` to ``stop`` of this reader, as a reader of their own."""
+        end = self._start + stop
+        return Reader(
+            self._source, self.inputs, self._start + start, end if self._stop is None else min(end, self._stop)
+        )
+
+
+def open_reader(calibration: Any, inputs: Sequence[InputSpec], *, batch_size: int | None = None) -> Reader:
+    """Make a reader of calibration data.
+
+    Args:
+        calibration: path of an .npz file (arrays by input name, samples along axis 0, ``labels`` optional), path of
+            a folder (each .npz or .npy one feed), ``module:callable`` or a callable that gives an iterable of feeds,
+            an iterable of feeds, or an object with onnxruntime's ``get_next()``. A feed is a dict of arrays by input
+            name. What can be read only once is kept in a temporary folder while it is read.
+        inputs: what the model takes.
+        batch_size: samples of an .npz in a feed; None takes what the model is fixed to, else 1.
+
+    Raises:
+        CalibrationError: it is none of these, does not exist, or does not fit the model.
+    """
+    if isinstance(calibration, Reader):
+        return calibration
+    if isinstance(calibration, str | os.PathLike):
+        return Reader(_from_text(os.fspath(calibration), inputs, batch_size), inputs)
+    return Reader(_from_object(calibration, inputs, "calibration data"), inputs)
+
+
+def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -> Source:
+    path = Path(text)
+    if path.is_dir():
+        return FolderSource(path, inputs)
+    if path.is_file():
+        return NpzSource(path, inputs, batch_size)
+    module, colon, name = text.rpartition(":")
+    if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
+        return _from_object(_imported(module, name, text), inputs, text)
+    raise CalibrationError(f"{text}: no such file or folder; give {FORMS}")
+
+
+def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # the module is the user's own code
+        raise CalibrationError(f"{text}: cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    if not callable(found):
+        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that gives feeds")
+    return found  # type: ignore[no-any-return]
+
+
+def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
+    made = not isinstance(given, type) and (hasattr(given, "__iter__") or hasattr(given, "get_next"))
+    if callable(given) and not made:
+        try:
+            given = given()
+        except Exception as error:  # the callable is the user's own code
+            raise CalibrationError(f"{where}: the call raised {type(error).__name__}: {error}") from error
+    if isinstance(given, Mapping):
+        raise CalibrationError(f"{where}: is one dict; give a list of feeds, for example [feed]")
+    if isinstance(given, np.ndarray | str | bytes):
+        raise CalibrationError(
+            f"{where}: is a {type(given).__name__}; give an iterable of dicts of arrays by input name"
+        )
+    if hasattr(given, "get_next"):
+        rewind = getattr(given, "rewind", None) or getattr(given, "reset", None)
+        return RewindSource(given, rewind) if callable(rewind) else SpoolSource(get_all(given), inputs)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        return SequenceSource(given)
+    try:
+        iterator = iter(given)
+    except TypeError:
+        raise CalibrationError(
+            f"{where}: is a {type(given).__name__}; give {FORMS}, or an iterable of dicts of arrays by input name"
+        ) from None
+    except Exception as error:  # the iterable is the user's own code
+        raise CalibrationError(f"{where}: the reader raised {type(error).__name__}: {error}") from error
+    return SpoolSource(iterator, inputs)
+
+
+def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Reader, Reader]:
+    """Hold out the last feeds, for verification.
+
+    Args:
+        reader: all feeds; read to its end first where their number is not known.
+        fraction: share to hold out.
+        at_most: feeds to hold out at most; at least one is.
+
+    Returns:
+        (those to calibrate on, those held out), which are disjoint; with one feed both are that feed and the
+        second's notes say so.
+
+    Raises:
+        CalibrationError: there is not one feed.
+    """
+    count = reader.count_feeds()
+    if count == 0:
+        raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+    if count == 1:
+        held = reader.part(0, 1)
+        held.notes.append("calibration data: one sample only, so the check runs on what was calibrated on; add samples")
+        return reader, held
+    held_out = min(max(int(count * fraction), 1), at_most, count - 1)
+    return reader.part(0, count - held_out), reader.part(count - held_out, count)

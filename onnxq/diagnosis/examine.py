@@ -1,0 +1,179 @@
+"""``diagnose``: rank the quantized nodes of a model by the error they cause."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxq.data.feeds import Feed
+from onnxq.data.readers import Reader
+from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.ranking import diagnose as run_diagnosis
+from onnxq.errors import OnnxqError, RecipeError
+from onnxq.graph.files import io
+from onnxq.graph.types import Model
+from onnxq.graph.views.isolate import float_values, isolate
+from onnxq.pipeline.build import build
+from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
+from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.recipe.recipe import Recipe, Rule
+from onnxq.report import text
+from onnxq.runtime.probe import probe
+from onnxq.targets import target_named
+
+__all__ = ["DiagnoseResult", "diagnose", "examine"]
+
+SAMPLES = 32
+"""Samples that are run at most: each shows tens of thousands of elements of every value."""
+
+
+@dataclass
+class DiagnoseResult:
+    """Quantized nodes, the one that hurts most first.
+
+    Attributes:
+        diagnosis: what was found of each node.
+        recipe: the recipe of the quantized model with rules for the worst nodes.
+        recipe_path: where it was written; None where it was not asked for.
+        warnings: one line each.
+    """
+
+    diagnosis: Diagnosis
+    recipe: Recipe
+    recipe_path: Path | None
+    warnings: list[str]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The nodes, the worst first."""
+        return self.diagnosis.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            **self.diagnosis.to_dict(),
+            "recipe": self.recipe.to_yaml(),
+            "recipe_path": str(self.recipe_path) if self.recipe_path is not None else None,
+            "warnings": self.warnings,
+        }
+
+    def summary(self, *, everything: bool = False) -> str:
+        """The table of nodes as plain text.
+
+        Args:
+            everything: all nodes, not only the worst.
+        """
+        return text.diagnosis_table(self.to_dict(), everything=everything).text()
+
+
+def diagnose(
+    float_model: Source,
+    quantized_model: Source | None = None,
+    *,
+    data: object = None,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    recipe_out: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DiagnoseResult:
+    """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
+
+    Args:
+        float_model: path or ``onnx.ModelProto``.
+        quantized_model: its quantized form, made by whatever tool, as QDQ, QOperator or packed weights; None quantizes
+            it first.
+        data: samples, as for `onnxq.quantize`.
+        recipe: how the model is, or was, quantized; "w8a8" unless given.
+        recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
+        threads: threads an operator may use.
+        progress: called with (step, done, total).
+
+    Raises:
+        ModelError: a model cannot be used, or the two are no pair.
+        CalibrationError: data that does not fit.
+        RecipeError: no data was given and none was found.
+    """
+    clock = Clock(progress)
+    given = (
+        recipe
+        if isinstance(recipe, Recipe)
+        else Recipe.from_file(os.fspath(recipe))
+        if recipe is not None
+        else Recipe()
+    )
+    if given.preset == "auto":
+        given = given.override(preset="w8a8")
+    place = Path(recipe_out) if recipe_out is not None else None
+    if place is not None and not place.parent.is_dir():
+        raise OnnxqError(f"{place}: the folder {place.parent} does not exist; create it or choose another output")
+    target = target_named(given.target)
+    prepared = load_and_prepare(float_model, target, clock)
+    found = data if data is not None else find_calibration(float_model)
+    if found is None:
+        raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
+    samples = open_data(found, prepared)
+    confirm(prepared, samples.first, clock, threads)
+    if quantized_model is None:
+        quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
+    else:
+        quantized = io.load(quantized_model)
+    measured = samples.held_out if quantized_model is None else samples.every
+    result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+    better = _with_rules(given, result.worst)
+    if place is not None:
+        place.write_text(better.to_yaml(), "utf8")
+    return DiagnoseResult(result, better, place, [*prepared.notes, *result.warnings])
+
+
+def examine(
+    prepared: Prepared,
+    original: Model,
+    quantized: Model,
+    samples: Reader,
+    first: Feed,
+    threads: int | None,
+    clock: Clock,
+) -> Diagnosis:
+    """Rank the quantized nodes of a model that is in memory.
+
+    Args:
+        prepared: the float model, cleaned up.
+        original: the float model as it was given.
+        quantized: its quantized form.
+        samples: at most `SAMPLES` of them are run.
+        first: one sample.
+        threads: threads an operator may use.
+        clock: takes the time.
+
+    Raises:
+        ModelError: a model cannot be loaded or run, or nothing in it is quantized.
+    """
+    reference = _closest(quantized, prepared.model, original)
+    with clock.step("diagnose"):
+        seen = probe(reference, first, threads=threads)
+        real = {name: info.dtype.kind == "f" for name, info in seen.items()}
+        apart = isolate(reference, quantized, real, weights=(prepared.model, original))
+        return run_diagnosis(reference, apart, _spread(samples), threads=threads, progress=clock.report("diagnose"))
+
+
+def _spread(samples: Reader) -> Iterator[Feed]:
+    """At most `SAMPLES` of the samples, evenly spaced."""
+    total = samples.count_feeds()
+    chosen = {index * total // min(total, SAMPLES) for index in range(min(total, SAMPLES))}
+    return (feed for index, feed in enumerate(samples) if index in chosen)
+
+
+def _closest(quantized: Model, *candidates: Model) -> Model:
+    """The form of the float model that has most of the quantized model's values."""
+    names = set(float_values(quantized))
+    return max(candidates, key=lambda model: len(names & set(float_values(model))))
+
+
+def _with_rules(recipe: Recipe, worst: list[Finding]) -> Recipe:
+    rules = tuple(Rule(match=finding.node, **finding.remedy) for finding in worst if finding.remedy)
+    return recipe.override(rules=(*recipe.rules, *rules))

@@ -1,0 +1,390 @@
+"""Which nodes hurt: the error that each quantized node adds on its own, what arrives at it, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
+from onnxq.errors import ModelError
+from onnxq.graph.views.isolate import Grid, Isolated, Unit
+from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
+from onnxq.graph.views.tail import tail
+from onnxq.runtime.session import session_of
+
+SUSPECTS, FEWER = 6, 2
+"""Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured. Each takes a
+session: where the model is large and the samples few, these would take longer than everything else."""
+
+_LARGE, _PER_SUSPECT = 32 << 20, 16
+"""Bytes of weights from which a model is large, and samples for each suspect there."""
+
+_TAIL_FEEDS = 2
+"""Samples on which the effect on the outputs is measured."""
+
+_SAMPLED = 1 << 16
+"""Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
+
+_MOST = 0.7
+"""Share of the damage that the worst nodes are to account for."""
+
+_BAD_DB = 15.0
+"""A node that adds more noise than this on its own is one of the worst whatever the others do."""
+
+_CLIPS = 1e-3
+"""Share of clipped elements from which clipping is worth a word."""
+
+_LARGE_ONES_DB = 12.0
+"""Where the output is so much worse than the weight, the weights that the inputs ask for are the badly rounded ones."""
+
+_WIDE = 4.0
+"""A range so many times wider than what was seen wastes two bits."""
+
+
+@dataclass
+class Finding:
+    """What one quantized node does to the model.
+
+    Attributes:
+        node: its name in the float model.
+        op_type: its operator.
+        value: the value it computes.
+        own_sqnr_db: of that value where this node alone is quantized and is given float inputs.
+        arriving_sqnr_db: of that value in the whole quantized model; None where the model does not show it.
+        output_sqnr_db: of the model's worst output where this node alone is quantized; None where not measured.
+        weight_sqnr_db: of its weight; None where it has none, or none that can be compared.
+        low: lower end of the range of its output; None where that stays float.
+        high: upper end.
+        seen_low: smallest element of the float value.
+        seen_high: largest.
+        clipped: share of elements outside the range.
+        cause: where most of its own error comes from, in words.
+        remedy: what a recipe can do about it: keys of a rule.
+    """
+
+    node: str
+    op_type: str
+    value: str
+    own_sqnr_db: float
+    arriving_sqnr_db: float | None = None
+    output_sqnr_db: float | None = None
+    weight_sqnr_db: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seen_low: float | None = None
+    seen_high: float | None = None
+    clipped: float = 0.0
+    cause: str = ""
+    remedy: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Diagnosis:
+    """All quantized nodes, the worst first.
+
+    Attributes:
+        findings: ordered by the damage at the model's outputs where that was measured, then by own error.
+        outputs: SQNR of each real-valued output of the whole quantized model.
+        samples: feeds that were run.
+        warnings: one line each.
+    """
+
+    findings: list[Finding]
+    outputs: dict[str, float]
+    samples: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> list[Finding]:
+        """The few nodes that do most of the damage: at least one, at most a tenth of all and those below 15 dB."""
+        limit = max(1, len(self.findings) // 10)
+        noise = [_noise(finding) for finding in self.findings]
+        total, done = sum(noise), 0.0
+        chosen: list[Finding] = []
+        for finding, part in zip(self.findings, noise, strict=True):
+            if (done < _MOST * total and len(chosen) < limit) or finding.own_sqnr_db < _BAD_DB:
+                chosen.append(finding)
+            done += part
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "nodes": [asdict(finding) for finding in self.findings],
+            "outputs": self.outputs,
+            "samples": self.samples,
+            "warnings": self.warnings,
+        }
+
+
+def _noise(finding: Finding) -> float:
+    """Noise over signal at the model's outputs, where measured."""
+    ratio = finding.output_sqnr_db if finding.output_sqnr_db is not None else math.inf
+    return 0.0 if ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
+
+
+class _Error:
+    """Signal and noise of one value, summed over samples; elements that are not finite in float are left out."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+
+    def add(self, reference: Array, actual: Array) -> None:
+        if reference.shape != actual.shape:
+            return
+        left = np.asarray(reference, np.float32)
+        error = np.asarray(actual, np.float32) - left
+        with np.errstate(over="ignore", invalid="ignore"):  # said of below
+            signal, noise = float(left @ left), float(error @ error)
+        if not (math.isfinite(signal) and math.isfinite(noise)):
+            finite = np.isfinite(left)
+            left, error = left[finite].astype(np.float64), error[finite].astype(np.float64)
+            error = np.nan_to_num(error, nan=np.inf)
+            signal, noise = float(left @ left), float(error @ error)
+        self.signal += signal
+        self.noise += noise
+
+    @property
+    def db(self) -> float:
+        """SQNR in dB."""
+        if self.noise == 0.0:
+            return math.inf
+        if self.signal == 0.0 or not math.isfinite(self.noise):
+            return -math.inf
+        return 10.0 * math.log10(self.signal / self.noise)
+
+
+class _Range:
+    """What a value held, and how much of it a grid clips and rounds."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.low, self.high = math.inf, -math.inf
+        self.clipped = self.count = 0
+        self.clip_noise = 0.0
+
+    def add(self, array: Array) -> None:
+        if array.size == 0:
+            return
+        low, high = float(array.min()), float(array.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            array = array[np.isfinite(array)]
+            if array.size == 0:
+                return
+            low, high = float(array.min()), float(array.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        array = some(array)
+        self.count += array.size
+        grid = self._grid
+        if low < grid.low - grid.scale / 2 or high > grid.high + grid.scale / 2:
+            beyond = array - np.clip(array, grid.low, grid.high)
+            outside = np.abs(beyond) > grid.scale / 2
+            self.clipped += int(np.count_nonzero(outside))
+            self.clip_noise += float(np.square(beyond[outside], dtype=np.float64).sum())
+
+    @property
+    def rounding_noise(self) -> float:
+        """Expected noise of rounding alone: scale²/12 an element."""
+        return self._grid.scale**2 / 12.0 * self.count
+
+
+def diagnose(
+    float_model: Model,
+    isolated: Isolated,
+    feeds: Iterable[Feed],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    total: int | None = None,
+) -> Diagnosis:
+    """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
+
+    Args:
+        float_model: the reference; the model that ``isolated`` was made with.
+        isolated: the quantized model, taken apart.
+        feeds: samples.
+        threads: threads an operator may use.
+        progress: called with samples done and their number.
+        total: number of samples, where it is known.
+
+    Raises:
+        ModelError: a model cannot be loaded or run, or nothing in it is quantized.
+    """
+    units = isolated.units
+    if not units:
+        raise ModelError(
+            "diagnose: no quantized node has a counterpart in the float model; give a model and its own quantized "
+            "form (what lies in bodies of If, Loop and Scan is not looked into)"
+        )
+    work = _Work(float_model, isolated, threads)
+    samples = 0
+    first: list[Feed] = []
+    for feed in feeds:
+        work.add(feed)
+        samples += 1
+        if len(first) < _TAIL_FEEDS:
+            first.append({name: np.array(array) for name, array in feed.items()})
+        if progress is not None:
+            progress(samples, total)
+    findings = [work.finding(unit) for unit in units]
+    few = weight_bytes(float_model) > _LARGE
+    number = min(SUSPECTS, max(FEWER, samples // _PER_SUSPECT)) if few else SUSPECTS
+    _measure_outputs(float_model, isolated, work, findings, first, number, threads)
+    order = sorted(range(len(units)), key=lambda i: _rank(findings[i], i))
+    return Diagnosis([findings[i] for i in order], work.output_ratios(), samples)
+
+
+def _rank(finding: Finding, index: int) -> tuple[bool, float, int]:
+    if finding.output_sqnr_db is not None:
+        return False, finding.output_sqnr_db, index
+    return True, finding.own_sqnr_db, index
+
+
+class _Work:
+    """The three sessions and what was summed up."""
+
+    def __init__(self, float_model: Model, isolated: Isolated, threads: int | None) -> None:
+        self.isolated = isolated
+        units = isolated.units
+        outputs = [value.name or "" for value in float_model.graph.outputs]
+        wanted = list(dict.fromkeys([*isolated.sources, *(unit.value for unit in units), *outputs]))
+        augmented = with_outputs(float_model, wanted)
+        self._fetch = augmented.outputs
+        self.reference = session_of(augmented.model, threads=threads, label="float model")
+        self.apart = session_of(isolated.model, threads=threads, label="quantized nodes, each on its own")
+        arriving = with_outputs(isolated.quantized, [*(unit.arriving for unit in units), *outputs])
+        self._arriving = arriving.outputs
+        self.whole = session_of(arriving.model, threads=threads, label="quantized model")
+        self._outputs = [name for name in outputs if name in arriving.outputs]
+        self._inputs = {spec.name for spec in self.apart.input_specs}
+        self._own = {unit.output: _Error() for unit in units}
+        self._arrived = {unit.output: _Error() for unit in units}
+        self._ranges = {unit.output: _Range(unit.grid) for unit in units if unit.grid is not None}
+        self._ends = {name: _Error() for name in self._outputs}
+
+    def values(self, feed: Feed) -> dict[str, Array]:
+        """The float values of one sample."""
+        return {**feed, **dict(zip(self._fetch, self.reference.run(feed, self._fetch), strict=True))}
+
+    def run_apart(self, feed: Feed, values: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Quantized forms of values, each from float inputs."""
+        given = {name: values[source] for source, name in self.isolated.sources.items() if name in self._inputs}
+        given |= {name: array for name, array in feed.items() if name in self._inputs}
+        return self.apart.run(given, outputs)
+
+    def add(self, feed: Feed) -> None:
+        """Run one sample."""
+        values = self.values(feed)
+        units = self.isolated.units
+        for unit, got in zip(units, self.run_apart(feed, values, [u.output for u in units]), strict=True):
+            if values[unit.value].shape == got.shape:
+                self._own[unit.output].add(some(values[unit.value]), some(got))
+            if unit.output in self._ranges:
+                self._ranges[unit.output].add(values[unit.value])
+        arrived = dict(zip(self._arriving, self.whole.run(feed, self._arriving), strict=True))
+        for unit in units:
+            array = arrived.get(unit.arriving)
+            if array is not None and array.shape == values[unit.value].shape:
+                self._arrived[unit.output].add(some(values[unit.value]), _real(some(array), unit))
+        for name in self._outputs:
+            if values[name].dtype.kind == "f":
+                self._ends[name].add(values[name].ravel(), arrived[name].ravel())
+
+    def output_ratios(self) -> dict[str, float]:
+        """SQNR by output."""
+        return {name: error.db for name, error in self._ends.items() if error.signal or error.noise}
+
+    def finding(self, unit: Unit) -> Finding:
+        """What was found of one node, but for its effect on the outputs."""
+        own = self._own[unit.output]
+        weight = None
+        if unit.weight is not None:
+            error = _Error()
+            error.add(*(array.ravel() for array in unit.weight))
+            weight = error.db
+        found = Finding(unit.name, unit.op_type, unit.value, own.db, weight_sqnr_db=weight)
+        if unit.arriving in self._arriving:
+            found.arriving_sqnr_db = self._arrived[unit.output].db
+        seen = self._ranges.get(unit.output)
+        if seen is not None and unit.grid is not None and seen.count:
+            found.low, found.high = unit.grid.low, unit.grid.high
+            found.seen_low, found.seen_high = seen.low, seen.high
+            found.clipped = seen.clipped / seen.count
+        found.cause, found.remedy = _cause(own, seen, found, unit.rounds_inputs)
+        return found
+
+
+def some(array: Array) -> Array:
+    """Evenly spaced elements of an array, all where it is small; (elements,)."""
+    flat = array.reshape(-1)
+    step = -(-flat.size // _SAMPLED)
+    return flat if step <= 1 else flat[:: step + 1 - step % 2]  # odd, so that no axis of even length is skipped over
+
+
+def _real(array: Array, unit: Unit) -> Array:
+    if array.dtype.kind not in "iu" or unit.grid is None:
+        return array
+    return np.asarray((array.astype(np.float32) - unit.grid.zero_point) * np.float32(unit.grid.scale))
+
+
+def _cause(own: _Error, seen: _Range | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
+    """Where most of a node's own error comes from, and the keys of a rule that helps."""
+    leave = {"quantize": False}
+    if seen is not None and seen.count and own.noise > 0:
+        if seen.clip_noise > 0.5 * own.noise:
+            share = f"{100 * found.clipped:.2g} % of its output" if found.clipped >= _CLIPS else "a few large elements"
+            return f"its range clips {share}", {"range": "minmax"}
+        width = (found.high or 0.0) - (found.low or 0.0)
+        used = max(seen.high, 0.0) - min(seen.low, 0.0)
+        if seen.rounding_noise > 0.5 * own.noise:
+            if used > 0 and width > _WIDE * used:
+                return f"its range is {width / used:.0f} times wider than its output", {"range": "mse"}
+            return "8 bits are few for how its output is spread", leave
+    if found.weight_sqnr_db is not None and (not rounds_inputs or found.weight_sqnr_db < found.own_sqnr_db + 6.0):
+        if found.weight_sqnr_db > found.own_sqnr_db + _LARGE_ONES_DB:
+            return "rounding its weights: large ones, which matter little, leave the others few levels", leave
+        return f"rounding its weights ({found.weight_sqnr_db:.1f} dB)", leave
+    return ("rounding its inputs and weights" if rounds_inputs else "rounding its weights"), leave
+
+
+def _measure_outputs(
+    float_model: Model,
+    isolated: Isolated,
+    work: _Work,
+    findings: Sequence[Finding],
+    feeds: Sequence[Feed],
+    number: int,
+    threads: int | None,
+) -> None:
+    """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
+    made = {value.name for node in float_model.graph for value in node.outputs}
+    suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
+    errors: dict[int, dict[str, _Error]] = {
+        i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
+    }
+    if not errors or not feeds:
+        return
+    tails = {i: tail(float_model, findings[i].value) for i in errors}
+    sessions = {i: session_of(t.model, threads=threads, packed=False, label="float model") for i, t in tails.items()}
+    beside = dict.fromkeys(name for t in tails.values() for name in t.beside)
+    ends = [value.name or "" for value in float_model.graph.outputs]
+    around = with_outputs(float_model, [*beside, *ends, *isolated.sources])
+    float_session = session_of(around.model, threads=threads, packed=False, label="float model")
+    for feed in feeds:
+        values = {**feed, **dict(zip(around.outputs, float_session.run(feed, around.outputs), strict=True))}
+        got = work.run_apart(feed, values, [isolated.units[i].output for i in errors])
+        for i, array in zip(errors, got, strict=True):
+            given = {tails[i].beside[name]: values[name] for name in tails[i].beside}
+            given[tails[i].given] = array
+            session = sessions[i]
+            for output, result in zip(session.output_names, session.run(given), strict=True):
+                name = tails[i].outputs.get(output)
+                if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
+                    errors[i].setdefault(name, _Error()).add(values[name].ravel(), result.ravel())
+    for i, outputs in errors.items():
+        findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)

@@ -1,0 +1,439 @@
+"""Read and write models: bad files are one-line errors, inputs never change, outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxq.errors import ModelError, OnnxqError
+from onnxq.graph import names, walk
+from onnxq.graph.files import external
+from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.sound import sound
+from onnxq.graph.reading import declared
+
+__all__ = ["Source", "check_weights", "detached", "load", "model_hash", "save", "size_bytes", "to_bytes", "to_proto"]
+
+Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+"""Where a model comes from: a file, or a model in memory."""
+
+PROTOBUF_LIMIT = 2**31 - 2**20
+"""Bytes a model file may have before its weights go to a second file: protobuf's 2 GB with some slack."""
+
+_EXTERNAL_FROM = 1024
+"""Initializers of fewer bytes stay in the model file: runtimes read shapes and axes while they load."""
+
+_MESSAGES = 90
+"""Messages within messages that protobuf reads with certainty; it stops at 100."""
+
+_FILES = "onnxq.external_files"
+"""Key of ``ir.Model.meta``: the files a loaded model maps its weights from."""
+
+
+def load(source: Source) -> ir.Model:
+    """Read a model without ever changing its source.
+
+    Weights in external files are mapped, not read; those in the protobuf are copied out of it once.
+
+    Args:
+        source: path of an ``.onnx`` file, or a model in memory.
+
+    Returns:
+        A model that the caller may change freely.
+
+    Raises:
+        ModelError: not a model file, or one that cannot be used; the message names the file and the reason.
+    """
+    if isinstance(source, onnx.ModelProto):
+        return _from_proto(source, "model", None)
+    path = Path(source)
+    return _from_proto(_read(path), str(path), path.parent)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder, not an ONNX file; name the .onnx file in it")
+        if not path.exists():
+            raise ModelError(f"{path}: no such file; check the path")
+        if not path.is_file():
+            raise ModelError(f"{path}: is not a regular file; save the model to one first")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}; check the file's permissions") from None
+    if not content:
+        raise ModelError(f"{path}: the file is empty; export or download the model again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except Exception:  # protobuf's implementations differ in what they raise
+        if (depth := nesting(content)) * 3 > _MESSAGES:
+            raise ModelError(f"{path}: {too_deep(depth)}") from None
+        raise ModelError(
+            f"{path}: not an ONNX model, or a truncated one ({len(content)} bytes do not parse as protobuf); "
+            "export or download it again"
+        ) from None
+    return proto
+
+
+def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Model:
+    if proto.ir_version < 1 and not proto.HasField("graph"):
+        raise ModelError(f"{where}: not an ONNX model: it has neither an IR version nor a graph")
+    if not proto.HasField("graph"):
+        raise ModelError(f"{where}: the model has no graph, so it is truncated or damaged; export it again")
+    if not proto.opset_import:
+        raise ModelError(
+            f"{where}: the model imports no operator set, so its operators have no meaning; it is truncated or its "
+            "exporter is broken: add opset_import, or export it again"
+        )
+    if not proto.graph.output:
+        raise ModelError(f"{where}: the graph has no outputs; export the model again")
+    if not proto.graph.node:
+        raise ModelError(f"{where}: the graph has no nodes, so there is nothing to quantize")
+    if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
+        raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
+    _refuse_maps(proto, where)
+    proto = sound(proto, where)
+    try:
+        model = ir.from_proto(proto)
+        model.ir_version = max(model.ir_version, 1)
+        files = _own_tensors(model, where, folder)
+        declared.settle(model)
+        names.name_unnamed(proto.graph, model.graph)
+        _refuse_dangling(model, where)
+    except ModelError:
+        raise
+    except Exception as error:  # onnx_ir raises whatever the damage leads to
+        raise ModelError(f"{where}: the model is damaged: {_root_cause(error)}; export it again") from error
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    model.meta[_FILES] = files
+    return model
+
+
+def _refuse_dangling(model: ir.Model, where: str) -> None:
+    for node in walk.all_nodes(model.graph):
+        for value in node.inputs:
+            if value is not None and value.producer() is None and not value.is_graph_input():
+                if value.is_initializer():
+                    continue
+                raise ModelError(
+                    f"{where}: node {node.name!r} reads {value.name!r}, which nothing writes; export it again"
+                )
+
+
+def _root_cause(error: BaseException) -> str:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return (str(error) or type(error).__name__).strip().rstrip(".")
+
+
+def _refuse_maps(proto: onnx.ModelProto, where: str) -> None:
+    """onnx_ir has no map types; they come from ZipMap, at the end of classifiers that scikit-learn exports."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
+        if kind.HasField("map_type"):
+            raise ModelError(
+                f"{where}: value '{value.name}' is a map, as ZipMap makes it, and only tensors and sequences are "
+                "supported; export the model without ZipMap (skl2onnx: options={'zipmap': False})"
+            )
+
+
+def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
+    """Let no tensor refer to the protobuf, and map external ones; returns the mapped files."""
+    data = external.DataFiles(where, folder)
+
+    def own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.ExternalTensor):
+            return data.tensor(tensor)
+        if isinstance(tensor, ir.StringTensor):
+            return tensor
+        try:
+            array = tensor.numpy()
+        except (ValueError, TypeError, AssertionError) as error:
+            raise ModelError(f"{where}: tensor '{tensor.name}' is damaged: {_root_cause(error)}") from error
+        owned = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+        owned.metadata_props.update(tensor.metadata_props)
+        return owned
+
+    graphs = list(walk.all_graphs(model.graph))
+    for function in model.functions.values():
+        graphs.extend(walk.all_graphs(function.graph))
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = own(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, own(attribute.as_tensor()))
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    node.attributes[name] = ir.AttrTensors(name, [own(t) for t in attribute.as_tensors()])
+    return data.files
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as a protobuf message with all weights inside; it shares nothing with ``model``."""
+    return ir.to_proto(model)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as the bytes of a file.
+
+    Raises:
+        ModelError: it is larger than protobuf allows (2 GB).
+    """
+    weights = sum(tensor.nbytes for tensor in _large_tensors(model).values())
+    if weights > PROTOBUF_LIMIT:
+        raise ModelError(f"model: {weights} bytes of weights exceed protobuf's 2 GB; save it to a file instead")
+    return _serialized(to_proto(model), "model")
+
+
+def model_hash(model: ir.Model) -> str:
+    """SHA-256 over structure and weights, in hexadecimal; the same however the weights are stored."""
+    with detached(model, "weights") as (proto, tensors):
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
+        for tensor in tensors:
+            digest.update(tensor.numpy().tobytes() if tensor.dtype.bitwidth < 8 else _flat_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _flat_bytes(tensor: ir.TensorProtocol) -> memoryview:
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _large_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    return {
+        value: value.const_value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype != ir.DataType.STRING
+        and value.const_value.nbytes >= _EXTERNAL_FROM
+    }
+
+
+@contextlib.contextmanager
+def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, list[ir.TensorProtocol]]]:
+    """The model as a message whose large weights are references into the file ``location``, and those weights."""
+    tensors = _large_tensors(model)
+    offset = 0
+    try:
+        for value, tensor in tensors.items():
+            value.const_value = ir.ExternalTensor(
+                location,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+            )
+            offset += tensor.nbytes
+        yield ir.to_proto(model), list(tensors.values())
+    finally:
+        for value, tensor in tensors.items():
+            value.const_value = tensor
+
+
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    threshold: int = PROTOBUF_LIMIT,
+) -> None:
+    """Write a model so that a reader sees the old file or the new one, never a part.
+
+    The file is written beside its place under a temporary name, flushed to the disk and renamed. A model of more than
+    ``threshold`` bytes keeps its weights in ``<file name>.data``, which is put in place just before the model file;
+    where the second rename fails the first is undone. Whatever ends the call, no temporary file stays.
+
+    Args:
+        model: what to write; unchanged.
+        path: the file to write or replace.
+        source: the file that the model was made from, which must not be overwritten.
+        threshold: bytes above which weights are stored externally.
+
+    Raises:
+        OnnxqError: the folder is missing or cannot be written, the disk is full, or a file of the input would be
+            overwritten.
+    """
+    target = Path(os.path.realpath(path))
+    data_target = target.with_name(target.name + ".data")
+    _check_target(target, path)
+    _check_not_input(model, path, target, source)
+    with detached(model, data_target.name) as (proto, tensors):
+        content = _serialized(proto, path)
+    external_data = bool(tensors) and len(content) + sum(tensor.nbytes for tensor in tensors) > threshold
+    try:
+        if external_data:
+            _check_target(data_target, f"{path}.data")
+            _check_not_input(model, f"{path}.data", data_target, source)
+            _write_pair(target, content, data_target, tensors)
+        else:
+            content = _serialized(to_proto(model), path)
+            with _temporary(target, lambda file: file.write(content)) as temporary:
+                temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OnnxqError(_os_error(path, error)) from error
+
+
+def copy(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Write a model file elsewhere as it is, byte for byte; one with external data gets its weights written anew.
+
+    Raises:
+        ModelError: as for `load`.
+        OnnxqError: as for `save`.
+    """
+    model = load(source)
+    if model.meta.get(_FILES):
+        save(model, path, source=source)
+        return
+    target = Path(os.path.realpath(path))
+    _check_target(target, path)
+    _check_not_input(model, path, target, source)
+    content = Path(source).read_bytes()
+    try:
+        with _temporary(target, lambda file: file.write(content)) as temporary:
+            temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OnnxqError(_os_error(path, error)) from error
+
+
+def _serialized(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> bytes:
+    try:
+        return bytes(proto.SerializeToString())
+    except Exception:  # protobuf's implementations differ in what they raise
+        raise ModelError(f"{path}: more than 2 GB even without its large weights; it cannot be saved as ONNX") from None
+
+
+def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
+    if target.is_dir():
+        raise OnnxqError(f"{path}: is a folder; name a file in it, for example {Path(path) / 'model.onnx'}")
+    if target.exists() and not target.is_file():
+        raise OnnxqError(f"{path}: is not a regular file; name another output")
+    if not target.parent.is_dir():
+        raise OnnxqError(f"{path}: the folder {target.parent} does not exist; create it or choose another output")
+
+
+def _check_not_input(
+    model: ir.Model, path: str | os.PathLike[str], target: Path, source: str | os.PathLike[str] | None
+) -> None:
+    inputs = [Path(source)] if source is not None else []
+    inputs += model.meta.get(_FILES, ())
+    for used in inputs:
+        if used.exists() and target.exists() and used.samefile(target):
+            raise OnnxqError(f"{path}: would overwrite the input {used}, which is never changed; choose another output")
+
+
+def _write_pair(target: Path, content: bytes, data_target: Path, tensors: list[ir.TensorProtocol]) -> None:
+    def write_weights(file: BinaryIO) -> None:
+        for tensor in tensors:
+            file.write(tensor.tobytes() if tensor.dtype.bitwidth < 8 else _flat_bytes(tensor))
+
+    with (
+        _temporary(data_target, write_weights) as temporary_data,
+        _temporary(target, lambda file: file.write(content)) as temporary,
+    ):
+        old = data_target.with_name(_temporary_name())
+        kept = data_target.exists()
+        try:
+            if kept:
+                data_target.replace(old)
+            temporary_data.replace(data_target)
+            temporary.replace(target)
+        except BaseException:
+            if temporary.exists() and old.exists():
+                old.replace(data_target)
+            elif temporary.exists() and not kept and not temporary_data.exists():
+                data_target.unlink(missing_ok=True)
+            raise
+        finally:
+            old.unlink(missing_ok=True)
+
+
+def _temporary_name() -> str:
+    return f".onnxq-{secrets.token_hex(8)}.tmp"
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A flushed file beside ``target`` with the rights that ``open`` would give; gone afterwards unless renamed."""
+    path = target.with_name(_temporary_name())
+    try:
+        with path.open("xb") as file:
+            if target.exists():
+                with contextlib.suppress(OSError):
+                    path.chmod(target.stat().st_mode & 0o7777)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames last; some systems cannot open a folder, and there is nothing to do about it there."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _os_error(path: str | os.PathLike[str], error: OSError) -> str:
+    remedy = "free space there or choose another folder" if error.errno in (28, 122) else "choose another folder"
+    return f"{path}: cannot be written: {error.strerror or error}; nothing was changed; {remedy}"
+
+
+def size_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes that a model takes on the disk, its external files included.
+
+    Raises:
+        ModelError: as for `load`.
+    """
+    file = Path(path)
+    proto = _read(file)
+    model = ir.from_proto(proto)
+    locations = set()
+    for graph in walk.all_graphs(model.graph):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                locations.add(str(value.const_value.location))
+    data = external.DataFiles(str(path), file.parent)
+    return file.stat().st_size + sum(data.resolve(location).stat().st_size for location in sorted(locations))
+
+
+def check_destination(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None) -> None:
+    """Find out before the work starts whether a file can be written there.
+
+    Raises:
+        OnnxqError: the folder is missing or not writable, the path is a folder, or it is the input itself.
+    """
+    target = Path(os.path.realpath(path))
+    _check_target(target, path)
+    if source is not None and target == Path(os.path.realpath(source)):
+        raise OnnxqError(f"{path}: is the input itself, which is never changed; name another output")
+    try:
+        with _temporary(target, lambda file: None):
+            pass
+    except OSError as error:
+        raise OnnxqError(_os_error(path, error)) from error

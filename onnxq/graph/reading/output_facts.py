@@ -1,0 +1,191 @@
+"""What a graph says of its outputs: the activation they end in, the axis of classes, states, embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxq.graph import walk
+from onnxq.graph.reading.embeddings import embedding_outputs
+
+SOFTMAX, SIGMOID, TANH, RELU, LINEAR, MIXED, UNKNOWN = "softmax", "sigmoid", "tanh", "relu", "linear", "mixed", ""
+
+_ACTIVATIONS = {
+    "Softmax": SOFTMAX, "LogSoftmax": SOFTMAX, "Sigmoid": SIGMOID, "HardSigmoid": SIGMOID, "Tanh": TANH, "Relu": RELU,
+    "LeakyRelu": RELU, "PRelu": RELU, "Clip": RELU,
+}  # fmt: skip
+_MATRICES = frozenset("Gemm MatMul FusedMatMul MatMulNBits LSTM GRU RNN Einsum".split())
+_CONVOLUTIONS = frozenset("Conv ConvTranspose BatchNormalization InstanceNormalization".split())
+_SAME_AXES = frozenset(
+    "Identity Cast Add Sub Mul Div Neg Dropout Pad Resize Upsample Slice QuantizeLinear DequantizeLinear".split()
+)
+_OTHER_AXES = frozenset(
+    "Reshape Flatten Squeeze Unsqueeze Gather Expand ReduceMean ReduceSum GlobalAveragePool".split()
+)
+_MOVING = _SAME_AXES | _OTHER_AXES | {"Transpose", "Concat", "Split"}
+_STEPS = 60
+
+
+@dataclass(frozen=True)
+class OutputFact:
+    """What the graph says of one output.
+
+    Attributes:
+        activation: the operator it ends in, behind which elements are only moved: `SOFTMAX`, `SIGMOID`, `TANH`, `RELU`;
+            `LINEAR` for a product or a convolution; `MIXED` where parts with different ones were joined; `UNKNOWN`.
+        class_axis: where a linear layer's channels are in the output; None where that cannot be followed.
+        embedding: a normalized vector, or what a pooler makes of one.
+        state_of: name of the input that the output goes back into at the next call; empty for other outputs.
+        like_input: it has the declared shape of a float input, as the output of an autoencoder or a denoiser.
+    """
+
+    activation: str = UNKNOWN
+    class_axis: int | None = None
+    embedding: bool = False
+    state_of: str = ""
+    like_input: bool = False
+
+
+def output_facts(model: ir.Model) -> dict[str, OutputFact]:
+    """What the graph says of each of its outputs, by name."""
+    graph = model.graph
+    vectors = embedding_outputs(model)
+    states = _states(graph)
+    inputs = [_dims(value) for value in _inputs(graph) if value.dtype in walk.FLOATS]
+    found = {}
+    for value in graph.outputs:
+        name = value.name or ""
+        activation, axis = _ending(value)
+        dims = _dims(value)
+        alike = len(dims) > 1 and any(dims[1:] == other[1:] and any(map(_known, dims[1:])) for other in inputs)
+        found[name] = OutputFact(activation, axis, name in vectors, states.get(name, ""), alike)
+    return found
+
+
+def facts_of_file(model: bytes | Path) -> dict[str, OutputFact]:
+    """The same of the contents of a model file, or of one at a path; nothing where they cannot be read.
+
+    Args:
+        model: its weights are not looked at.
+    """
+    try:
+        if isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            proto = onnx.load_model(model, load_external_data=False)
+        return output_facts(ir.from_proto(proto))
+    except Exception:  # damaged in whatever way: whoever runs the model says what is wrong with it
+        return {}
+
+
+def _ending(value: ir.Value | None) -> tuple[str, int | None]:
+    """The activation a value ends in, and the axis of its channels; follows one branch of each joining node."""
+    permutations: list[tuple[int, ...]] = []
+    followed = True
+    for _ in range(_STEPS):
+        node = value.producer() if value is not None else None
+        if node is None or node.domain not in ("", "com.microsoft"):
+            return UNKNOWN, None
+        kind = node.op_type
+        if kind in _ACTIVATIONS:
+            return _ACTIVATIONS[kind], None
+        if kind in _MATRICES or kind in _CONVOLUTIONS:
+            return LINEAR, _axis(kind in _CONVOLUTIONS, permutations) if followed else None
+        moving = [read for read in node.inputs if read is not None and not walk.is_constant(read)]
+        if kind == "Concat" and len(moving) > 1:
+            return _joined(moving)
+        if not moving or kind not in _MOVING:
+            return UNKNOWN, None
+        if kind in ("Add", "Sub", "Mul", "Div") and len(moving) > 1:
+            # two values computed together: a residual stream, or coordinates in proportion to an anchor
+            return LINEAR if kind in ("Add", "Sub") else UNKNOWN, None
+        if kind == "Transpose":
+            permutation = node.attributes.get("perm")
+            followed = followed and permutation is not None
+            permutations.append(tuple(permutation.as_ints()) if permutation is not None else ())
+        followed = followed and kind not in _OTHER_AXES and kind not in ("Concat", "Split")
+        value = moving[0]
+    return UNKNOWN, None
+
+
+def _joined(values: Sequence[ir.Value]) -> tuple[str, int | None]:
+    """What parts that are joined end in: what they have in common, else `MIXED`."""
+    found = {_ending(value)[0] for value in values}
+    return (found.pop() if len(found) == 1 else MIXED), None
+
+
+def _axis(convolution: bool, permutations: Sequence[tuple[int, ...]]) -> int | None:
+    """Where the channels of a layer are behind transpositions, which are given from the output to the layer."""
+    axis = 1 if convolution else -1
+    for permutation in reversed(permutations):
+        if axis < 0:
+            axis += len(permutation)
+        if axis not in permutation:
+            return None
+        axis = permutation.index(axis)
+    return axis
+
+
+def _states(graph: ir.Graph) -> dict[str, str]:
+    """The input that each state output goes back into, by name of the output.
+
+    The two have names that differ by a word for time or direction (h and hn, state and stateN, in_cache0 and
+    out_cache0, past.0.key and present.0.key) and shapes that agree where both are known.
+    """
+    found: dict[str, str] = {}
+    free = {value.name or "": value for value in _inputs(graph)}
+    for output in graph.outputs:
+        stem = _stem(output.name or "")
+        for name, value in free.items():
+            same_type = value.dtype is None or output.dtype is None or value.dtype == output.dtype
+            if (
+                same_type
+                and stem
+                and stem == _stem(name)
+                and name != output.name
+                and _agree(_dims(value), _dims(output))
+            ):
+                found[output.name or ""] = name
+                free.pop(name)
+                break
+    # something has to go in and something come out besides: an image and the image made of it are no state
+    return found if free and len(found) < len(graph.outputs) else {}
+
+
+_TIME = frozenset("in input inp out output new next past present prev previous cur current last old n t".split())
+
+
+def _stem(name: str) -> str:
+    """A name without what says that it is an input or an output, before or after: empty where nothing is left."""
+    words = re.findall(r"[a-z]+|\d+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+    kept = [word for word in words if word not in _TIME]
+    kept = [word[:-1] if len(word) > 1 and word in ("hn", "cn", "hnn") else word for word in kept]
+    kept = [re.sub(r"^(in|out|new|next|past|present|prev)(?=[a-z]{3,}$)|(?<=[a-z]{3})(in|out)$", "", w) for w in kept]
+    kept = [re.sub(r"^([hc])0$", r"\1", word) for word in kept]
+    if kept[-1:] == ["0"] and kept[:-1] in (["h"], ["c"]):
+        kept = kept[:-1]
+    return " ".join(word for word in kept if word)
+
+
+def _agree(left: tuple[int | None, ...], right: tuple[int | None, ...]) -> bool:
+    if not left or not right:
+        return True
+    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right, strict=True))
+
+
+def _inputs(graph: ir.Graph) -> list[ir.Value]:
+    return [value for value in graph.inputs if not value.is_initializer()]
+
+
+def _dims(value: ir.Value) -> tuple[int | None, ...]:
+    shape = value.shape
+    return () if shape is None else tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in shape)
+
+
+def _known(dim: int | None) -> bool:
+    return dim is not None

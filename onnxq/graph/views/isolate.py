@@ -1,0 +1,378 @@
+"""Take a quantized model apart: each quantized node on its own, fed with the float model's values.
+
+A *unit* is what computes one value of the float model in the quantized one: the operator with its weights on their
+grid, and the QuantizeLinear behind it. A QuantizeLinear in front of it belongs to the unit before; where the value
+comes from a float node or from outside, to the unit that reads it. So every error belongs to one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.core.dtypes import Array
+from onnxq.graph import edit, walk
+from onnxq.graph.prepare.folding import lift_constants
+from onnxq.graph.prepare.whole import initializer_inputs
+from onnxq.graph.reading.ops import channel_axis
+from onnxq.graph.views.canonical import to_qdq
+
+_SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
+_WORK = frozenset(
+    "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
+    "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
+)
+_PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
+_ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
+_SMALL_INTEGERS = frozenset(
+    ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a QuantizeLinear puts an activation: (low, high) are the ends of its range, units of the value."""
+
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+
+
+@dataclass
+class Unit:
+    """One quantized node.
+
+    Attributes:
+        name: of the float model's node that it stands for.
+        op_type: that node's operator.
+        value: the float model's value that it computes.
+        output: the output of the isolated model with its quantized form.
+        arriving: the quantized model's value that stands for it; integers on ``grid`` or floats.
+        grid: of its output; None where the output stays float.
+        rounds_inputs: it also quantizes values that come from float nodes or from outside.
+        weight: (float, quantized) weights where both are known and of one shape.
+    """
+
+    name: str
+    op_type: str
+    value: str
+    output: str
+    arriving: str
+    grid: Grid | None = None
+    rounds_inputs: bool = False
+    weight: tuple[Array, Array] | None = None
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """The units of a quantized model.
+
+    Attributes:
+        model: takes float values by their names in ``sources``, gives each unit's ``output``.
+        units: in graph order.
+        sources: input of ``model`` by name of the float value that it takes.
+        quantized: the quantized model as it came, constants lifted.
+    """
+
+    model: ir.Model
+    units: list[Unit]
+    sources: dict[str, str]
+    quantized: ir.Model
+
+
+def float_values(model: ir.Model) -> dict[str, ir.Node | None]:
+    """Producer by name of every value of the main graph; None for its inputs."""
+    found: dict[str, ir.Node | None] = {value.name or "": None for value in model.graph.inputs}
+    for node in model.graph:
+        found |= {value.name: node for value in node.outputs if value.name}
+    return found
+
+
+def isolate(
+    float_model: ir.Model, quantized: ir.Model, real: Mapping[str, bool], weights: Sequence[ir.Model] = ()
+) -> Isolated:
+    """Take the quantized model apart.
+
+    Args:
+        float_model: unchanged.
+        quantized: the model made from it, by whatever tool; its constants become initializers.
+        real: for each value of the float model's main graph, whether it holds real numbers.
+        weights: models whose weights the quantized ones may stem from: the float model before and after what follows a
+            layer was folded into it. None takes the float model.
+    """
+    initializer_inputs.remove_initializers(quantized)
+    lift_constants.lift(quantized)
+    copy = quantized.clone()
+    to_qdq(copy)
+    return _Taker(float_model, copy, real, quantized, weights or (float_model,)).run()
+
+
+class _Taker:
+    def __init__(
+        self,
+        float_model: ir.Model,
+        model: ir.Model,
+        real: Mapping[str, bool],
+        whole: ir.Model,
+        weights: Sequence[ir.Model],
+    ) -> None:
+        self._producers = float_values(float_model)
+        self._nodes = {node.name: node for node in float_model.graph if node.name}
+        self._layers = [{node.name: node for node in other.graph if node.name} for other in weights]
+        self._real = real
+        self._model, self._graph, self._whole = model, model.graph, whole
+        self._names = walk.Names(model)
+        self._here = {name for node in model.graph for name in (node.name or "", _bare(node.name or ""))}
+        self._sources: dict[str, str] = {}
+        self._starts: dict[str, ir.Value] = {}
+        self._units: list[Unit] = []
+        self._ends: list[ir.Value] = []
+
+    def run(self) -> Isolated:
+        """Cut the graph at every value that the float model has too."""
+        graph = self._graph
+        order = list(graph)
+        between = {id(node) for node in order if any(_is_dequantized(value) for value in node.inputs)}
+        for value in list(graph.inputs):
+            if self._real.get(value.name or "", False):
+                self._cut([value], value.name or "", keep=None)
+        for node in order:
+            for output in node.outputs:
+                name = self._counterpart(output)
+                if name is None:
+                    continue
+                closure = self._closure(output)
+                q, ends = self._behind(output)
+                on_integers = q is not None and any(id(inner) in between for inner in closure)
+                if not on_integers and not any(_is_quantized(inner) for inner in closure):
+                    self._cut([output], name, keep=None)
+                    continue
+                end = ends[0] if ends else output
+                self._units.append(self._unit(name, output, closure, q, end))
+                self._ends.append(end)
+                self._cut([output, *ends], name, keep=q)
+        graph.outputs.clear()
+        for unit, end in zip(self._units, self._ends, strict=True):
+            end.name = unit.output
+            end.shape = None
+            end.type = ir.TensorType(ir.DataType.FLOAT)
+            graph.outputs.append(end)
+        self._fold_weights()
+        return Isolated(self._model, self._units, self._sources, self._whole)
+
+    def _counterpart(self, value: ir.Value) -> str | None:
+        """The float model's name of a float value that a node of the quantized model computes."""
+        node = value.producer()
+        name = value.name or ""
+        if node is None or node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+            is_output = value.is_graph_output() and node is not None and node.op_type == "DequantizeLinear"
+            return name if is_output and self._real.get(name, False) else None
+        if self._real.get(name, False) and name not in self._starts:
+            return name
+        q, ends = self._behind(value)
+        if q is None:
+            return None
+        for candidate in (*(end.name or "" for end in ends), _bare(q.outputs[0].name or ""), _bare(name)):
+            if self._real.get(candidate, False) and candidate not in self._starts:
+                if any(end.is_graph_output() for end in ends):
+                    return None  # the DequantizeLinear behind it is the value itself
+                return self._behind_clamp(candidate)
+        return None
+
+    def _behind_clamp(self, name: str) -> str:
+        """The value behind the Relu or Clip that reads a value in the float model, where a range does its work here."""
+        node = self._producers.get(name)
+        value = next((v for v in node.outputs if v.name == name), None) if node is not None else None
+        clamp = walk.only_use(value) if value is not None else None
+        if clamp is None or clamp.op_type not in ("Relu", "Clip") or clamp.name in self._here:
+            return name
+        after = clamp.outputs[0].name or ""
+        return after if self._real.get(after, False) and after not in self._starts else name
+
+    def _behind(self, value: ir.Value) -> tuple[ir.Node | None, list[ir.Value]]:
+        """The QuantizeLinear that reads a value, and what the DequantizeLinear nodes behind it give."""
+        for user in value.consumers():
+            if user.op_type == "QuantizeLinear" and user.inputs[0] is value:
+                back = [u.outputs[0] for u in user.outputs[0].consumers() if u.op_type == "DequantizeLinear"]
+                if back:
+                    return user, back
+        return None, []
+
+    def _closure(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes that compute a value from values that were cut, and from constants."""
+        found: dict[int, ir.Node] = {}
+        pending = [value.producer()]
+        while pending:
+            node = pending.pop()
+            if node is None or id(node) in found or node.graph is not self._graph:
+                continue
+            found[id(node)] = node
+            pending += [source.producer() for source in node.inputs if source is not None]
+        return list(found.values())
+
+    def _cut(self, values: list[ir.Value], name: str, keep: ir.Node | None) -> None:
+        """Let all readers of a value take the float model's number instead."""
+        start = self._starts.get(name)
+        if start is None:
+            given = self._names.value(f"float {name}")
+            start = ir.Value(name=given, type=ir.TensorType(ir.DataType.FLOAT))
+            self._starts[name] = start
+            self._sources[name] = given
+            self._graph.inputs.append(start)
+        for value in values:
+            for user, index in [(use.node, use.idx) for use in value.uses()]:
+                if user is keep or (keep is not None and user.op_type == "DequantizeLinear"):
+                    continue
+                user.replace_input_with(index, start)
+
+    def _unit(self, name: str, output: ir.Value, closure: list[ir.Node], q: ir.Node | None, end: ir.Value) -> Unit:
+        main = next((node for node in closure if node.op_type in _WORK), output.producer())
+        original = self._original(name, main)
+        arriving = q.outputs[0].name if q is not None else output.name
+        if end is output and (source := output.producer()) is not None and source.op_type == "DequantizeLinear":
+            arriving = source.inputs[0].name if source.inputs[0] is not None else output.name
+        unit = Unit(
+            name=(original.name if original is not None else None) or (main.name if main is not None else "") or name,
+            op_type=original.op_type if original is not None else (main.op_type if main is not None else "?"),
+            value=name,
+            output=self._names.value(f"quantized {name}"),
+            arriving=arriving or "",
+        )
+        writer = output.producer()
+        unit.grid = _grid(q or (writer if writer is not None and writer.op_type == "DequantizeLinear" else None))
+        unit.rounds_inputs = any(node.op_type in _ROUNDING for node in closure)
+        if main is not None:
+            pairs = [_weights(layers[unit.name], main) for layers in self._layers if unit.name in layers]
+            unit.weight = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
+        return unit
+
+    def _original(self, value: str, main: ir.Node | None) -> ir.Node | None:
+        """The float model's node that a unit stands for."""
+        if main is not None and main.name:
+            for candidate in (main.name, _bare(main.name)):
+                if candidate in self._nodes:
+                    return self._nodes[candidate]
+        return self._producers.get(value)
+
+    def _fold_weights(self) -> None:
+        """Give layers their weights as the floats they stand for: DequantizeLinear is not folded by the runtime."""
+        for node in list(self._graph):
+            if node.op_type != "DequantizeLinear":
+                continue
+            array = _dequantized(node)
+            if array is None:
+                continue
+            name = self._names.value(f"{node.outputs[0].name}_folded")
+            constant = edit.add_initializer(self._graph, name, array)
+            node.outputs[0].replace_all_uses_with(constant)
+            self._graph.remove(node, safe=True)
+        pending = True
+        wanted = {id(value) for value in self._graph.outputs}
+        while pending:
+            pending = False
+            for node in reversed(list(self._graph)):
+                if not any(output.uses() or id(output) in wanted for output in node.outputs):
+                    edit.remove_node(node)
+                    pending = True
+        for value in list(self._graph.initializers.values()):
+            edit.drop_unused_initializer(value)
+        for value in list(self._graph.inputs):
+            if not value.uses() and value.name not in self._sources.values():
+                self._graph.inputs.remove(value)
+        unused = {value.name for value in self._graph.inputs if not value.uses()}
+        for value in list(self._graph.inputs):
+            if value.name in unused:
+                self._graph.inputs.remove(value)
+        self._sources = {name: given for name, given in self._sources.items() if given not in unused}
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _bare(name: str) -> str:
+    for suffix in _SUFFIXES:
+        if name.endswith(suffix):
+            return _bare(name.removesuffix(suffix))
+    return name
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or node.op_type in _PACKED:
+        return True
+    return any(
+        walk.is_constant(value) and value is not None and value.dtype in _SMALL_INTEGERS for value in node.inputs
+    )
+
+
+def _grid(node: ir.Node | None) -> Grid | None:
+    """The grid of a QuantizeLinear or DequantizeLinear with one scale."""
+    if node is None:
+        return None
+    scale = walk.const_array(walk.input_at(node, 1))
+    zero = walk.const_array(walk.input_at(node, 2))
+    if scale is None or scale.size != 1:
+        return None
+    dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
+    if dtype.kind not in "iu":
+        return None
+    ends = np.iinfo(dtype)
+    step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
+    return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
+
+
+def _dequantized(node: ir.Node) -> Array | None:
+    """What a DequantizeLinear of constants gives; None where an input is not constant."""
+    arrays = [walk.const_array(value) for value in node.inputs]
+    if any(array is None for array in arrays):
+        return None
+    integers, scale = arrays[0], arrays[1]
+    assert integers is not None and scale is not None
+    real = integers.astype(np.float32)
+    axis, block = walk.attr_int(node, "axis", 1), walk.attr_int(node, "block_size", 0)
+
+    def spread(parameter: Array) -> Array:
+        parameter = parameter.astype(np.float32)
+        if parameter.ndim == 0 or parameter.size == 1:
+            return parameter.reshape(())
+        if block:
+            whole = np.repeat(parameter, block, axis=axis)
+            return np.take(whole, np.arange(real.shape[axis]), axis=axis)
+        return parameter.reshape([-1 if i == axis % real.ndim else 1 for i in range(real.ndim)])
+
+    if len(arrays) > 2 and arrays[2] is not None:
+        real = real - spread(arrays[2])
+    return np.asarray(real * spread(scale), np.float32)
+
+
+def _distance(pair: tuple[Array, Array]) -> float:
+    return float(np.square(pair[0] - pair[1], dtype=np.float64).sum())
+
+
+def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
+    """The weight of a layer in both models, where it is a constant and keeps its shape."""
+    before = walk.const_array(walk.input_at(original, 1))
+    value = walk.input_at(main, 1)
+    producer = value.producer() if value is not None else None
+    if before is None or channel_axis(original, before.ndim) is None or before.dtype.kind != "f":
+        return None
+    after = None
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        after = _dequantized(producer)
+    elif producer is not None and producer.op_type == "Mul":
+        cast = producer.inputs[0].producer() if producer.inputs[0] is not None else None
+        integers = walk.const_array(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
+        scale = walk.const_array(producer.inputs[1])
+        after = None if integers is None or scale is None else integers.astype(np.float32) * scale
+    elif value is not None:
+        after = walk.const_array(value)
+    if after is None or after.dtype.kind != "f":
+        return None
+    if after.shape != before.shape and after.ndim == 2 and after.T.shape == before.shape:
+        after = after.T
+    return (before, after) if after.shape == before.shape else None

@@ -1,0 +1,103 @@
+"""One quantized model, in memory: transform, plan, calibrate, solve and rewrite a copy of the prepared model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.prepare.whole.widen import narrow
+from onnxq.graph.types import Model
+from onnxq.pipeline.job import Job
+from onnxq.pipeline.learning import refine
+from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
+from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
+from onnxq.pipeline.unsmoothed import why_unsmoothed
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
+from onnxq.plan.solve import solve
+from onnxq.plan.weights.bit_budget import spend_bits
+from onnxq.plan.weights.weight_errors import LayerWeight
+from onnxq.recipe.recipe import Recipe
+from onnxq.stats.statistics import Statistics
+
+
+@dataclass
+class Built:
+    """A quantized model that is neither verified nor written yet.
+
+    Attributes:
+        model: the quantized model.
+        recipe: what it was made by; its preset is not "auto".
+        form: "qdq" or "qoperator".
+        plan: every decision.
+        statistics: what the ranges came from; None where none were needed.
+        non_finite: calibrated values with NaN or infinite elements, and how many.
+        warnings: one line each.
+        weights: bits and error of the weights of layers whose activations stay float.
+    """
+
+    model: Model
+    recipe: Recipe
+    form: str
+    plan: Plan
+    statistics: Statistics | None
+    non_finite: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    weights: tuple[LayerWeight, ...] = ()
+
+
+def build(job: Job) -> Built:
+    """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.
+
+    Args:
+        job: its recipe's preset must not be "auto".
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    built, searched = _build(job)
+    if not searched or job.data is None:
+        return built
+    plain, _ = _build(job, smoothing=False)
+    reason = why_unsmoothed(built.model, plain.model, job)
+    if reason is None:
+        return built
+    plain.warnings.insert(0, reason)
+    return plain
+
+
+def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
+    """As `build`, with or without smoothing; and whether there was smoothing by exponents that were searched."""
+    recipe, target, clock = job.recipe, job.target, job.clock
+    form = recipe.format or target.formats[0]
+    model = job.prepared.model.clone()
+    model.meta.update(job.prepared.model.meta)
+    job = replace(job, prepared=replace(job.prepared, model=model))
+    done = transform(job, smoothing=smoothing)
+    model = job.prepared.model
+    if job.statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
+        job = replace(job, statistics=None)
+        what = "AWQ" if uses_awq(recipe) else "smoothing"
+        done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
+    recipe, said = settle_levels(job)
+    job = replace(job, recipe=recipe)
+    done.notes += said
+    plan, used, warnings = plan_and_calibrate(job)
+    if recipe.target_bits is not None:
+        with clock.step("plan"):
+            recipe = spend_bits(model, plan, recipe, used)
+        plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
+    with clock.step("rewrite"):
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
+    if recipe.learns:
+        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
+        warnings += learned
+    with clock.step("rewrite"):
+        emit(model, solution.rewrite, form)
+        if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
+            keep_apart(model)
+        narrow(model)
+    found = non_finite(plan, used)
+    warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched

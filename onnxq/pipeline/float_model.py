@@ -1,0 +1,170 @@
+"""The float model of one quantization: loaded, cleaned up, and cleaned up anew where a step did harm."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+from onnxq.errors import ModelError
+from onnxq.graph.files import io
+from onnxq.graph.files.checker import check_sizes, check_weights
+from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare.whole import widen
+from onnxq.graph.reading import origin
+from onnxq.graph.types import ElementType, Model, Proto
+from onnxq.graph.walk import constants_to_quantize
+from onnxq.pipeline.clock import Clock
+from onnxq.runtime.session import InputSpec, Session, session_of
+from onnxq.targets import Target
+
+Source: TypeAlias = str | os.PathLike[str] | Proto
+
+
+@dataclass
+class Prepared:
+    """A float model, loaded and cleaned up.
+
+    Attributes:
+        model: the prepared model.
+        original: the float model as the runtime is given it: its path, or its contents.
+        size: bytes of the float model.
+        sources: for each node, the names it had in the user's model.
+        inputs: what the model takes.
+        notes: what preparing could not do.
+        has_qdq: the model holds quantized tensors already.
+        folded_weights: float weights behind a QuantizeLinear (from quantization-aware training) that became integers.
+        op_types: operator of each node of the user's model.
+        label: what messages call the model.
+        changes: what preparing did, and how often.
+        session: the user's model, opened as it is until `onnxq.pipeline.confirm` has run it.
+        source: what the model was read from.
+        min_opset: what the operator set was to be raised to.
+        widened: the element types that became float32 inside.
+        widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
+    """
+
+    model: Model
+    original: Path | bytes
+    size: int
+    sources: dict[str, tuple[str, ...]]
+    inputs: list[InputSpec]
+    notes: list[str] = field(default_factory=list)
+    has_qdq: bool = False
+    folded_weights: int = 0
+    op_types: dict[str, str] = field(default_factory=dict)
+    label: str = "model"
+    changes: Counter[str] = field(default_factory=Counter)
+    session: Session | None = None
+    source: Source | None = None
+    min_opset: int = 0
+    widened: Collection[ElementType] = ()
+    widened_at_load: bool = False
+
+
+def load_and_prepare(
+    source: Source, target: Target, clock: Clock, min_opset: int = 0, *, keep_halves: bool = False
+) -> Prepared:
+    """Load a model, check it and clean it up.
+
+    Args:
+        source: the model.
+        target: what will run it.
+        clock: takes the time.
+        min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
+            its own, and a note says so.
+        keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
+
+    Raises:
+        ModelError: the file or the graph cannot be used, or the runtime cannot load it.
+    """
+    with clock.step("load"):
+        model = io.load(source)
+        check_weights(model)
+        original: Path | bytes
+        if is_path(source):
+            original = Path(source)
+            size = io.size_bytes(original)
+        else:
+            original = io.to_bytes(model)
+            size = len(original)
+        session, at_load = _opened(model, _name(source))
+        if at_load:
+            original = io.to_bytes(model)
+        inputs = session.input_specs
+    with clock.step("prepare"):
+        prepared = Prepared(
+            model,
+            original,
+            size,
+            {},
+            inputs,
+            label=_name(source),
+            session=session,
+            source=source,
+            min_opset=max(target.min_opset, min_opset),
+            widened=() if keep_halves else widen.EVERY,
+            widened_at_load=at_load,
+        )
+        _prepare(prepared, ())
+        check_sizes(prepared.model)
+    return prepared
+
+
+def _opened(model: Model, label: str) -> tuple[Session, bool]:
+    """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
+
+    Returns:
+        The session, and whether the model was changed.
+
+    Raises:
+        ModelError: the runtime cannot load it, or an input or output is bfloat16, which numpy does not know.
+    """
+    edge = widen.edge_of(model, widen.BFLOAT16)
+    if edge is not None:
+        raise ModelError(
+            f"{label}: '{edge}' is bfloat16, which onnxruntime neither takes from Python nor gives; export the model "
+            "with float32 or float16 inputs and outputs"
+        )
+    try:
+        return session_of(model, optimize=False, packed=False, label=label), False
+    except ModelError:
+        if not widen.run(model, widen.EVERY):
+            raise
+    return session_of(model, optimize=False, packed=False, label=label), True
+
+
+def _prepare(prepared: Prepared, without: Collection[str]) -> None:
+    before = origin.remember(prepared.model)
+    prepared.op_types = before.op_types
+    prepared.folded_weights = constants_to_quantize(prepared.model)
+    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
+    prepared.sources = origin.sources(before, prepared.model)
+    prepared.notes, prepared.has_qdq, prepared.changes = list(report.notes), report.has_qdq, report.changes
+
+
+def reload(prepared: Prepared) -> Model:
+    """The user's model, read once more."""
+    assert prepared.source is not None
+    model = io.load(prepared.source)
+    if prepared.widened_at_load:
+        widen.run(model, widen.EVERY)
+    return model
+
+
+def prepare_again(prepared: Prepared, without: Collection[str]) -> None:
+    """Clean the user's model up anew, some steps left out (see `onnxq.graph.prepare.STEPS`)."""
+    prepared.model = reload(prepared)
+    _prepare(prepared, without)
+
+
+def is_path(source: Source) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether the model was given as a file, not in memory."""
+    return isinstance(source, str | os.PathLike)
+
+
+def _name(source: Source) -> str:
+    return os.fspath(source) if is_path(source) else "model"

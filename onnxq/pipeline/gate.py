@@ -1,0 +1,256 @@
+"""The last step before a quantized model is written: does it load, how far is it from float, how fast is it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq.data.feeds import Feed
+from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
+from onnxq.graph.reading.optimized import unfolded_layers
+from onnxq.graph.reading.output_facts import output_facts
+from onnxq.pipeline.float_model import Prepared
+from onnxq.pipeline.job import Data, Job
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.session import Session, open_session
+from onnxq.runtime.synthetic import described, runnable_feed
+from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.integer_kernels import worth_a_look
+from onnxq.verify.loads import check
+
+LOW_SQNR_DB = 10.0
+"""Below this a warning is due: the noise is a third of the signal's amplitude."""
+
+HIGH_LOSS = 0.05
+"""Above this a warning is due as well: one decision in twenty changes."""
+
+LEVELS_APART_DB = 6.0
+"""The two optimization levels may differ by rounding, not by this much."""
+
+_TIMED_FEEDS = 4
+
+_PLAIN_SECONDS = 0.5
+"""Without optimizations large models run for many seconds; after this long no further held-out sample is run so."""
+
+
+@dataclass
+class Verdict:
+    """What verification found.
+
+    Attributes:
+        comparison: with the float model, all optimizations on; None where there was no sample to compare on.
+        unoptimized: the same with all optimizations off.
+        timings: of the float and the quantized model; empty where not measured.
+        failures: why the model must not be written; one line each.
+        warnings: what the user should know; one line each.
+    """
+
+    comparison: Comparison | None = None
+    unoptimized: Comparison | None = None
+    timings: list[Timing] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float | None:
+        """Float time ÷ quantized time."""
+        return self.timings[1].ratio if len(self.timings) > 1 else None
+
+
+def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
+    """Load and run the quantized model at both optimization levels, compare it with float, and time it.
+
+    Args:
+        quantized: contents of the quantized model, or a file that has them.
+        job: holds the float model, the limits, and the samples that were not used for ranges; without any the models
+            are compared on one made-up sample.
+        timed: measure latency.
+    """
+    prepared, data, clock, threads = job.prepared, job.data, job.clock, job.threads
+    verdict = Verdict()
+    sessions: dict[str, Session] = {}
+    with clock.step("verify"):
+        feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
+        try:
+            plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
+        except VerificationError as error:
+            verdict.failures.append(str(error))
+            return verdict
+        if feed is not None:
+            feeds = [feed] if data is None else data.held_out
+            labels = data.held_out.labels if data is not None else None
+            try:
+                sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                verdict.comparison, verdict.unoptimized = compare_all(
+                    sessions["float"],
+                    [sessions["quantized"], plain],
+                    feeds,
+                    labels=labels,
+                    budgets=(math.inf, _PLAIN_SECONDS),
+                    facts=output_facts(prepared.model),
+                )
+            except CalibrationError:
+                raise  # the data is at fault, not the model
+            except OnnxqError as error:
+                verdict.failures.append(str(error))
+                return verdict
+            _note(data, feed, verdict)
+            _judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
+        del plain
+    if timed and feed is not None:
+        with clock.step("benchmark"):
+            _time(quantized, job, feed, sessions, verdict)
+    return verdict
+
+
+def _check(
+    quantized: bytes | Path, original: bytes | Path, feed: Feed | None, threads: int | None, verdict: Verdict
+) -> tuple[Session, Session]:
+    """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
+    if not worth_a_look(quantized):
+        return check(quantized, feed, threads=threads, run=feed is not None, original=original)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        try:
+            sessions = check(quantized, feed, threads=threads, run=feed is not None, original=original, save_to=path)
+            slow = unfolded_layers(path)
+        except (VerificationError, OSError):
+            # There may be no room for that file, which is no fault of the model; what is one is found once more.
+            return check(quantized, feed, threads=threads, run=feed is not None, original=original)
+    if slow:
+        more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
+        verdict.warnings.append(
+            f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "
+            "unfolding it at each inference; use --format qoperator, or --exclude it"
+        )
+    return sessions
+
+
+def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, Session], verdict: Verdict) -> None:
+    prepared, data, threads = job.prepared, job.data, job.threads
+    feeds = list(itertools.islice(data.held_out, _TIMED_FEEDS)) if data is not None else [feed]
+    # Latency is that of one thread unless a number is given; the sessions that are open serve where theirs is the same.
+    models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
+    if threads is not None:
+        models = {name: sessions[name] for name in models}
+    verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+    if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
+        verdict.warnings.append(slower_than_float(verdict.timings))
+
+
+def slower_than_float(timings: Sequence[Timing]) -> str:
+    """The warning that a model is slower than float; the timings are of float and of that model."""
+    before, after = timings
+    return (
+        f"slower than float on this machine: {1 / after.ratio:.2f}x the time "
+        f"({after.median_ms:.3g} ms against {before.median_ms:.3g} ms)"
+    )
+
+
+def _made_up(prepared: Prepared, recipe: Recipe, threads: int | None, verdict: Verdict) -> Feed | None:
+    """A made-up sample; where none runs, a model that rounds activations is not to be written unseen."""
+    try:
+        return runnable_feed(open_session(prepared.original, threads=threads))
+    except ModelError as error:
+        if PRESETS[recipe.preset].activations is not None:
+            verdict.failures.append(
+                f"{recipe.preset} rounds activations, and nothing was run to see what it does: {error}"
+            )
+        else:
+            verdict.warnings.append(f"loaded, but not run: no made-up input fits the float model ({error})")
+        return None
+
+
+def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
+    if data is None:
+        verdict.warnings.append(
+            f"compared on one made-up sample, {described(feed)}: give --calibration for figures and times that mean "
+            "something"
+        )
+    else:
+        verdict.warnings += data.held_out.notes
+    if verdict.comparison is not None:
+        verdict.warnings += verdict.comparison.warnings
+
+
+def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+    for level, comparison in (("ORT_ENABLE_ALL", best), ("ORT_DISABLE_ALL", plain)):
+        bad = [name for name, output in comparison.outputs.items() if not output.finite]
+        if bad:
+            verdict.failures.append(f"output {bad[0]!r} is NaN or infinite at {level} where float is finite")
+    for name, output in best.outputs.items():
+        if output.nonfinite_float:
+            verdict.warnings.append(
+                f"output {name!r}: {output.nonfinite_float} elements are NaN or infinite in the float model itself and "
+                "were not compared; look at the samples"
+            )
+    ratios = [o.sqnr_db for o in best.outputs.values() if o.sqnr_db is not None]
+    if ratios and max(ratios) <= 0.0:
+        verdict.failures.append(
+            f"SQNR is {max(ratios):.1f} dB at best: the error is as large as the signal; {_remedy(recipe)}"
+        )
+    elif best.sqnr_db is not None and best.sqnr_db < LOW_SQNR_DB:
+        name = next(n for n, output in best.outputs.items() if output.sqnr_db == best.sqnr_db)
+        verdict.warnings.append(f"output {name!r} has only {best.sqnr_db:.1f} dB SQNR; check accuracy before using it")
+    elif best.finite and (outside := best.outside(HIGH_LOSS)):
+        verdict.warnings.append(f"{outside.partition('; the budget')[0]}; check accuracy before using it")
+    for name, output in best.outputs.items():
+        other = plain.outputs.get(name)
+        if other is None or output.sqnr_db is None or other.sqnr_db is None or math.isinf(other.sqnr_db):
+            continue
+        if output.sqnr_db < other.sqnr_db - LEVELS_APART_DB and output.sqnr_db < 30.0:
+            verdict.warnings.append(
+                f"output {name!r}: onnxruntime's optimizations cost accuracy ({output.sqnr_db:.1f} dB with, "
+                f"{other.sqnr_db:.1f} dB without); on CPUs without 8-bit dot products use --target cpu-avx2"
+            )
+        elif other.sqnr_db < output.sqnr_db - LEVELS_APART_DB and other.sqnr_db < LOW_SQNR_DB:
+            verdict.warnings.append(
+                f"output {name!r}: onnxruntime computes it wrongly with its optimizations off ({other.sqnr_db:.1f} dB, "
+                f"{output.sqnr_db:.1f} dB with them); leave them on"
+            )
+    _judge_limits(best, recipe, verdict)
+
+
+def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+    if recipe.min_sqnr is not None:
+        if best.sqnr_db is None:
+            verdict.failures.append("--min-sqnr: the model has no real-valued output to measure")
+        elif best.sqnr_db < recipe.min_sqnr:
+            verdict.failures.append(
+                f"SQNR is {best.sqnr_db:.1f} dB and --min-sqnr asks for {recipe.min_sqnr:g}; {_remedy(recipe)}"
+            )
+    if recipe.max_drop is not None:
+        found = fall(best)
+        if found is None:
+            verdict.failures.append("--max-drop: the outputs are no classes; use --min-sqnr")
+            return
+        what, drop = found
+        if drop > recipe.max_drop:
+            verdict.failures.append(
+                f"{what} falls by {drop:.2f} points and --max-drop allows {recipe.max_drop:g}; {_remedy(recipe)}"
+            )
+
+
+def fall(comparison: Comparison) -> tuple[str, float] | None:
+    """What --max-drop is about and its fall in points: accuracy, else top-1 agreement; None without classes."""
+    if comparison.accuracy is not None:
+        return "accuracy", 100 * (comparison.accuracy["float"] - comparison.accuracy["quantized"])
+    if comparison.possible_agreement is not None:
+        return "top-1 agreement", 100 * (1 - comparison.possible_agreement)
+    return None
+
+
+def _remedy(recipe: Recipe) -> str:
+    """What makes the error smaller with such a preset."""
+    preset = PRESETS[recipe.preset]
+    if preset.activations is None and preset.weights != "integer":
+        return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
+    if preset.activations != "static":
+        return "scales are found at inference; try --preset llm-int8 or w8a8-smooth, or --exclude the layers that hurt"
+    return "try another --range, such as minmax, or --exclude the layers that hurt"

@@ -1,0 +1,176 @@
+"""Learn the rounding of weights on integer layers, once the plain solution is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxq.algorithms.adaround import AdaRoundConfig, adaround
+from onnxq.core.affine import dequantize
+from onnxq.core.dtypes import Array
+from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
+from onnxq.errors import RecipeError
+from onnxq.graph.emit.at_inference import emit_dynamic
+from onnxq.graph.emit.qdq import emit_qdq
+from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
+from onnxq.graph.reading.matrices import Matrices, matrices_of
+from onnxq.graph.reading.ops import OPS
+from onnxq.graph.types import Model, Node
+from onnxq.graph.walk import all_nodes, const_array
+from onnxq.pipeline.job import Job
+from onnxq.plan.decisions import Plan
+from onnxq.plan.solve import Solution
+from onnxq.plan.weights.constants import Weights, node_rewrite
+from onnxq.runtime.layer_moments import Moments, Seen, Stream, layer_moments
+from onnxq.stats.statistics import Statistics
+
+_ROWS = 8192
+"""Rows that a layer's moments are the mean of, about."""
+
+_FEEDS = 64
+"""Samples that are run for each layer, at most."""
+
+
+def refine(
+    job: Job, plan: Plan, solution: Solution, statistics: Statistics | None, config: AdaRoundConfig | None = None
+) -> tuple[Solution, list[str]]:
+    """Replace rounding to nearest by AdaRound in every integer layer with a constant weight, static or dynamic.
+
+    Layer by layer, each learns to give the float layer's outputs from what it will really be given: the values of the
+    model whose earlier layers have learned already. The mean of what is left is taken from its bias.
+
+    Args:
+        job: its prepared model is not changed.
+        plan: decisions.
+        solution: the plan with weights rounded to nearest.
+        statistics: for bias correction; None where there is none.
+        config: how to learn.
+
+    Raises:
+        RecipeError: there are no samples.
+
+    Returns:
+        The solution with learned weights and the biases that go with them, and warnings.
+    """
+    if job.data is None:
+        raise RecipeError("--adaround: needs samples to learn from; pass --calibration")
+    model, data, clock = job.prepared.model, job.data, job.clock
+    nodes = {node.name or "": node for node in all_nodes(model.graph)}
+    layers: dict[str, Seen] = {}
+    for node in model.graph:
+        name = node.name or ""
+        change: NodeRewrite | DynamicRewrite | None = solution.rewrite.nodes.get(name)
+        if change is None:
+            change = solution.rewrite.dynamic.get(name)
+            if change is not None and change.form not in (TENSOR, TOKEN, SPLIT):
+                continue
+        found = matrices_of(node)
+        source = node.inputs[0] if node.inputs else None
+        if change is not None and 1 in change.constants and found is not None and source is not None and source.name:
+            layers[name] = Seen(source.name, found)
+    if not layers:
+        return solution, ["--adaround: no layer with a constant weight runs on integers, so nothing was learned"]
+    count = min(data.calibration.count_feeds(), _FEEDS)
+    samples = data.calibration.part(0, count)
+    rows = max(8, -(-_ROWS // max(count, 1)))
+    learned: dict[tuple[str, int], QTensor] = {}
+    with clock.step("adaround"):
+        report = clock.report("adaround")
+        for done, (name, seen) in enumerate(layers.items()):
+            stream = _stream(model, solution, seen.value)
+            moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(
+                name
+            )
+            if moments is not None and name in solution.rewrite.dynamic:
+                solution = _distilled(nodes[name], solution, seen.matrices, moments, config)
+            elif moments is not None:
+                node, change = nodes[name], solution.rewrite.nodes[name]
+                correct = OPS[node.op_type].bias is not None and statistics is not None
+                tensor, shift = _learn(node, change.constants[1], seen.matrices, moments, correct, config)
+                learned[(name, 1)] = tensor
+                changed = node_rewrite(
+                    node, plan.nodes[name], solution.rewrite.values, Weights(learned), statistics, shift
+                )
+                rewrites = {**solution.rewrite.nodes, name: changed}
+                solution = replace(solution, rewrite=replace(solution.rewrite, nodes=rewrites))
+            report(done + 1, len(layers))
+    return solution, []
+
+
+def _stream(model: Model, solution: Solution, value: str) -> Stream:
+    """The model as it is so far, and where it holds a value that a layer reads."""
+    copy = model.clone()
+    emit_qdq(copy, solution.rewrite)
+    emit_dynamic(copy, solution.rewrite)
+    places: dict[str, tuple[str, QParams | None]] = {value: (value, None)}
+    for node in copy.graph:
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type == "QuantizeLinear" and source is not None and source.name == value and node.outputs[0].name:
+            places[value] = (node.outputs[0].name, solution.rewrite.values[value])
+    return Stream(copy, places)
+
+
+def _distilled(
+    node: Node, solution: Solution, matrices: Matrices, moments: Moments, config: AdaRoundConfig | None
+) -> Solution:
+    """The solution with the roundings of a layer that quantizes its input at inference learned.
+
+    Its teacher is the float layer on the float model's values, its input what the quantized model gives it: the
+    layer-by-layer distillation of ZeroQuant (Yao et al., arXiv:2206.01861, section 4.2).
+    """
+    name, weight = node.name or "", const_array(node.inputs[1])
+    change = solution.rewrite.dynamic[name]
+    assert weight is not None
+    tensor, rows = change.constants[1], matrices.split(weight)[0].copy()
+    moment, cross = moments.moment[0].copy(), None if moments.cross is None else moments.cross[0].copy()
+    if change.channels is not None:  # the float part of the layer is exact, so that it has nothing to learn
+        rows[:, change.channels] = 0
+        for array in (moment, cross):
+            if array is not None:
+                array[change.channels], array[:, change.channels] = 0, 0
+    params, spec = tensor.params, tensor.params.spec
+    granularity = spec.granularity
+    if isinstance(granularity, PerAxis):
+        granularity = PerAxis(0)
+    elif isinstance(granularity, PerBlock):
+        granularity = PerBlock(1, granularity.size)
+    turned = TensorSpec(spec.dtype, granularity, spec.symmetric, spec.narrow_range, spec.grid_bits)
+    scale, zero = (array.T if matrices.transposed else array for array in (params.scale, params.zero_point))
+    found = adaround(rows, moment, turned, config or AdaRoundConfig(), cross=cross, params=QParams(turned, scale, zero))
+    values = matrices.join(found.values[None], weight.shape)
+    learned = replace(change, constants={1: QTensor(values, params)})
+    dynamic = {**solution.rewrite.dynamic, name: learned}
+    return replace(solution, rewrite=replace(solution.rewrite, dynamic=dynamic))
+
+
+def _learn(
+    node: Node, tensor: QTensor, matrices: Matrices, moments: Moments, correct: bool, config: AdaRoundConfig | None
+) -> tuple[QTensor, Array | None]:
+    """Learn the roundings of one layer, group by group, at the scales it has; and what to add to its bias."""
+    weight = const_array(node.inputs[1])
+    assert weight is not None
+    params = tensor.params
+    spec = matrices.spec(params.spec)
+    per_row = params.scale.size > 1
+    scales = params.scale.reshape(matrices.groups if per_row else 1, -1, 1)
+    zeros = params.zero_point.reshape(scales.shape)
+    moment, cross = moments.centred() if correct else (moments.moment, moments.cross)
+    split = matrices.split(weight)
+    values = np.empty(split.shape, params.spec.dtype.numpy)
+    shifts = []
+    for group in range(matrices.groups):
+        own = group if per_row else 0
+        found = adaround(
+            split[group],
+            moment[group],
+            spec,
+            config or AdaRoundConfig(),
+            cross=None if cross is None else cross[group],
+            params=QParams(spec, scales[own], zeros[own]),
+        )
+        values[group] = found.values
+        real = dequantize(found.values, found.params).astype(np.float64)
+        shifts.append(split[group].astype(np.float64) @ moments.mean[group] - real @ moments.given[group])
+    shift = np.concatenate(shifts) if correct else None
+    return QTensor(matrices.join(values, weight.shape), params), shift

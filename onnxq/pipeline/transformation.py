@@ -1,0 +1,196 @@
+"""Float-equivalent rewrites between preparing and planning: those that need statistics, and fusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from onnxq.core.dtypes import Array
+from onnxq.errors import RecipeError
+from onnxq.graph.prepare import prepare
+from onnxq.graph.walk import all_nodes
+from onnxq.passes.awq_scales import scale_for_weights
+from onnxq.passes.equalize import absorb_biases, equalize
+from onnxq.passes.smooth import Smoothed, smooth, smoothable
+from onnxq.pipeline.collection import collect_statistics
+from onnxq.pipeline.job import Job
+from onnxq.pipeline.planning import seen_by
+from onnxq.plan.make_plan import Wanted, make_plan
+from onnxq.plan.weights.levels import choose_levels, rounded_inputs
+from onnxq.plan.weights.needed_moments import moments_of
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.fuse import NORM_OPSET, fuse
+from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.sampled_rows import sample_rows
+from onnxq.runtime.session import session_of
+from onnxq.runtime.synthetic import runnable_feed
+
+_ROWS = 512
+"""Rows of a layer's input that exponents are tried on, about."""
+
+_LEVEL_FEEDS = 8
+"""Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
+
+
+@dataclass
+class Transformed:
+    """What rewriting did.
+
+    Attributes:
+        notes: warnings, one line each.
+        searched: some input was smoothed by an exponent that was searched.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    searched: bool = False
+
+
+def transform(job: Job, *, smoothing: bool = True) -> Transformed:
+    """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
+
+    Args:
+        job: its model is changed or replaced.
+        smoothing: False leaves out smoothing, whatever the recipe says.
+
+    Raises:
+        RecipeError: what the recipe asks for needs samples and there are none.
+    """
+    done = Transformed()
+    recipe, clock = job.recipe, job.clock
+    if recipe.fuse is not None:
+        with clock.step("fuse"):
+            done.notes += _fuse(job, recipe.fuse)
+    if recipe.equalize:
+        with clock.step("equalize"):
+            done.notes += _equalize(job)
+    if recipe.smooths and smoothing:
+        _smooth(job, done)
+    if uses_awq(recipe):
+        done.notes += _awq(job)
+    return done
+
+
+def _equalize(job: Job) -> list[str]:
+    prepared, data = job.prepared, job.data
+    done = equalize(prepared.model)
+    if not done.pairs:
+        return ["--equalize: no two layers have only Relu, MaxPool and the like between them, so nothing was equalized"]
+    if data is None:
+        return []
+    samples = data.calibration
+
+    def lowest(axes: dict[str, int]) -> dict[str, Array]:
+        return channel_minima(prepared.model, axes, samples, threads=job.threads)
+
+    absorb_biases(prepared.model, lowest)
+    return []
+
+
+def _fuse(job: Job, model_type: str) -> list[str]:
+    prepared, target, threads = job.prepared, job.target, job.threads
+    feed = job.data.first if job.data is not None else runnable_feed(session_of(prepared.model, threads=threads))
+    # The library writes LayerNormalization, which ONNX has from operator set 17 on.
+    prepare(prepared.model, min_opset=max(target.min_opset, NORM_OPSET))
+    # Residual sums stay apart where the kernel that joins them with a normalization is the slower one.
+    fused = fuse(prepared.model, model_type, feed, skip_norms=not target.slow_norms, threads=threads)
+    if fused.model is None:
+        return [fused.note]
+    prepared.model = fused.model
+    names = [node.name or "" for node in all_nodes(fused.model.graph)]
+    prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
+    return []
+
+
+def uses_awq(recipe: Recipe) -> bool:
+    """Whether some weights are scaled by AWQ, so that saved statistics do not fit the model any more."""
+    return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
+
+
+def _awq(job: Job) -> list[str]:
+    prepared, data, clock = job.prepared, job.data, job.clock
+    if data is None:
+        raise RecipeError(
+            "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+        )
+    notes: list[str] = []
+    with clock.step("plan"):
+        plan = make_plan(prepared.model, job.recipe, job.target, seen_by(job))
+    read = moments_of(prepared.model, plan, "awq")
+    wanted = Wanted((), second_moments=read, channel_peaks=tuple(read))
+    # a copy is run: groups that come later see the model as it was
+    copy = replace(job, prepared=replace(prepared, model=prepared.model.clone()))
+    statistics = collect_statistics(copy, wanted, data.calibration, notes)
+    with clock.step("transform"):
+        scaled = scale_for_weights(prepared.model, plan, statistics)
+    added = [name for name, where in scaled.items() if where.added is not None]
+    if added:
+        notes.append(
+            f"AWQ: {len(added)} of {len(scaled)} scaled layer inputs have a Mul of their own (the first {added[0]!r}): "
+            "what precedes them is read elsewhere too, or cannot take up scales"
+        )
+    return notes
+
+
+def _smooth(job: Job, done: Transformed) -> None:
+    prepared, recipe, data, clock = job.prepared, job.recipe, job.data, job.clock
+    if data is None:
+        raise RecipeError(
+            "--smooth: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+        )
+    with clock.step("plan"):
+        plan = make_plan(prepared.model, recipe, job.target, seen_by(job))
+        alphas = {name: recipe.smooth_for(prepared.sources.get(name, (name,))) for name in plan.nodes}
+        groups = smoothable(prepared.model, plan, {name: alpha for name, alpha in alphas.items() if alpha is not None})
+    if not groups:
+        done.notes.append(
+            "--smooth: nothing was smoothed, for no MatMul or Gemm with a weight of its own rounds its input with "
+            f"preset {recipe.preset}"
+        )
+        return
+    wanted = Wanted((), channel_peaks=tuple(groups))
+    statistics = collect_statistics(job, wanted, data.calibration, done.notes)
+    searched = [name for name, group in groups.items() if group.alpha == "auto"]
+    with clock.step("transform"):
+        rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=job.threads)
+        found = smooth(prepared.model, plan, groups, statistics, rows)
+    done.searched = any(found[name].scaled is not None for name in searched if name in found)
+    done.notes += _said_of_smoothing(found)
+
+
+def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
+    changed = {name: each.scaled for name, each in found.items() if each.scaled is not None}
+    if not changed:
+        return [
+            f"--smooth: nothing was smoothed; leaving the inputs of all {sum(len(s.layers) for s in found.values())} "
+            "layers as they are has the smallest error"
+        ]
+    added = [name for name, scaled in changed.items() if scaled.added is not None]
+    if not added:
+        return []
+    return [
+        f"--smooth: {len(added)} of {len(changed)} smoothed layer inputs have a Mul of their own (the first "
+        f"{added[0]!r}): what precedes them is read elsewhere too, or cannot take up scales"
+    ]
+
+
+def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
+    """Choose the accuracy level of each layer with packed weights by what samples show, where the user did not.
+
+    Returns:
+        The recipe with rules for layers whose kernels must not round their inputs, and warnings.
+    """
+    recipe, data, clock, model = job.recipe, job.data, job.clock, job.prepared.model
+    if (
+        data is None
+        or recipe.accuracy_level is not None
+        or all(preset.weights != "blocks" for preset in recipe.presets)
+    ):
+        return recipe, []
+    with clock.step("plan"):
+        plan = make_plan(model, recipe, job.target, seen_by(job))
+        layers = rounded_inputs(model, plan, recipe)
+    if not layers:
+        return recipe, []
+    with clock.step("calibrate"):
+        rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads)
+    with clock.step("plan"):
+        return choose_levels(model, plan, recipe, layers, rows)

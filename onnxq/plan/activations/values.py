@@ -1,0 +1,80 @@
+"""What each activation becomes, once it is known which nodes run on integers."""
+
+from __future__ import annotations
+
+from onnxq.core.affine import params_from_range
+from onnxq.core.spec import TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.reading.ops import Kind, activation_positions, gives_float, row_of
+from onnxq.graph.types import Graph, Node
+from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, Fixed, NodePlan, SharedWith
+from onnxq.plan.placement.candidates import Candidate, Survey, joined_rule
+from onnxq.plan.placement.select import Selection
+from onnxq.recipe.recipe import Recipe
+
+
+def decide_values(
+    graph: Graph, found: Survey, nodes: dict[str, NodePlan], recipe: Recipe, spec: TensorSpec, selection: Selection
+) -> dict[str, Decision]:
+    """A decision for each value that has an integer form, inputs first, in graph order.
+
+    A value has one if an integer node reads it, or if an integer node writes it and cannot write floats.
+    """
+    integer = [c for name, c in found.candidates.items() if name in nodes and nodes[name].action == INTEGER]
+    read = {
+        value.name
+        for candidate in integer
+        for value in (candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row))
+        if value is not None and not walk.is_constant(value)
+    }
+    values: dict[str, Decision] = {}
+    written = {output.name for candidate in integer for output in candidate.outputs}
+    for scope in walk.all_graphs(graph):
+        for value in scope.inputs:
+            if value.name in read:
+                values[value.name or ""] = Calibrated(spec, recipe.range)
+    by_node = {id(candidate.node): candidate for candidate in integer}
+    for node in walk.all_nodes(graph):
+        candidate = by_node.get(id(node))
+        if candidate is not None and candidate.row.kind is not Kind.READING:
+            _decide_outputs(candidate, read, spec, recipe, selection, values)
+        for output in node.outputs:
+            if output.name in read and output.name not in written:
+                row, rule = row_of(node), selection.of(node.name or "", node.op_type).rule
+                if row is not None and row.fixed_range is not None and rule.range is None:
+                    # All of what was seen, and no more than there can be: a Softmax over many seldom comes near 1.
+                    values[output.name or ""] = Calibrated(spec, "minmax", within=row.fixed_range)
+                else:
+                    values[output.name or ""] = Calibrated(spec, rule.range or recipe.range)
+    return values
+
+
+def _decide_outputs(
+    candidate: Candidate,
+    read: set[str | None],
+    spec: TensorSpec,
+    recipe: Recipe,
+    selection: Selection,
+    values: dict[str, Decision],
+) -> None:
+    node, row = candidate.node, candidate.row
+    method = joined_rule(candidate, selection).range or recipe.range
+    for output in candidate.outputs:
+        name = output.name or ""
+        if gives_float(node) and name not in read:
+            continue
+        if row.kind is Kind.PASSING:
+            source = node.inputs[0]
+            assert source is not None
+            values[name] = SharedWith(source.name or "")
+        elif row.fixed_range is not None:
+            values[name] = Fixed(params_from_range(*row.fixed_range, spec))
+        elif node.op_type == "Concat" and candidate.clamp is None and _can_share(node):
+            values[name] = Derived(tuple(v.name or "" for v in node.inputs if v is not None), "union")
+        else:
+            values[name] = Calibrated(spec, method)
+
+
+def _can_share(node: Node) -> bool:
+    """Whether a Concat's inputs can take its output's range: no one else decides it and all are activations."""
+    return not any(walk.is_constant(value) for value in node.inputs)

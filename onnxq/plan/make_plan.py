@@ -1,0 +1,363 @@
+"""Make the plan: recipe × operator table × target × shapes → decisions. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
+from onnxq.graph.types import Graph, Model, Node, Value
+from onnxq.plan.activations.body_probes import witnesses
+from onnxq.plan.activations.dynamic import plan_dynamic
+from onnxq.plan.activations.values import decide_values
+from onnxq.plan.decisions import (
+    FLOAT,
+    FOLDED,
+    INTEGER,
+    PRESENT,
+    STORAGE,
+    Decision,
+    NodePlan,
+    Plan,
+)
+from onnxq.plan.placement.candidates import Candidate, Survey, survey
+from onnxq.plan.placement.cost import Shapes, node_costs
+from onnxq.plan.placement.place import ahead_of_work, place, why_float
+from onnxq.plan.placement.select import Choice, Selection
+from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
+from onnxq.plan.weights.bias import mean_kind
+from onnxq.plan.weights.needed_moments import layer_input, moments_of
+from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
+from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
+from onnxq.plan.weights.weight_only import notes_on, plan_weight
+from onnxq.recipe.presets import PRESETS, Preset
+from onnxq.recipe.recipe import Recipe
+from onnxq.stats.statistics import Statistics
+from onnxq.targets import Target
+
+_ACTIVATIONS_FLOAT = "activations stay float32 with this preset"
+
+__all__ = ["ModelFacts", "Wanted", "make_plan", "wanted_by", "wanted_by_any"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model beyond its graph.
+
+    Attributes:
+        shapes: shape of each value in one sample.
+        dtypes: element type of each value in one sample.
+        sources: for each node, the names it had in the user's model.
+        op_types: operator of each node of the user's model.
+        unusable: values that must stay float, and why (see `onnxq.plan.activations.unusable`).
+        low_sqnr: values that should stay float, and why; what the user insists on is quantized all the same (see
+            `onnxq.plan.activations.low_sqnr`).
+    """
+
+    shapes: Shapes
+    dtypes: Mapping[str, str]
+    sources: Mapping[str, tuple[str, ...]]
+    op_types: Mapping[str, str] | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    low_sqnr: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) -> Plan:
+    """Decide what each node and value becomes.
+
+    Args:
+        model: the prepared model; not changed.
+        recipe: what the user asked for; its preset must not be "auto".
+        target: what the runtime can do, and how fast.
+        seen: what a run on one sample, or calibration, has shown.
+
+    Raises:
+        RecipeError: a pattern or operator type matches nothing.
+    """
+    check_outliers(recipe)
+    graph = model.graph
+    selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
+    spec = activation_spec(recipe, target)
+    found = survey(graph, target, selection, seen.dtypes, spec.symmetric)
+    for name, candidate in list(found.candidates.items()):
+        wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
+        bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
+        if bad:
+            found.keep(name, f"value {bad!r} {wrong[bad]}")
+    static = any(preset.activations == "static" for preset in _presets(recipe))
+    for name in list(found.candidates):
+        candidate = found.candidates[name]
+        if static and preset_of(recipe, candidate.choice).activations != "static":
+            found.keep(name, _ACTIVATIONS_FLOAT)
+    units = units_of(graph) if static else []
+    keep_whole(found, units, selection)
+    working = ahead_of_work(found)
+    chosen = place(found, target, seen.shapes, working, units) if static else set()
+    while mixed := mixed_units(units, found, chosen):
+        for unit, members in mixed:
+            for name in members & found.candidates.keys():
+                found.keep(name, f"{unit.reason}, which stays float")
+        working = ahead_of_work(found)
+        chosen = place(found, target, seen.shapes, working, units)
+    context = _Context(found, chosen, working, recipe, target, seen.shapes, selection, static, graph)
+    nodes: dict[str, NodePlan] = {}
+    for node in found.order:
+        for plan in _node_plans(node, context):
+            nodes.setdefault(plan.name, plan)
+    values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
+    nodes = _drop_folds(nodes, values, found)
+    if target.adds_bias:
+        nodes = _with_biases(nodes, found, selection)
+    notes = tuple(notes_on(nodes.values(), recipe))
+    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
+
+
+def _presets(recipe: Recipe) -> list[Preset]:
+    return [PRESETS[name] for name in {recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset)}]
+
+
+def preset_of(recipe: Recipe, choice: Choice) -> Preset:
+    """The preset that holds for a node."""
+    return PRESETS[choice.rule.preset or recipe.preset]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a calibration run has to gather.
+
+    Attributes:
+        values: values that need a range.
+        image_means: inputs of convolutions, whose channel means correct biases.
+        row_means: inputs of Gemm layers, likewise.
+        second_moments: inputs of layers whose weights are rounded by them, and how many channels they have.
+        channel_peaks: those whose channel magnitudes are needed too.
+    """
+
+    values: tuple[str, ...]
+    image_means: tuple[str, ...] = ()
+    row_means: tuple[str, ...] = ()
+    second_moments: Mapping[str, int] = field(default_factory=dict)
+    channel_peaks: tuple[str, ...] = ()
+
+    def without(self, known: Statistics) -> Wanted:
+        """What is not known yet."""
+        return Wanted(
+            tuple(name for name in self.values if name not in known),
+            tuple(name for name in self.image_means if name not in known.means),
+            tuple(name for name in self.row_means if name not in known.means),
+            {
+                name: count
+                for name, count in self.second_moments.items()
+                if name not in known.moments and name not in known.later
+            },
+            tuple(name for name in self.channel_peaks if name not in known.peaks),
+        )
+
+
+def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
+    """What a plan needs.
+
+    Args:
+        model: the prepared model.
+        plan: its plan.
+        means: also what bias correction needs.
+    """
+    nodes = [
+        node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
+    ]
+    moments = moments_of(model, plan)
+    peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
+    values = (*plan.calibrated, *witnesses(model, plan))
+    return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
+
+
+def wanted_by_any(
+    model: Model,
+    target: Target,
+    dtypes: Mapping[str, str],
+    sources: Mapping[str, tuple[str, ...]],
+    *,
+    moments: bool = False,
+) -> Wanted:
+    """What any plan for the target could need; ``moments`` also what rounding weights by their inputs needs."""
+    selection = Selection(Recipe(preset="w8a8"), sources, ())
+    found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
+    names: dict[str, None] = {}
+    for candidate in found.candidates.values():
+        for value in _touched(candidate):
+            if value.name and not walk.is_constant(value):
+                names[value.name] = None
+    read = dict(filter(None, map(layer_input, model.graph))) if moments else {}
+    means = _means([candidate.node for candidate in found.candidates.values()])
+    return Wanted(tuple(names), *means, read, tuple(read))
+
+
+def _means(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    kinds: dict[str, dict[str, None]] = {"image": {}, "rows": {}}
+    for node in nodes:
+        kind = mean_kind(node)
+        if kind is not None and node.inputs[0] is not None and node.inputs[0].name:
+            kinds[kind][node.inputs[0].name] = None
+    return tuple(kinds["image"]), tuple(kinds["rows"])
+
+
+def _touched(candidate: Candidate) -> list[Value]:
+    read = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
+    written = [] if candidate.row.kind is Kind.READING else candidate.outputs
+    return [value for value in (*read, *written) if value is not None]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the plans of single nodes are made from."""
+
+    found: Survey
+    chosen: set[str]
+    working: set[int]
+    recipe: Recipe
+    target: Target
+    shapes: Shapes
+    selection: Selection
+    static: bool
+    graph: Graph
+
+
+def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
+    """The plan of a node and, where one is folded in, of its clamp."""
+    found, chosen, recipe, target = context.found, context.chosen, context.recipe, context.target
+    shapes, selection, static = context.shapes, context.selection, context.static
+    name = node.name or ""
+    op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if name in found.present:
+        return [NodePlan(name, op_type, PRESENT, "quantized already")]
+    candidate = found.candidates.get(name)
+    if candidate is not None and name in chosen:
+        costs = node_costs(node, candidate.row, shapes, target.costs)
+        clamp = candidate.clamp
+        plans = [
+            NodePlan(
+                name,
+                op_type,
+                INTEGER,
+                folds=clamp.name if clamp is not None else None,
+                weights=_weight_specs(candidate, recipe, target, selection),
+                float_us=round(costs[0], 1),
+                int_us=round(costs[1], 1),
+            )
+        ]
+        if clamp is not None:
+            plans.append(NodePlan(clamp.name or "", clamp.op_type, FOLDED, f"done by the output range of {name!r}"))
+        return plans
+    folded_into = found.folded.get(name)
+    if folded_into is not None:
+        if folded_into.node.name in chosen:
+            return []
+        return [NodePlan(name, op_type, FLOAT, "the layer before it stays float" if static else _ACTIVATIONS_FLOAT)]
+    reason = found.kept.get(name)
+    costs_of: tuple[float | None, float | None] = (None, None)
+    if candidate is not None:
+        as_float, as_int = node_costs(node, candidate.row, shapes, target.costs)
+        costs_of = (round(as_float, 1), round(as_int, 1))
+        reason = why_float(candidate, context.working, shapes, target) if static else _ACTIVATIONS_FLOAT
+    choice = selection.of(name, node.op_type)
+    by_user = choice.reason is not None
+    preset = preset_of(recipe, choice)
+    if not by_user and preset.activations in ("dynamic", "token"):
+        planned = plan_dynamic(node, preset, recipe, target, choice)
+        if isinstance(planned, NodePlan):
+            return [planned]
+        reason = planned
+    elif not by_user and preset.weights in ("blocks", "codebook"):
+        inside = node.graph is not context.graph
+        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
+        if isinstance(planned, NodePlan):
+            return [planned]
+        reason = planned
+    elif not by_user and node.op_type == "Gather" and preset.activations == "static":
+        planned = plan_dynamic(node, preset, recipe, target, choice)  # a table; what moves activations stays as it is
+        if isinstance(planned, NodePlan):
+            return [planned]
+    stored = storage_specs(node, recipe, choice)
+    if stored and not by_user:
+        why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
+        outliers = threshold(node, preset, recipe)
+        as_float_us, as_int_us = costs_of
+        return [
+            NodePlan(
+                name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
+            )
+        ]
+    if not static and not by_user and op_type in STORABLE and is_small(node):
+        reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
+    return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
+
+
+def _weight_specs(candidate: Candidate, recipe: Recipe, target: Target, selection: Selection) -> dict[int, TensorSpec]:
+    node, row = candidate.node, candidate.row
+    specs: dict[int, TensorSpec] = {}
+    if row.weight is not None and is_weight(node, row):
+        specs[row.weight] = _weight_spec(node, row.weight, recipe, target, candidate.choice)
+    for position in activation_positions(node, row):
+        if walk.is_constant(node.inputs[position]):
+            specs[position] = activation_spec(recipe, target)
+    return specs
+
+
+def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choice: Choice) -> TensorSpec:
+    array = walk.const_array(node.inputs[position])
+    assert array is not None
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    if node.graph is not None and walk.opset(node.graph) < target.min_opset:
+        per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
+    axis = channel_axis(node, array.ndim) if per_channel else None
+    asked = choice.rule.bits or recipe.bits or target.weight_bits
+    bits = min(asked, target.weight_bits)
+    bits_used = bits if bits < target.weight.bits else None
+    return TensorSpec(
+        target.weight,
+        PerTensor() if axis is None else PerAxis(axis),
+        symmetric=True,
+        narrow_range=True,
+        grid_bits=bits_used,
+    )
+
+
+def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
+    """The grid of quantized activations."""
+    symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
+    return TensorSpec(target.activation, PerTensor(), symmetric=symmetric)
+
+
+def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:
+    """Undo folds where the output has no integer form, and note which products go straight to float."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or candidate is None or candidate.row.kind is Kind.READING:
+            continue
+        if candidate.outputs[0].name in values:
+            continue
+        result[name] = replace(plan, float_output=True, folds=None)
+        if plan.folds is not None:
+            result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
+    return result
+
+
+def _with_biases(nodes: dict[str, NodePlan], found: Survey, selection: Selection) -> dict[str, NodePlan]:
+    """Let a MatMul whose products go straight to float add the bias behind it."""
+    result = dict(nodes)
+    for name, plan in nodes.items():
+        candidate = found.candidates.get(name)
+        if plan.action != INTEGER or not plan.float_output or candidate is None:
+            continue
+        added = bias_behind(candidate.node)
+        if added is None or selection.of(added.name or "", added.op_type).excluded:
+            continue
+        if result[added.name or ""].action == FLOAT:
+            result[name] = replace(plan, adds=added.name)
+            result[added.name or ""] = NodePlan(
+                added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
+            )
+    return result

@@ -1,0 +1,139 @@
+"""Weights, operands and biases as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxq.algorithms.rtn import rtn
+from onnxq.core.affine import quantize
+from onnxq.core.dtypes import Array, QType
+from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.emit.rewrite import NodeRewrite
+from onnxq.graph.reading.ops import OPS
+from onnxq.graph.types import Node
+from onnxq.plan.decisions import NodePlan
+from onnxq.plan.weights.bias import correction
+from onnxq.plan.weights.weight_algorithms import PackedWeights
+from onnxq.stats.statistics import Statistics
+
+_BIAS_LIMIT = float(1 << 30)
+
+
+def node_rewrite(
+    node: Node,
+    plan: NodePlan,
+    values: dict[str, QParams],
+    weights: Weights,
+    statistics: Statistics | None,
+    shift: Array | None = None,
+) -> NodeRewrite:
+    """Quantize the constants of a node that runs on integers.
+
+    Args:
+        node: the node in the prepared model.
+        plan: what becomes of it.
+        values: parameters of the activations.
+        weights: constants that are quantized already.
+        statistics: with the channel means of its input, where the bias is to be corrected; None where not.
+        shift: (channels,) what to add to the bias, where that is known already.
+    """
+    row = OPS[node.op_type]
+    source = node.inputs[0]
+    assert source is not None
+    name = source.name or ""
+    bias = walk.const_array(walk.input_at(node, row.bias)) if row.bias is not None else None
+    constants: dict[int, QTensor] = {}
+    added: QTensor | None = None
+    for position, spec in plan.weights.items():
+        if position != row.weight or row.bias is None:
+            constants[position] = weights.of(node, position, spec)
+            continue
+        scale_x = float(values[name].scale.reshape(()))
+        exact = None if bias is None else bias.astype(np.float64).reshape(-1)
+        constants[position] = weights.of(node, position, spec, exact, scale_x)
+        added_to = shift if shift is not None else _shift(node, name, constants[position], statistics)
+        if added_to is not None:
+            exact = added_to if exact is None else exact + added_to
+        if exact is not None:
+            added = quantize_bias(exact, scale_x, constants[position].params.scale)
+    return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)
+
+
+def _shift(node: Node, name: str, weight: QTensor, statistics: Statistics | None) -> Array | None:
+    means = statistics.means.get(name) if statistics is not None else None
+    mean = means.mean if means is not None else None
+    if statistics is None or mean is None:
+        return None
+    return correction(node, weight, mean, statistics[name].shape if name in statistics else None)
+
+
+def quantize_bias(bias: Array, scale_x: float, scale_w: Array) -> QTensor:
+    """A bias as int32 at ``scale_x · scale_w``, so that it is added to the accumulator as it is.
+
+    Args:
+        bias: floating point, (channels,).
+        scale_x: scale of the input.
+        scale_w: scale of the weight, one entry or one a channel.
+
+    Returns:
+        QTensor of shape (channels,); its scale is (channels,) or (1,).
+
+    References:
+        Jacob et al., arXiv:1712.05877, section 2.4.
+    """
+    scale = np.atleast_1d((np.float32(scale_x) * scale_w.astype(np.float32).reshape(-1)).astype(np.float32))
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    spec = TensorSpec(QType.INT32, PerTensor(), symmetric=True)
+    params = QParams(spec, scale, np.zeros(scale.shape, np.int32))
+    return QTensor(quantize(bias, params), params)
+
+
+class Weights:
+    """Quantized constants, each (initializer, grid) once however many nodes read it.
+
+    Attributes:
+        packed: the matrices of kernels that read packed weights.
+    """
+
+    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
+        """Start with what has been learned of single nodes, by (name, input)."""
+        self._learned = dict(learned or {})
+        self.packed = PackedWeights()
+        self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
+
+    def of(
+        self, node: Node, position: int, spec: TensorSpec, bias: Array | None = None, scale_x: float = 1.0
+    ) -> QTensor:
+        """Quantize the constant at an input of a node.
+
+        Args:
+            node: the reader.
+            position: its input.
+            spec: the grid.
+            bias: (channels,) what is to be added to the products as int32; its scale must not be too fine.
+            scale_x: scale of the other operand.
+        """
+        known = self._learned.get((node.name or "", position))
+        if known is not None:
+            return known
+        value = node.inputs[position]
+        array = walk.const_array(value)
+        assert value is not None and array is not None
+        plain = self._rounded(value.name or "", array, spec)
+        if bias is None:
+            return plain
+        # |bias| / (scale_x · scale_w) has to fit an int32: a channel whose weights are tiny gets a coarser grid.
+        needed = np.abs(bias) / (scale_x * _BIAS_LIMIT)
+        smallest = np.asarray(needed if plain.params.scale.size > 1 else needed.max(initial=0.0, keepdims=True))
+        if not np.any(smallest > plain.params.scale.reshape(-1)):
+            return plain
+        return self._rounded(value.name or "", array, spec, smallest)
+
+    def _rounded(self, name: str, array: Array, spec: TensorSpec, smallest: Array | None = None) -> QTensor:
+        key = (name, spec, b"" if smallest is None else smallest.tobytes())
+        if key not in self._known:
+            self._known[key] = rtn(array, spec, smallest)
+        return self._known[key]

@@ -1,0 +1,160 @@
+"""Quantize all weights that kernels read packed, in the order in which the statistics of their inputs come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxq.core.affine import dequantize
+from onnxq.core.dtypes import Array
+from onnxq.core.spec import QParams
+from onnxq.errors import CalibrationError
+from onnxq.graph.emit.rewrite import WeightRewrite
+from onnxq.graph.types import Node
+from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
+from onnxq.plan.weights.constants import Weights
+from onnxq.plan.weights.effort import expected
+from onnxq.plan.weights.needed_moments import layer_input
+from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
+from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
+from onnxq.stats.statistics import InputStatistics, Statistics
+
+Report = Callable[[str], Callable[[int, int | None], None]]
+"""Given the name of a step, the function that shows how far it is: `Clock.report`."""
+
+_ROWS = 512
+"""Outputs whose error is computed at a time."""
+_LONG = 5.0
+"""Seconds from which the user is told what to expect."""
+_LARGE = 1 << 23
+"""Elements of a weight beyond which the error of its outputs is computed of some of them."""
+
+
+def pack_weights(
+    nodes: Mapping[str, Node],
+    plan: Plan,
+    weights: Weights,
+    statistics: Statistics | None,
+    notes: list[str],
+    report: Report | None = None,
+) -> tuple[dict[str, WeightRewrite], dict[str, float | None]]:
+    """Quantize the weights of every node with a `WEIGHT` plan.
+
+    Layers with a common input are taken together, in the order of the first: statistics that do not fit in memory all
+    at once come group by group (`Statistics.of_input`), each group once.
+
+    Args:
+        nodes: the nodes of the prepared model.
+        plan: the decisions.
+        weights: what is quantized already.
+        statistics: with second moments, where the plan needs them.
+        notes: lines for the user are appended.
+        report: shows the progress; a long step's name says how long and how large it is expected to be.
+
+    Returns:
+        What becomes of each node, and the signal to quantization noise of the output of each layer whose input is
+        known, in dB (None where there is no signal).
+
+    Raises:
+        CalibrationError: statistics that do not fit a weight; the message names the layer.
+    """
+    packed: dict[str, WeightRewrite] = {}
+    errors: dict[str, float | None] = {}
+    unseen: list[str] = []
+    scarce: list[tuple[str, int, int]] = []
+    order = _by_input(nodes, plan)
+    progress = report(_expected(nodes, plan)) if report is not None and order else None
+    for count, name in enumerate(order):
+        if progress is not None:
+            progress(count, len(order))
+        node_plan, known = plan.nodes[name], None
+        if node_plan.algorithm in ALGORITHMS_WITH_DATA:
+            known = _known(nodes[name], statistics)
+            if known is None:
+                node_plan = replace(node_plan, algorithm=ALGORITHM_WITHOUT_DATA)
+                unseen.append(name)
+            elif known.moment.channels is not None and known.moment.rows < known.moment.channels:
+                scarce.append((name, known.moment.rows, known.moment.channels))
+        try:
+            packed[name] = weight_rewrite(nodes[name], node_plan, weights, known)
+        except CalibrationError as error:
+            raise CalibrationError(f"{node_plan.op_type} {name!r}: {error}") from None
+        if known is not None:
+            errors[name] = _output_db(nodes[name], packed[name], known)
+    if unseen:
+        notes.append(
+            f"layer {unseen[0]!r}{_more(unseen)}: calibration saw none of its input (is it in a body of If, Loop or "
+            f"Scan?), so its weight was rounded by {ALGORITHM_WITHOUT_DATA}"
+        )
+    if scarce:
+        name, rows, channels = max(scarce, key=lambda entry: entry[2] / entry[1])
+        notes.append(
+            f"layer {name!r}{_more(scarce)}: calibration saw {rows} rows of its input of {channels} channels; "
+            "with more samples than channels its weight can be rounded better"
+        )
+    return packed, errors
+
+
+def _expected(nodes: Mapping[str, Node], plan: Plan) -> str:
+    """The name of the step, with what it is expected to take where that is long."""
+    matrices = [matrix_of(nodes[name]) for name, node_plan in plan.nodes.items() if node_plan.algorithm == "gptq"]
+    effort = expected((m.shape[0], m.shape[1]) for m in matrices if not isinstance(m, str))
+    if effort.seconds < _LONG:
+        return "rewrite"
+    return f"rewrite (GPTQ: about {effort.seconds:.0f} s, {effort.gigabytes:.1f} GB)"
+
+
+def _output_db(node: Node, change: WeightRewrite, known: InputStatistics) -> float | None:
+    """10·log₁₀ of tr(W H Wᵀ) / tr(E H Eᵀ): over the calibration samples, for the input as the float model has it."""
+    matrix = matrix_of(node)
+    tensor = next(iter(change.constants.values()), None)
+    if isinstance(matrix, str) or tensor is None or tensor.values.shape != matrix.shape:
+        return None
+    hessian = known.moment.normalized
+    if hessian is None:
+        return None
+    signal = noise = 0.0
+    count = matrix.shape[0]
+    taken = min(count, max(_ROWS, _LARGE // max(matrix.shape[1], 1)))
+    for start in range(0, taken, _ROWS):
+        # of a large layer evenly spaced outputs stand for all of them
+        part = np.linspace(0, count - 1, taken).round().astype(np.int64)[start : start + _ROWS]
+        real = np.asarray(matrix[part], np.float32)
+        error = real - dequantize(tensor.values[part], _of_rows(tensor.params, part))
+        signal += float(np.vdot(real @ hessian, real))
+        noise += float(np.vdot(error @ hessian, error))
+    if signal <= 0.0 or not math.isfinite(signal):
+        return None
+    return 10.0 * math.log10(signal / noise) if noise > 0.0 else math.inf
+
+
+def _of_rows(params: QParams, rows: Array) -> QParams:
+    if params.scale.shape[0] == 1:
+        return params
+    return QParams(params.spec, params.scale[rows], params.zero_point[rows])
+
+
+def _more(names: list[str] | list[tuple[str, int, int]]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _by_input(nodes: Mapping[str, Node], plan: Plan) -> list[str]:
+    """Names of the nodes with packed weights: those without second moments first, then by input."""
+    by_input: dict[str, list[str]] = {"": []}
+    for name, node_plan in plan.nodes.items():
+        if node_plan.action == WEIGHT:
+            read = layer_input(nodes[name]) if _needs_data(node_plan) else None
+            by_input.setdefault(read[0] if read else "", []).append(name)
+    return [name for names in by_input.values() for name in names]
+
+
+def _needs_data(plan: NodePlan) -> bool:
+    return plan.algorithm in ALGORITHMS_WITH_DATA
+
+
+def _known(node: Node, statistics: Statistics | None) -> InputStatistics | None:
+    read = layer_input(node)
+    return statistics.of_input(read[0]) if statistics is not None and read is not None else None

@@ -1,0 +1,57 @@
+"""Weights that are stored as integers and unfolded to float when the model is loaded."""
+
+from __future__ import annotations
+
+from onnxq.core.dtypes import Array, QType
+from onnxq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.reading.ops import STORABLE, channel_axis, contracted_axes
+from onnxq.graph.types import FLOAT32, Node
+from onnxq.plan.placement.select import Choice
+from onnxq.recipe.recipe import Recipe
+
+MIN_STORED = 1024
+"""Weights of fewer elements stay float in storage: scales and two nodes would outweigh the saving."""
+
+_ELEMENTS_A_SCALE = 16
+"""Elements that share a scale at least, where there is one for each column of each matrix."""
+
+
+def storage_specs(node: Node, recipe: Recipe, choice: Choice) -> dict[int, TensorSpec]:
+    """Grids of the weights of a node that can be stored, by input position."""
+    positions = STORABLE.get(node.op_type, ()) if node.domain == "" else ()
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    specs: dict[int, TensorSpec] = {}
+    for position in positions:
+        value = walk.input_at(node, position)
+        array = walk.const_array(value)
+        if array is None or value is None or value.dtype != FLOAT32 or array.size < MIN_STORED or array.ndim < 2:
+            continue
+        if all(walk.is_constant(other) for other in node.inputs if other is not None):
+            continue  # the runtime computes it once, at load
+        granularity = _granularity(node, position, array) if per_channel else PerTensor()
+        specs[position] = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
+    return specs
+
+
+def _granularity(node: Node, position: int, array: Array) -> Granularity:
+    """A scale for each output: all elements that a sum runs over share one."""
+    if node.op_type not in ("MatMul", "Einsum"):
+        axis = channel_axis(node, array.ndim)
+        return PerTensor() if axis is None else PerAxis(axis)
+    summed = contracted_axes(node, position, array.ndim)
+    if summed is None:
+        return PerTensor()
+    kept = [axis for axis in range(array.ndim) if axis not in summed]
+    if len(kept) == 1:
+        return PerAxis(kept[0])
+    if len(summed) == 1 and array.shape[summed[0]] >= _ELEMENTS_A_SCALE:
+        return PerBlock(summed[0], array.shape[summed[0]])
+    return PerAxis(kept[-1]) if kept else PerTensor()
+
+
+def is_small(node: Node) -> bool:
+    """Whether a layer has a constant weight, and none large enough to gain from being stored as integers."""
+    arrays = [walk.const_array(walk.input_at(node, position)) for position in STORABLE[node.op_type]]
+    sizes = [array.size for array in arrays if array is not None]
+    return bool(sizes) and max(sizes) < MIN_STORED

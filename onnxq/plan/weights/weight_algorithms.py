@@ -1,0 +1,123 @@
+"""Call a weight algorithm by its name, and quantize each weight once however many nodes read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxq.algorithms.awq import awq_clip
+from onnxq.algorithms.gptq import GPTQConfig, gptq
+from onnxq.algorithms.grid import GridConfig, quantize_range
+from onnxq.algorithms.hqq import hqq
+from onnxq.algorithms.kmeans import KMeansConfig, kmeans
+from onnxq.algorithms.kquant import kquant
+from onnxq.algorithms.nearest import quantize_codebook
+from onnxq.algorithms.rtn import rtn
+from onnxq.algorithms.shrinkage import shrunk
+from onnxq.core.codebook import FP4, NF4, CodebookTensor
+from onnxq.core.dtypes import Array
+from onnxq.core.spec import Granularity, QTensor, TensorSpec
+from onnxq.errors import RecipeError
+from onnxq.stats.statistics import InputStatistics
+
+GPTQ = GPTQConfig(act_order=True, grid=GridConfig())
+"""Inputs of most power first and searched grids: each lowers the output's error on held-out samples at 2, 3 and 4 bits,
+on either kind of grid."""
+
+_TABLES = {"nf4": NF4, "fp4": FP4}
+_SAMPLED = 64
+"""Elements of a weight that stand for it until it is compared as a whole."""
+
+
+def quantize_weight(
+    weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None
+) -> QTensor:
+    """Quantize one weight.
+
+    Args:
+        weight: float32, (out, in).
+        spec: the grid; scales lie along axis 1 in blocks, or one a row.
+        algorithm: a name that ``--algorithm`` takes. Of "awq" this is the second half: its scales are in the weight
+            and its input already (`onnxq.passes.awq_scales`), and what is left is to clip the ranges.
+        statistics: of the input that the weight is multiplied with; None where there are none.
+
+    Raises:
+        RecipeError: there is no such algorithm, or it needs statistics that are not there.
+        CalibrationError: the statistics do not fit the weight.
+    """
+    match algorithm:
+        case "rtn":
+            return rtn(weight, spec)
+        case "hqq":
+            return hqq(weight, spec)
+        case "kquant":
+            return kquant(weight, spec, importance=_mean_squares(statistics))
+        case "gptq" | "awq":
+            if statistics is None or not statistics.moment.rows:
+                raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
+            if algorithm == "gptq":
+                moment = statistics.moment.normalized  # the factor of a Hessian does not matter
+                assert moment is not None
+                return gptq(weight, shrunk(moment, statistics.moment.rows), spec, GPTQ)
+            moment = statistics.moment.matrix
+            assert moment is not None
+            return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
+    raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use rtn, gptq, awq, hqq or kquant")
+
+
+def _mean_squares(statistics: InputStatistics | None) -> Array | None:
+    if statistics is None or not statistics.moment.rows:
+        return None
+    return np.asarray(statistics.moment.diagonal / statistics.moment.rows)
+
+
+def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
+    """Store one weight as indices into a table.
+
+    Args:
+        weight: float32, (out, in).
+        codebook: "nf4", "fp4" or "kmeans".
+        granularity: what shares a scale, or a table.
+        bits: bits of an index; tables have 16 entries at 4 and, fitted to the weight, 256 at 8.
+    """
+    if codebook in _TABLES:
+        return quantize_codebook(weight, _TABLES[codebook], granularity, bits)
+    return kmeans(weight, granularity, KMeansConfig(bits=bits))
+
+
+class PackedWeights:
+    """Quantized matrices, each (contents, grid, algorithm) once.
+
+    Weights are compared by their contents, so that an embedding and the output layer tied to it stay one although the
+    transposition between them was folded.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[tuple[Array, Any]]] = {}
+
+    def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None) -> QTensor:
+        """Quantize a weight, or find it; arguments as for `quantize_weight`."""
+        known = self.find(weight, spec, algorithm)
+        if known is None:
+            plain = np.ascontiguousarray(weight, np.float32)
+            known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
+        return known  # type: ignore[no-any-return]
+
+    def find(self, weight: Array, *how: object) -> Any | None:
+        """What was added for a weight of these contents, quantized in this way."""
+        for array, found in self._known.get(_key(weight, how), []):
+            if array is weight or np.array_equal(array, weight, equal_nan=True):
+                return found
+        return None
+
+    def add(self, weight: Array, found: Any, *how: object) -> Any:
+        """Keep a quantized weight."""
+        self._known.setdefault(_key(weight, how), []).append((weight, found))
+        return found
+
+
+def _key(weight: Array, how: tuple[object, ...]) -> tuple[Any, ...]:
+    places = np.linspace(0, max(weight.size - 1, 0), _SAMPLED, dtype=np.int64)
+    sample = weight[np.unravel_index(places, weight.shape)] if weight.size else weight
+    return (weight.shape, str(weight.dtype), sample.tobytes(), *how)

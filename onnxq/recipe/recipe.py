@@ -1,0 +1,321 @@
+"""A recipe: everything a user can choose about a quantization, as immutable data that round-trips through YAML."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq.errors import RecipeError
+from onnxq.recipe.presets import PRESETS, Preset
+
+FORMATS = ("qdq", "qoperator")
+RANGES = ("minmax", "percentile", "entropy", "mse")
+ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
+ALGORITHMS_WITH_DATA = ("gptq", "awq")
+"""Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
+ALGORITHM_WITHOUT_DATA = "kquant"
+"""How weights in blocks are rounded where there is no data and the user does not say."""
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for the nodes whose name matches a pattern; the last rule that matches wins, key by key.
+
+    Attributes:
+        match: a node name or a shell pattern over node names (``layer1.*``).
+        quantize: False leaves the nodes float; True quantizes them even where that is expected to be slower.
+        range: range method of the values they write.
+        per_channel: scales for their weights by channel (True) or by tensor (False).
+        preset: another preset than the recipe's.
+        bits: bits of their weights.
+        block_size: elements of a weight that share a scale; 0 for one scale a column.
+        algorithm: how their weights are rounded.
+        accuracy_level: of their MatMulNBits kernels.
+        smooth: SmoothQuant's α for their input, or "auto"; of layers that read one value the first counts.
+    """
+
+    match: str
+    quantize: bool | None = None
+    range: str | None = None
+    per_channel: bool | None = None
+    preset: str | None = None
+    bits: int | None = None
+    block_size: int | None = None
+    algorithm: str | None = None
+    accuracy_level: int | None = None
+    smooth: float | str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("rule range", self.range, RANGES)
+        _check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        _check_choice("rule algorithm", self.algorithm, ALGORITHMS)
+        _check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
+        _check_smooth("rule smooth", self.smooth)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is to be quantized.
+
+    Attributes:
+        preset: a key of `PRESETS`.
+        format: "qdq" or "qoperator"; None takes the target's default.
+        range: method that turns calibration statistics into ranges.
+        percentile: share of the values, in percent, that the method "percentile" keeps.
+        per_channel: weight scales by output channel, or by tensor.
+        symmetric: activations with their zero at the middle of the grid; None takes the target's choice.
+        bias_correct: take what rounding the weights adds to the mean of a layer's output from its bias.
+        target: name of the target.
+        include: only nodes that match one of these patterns are quantized, even where that is expected to be slower.
+        exclude: nodes that match one of these patterns stay float.
+        op_types: only nodes of these operator types are quantized.
+        rules: exceptions by node.
+        min_sqnr: verification fails below this SQNR, in dB.
+        max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
+            labels, else of top-1 agreement with the float model.
+        bits: bits of a weight in blocks; None takes the preset's.
+        block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
+            column, None for the preset's choice.
+        algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel. None
+            takes 4, and with samples 0 for layers of which that would leave too little.
+        target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
+        fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
+        smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
+        equalize: equalize weight ranges across layers.
+        adaround: learn whether weights are rounded up or down.
+        outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
+            activations have a scale a row; None takes the preset's.
+        max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
+            need more, the samples are run again for each part of the layers.
+    """
+
+    preset: str = "auto"
+    format: str | None = None
+    range: str = "mse"
+    percentile: float = 99.99
+    per_channel: bool = True
+    symmetric: bool | None = None
+    bias_correct: bool = True
+    target: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    op_types: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    bits: int | None = None
+    block_size: int | None = None
+    algorithm: str | None = None
+    accuracy_level: int | None = None
+    target_bits: float | None = None
+    fuse: str | None = None
+    smooth: float | str | None = None
+    equalize: bool = False
+    adaround: bool = False
+    outliers: float | None = None
+    max_memory: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_choice("--preset", self.preset, tuple(PRESETS))
+        _check_choice("--format", self.format, FORMATS)
+        _check_choice("--range", self.range, RANGES)
+        if not 50 < self.percentile <= 100:
+            raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
+        _check_choice("--algorithm", self.algorithm, ALGORITHMS)
+        _check_weights("--", self.bits, self.block_size, self.accuracy_level)
+        if self.target_bits is not None and not 2 <= self.target_bits <= 32:
+            raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
+        _check_smooth("--smooth", self.smooth)
+        if not self.max_memory > 0:
+            raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
+        if self.outliers is not None and not self.outliers > 0:
+            raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
+        for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
+            if limit is not None and math.isnan(limit):
+                raise RecipeError(f"{option}: {limit} is no number; nothing could be compared with it")
+
+    def override(self, **options: object) -> Recipe:
+        """A copy in which each option that is not None or empty replaces the recipe's own.
+
+        Raises:
+            RecipeError: an option has no such name or value.
+        """
+        given = {key: value for key, value in options.items() if value is not None and value != ()}
+        _check_keys("recipe", given, [field.name for field in fields(self)])
+        for key in ("include", "exclude", "op_types"):
+            if key in given:
+                given[key] = _names(key, given[key])
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def rule_for(self, names: Iterable[str]) -> Rule:
+        """All rules that match one of the names, joined into one; later ones win key by key."""
+        joined = Rule(match="")
+        for rule in self.rules:
+            if any(matches(rule.match, name) for name in names):
+                joined = replace(
+                    joined,
+                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
+                )
+        return joined
+
+    def smooth_for(self, names: Iterable[str]) -> float | str | None:
+        """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
+        rule = self.rule_for(names)
+        if rule.smooth is not None:
+            return rule.smooth
+        return self.smooth if self.smooth is not None else PRESETS[rule.preset or self.preset].smooth
+
+    @property
+    def smooths(self) -> bool:
+        """Whether any layer's input may be smoothed."""
+        given = (self.smooth, *(rule.smooth for rule in self.rules))
+        return any(alpha is not None for alpha in given) or any(p.smooth is not None for p in self.presets)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the rounding of weights is learned."""
+        return self.adaround or any(preset.distill for preset in self.presets)
+
+    @property
+    def presets(self) -> list[Preset]:
+        """The presets of the recipe and its rules."""
+        names = dict.fromkeys((self.preset, *(rule.preset for rule in self.rules if rule.preset)))
+        return [PRESETS[name] for name in names]
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, without the keys that have their default."""
+        import yaml
+
+        plain = asdict(self)
+        plain["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in plain["rules"]]
+        default = asdict(Recipe())
+        kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v != default[k] and v != []}
+        return yaml.safe_dump({"preset": self.preset, **kept}, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: not YAML, not a mapping, an unknown key or a value that does not fit.
+        """
+        import yaml
+
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
+            raise RecipeError(f"{where}: not YAML ({reason}); write keys and values, such as 'preset: w8a8'") from None
+        if data is None:
+            data = {}
+        if not isinstance(data, Mapping):
+            raise RecipeError(
+                f"{where}: a {type(data).__name__}, not a mapping; write keys and values, such as 'preset: w8a8'"
+            )
+        _check_keys(where, data, [field.name for field in fields(cls)])
+        values: dict[str, Any] = {key: value for key, value in data.items() if value is not None}
+        rules = values.pop("rules", None) or []
+        if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+            raise RecipeError(f"{where}: rules must be a list of mappings, each with 'match' and what is to hold")
+        for key in ("include", "exclude", "op_types"):
+            if key in values:
+                values[key] = _names(key, values[key])
+        built = []
+        for i, given in enumerate(rules):
+            _check_keys(f"{where}: rule {i + 1}", given, [field.name for field in fields(Rule)])
+            rule = {key: value for key, value in given.items() if value is not None}
+            if "match" not in rule:
+                raise RecipeError(f"{where}: rule {i + 1} has no 'match'; give a node name or a pattern")
+            _check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
+            built.append(Rule(**rule))
+        _check_types(where, values, _RECIPE_TYPES)
+        return cls(**values, rules=tuple(built))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            RecipeError: the file cannot be read or is no recipe.
+        """
+        try:
+            text = Path(path).read_text("utf8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise RecipeError(f"--recipe {path}: cannot be read ({reason}); give a YAML file") from None
+        return cls.from_yaml(text, where=f"--recipe {path}")
+
+
+_RECIPE_TYPES: dict[str, tuple[type, ...]] = {
+    "preset": (str,), "format": (str,), "range": (str,), "percentile": (int, float), "per_channel": (bool,),
+    "symmetric": (bool,), "bias_correct": (bool,), "target": (str,), "min_sqnr": (int, float), "max_drop": (int, float),
+    "bits": (int,), "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "target_bits": (int, float),
+    "fuse": (str,), "smooth": (int, float, str), "equalize": (bool,), "adaround": (bool,), "outliers": (int, float),
+    "max_memory": (int, float),
+}  # fmt: skip
+_RULE_TYPES: dict[str, tuple[type, ...]] = {
+    "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,), "preset": (str,), "bits": (int,),
+    "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "smooth": (int, float, str),
+}  # fmt: skip
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        there = f"did you mean {near[0]!r}? There" if near else "there"
+        raise RecipeError(f"{what}: no {value!r}; {there} are {', '.join(choices)}")
+
+
+def _check_smooth(option: str, alpha: float | str | None) -> None:
+    if isinstance(alpha, str) and alpha != "auto":
+        raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
+
+
+def _check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
+    if bits is not None and bits not in BITS:
+        raise RecipeError(f"{option}bits: {bits} bits have no kernel; use {', '.join(map(str, BITS))}")
+    if block_size not in (None, 0) and (block_size < 16 or block_size > 256 or block_size & (block_size - 1)):
+        raise RecipeError(
+            f"{option}block-size: {block_size} has no kernel; use 16, 32, 64, 128 or 256, or 0 for columns"
+        )
+    if accuracy_level is not None and not 0 <= accuracy_level <= 4:
+        raise RecipeError(f"{option}accuracy-level: {accuracy_level} is not in 0…4; 0 is exact, 4 is fast")
+
+
+def _check_keys(where: str, given: Iterable[str], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            there = f"did you mean {near[0]!r}? There" if near else "there"
+            raise RecipeError(f"{where}: no key {key!r}; {there} are {', '.join(known)}")
+
+
+def _check_types(where: str, given: Mapping[str, Any], known: dict[str, tuple[type, ...]]) -> None:
+    for key, types in known.items():
+        value = given.get(key)
+        wrong = value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types))
+        if wrong:
+            wanted = {str: "text", bool: "true or false"}.get(types[0], "a number")
+            raise RecipeError(f"{where}: {key} is {value!r} ({type(value).__name__}); it takes {wanted}")
+
+
+def _names(key: str, value: object) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise RecipeError(f"{key}: {value!r} is not a list of names; write [name, name]")
+    return tuple(items)

@@ -1,0 +1,134 @@
+"""What a quantized model is judged by in a search: the metric and SQNR against the limits, and its estimated time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onnxq.errors import RecipeError
+from onnxq.graph.files import io
+from onnxq.pipeline.build import Built
+from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.gate import fall
+from onnxq.pipeline.job import Data, Job
+from onnxq.pipeline.planning import seen_by
+from onnxq.plan.make_plan import make_plan
+from onnxq.plan.placement.estimate import estimated_us
+from onnxq.recipe.recipe import Recipe, Rule
+from onnxq.runtime.session import Session, open_session
+from onnxq.search.history import Limits, Outcome
+from onnxq.search.score import Metric
+from onnxq.verify.compare import Comparison, compare
+
+_PRICED = 64
+"""Nodes, the worst, for which it is worked out what leaving them float costs."""
+
+
+class Judge:
+    """Measures models against the limits; the float model's score is taken once.
+
+    Attributes:
+        limits: what has to be kept.
+        data: the samples; those held out are compared on.
+        before: score of the float model by the user's metric; None with the default one.
+    """
+
+    def __init__(self, job: Job, data: Data, metric: Metric, limits: Limits) -> None:
+        """Open the float model and score it.
+
+        Args:
+            job: what is to be quantized.
+            data: its samples.
+            metric: what the limit on the drop is about.
+            limits: what has to be kept.
+
+        Raises:
+            RecipeError: the user's metric failed.
+        """
+        self.job, self.data, self.limits, self.metric = job, data, limits, metric
+        self.float = open_session(job.prepared.original, threads=job.threads, label="float model")
+        self.before = self._score(self.float) if self.metric.function is not None else None
+        self._seen = seen_by(job)
+
+    def _score(self, session: Session) -> float:
+        with self.job.clock.step("metric"):
+            return self.metric.of(session)
+
+    def judge(self, chosen: Chosen) -> Outcome:
+        """The outcome of a model that was verified."""
+        assert chosen.built is not None
+        if chosen.verdict.comparison is None:
+            return Outcome(failure="; ".join(chosen.verdict.failures) or "it was not compared")
+        session = open_session(chosen.content, threads=self.job.threads) if self.before is not None else None
+        return self.outcome(chosen.built, chosen.content, chosen.verdict.comparison, session)
+
+    def measure(self, built: Built, content: bytes | Path) -> Outcome:
+        """The outcome of a model."""
+        session = open_session(content, threads=self.job.threads, label="quantized model")
+        held_out = self.data.held_out
+        with self.job.clock.step("compare"):
+            comparison = compare(self.float, session, held_out, labels=held_out.labels)
+        return self.outcome(built, content, comparison, session)
+
+    def outcome(self, built: Built, content: bytes | Path, comparison: Comparison, session: Session | None) -> Outcome:
+        """Figures of a model by which it is judged."""
+        drop: float | None = None
+        if self.before is not None and session is not None:
+            drop = self.before - self._score(session)
+        elif not self.metric.is_default:
+            drop = self.metric.fall(comparison)
+        elif self.limits.max_drop is not None:
+            found = fall(comparison)
+            drop = found[1] if found is not None else None
+        failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
+        size = len(content) if isinstance(content, bytes) else io.size_bytes(content)
+        cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
+        return Outcome(drop, comparison.sqnr_db, cost, size, failure)
+
+    def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
+        """By node, the estimated microseconds that an inference takes longer where it alone is left float.
+
+        Conversions around it, and what they do to the kernels beside it, can be most of that.
+        """
+        base = self._planned_us(recipe)
+        found = {}
+        for node in nodes[:_PRICED]:
+            with contextlib.suppress(RecipeError):
+                without = replace(recipe, rules=(*recipe.rules, Rule(node, quantize=False)))
+                found[node] = self._planned_us(without) - base
+        return found
+
+    def _planned_us(self, recipe: Recipe) -> float:
+        job, seen = self.job, self._seen
+        prepared = job.prepared
+        plan = make_plan(prepared.model, recipe, job.target, seen)
+        return estimated_us(prepared.model, plan, job.target, seen.shapes)
+
+    def can_tell(self, outcome: Outcome) -> bool:
+        """Whether the limits are on figures that this kind of model has."""
+        missing_drop = self.limits.max_drop is not None and outcome.drop is None
+        missing_sqnr = self.limits.min_sqnr is not None and outcome.sqnr_db is None
+        return bool(outcome.failure) or not (missing_drop or missing_sqnr)
+
+    @property
+    def asked(self) -> str:
+        """The limits in words."""
+        said = [] if self.limits.max_drop is None else [f"--max-drop {self.limits.max_drop:g}"]
+        said += [] if self.limits.min_sqnr is None else [f"--min-sqnr {self.limits.min_sqnr:g}"]
+        return " and ".join(said)
+
+    def figures(self, outcome: Outcome) -> str:
+        """An outcome in words."""
+        if outcome.failure:
+            return outcome.failure
+        said = []
+        if outcome.drop is not None:
+            what = self.metric.change(outcome.drop)
+            if self.before is not None:
+                what += f", from {self.before:.4g} to {self.before - outcome.drop:.4g}"
+            said.append(what)
+        if outcome.sqnr_db is not None:
+            said.append(f"SQNR is {outcome.sqnr_db:.1f} dB")
+        return "; ".join(said) or "nothing could be measured"

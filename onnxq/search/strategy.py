@@ -1,0 +1,322 @@
+"""The search for the fastest recipe inside a limit of accuracy: pure, so that it can be repeated and continued.
+
+It opens no session and builds no model: what a recipe gives, which nodes hurt and how late it is are asked of the
+caller. With the same answers it takes the same way, which is what makes a killed search continue to the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import RANGES, Recipe, Rule
+from onnxq.search.history import KEPT, Limits, Outcome, Step, Suspect
+
+_GAIN_DB = 0.1
+"""SQNR that a change has to win to be kept where the shortfall is the same."""
+
+_SINGLE_RANGES = 3
+"""Nodes, the worst, that are given each range method by themselves."""
+
+_FREE_SHARE = 0.4
+"""Share of the time after which nodes leave the integers, whatever else could be tried: that always helps."""
+
+_SLOW_SHARE = 0.4
+"""Share of the time that is left which one slow attempt may take."""
+
+_LEARNED = 3
+"""Attempts at leaving fewer nodes float with learned rounding."""
+
+
+@dataclass
+class Found:
+    """What the search came to.
+
+    Attributes:
+        inside: recipes within the limits with their outcomes, the one expected to be fastest first.
+        best: the best of all, within the limits or not.
+        outcome: what it gives.
+        trail: everything that was tried, in order.
+        late: the time was over before the search was.
+    """
+
+    inside: list[tuple[Recipe, Outcome]]
+    best: Recipe
+    outcome: Outcome
+    trail: list[Step] = field(default_factory=list)
+    late: bool = False
+
+
+Attempt = Callable[[Recipe, float], Outcome]
+"""Builds and measures a recipe in so many seconds, or gives up."""
+
+Diagnose = Callable[[Recipe], Sequence[Suspect]]
+"""Gives the quantized nodes of a recipe's model, the worst first."""
+
+Change = tuple[str, Callable[[Recipe], Recipe]]
+"""A change of a recipe that costs nothing at inference, and its name."""
+
+
+def search(
+    start: Recipe,
+    limits: Limits,
+    attempt: Attempt,
+    diagnose: Diagnose,
+    clock: Callable[[], float],
+    budget: float,
+    *,
+    extras: Sequence[Change] = (),
+) -> Found:
+    """Find the recipe that is expected to be fastest of those within the limits.
+
+    First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, bias
+    correction, ``extras``, ranges of the worst nodes, learned rounding. If that is not enough, the worst nodes leave
+    the integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
+
+    Args:
+        start: everything quantized.
+        limits: what has to be kept.
+        attempt: what a recipe gives.
+        diagnose: the quantized nodes of a recipe's model, the worst first.
+        clock: seconds so far.
+        budget: seconds that all of this may take; the first attempt is made in any case.
+        extras: further changes that cost nothing at inference, such as equalization.
+    """
+    return _Search(start, limits, attempt, diagnose, clock, budget, extras).run()
+
+
+@dataclass
+class _Search:
+    _start: Recipe
+    _limits: Limits
+    _attempt: Attempt
+    _diagnose: Diagnose
+    _clock: Callable[[], float]
+    _budget: float
+    _extras: Sequence[Change]
+    _known: dict[Recipe, Outcome] = field(default_factory=dict)
+    _trail: list[Step] = field(default_factory=list)
+    _late: bool = False
+
+    def run(self) -> Found:
+        if not self._inside(self._try("as given", self._start)):
+            base = self._free()
+            if not self._inside(self._known[base]):
+                self._leave_integers(base)
+        return self._found()
+
+    # Attempts.
+
+    def _try(self, words: str, recipe: Recipe, against: Recipe | None = None, share: float = 1.0) -> Outcome:
+        """Attempt a recipe once; ``against`` is what it has to beat to be worth keeping."""
+        if recipe in self._known:
+            return self._known[recipe]
+        started = self._clock()
+        outcome = self._known[recipe] = self._attempt(recipe, max(self._budget - started, 0.0) * share)
+        inside = self._inside(outcome)
+        if inside:
+            verdict = "inside the limit"
+        elif against is not None and self._better(outcome, self._known[against]):
+            verdict = KEPT
+        else:
+            verdict = "outside the limit" if against is None else "no better"
+        self._trail.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
+        return outcome
+
+    def _inside(self, outcome: Outcome) -> bool:
+        return outcome.shortfall(self._limits) <= 0.0
+
+    def _better(self, outcome: Outcome, than: Outcome) -> bool:
+        """Whether an outcome is closer to the limits; SQNR decides where the metric does not tell them apart."""
+        missing, before = outcome.shortfall(self._limits), than.shortfall(self._limits)
+        if missing != before:
+            return missing < before
+        if math.isinf(missing):
+            return False
+        return _db(outcome) > _db(than) + _GAIN_DB
+
+    def _out_of_time(self, share: float = 1.0) -> bool:
+        """Whether so much of the budget is spent."""
+        self._late = self._late or self._clock() >= self._budget
+        return self._clock() >= share * self._budget
+
+    # What costs nothing at inference.
+
+    def _free(self) -> Recipe:
+        """The best recipe that is as fast as the first one; the first that is inside the limits ends it."""
+        best = self._start
+        for words, change in self._changes():
+            if self._out_of_time(_FREE_SHARE):
+                return best
+            changed = change(best)
+            if changed == best:
+                continue
+            outcome = self._try(words, changed, against=best)
+            if self._inside(outcome):
+                return changed
+            if self._better(outcome, self._known[best]):
+                best = changed
+        static = PRESETS[best.preset].activations == "static"
+        if static and not best.adaround and not self._out_of_time(_FREE_SHARE):
+            learned = replace(best, adaround=True)
+            if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
+                return learned
+        return best
+
+    def _changes(self) -> list[Change]:
+        if PRESETS[self._start.preset].activations != "static":
+            return list(self._extras)
+        suspects = self._diagnose(self._start)
+        ranges = [_range_of_all(name) for name in RANGES if name != self._start.range]
+        helped = [suspect for suspect in suspects if suspect.range is not None]
+        if helped:
+            ranges.append((f"range of {_named(helped)}, as diagnosed", _ranges_of(helped)))
+        single: list[Change] = []
+        for suspect in [suspect for suspect in suspects if suspect.ranged and not suspect.by_weights][:_SINGLE_RANGES]:
+            single += [_range_of_one(suspect, name) for name in RANGES]
+        weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
+        weights += self._extras
+        by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
+        others = sum(suspect.damage for suspect in suspects if not suspect.by_weights)
+        return [*weights, *ranges, *single] if by_weights > others else [*ranges, *weights, *single]
+
+    # Nodes that leave the integers.
+
+    def _leave_integers(self, base: Recipe) -> None:
+        suspects = self._diagnose(base)
+        order = [suspect.node for suspect in suspects]
+        cheap = [suspect.node for suspect in sorted(suspects, key=_damage_by_price)]
+        best = self._fewest(base, order)
+        if cheap != order and (best is None or len(best) > 1) and not self._out_of_time():
+            other = self._fewest(base, cheap)
+            best = min((n for n in (best, other) if n), key=lambda n: self._known[_without(base, n)].cost, default=None)
+        if best is not None:
+            self._other_forms(base, best)
+            self._with_learned(base, order, len(best))
+
+    def _fewest(self, base: Recipe, order: list[str]) -> list[str] | None:
+        """The nodes that have to be float: the shortest start of the order that is enough, less what can go back.
+
+        None where none is enough, or time is over.
+        """
+        too_few, enough, most = 0, None, len(order)
+        count = min(1, most)
+        while count > too_few and not self._out_of_time():
+            outcome = self._try(_floats(order[:count]), _without(base, order[:count]))
+            if self._inside(outcome):
+                enough = count
+            elif outcome.failure:  # with so many left float, nothing is left to quantize
+                most = count - 1
+            else:
+                too_few = count
+            count = min(2 * max(too_few, 1), most) if enough is None else (too_few + enough) // 2
+        return None if enough is None else self._give_back(base, order[:enough])
+
+    def _give_back(self, base: Recipe, floats: list[str]) -> list[str]:
+        """Quantize again what need not be float: in halves, quarters … down to single nodes, the mildest first."""
+        chunk, end = max(1, len(floats) // 2), len(floats)
+        while len(floats) > 1 and not self._out_of_time():
+            if end <= 0:
+                if chunk == 1:
+                    break
+                chunk, end = chunk // 2, len(floats)
+            left = floats[: max(0, end - chunk)] + floats[end:]
+            if left and self._worth(base, left, floats):
+                floats = left
+            end -= chunk
+        return floats
+
+    def _worth(self, base: Recipe, floats: list[str], than: list[str]) -> bool:
+        recipe = _without(base, floats)
+        outcome = self._try(_floats(floats), recipe)
+        return self._inside(outcome) and outcome.cost <= self._known[_without(base, than)].cost
+
+    def _other_forms(self, base: Recipe, floats: list[str]) -> None:
+        """What left the integers may find its scales at inference, or be stored as integers, and be inside still."""
+        forms = (("w8a8-dynamic", "with scales found at inference"), ("w8", "float, with weights stored in 8 bits"))
+        for preset, words in forms:
+            if preset != base.preset and not self._out_of_time():
+                self._try(f"{_named_nodes(floats)} {words}", _without(base, floats, preset))
+
+    def _with_learned(self, base: Recipe, order: list[str], enough: int) -> None:
+        """With learned rounding fewer nodes may have to stay float."""
+        learned = replace(base, adaround=True)
+        tried = self._known.get(learned)
+        if base.adaround or tried is None or tried.failure or not self._better(tried, self._known[base]):
+            return
+        too_few, attempts = 0, 0
+        while (count := (too_few + enough) // 2) > too_few and attempts < _LEARNED and not self._out_of_time():
+            words = f"AdaRound, {_floats(order[:count])}"
+            if self._inside(self._try(words, _without(learned, order[:count]), share=_SLOW_SHARE)):
+                enough = count
+            else:
+                too_few = count
+            attempts += 1
+
+    # The result.
+
+    def _found(self) -> Found:
+        inside = [(recipe, outcome) for recipe, outcome in self._known.items() if self._inside(outcome)]
+        inside.sort(key=lambda entry: (entry[1].cost, entry[1].size, -_db(entry[1])))
+        if inside:
+            best, outcome = inside[0]
+        else:
+            best, outcome = min(
+                self._known.items(), key=lambda entry: (entry[1].shortfall(self._limits), -_db(entry[1]))
+            )
+        return Found(inside, best, outcome, self._trail, self._late)
+
+
+def _db(outcome: Outcome) -> float:
+    return -math.inf if outcome.sqnr_db is None or math.isnan(outcome.sqnr_db) else outcome.sqnr_db
+
+
+def _range_of_all(name: str) -> Change:
+    return f"range {name}", lambda recipe: replace(recipe, range=name)
+
+
+def _ranges_of(suspects: Sequence[Suspect]) -> Callable[[Recipe], Recipe]:
+    def change(recipe: Recipe) -> Recipe:
+        own = (Rule(s.node, range=s.range) for s in suspects if s.range != recipe.range)
+        return replace(recipe, rules=(*recipe.rules, *own))
+
+    return change
+
+
+def _range_of_one(suspect: Suspect, name: str) -> Change:
+    def change(recipe: Recipe) -> Recipe:
+        own = recipe.rule_for([suspect.node]).range
+        # Where it got one of its own, that of all others was the one before.
+        if name in (own, recipe.range):
+            return recipe
+        rules = tuple(rule for rule in recipe.rules if rule != Rule(suspect.node, range=rule.range))
+        return replace(recipe, rules=(*rules, Rule(suspect.node, range=name)))
+
+    return f"range {name} for {suspect.node}", change
+
+
+def _damage_by_price(suspect: Suspect) -> float:
+    """For sorting: the most damage for a microsecond first; what costs nothing to leave float before all others."""
+    if suspect.damage <= 0.0:
+        return 0.0
+    return -suspect.damage / suspect.price if suspect.price > 0.0 else -math.inf
+
+
+def _without(recipe: Recipe, nodes: Sequence[str], preset: str | None = None) -> Recipe:
+    """The nodes are left float, or have another preset."""
+    rules = [Rule(node, quantize=False) if preset is None else Rule(node, preset=preset) for node in nodes]
+    return replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _named(suspects: Sequence[Suspect]) -> str:
+    return _named_nodes([suspect.node for suspect in suspects])
+
+
+def _named_nodes(nodes: Sequence[str]) -> str:
+    return nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes ({nodes[0]} …)"
+
+
+def _floats(nodes: Sequence[str]) -> str:
+    return f"{_named_nodes(nodes)} float"

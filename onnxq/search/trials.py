@@ -1,0 +1,359 @@
+"""Whole models that ``auto`` tries: built once each, timed in one alternation, compared with float in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq.data.feeds import Feed
+from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
+from onnxq.graph.reading.output_facts import output_facts
+from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import NothingToQuantizeError, complete
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.session import Session, open_session
+from onnxq.runtime.synthetic import runnable_feed
+from onnxq.search.choice import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_limits
+from onnxq.stats.statistics import Statistics
+from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.compare import Comparison, compare_all
+
+_TIMED_FEEDS = 4
+
+_CLOSE = 0.75
+"""Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
+
+_FIRST_SHARE = 0.5
+"""Share of the usual time for the first alternation, which only tells who is far behind."""
+
+_ROUNDS, _TIME_SHARE = 20, 0.2
+"""Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
+
+_COMPARE_SHARE = 0.25
+"""Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
+
+_SANE_SQNR_DB = 10.0
+"""On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
+
+
+@dataclass
+class Trial:
+    """One whole model.
+
+    Attributes:
+        name: of the candidate.
+        built: the quantized model.
+        content: what is measured, and written if it is chosen.
+        size: of the content, in bytes.
+        session: None until it was opened, and where that failed.
+        timing: beside float, in the last alternation.
+        comparison: with float.
+        refused: why it cannot be chosen; empty where it can.
+        reasons: why layers have their forms, where that was a matter of measurement.
+    """
+
+    name: str
+    built: Built
+    content: bytes | Path
+    size: int
+    session: Session | None = None
+    timing: Timing | None = None
+    comparison: Comparison | None = None
+    refused: str = ""
+    reasons: dict[str, LayerChoice] = field(default_factory=dict)
+
+
+class Trials:
+    """All candidates of a job.
+
+    Attributes:
+        made: those that were built, by name.
+        dropped: (name, reason) of those that were not.
+        empty: what was said by those that would quantize nothing.
+        warnings: one line each.
+        statistics: ranges that were calibrated or given; None before.
+        feed: the sample on which a model is first run; there once float is open.
+        float_timing: of the float model in the last alternation.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Start without a candidate; the time runs from here."""
+        self.job = job
+        self.made: dict[str, Trial] = {}
+        self.dropped: list[tuple[str, str]] = []
+        self.empty: list[NothingToQuantizeError] = []
+        self.warnings: list[str] = []
+        self.statistics = job.statistics
+        self.feed: Feed = {}
+        self.float_timing: Timing | None = None
+        self._float: Session | None = None
+        self._facts = output_facts(job.prepared.model)
+        self._signatures: dict[tuple[Any, ...], str] = {}
+        self._deadline = time.monotonic() + job.budget
+        self._finalists: set[str] = set()
+        self._late = False
+        self._complete = False
+
+    # Building.
+
+    def build(self, name: str, recipe: Recipe) -> Trial | None:
+        """Build a candidate; None where it quantizes nothing, cannot be built, or is one that there is already.
+
+        Raises:
+            RecipeError: of the first candidate: what the user gave is at fault, whatever the candidate.
+            CalibrationError: likewise.
+        """
+        try:
+            built = self._built(recipe)
+        except NothingToQuantizeError as error:
+            self.empty.append(error)
+            self._drop(name, "quantizes nothing here")
+            return None
+        except OnnxqError as error:
+            if not self.made and not self.dropped and isinstance(error, RecipeError | CalibrationError):
+                raise
+            self._drop(name, f"cannot be built: {error}")
+            return None
+        except Exception as error:  # one form that fails must not take the others with it
+            self.warnings.append(f"candidate {name!r} was left out after an internal error, {type(error).__name__}")
+            self._drop(name, f"failed: {type(error).__name__}: {error}")
+            return None
+        signature = _signature(built)
+        if signature in self._signatures:
+            self._drop(name, f"the same model as {self._signatures[signature]}")
+            return None
+        self._signatures[signature] = name
+        content = contents(built.model, self.job.stack)
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        trial = self.made[name] = Trial(name, built, content, size)
+        return trial
+
+    def _drop(self, name: str, reason: str) -> None:
+        self.dropped.append((name, reason))
+
+    def _built(self, recipe: Recipe) -> Built:
+        job = self.job
+        if job.statistics is None and self.statistics is not None and job.data is not None:
+            try:
+                return self._build_with(recipe, self.statistics)
+            except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
+                if not self._complete:
+                    self._complete = True
+                    complete(self.statistics, job)
+                    with contextlib.suppress(CalibrationError):
+                        return self._build_with(recipe, self.statistics)
+        built = self._build_with(recipe, self.job.statistics)
+        if self.statistics is None:
+            self.statistics = built.statistics
+        return built
+
+    def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Built:
+        return build(replace(self.job, recipe=recipe, statistics=statistics))
+
+    # Running.
+
+    def open_float(self) -> None:
+        """Open the float model and find a sample that it runs on.
+
+        Raises:
+            ModelError: there is none.
+        """
+        job = self.job
+        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
+        self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
+        self._float.run(self.feed)
+
+    def open(self, trial: Trial) -> None:
+        """Load and run a candidate once; one that fails is refused."""
+        with self.job.clock.step("candidates"):
+            try:
+                trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name)
+                trial.session.run(self.feed)
+            except ModelError as error:
+                trial.refused = f"does not run: {error}"
+
+    def time(self, trials: Iterable[Trial]) -> None:
+        """Time candidates that are not refused and the float model in one alternation.
+
+        Their ratios are those of the fastest runs: on a busy machine medians of a few runs would decide by chance.
+        """
+        job = self.job
+        running = {trial.name: trial for trial in trials if trial.session is not None and not trial.refused}
+        sessions: dict[str, bytes | Path | Session] = {FLOAT: self._opened_float()}
+        sessions |= {name: trial.session for name, trial in running.items() if trial.session is not None}
+        feeds = [self.feed] if job.data is None else list(itertools.islice(job.data.held_out, _TIMED_FEEDS))
+        seconds = _FIRST_SHARE * job.seconds
+        if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
+            wanted = _ROUNDS * self.float_timing.median_ms / 1e3
+            seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
+        with job.clock.step("benchmark"):
+            timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
+        self.float_timing = timings[0]
+        for timing in timings[1:]:
+            steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio
+            running[timing.name].timing = replace(timing, ratio=steady)
+
+    def time_finalists(self) -> None:
+        """Time those again, and longer, between which the choice is close, if there are several."""
+        ratios = {outcome.name: outcome.ratio for outcome in self.outcomes() if not outcome.refused}
+        fastest = max(ratios.values(), default=0.0)
+        close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
+        finalists = [self.made[name] for name in close if name != FLOAT]
+        self._finalists = {trial.name for trial in finalists}
+        if len(close) > 1 and finalists and not self.out_of_time("the best were not timed a second time"):
+            self.time(finalists)
+
+    def _opened_float(self) -> Session:
+        assert self._float is not None, "open_float comes first"
+        return self._float
+
+    def compare(self, trials: Sequence[Trial]) -> None:
+        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused."""
+        data = self.job.data
+        chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
+        left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
+        with self.job.clock.step("compare"):
+            try:
+                found = compare_all(
+                    self._opened_float(),
+                    [trial.session for trial in chosen if trial.session is not None],
+                    [self.feed] if data is None else data.held_out,
+                    labels=None if data is None else data.held_out.labels,
+                    budgets=[left] * len(chosen),
+                    facts=self._facts,
+                )
+            except CalibrationError:
+                raise  # the data is at fault
+            except OnnxqError as error:
+                self.warnings.append(f"the candidates could not be compared with float: {error}")
+                return
+        for trial, comparison in zip(chosen, found, strict=True):
+            trial.comparison = comparison
+            trial.refused = self.outside(comparison)
+
+    def outside(self, comparison: Comparison) -> str:
+        """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""
+        recipe = self.job.recipe
+        if any(not output.finite for output in comparison.outputs.values()):
+            return "an output is NaN or infinite where float is finite"
+        if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
+            low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
+            return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
+        if recipe.min_sqnr is None and recipe.max_drop is None:
+            return comparison.outside()
+        return outside_limits(recipe, Figures(comparison.sqnr_db, comparison.possible_agreement, comparison.accuracy))
+
+    # What was found.
+
+    def outcomes(self) -> list[Outcome]:
+        """The figures of all candidates that were timed, and of float unless the user insists on integers."""
+        found = [
+            Outcome(trial.name, trial.timing.ratio, trial.size, _sqnr(trial.comparison), trial.refused)
+            for trial in self.made.values()
+            if trial.timing is not None
+        ]
+        if not insisted(self.job.recipe):
+            found.append(Outcome(FLOAT, 1.0, self.job.prepared.size, math.inf))
+        return found
+
+    def contenders(self) -> list[Outcome]:
+        """The outcomes that decide: those of the last alternation, or all where none of them is left."""
+        found = self.outcomes()
+        close = [outcome for outcome in found if outcome.name in self._finalists and not outcome.refused]
+        return [*close, *(outcome for outcome in found if outcome.name == FLOAT)] if close else found
+
+    def table(self, chosen: str) -> list[dict[str, Any]]:
+        """A row for each candidate, the fastest first, then those that were not built; figures unknown are None."""
+        real = self.job.data is not None
+        rows = [
+            _row(
+                trial.name,
+                trial.timing,
+                _sqnr(trial.comparison) if real else None,
+                trial.comparison.top1_agreement if real and trial.comparison is not None else None,
+                trial.comparison.loss if real and trial.comparison is not None else None,
+                trial.size,
+                trial.refused or "not the best",
+            )
+            for trial in self.made.values()
+        ]
+        equal = math.inf if real else None
+        loss = 0.0 if real else None
+        rows.append(_row(FLOAT, self.float_timing, equal, None, loss, self.job.prepared.size, "not the best"))
+        for row in rows:
+            if row["name"] == chosen:
+                row["verdict"] = "chosen"
+        rows.sort(key=lambda row: row["name"])
+        rows.sort(key=lambda row: row["latency_ratio"] or 0.0, reverse=True)
+        return rows + [_row(name, None, None, None, None, None, reason) for name, reason in self.dropped]
+
+    # Time.
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the budget is spent; 0 afterwards."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def out_of_time(self, what: str) -> bool:
+        """Whether the budget is spent; if so, a warning says what was left out for it."""
+        if self.seconds_left > 0:
+            return False
+        self.cut_short(what)
+        return True
+
+    def cut_short(self, what: str) -> None:
+        """Note that something was left out for lack of time; said once."""
+        if not self._late:
+            self._late = True
+            self.warnings.append(
+                f"--budget: {self.job.budget:g} s were over, {what}; the best of what was measured is given"
+            )
+
+
+def _sqnr(comparison: Comparison | None) -> float | None:
+    return None if comparison is None else comparison.sqnr_db
+
+
+def _row(
+    name: str,
+    timing: Timing | None,
+    sqnr_db: float | None,
+    top1: float | None,
+    loss: float | None,
+    size: int | None,
+    verdict: str,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "latency_ratio": None if timing is None else round(timing.ratio, 4),
+        "latency_ms": None if timing is None else timing.median_ms,
+        "sqnr_db": sqnr_db,
+        "top1_agreement": top1,
+        "loss": loss,
+        "size_bytes": size,
+        "verdict": verdict,
+    }
+
+
+def _signature(built: Built) -> tuple[Any, ...]:
+    """What distinguishes the plans of two models that would run alike."""
+    nodes = tuple(
+        (
+            name,
+            node.action,
+            node.form,
+            node.folds,
+            node.float_output,
+            node.algorithm,
+            repr(sorted(node.weights.items())),
+        )
+        for name, node in built.plan.nodes.items()
+    )
+    return (nodes, tuple(built.plan.values))

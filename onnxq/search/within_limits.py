@@ -1,0 +1,406 @@
+"""The search for the fastest model inside ``--max-drop`` and ``--min-sqnr``, with real models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from onnxq._version import __version__
+from onnxq.diagnosis.examine import examine
+from onnxq.errors import CalibrationError, OnnxqError, RecipeError
+from onnxq.graph.files import io
+from onnxq.pipeline import gate
+from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import settle_preset
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.session import open_session
+from onnxq.search import auto
+from onnxq.search.history import Limits, Outcome, Suspect
+from onnxq.search.limits import Judge
+from onnxq.search.score import Metric
+from onnxq.search.state import SearchState
+from onnxq.search.strategy import Change, Found, search
+from onnxq.search.suspects import suspects_of
+from onnxq.stats.statistics import Statistics
+from onnxq.verify.benchmark import Timing, benchmark
+
+_TIMED_FEEDS = 4
+
+_FINALISTS = 3
+"""Models inside the limits that are timed in one alternation at the end."""
+
+_FASTER = 1.05
+"""A finalist has to be this much faster, measured, to win over the one that is expected to be fastest."""
+
+_WORTH_IT = 1.05
+"""Times faster than float from which a model is worth a search where ``auto`` gave float back."""
+
+_VERIFIED = 5
+"""Models inside the limits that are verified in full, one after the other, until one passes."""
+
+_HELD = 4
+"""Models that are kept in memory, so that they need not be built again."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user said of the search.
+
+    Attributes:
+        metric: what --max-drop is about.
+        state: file that holds what was measured so far; None for none.
+        resume: go on from that file.
+    """
+
+    metric: Metric
+    state: Path | None = None
+    resume: bool = False
+
+
+def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
+    """Make the model that the recipe stands for, and search for another one if it is outside the recipe's limits.
+
+    Args:
+        job: what is to be quantized, and how.
+        wish: of the search.
+        timed: measure latency.
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
+    if wish.resume and (limits == Limits() or wish.state is None):
+        missing = "give --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
+        raise RecipeError(f"--resume: there is no search to go on with; {missing}")
+    own = not wish.metric.is_default
+    if job.recipe.preset == "auto" and not own:
+        started = time.monotonic()
+        first = auto.choose(job)
+        if job.data is None or limits == Limits() or not _too_rough(first):
+            return first
+        left = max(job.budget - (time.monotonic() - started), 0.0)
+        static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
+        found = _with_limits(static, wish, limits, timed=timed)
+        if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
+            return first
+        return replace(found, candidates=_with_found(found, first.candidates))
+    if job.recipe.preset == "auto":
+        has_ranges = job.data is not None or job.statistics is not None
+        job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
+    return _with_limits(job, wish, limits, timed=timed)
+
+
+def _too_rough(first: Chosen) -> bool:
+    """Whether ``auto`` gave float back although a model that missed the limits is faster."""
+    refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
+    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+
+
+def _with_found(found: Chosen, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of candidates with what the search found as the one that is chosen."""
+    others = [{**row, "verdict": "slower"} if row["verdict"] == "chosen" else row for row in candidates]
+    comparison, timings = found.verdict.comparison, found.verdict.timings
+    row = {
+        "name": f"{found.preset} within limits",
+        "latency_ratio": found.verdict.ratio,
+        "latency_ms": timings[1].median_ms if len(timings) > 1 else None,
+        "sqnr_db": comparison.sqnr_db if comparison is not None else None,
+        "top1_agreement": comparison.top1_agreement if comparison is not None else None,
+        "loss": comparison.loss if comparison is not None else None,
+        "size_bytes": len(found.content) if isinstance(found.content, bytes) else io.size_bytes(found.content),
+        "verdict": "chosen",
+    }
+    return [row, *others]
+
+
+def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
+    own = not wish.metric.is_default
+    # What gate judges is the default metric; that of the user's function is judged here.
+    gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
+    first = make(gated, timed=timed)
+    if limits == Limits():
+        return first
+    if job.data is None:
+        return _judged_alone(gated, wish.metric, limits, first) if own else first
+    work = Judge(gated, job.data, wish.metric, limits)
+    outcome = work.judge(first)
+    if not work.can_tell(outcome):
+        return first
+    if outcome.shortfall(limits) <= 0.0 and not first.verdict.failures:
+        return first
+    if PRESETS[job.recipe.preset].activations is None:
+        if own and outcome.shortfall(limits) > 0.0:
+            first.verdict.failures.append(f"{work.figures(outcome)}, and that is outside {work.asked}")
+        return first
+    return _Search(gated, wish, work, first, outcome).run(timed=timed)
+
+
+def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
+    """Without samples nothing can be searched; a metric that brings its own can be held to its limit."""
+    if limits.max_drop is None or metric.function is None:
+        raise RecipeError(f"--metric {metric.name}: needs samples; give --calibration")
+    models = (job.prepared.original, first.content)
+    before, after = (metric.of(open_session(model, threads=job.threads)) for model in models)
+    if before - after > limits.max_drop:
+        first.verdict.failures.append(
+            f"{metric.name} falls from {before:.4g} to {after:.4g} and --max-drop allows {limits.max_drop:g}; "
+            "with samples (--calibration) a better model is searched for"
+        )
+    return first
+
+
+class _LateError(Exception):
+    """An attempt takes longer than it may."""
+
+
+class _Patience(Clock):
+    """A clock that breaks a step off once it is clear that it takes too long."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__(None)
+        self._inner = clock
+        self.seconds = clock.seconds
+        self._end = time.monotonic() + seconds
+
+    def report(self, name: str) -> Callable[[int, int | None], None]:
+        inner, started = self._inner.report("search"), time.monotonic()
+
+        def call(done: int, total: int | None) -> None:
+            inner(done, total)
+            now = time.monotonic()
+            # What is done of a step tells how long all of it will take.
+            expected = started + (now - started) * total / done if total and done else now
+            if max(now, expected) > self._end:
+                raise _LateError
+
+        return call
+
+
+@dataclass
+class _Held:
+    """A model in memory."""
+
+    built: Built
+    content: bytes | Path
+    stack: ExitStack
+
+
+class _Search:
+    """One search, and the models that it builds."""
+
+    def __init__(self, job: Job, wish: Wish, work: Judge, first: Chosen, outcome: Outcome) -> None:
+        assert first.built is not None
+        self._job, self._wish, self._work = job, wish, work
+        self._start = job.recipe
+        self._first = first
+        self._state = SearchState(wish.state, _key(job, work, wish), resume=wish.resume)
+        self._held: dict[Recipe, _Held] = {self._start: _Held(first.built, first.content, ExitStack())}
+        self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.built.statistics}
+        self._count = 0
+        if self._state.outcome(self._start, math.inf) is None:
+            self._state.put_outcome(self._start, outcome, math.inf)
+
+    def run(self, *, timed: bool) -> Chosen:
+        """Search, time the finalists, verify the best in full."""
+        found = search(
+            self._start,
+            self._work.limits,
+            self._attempt,
+            self._diagnose,
+            self._state.clock,
+            self._job.budget,
+            extras=self._extras(),
+        )
+        return self._finish(found, timed=timed)
+
+    # What the search asks for.
+
+    def _attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+        self._count += 1
+        self._job.clock.report("search")(self._count, None)
+        known = self._state.outcome(recipe, seconds)
+        if known is not None:
+            return known
+        try:
+            held = self._model(recipe, _Patience(self._job.clock, seconds))
+            outcome = self._work.measure(held.built, held.content)
+        except _LateError:
+            outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
+        except OnnxqError as error:
+            outcome = Outcome(failure=str(error))
+        except Exception as error:  # one recipe that fails must not take the others with it
+            outcome = Outcome(failure=f"internal error, {type(error).__name__}: {error}")
+        self._state.put_outcome(recipe, outcome, seconds)
+        return outcome
+
+    def _diagnose(self, recipe: Recipe) -> list[Suspect]:
+        # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
+        plain = replace(recipe, equalize=False, smooth=None, adaround=False)
+        known = self._state.suspects(plain)
+        if known is not None:
+            return known
+        job = self._job
+        try:
+            held = self._model(plain, job.clock)
+            given = job.prepared.original
+            original = io.load(given) if isinstance(given, Path) else job.prepared.model
+            data = self._work.data
+            result = examine(
+                job.prepared, original, held.built.model, data.held_out, data.first, job.threads, job.clock
+            )
+            prices = self._work.prices(plain, [finding.node for finding in result.findings])
+            suspects = suspects_of(result, prices)
+        except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
+            suspects = []
+        self._state.put_suspects(plain, suspects)
+        return suspects
+
+    def _extras(self) -> list[Change]:
+        """Rewrites of the float model that cost nothing at inference, where the recipe has not asked for them."""
+        changes: list[Change] = []
+        if not self._start.equalize:
+            changes.append(("equalization", lambda recipe: replace(recipe, equalize=True)))
+        if self._start.smooth is None:
+            changes.append(("SmoothQuant", lambda recipe: replace(recipe, smooth="auto")))
+        return changes
+
+    # Models.
+
+    def _model(self, recipe: Recipe, clock: Clock) -> _Held:
+        """The model of a recipe, from memory or built."""
+        held = self._held.pop(recipe, None)
+        if held is None:
+            built = self._build(recipe, clock)
+            stack = ExitStack()
+            held = _Held(built, contents(built.model, stack), stack)
+            self._job.stack.push(stack)
+        self._held[recipe] = held  # the latest last
+        while len(self._held) > _HELD:
+            oldest = next(iter(self._held))
+            self._held.pop(oldest).stack.close()
+        return held
+
+    def _build(self, recipe: Recipe, clock: Clock) -> Built:
+        """Build with the statistics of earlier models that were rewritten alike; run the samples where some lack."""
+        job, key = self._job, _rewrites(recipe)
+        # What smoothing leaves is another model, whose samples have to be run.
+        known = self._statistics.get(key) if recipe.smooth is None else None
+        if known is not None:
+            try:
+                return build(replace(job, recipe=recipe, statistics=known, clock=clock))
+            except CalibrationError:  # a value that no model needed so far
+                pass
+        built = build(replace(job, recipe=recipe, statistics=None, clock=clock))
+        if known is not None and built.statistics is not None:
+            known.add(built.statistics)
+        else:
+            self._statistics[key] = built.statistics
+        return built
+
+    # The end.
+
+    def _finish(self, found: Found, *, timed: bool) -> Chosen:
+        job = self._job
+        order = [recipe for recipe, _ in found.inside]
+        if timed:
+            order = self._by_time(order)
+        failed: list[str] = []
+        for recipe in order[:_VERIFIED]:
+            chosen = self._verified(recipe, timed=timed)
+            if not chosen.verdict.failures:
+                return self._told(chosen, found, recipe)
+            failed += chosen.verdict.failures
+        chosen = self._verified(found.best, timed=timed)
+        told = self._told(chosen, found, found.best)
+        best = next(step.tried for step in found.trail if step.recipe == found.best)
+        said = f"no recipe of {len(found.trail)} that were tried keeps {self._work.asked}"
+        if failed:
+            said = f"what keeps {self._work.asked} fails verification ({failed[0]})"
+        said += f"; the best ({best}): {self._work.figures(found.outcome)}"
+        if found.late:
+            more = "--resume goes on" if self._wish.state is not None else "search again"
+            said += f"; --budget {job.budget:g} s were over: {more} with a larger one"
+        else:
+            self._state.remove()
+        told.verdict.failures = [said]
+        return told
+
+    def _by_time(self, order: list[Recipe]) -> list[Recipe]:
+        """The first few by measured time, if that tells them apart; the order stays where it does not."""
+        finalists = order[:_FINALISTS]
+        if len(finalists) < 2:
+            return order
+        job = self._job
+        models = {str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)}
+        feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
+        with job.clock.step("benchmark"):
+            timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+        fastest = max(range(len(timings)), key=lambda i: _ratio(timings[i]))
+        if _ratio(timings[fastest]) < _FASTER:
+            return order
+        return [finalists[fastest], *(recipe for recipe in order if recipe != finalists[fastest])]
+
+    def _verified(self, recipe: Recipe, *, timed: bool) -> Chosen:
+        """The whole verification of a model, with the metric once more on the very bytes that are written."""
+        if recipe == self._start:
+            return self._first
+        job = self._job
+        held = self._model(recipe, job.clock)
+        verdict = gate.verify(held.content, job, timed=timed)
+        chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
+        chosen.warnings += held.built.warnings
+        if not self._wish.metric.is_default and not verdict.failures:
+            outcome = self._work.judge(chosen)
+            if outcome.shortfall(self._work.limits) > 0.0:
+                verdict.failures.append(self._work.figures(outcome))
+        return chosen
+
+    def _told(self, chosen: Chosen, found: Found, recipe: Recipe) -> Chosen:
+        """The choice with the trail that led to it."""
+        trail = [step.to_dict() for step in found.trail]
+        for step, row in zip(found.trail, trail, strict=True):
+            if step.recipe == recipe:
+                row["verdict"], row["kept"] = f"{row['verdict']}, chosen", True
+        warnings = [*chosen.warnings]
+        if self._state.note:
+            warnings.append(self._state.note)
+        if found.late:
+            warnings.append(
+                f"--budget: {self._job.budget:g} s were over before the search was; the best that was measured is given"
+            )
+        return replace(chosen, trail=trail, warnings=warnings)
+
+
+def _ratio(timing: Timing) -> float:
+    return timing.ratio if timing.steady_ratio is None else timing.steady_ratio
+
+
+def _rewrites(recipe: Recipe) -> tuple[Any, ...]:
+    """What a recipe does to the float model before it is planned: statistics are of the model after it."""
+    return (recipe.equalize, recipe.smooth, recipe.outliers, tuple(rule.smooth for rule in recipe.rules if rule.smooth))
+
+
+def _key(job: Job, work: Judge, wish: Wish) -> str:
+    """What a state belongs to: the model, the samples and everything that was asked for."""
+    parts = [
+        __version__,
+        io.model_hash(job.prepared.model),
+        work.data.every.hash,
+        job.recipe.to_yaml(),
+        wish.metric.name,
+        repr(work.limits),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""What a target is: the types, operators and costs of one runtime on one kind of machine, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxq.core.dtypes import QType
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Time of a kernel as ``fixed_us + ns_per_element · elements / 1000``.
+
+    Attributes:
+        ns_per_element: nanoseconds an element takes, of the larger of input and output; of each window for pools.
+        fixed_us: microseconds a call takes whatever its size.
+    """
+
+    ns_per_element: float
+    fixed_us: float = 2.0
+
+    def us(self, elements: float) -> float:
+        """Microseconds for so many elements."""
+        return self.fixed_us + self.ns_per_element * elements / 1000.0
+
+
+@dataclass(frozen=True)
+class MacRates:
+    """Speed of multiply-accumulate kernels, in multiply-accumulates a microsecond.
+
+    Attributes:
+        dense: Conv with one group, Gemm and MatMul.
+        products: MatMul of two activations, whose right side is not packed beforehand.
+        grouped: Conv with several groups of more than one channel.
+        depthwise: Conv with one channel a group.
+        depthwise_width: channels that a depthwise kernel computes together; fewer take as long.
+        output_ns: nanoseconds an output element takes besides its products.
+        row_ns: nanoseconds to gather one row of an input window, for kernels that unfold their input; 0 where none.
+        thin_row_ns: the same where fewer than 4 channels lie side by side.
+        weights_per_us: elements of weight read a microsecond, the bound where the input has few rows.
+        min_columns: output channels of a Conv are computed in multiples of so many.
+        fixed_us: microseconds a call takes whatever its size.
+    """
+
+    dense: float
+    grouped: float
+    depthwise: float
+    depthwise_width: int
+    output_ns: float
+    row_ns: float
+    thin_row_ns: float
+    weights_per_us: float
+    min_columns: int
+    fixed_us: float
+    products: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured times of float and integer kernels; they decide what is worth quantizing.
+
+    Attributes:
+        float_macs: multiply-accumulate kernels on float32.
+        int_macs: the same on uint8 × int8.
+        quantize: QuantizeLinear and the change of layout that comes with it.
+        dequantize: DequantizeLinear, likewise.
+        float_ops: other operators on float32.
+        int_ops: other operators on 8-bit integers.
+        behind_quantize: operators on images that are this much slower where a Q stands right before them, because
+            their integers then do not lie as an integer convolution leaves them.
+        before_quantize: float operators that the runtime would move a Q across, and what keeping them apart takes.
+        float_default: an operator without an entry in ``float_ops``.
+    """
+
+    float_macs: MacRates
+    int_macs: MacRates
+    quantize: Rate
+    dequantize: Rate
+    float_ops: dict[str, Rate] = field(default_factory=dict)
+    int_ops: dict[str, Rate] = field(default_factory=dict)
+    behind_quantize: dict[str, Rate] = field(default_factory=dict)
+    before_quantize: dict[str, Rate] = field(default_factory=dict)
+    float_default: Rate = field(default_factory=lambda: Rate(0.15))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a kind of machine.
+
+    Attributes:
+        name: what ``--target`` takes.
+        description: one line.
+        activation: type of quantized activations.
+        symmetric_activations: whether activations have their zero point at the middle.
+        weight: type of quantized weights.
+        weight_bits: bits of the weight grid that are used (7 keeps saturating kernels exact).
+        integer_ops: operators with an integer kernel.
+        formats: formats its models can have, the default first.
+        min_opset: opset the emitted models need.
+        slow_norms: the runtime joins a residual Add and the normalization behind it into a kernel that is slower.
+        adds_bias: the kernel that scales the products of a MatMul to float also adds a bias, but only as an operator of
+            its own.
+        costs: times that decide what is worth quantizing.
+    """
+
+    name: str
+    description: str
+    activation: QType
+    symmetric_activations: bool
+    weight: QType
+    weight_bits: int
+    integer_ops: frozenset[str]
+    formats: tuple[str, ...]
+    min_opset: int
+    costs: Costs
+    slow_norms: bool = False
+    adds_bias: bool = False

@@ -1,0 +1,48 @@
+"""A model that came out badly is told what would help, by trying it."""
+
+from __future__ import annotations
+
+import pytest
+
+import onnxq
+from onnxq.search import remedies
+from tests.plan.weights.test_levels import DATA, network
+
+TRIED = "tried on the held-out samples: "
+
+
+def told(**options: object) -> list[str]:
+    result = onnxq.quantize(network(), calibration=DATA, benchmark=False, force=True, **options)
+    return [line for line in result.warnings if line.startswith(TRIED)]
+
+
+@pytest.mark.parametrize("preset", ["w8a8-dynamic", "w8a8-token"])
+def test_presets_that_help_are_named_with_their_figures(preset: str) -> None:
+    (line,) = told(preset=preset)
+    assert "-p llm-int8 gives" in line
+    best = onnxq.quantize(network(), calibration=DATA, benchmark=False, preset="llm-int8")
+    assert f"-p llm-int8 gives {best.sqnr_db:.1f} dB" in line
+
+
+def test_an_accuracy_level_that_was_asked_for_can_be_the_cause() -> None:
+    (line,) = told(preset="w8", accuracy_level=4)
+    assert "--accuracy-level 0 gives" in line
+
+
+def test_a_refusal_says_it_too() -> None:
+    with pytest.raises(onnxq.VerificationError, match=r"tried on the held-out samples: .*-p llm-int8 gives \d+"):
+        onnxq.quantize(network(1e5), calibration=DATA, benchmark=False, preset="w8a8-dynamic")
+
+
+def test_nothing_is_said_of_a_good_model_or_without_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(preset="llm-int8") == []
+    assert told(preset="w4") == []  # the level was chosen by what samples show
+    monkeypatch.setattr(remedies, "_SECONDS", 0.0)
+    assert told(preset="w8a8-token") == []
+
+
+def test_every_preset_has_others_that_exist() -> None:
+    from onnxq.recipe.presets import PRESETS
+
+    assert set(remedies._OTHERS) == set(PRESETS) - {"auto", "w8"}
+    assert {name for names in remedies._OTHERS.values() for name in names} <= set(PRESETS)

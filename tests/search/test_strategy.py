@@ -1,0 +1,255 @@
+"""The search on made-up models: it finds planted layers, keeps its budget, repeats itself and can be continued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxq.errors import OnnxqError
+from onnxq.recipe.recipe import Recipe, Rule
+from onnxq.search.history import Limits, Outcome, Suspect
+from onnxq.search.state import SearchState
+from onnxq.search.strategy import Found, search
+
+START = Recipe(preset="w8a8")
+NODES = [f"n{i}" for i in range(20)]
+
+
+@dataclass
+class Network:
+    """Nodes whose errors add up: each costs so many points unless it is float, and so many µs if it is."""
+
+    damage: Mapping[str, float]
+    order: Sequence[str]
+    price: Mapping[str, float] = field(default_factory=dict)
+    free: Mapping[str, float] = field(default_factory=dict)
+    """Points won by changes of the whole recipe: a range method, "equalize", "adaround"."""
+    seconds: float = 1.0
+    now: float = 0.0
+    asked: list[Recipe] = field(default_factory=list)
+    fails_without_nodes: bool = True
+
+    def floats(self, recipe: Recipe) -> set[str]:
+        return {rule.match for rule in recipe.rules if rule.quantize is False}
+
+    def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+        self.asked.append(recipe)
+        self.now += self.seconds
+        left = self.floats(recipe)
+        if self.fails_without_nodes and left == set(self.order):
+            return Outcome(failure="nothing would be quantized")
+        drop = sum(points for node, points in self.damage.items() if node not in left)
+        won = self.free.get(recipe.range, 0.0)
+        won += sum(points for name, points in self.free.items() if getattr(recipe, name, False) is True)
+        drop = max(0.0, drop - won)
+        cost = 100.0 + sum(self.price.get(node, 1.0) for node in left)
+        return Outcome(drop, 40.0 - drop, cost, 1000 + len(left))
+
+    def diagnose(self, recipe: Recipe) -> list[Suspect]:
+        return [Suspect(n, self.damage.get(n, 0.0), price=self.price.get(n, 1.0)) for n in self.order]
+
+    def search(self, max_drop: float = 0.5, budget: float = 1e6) -> Found:
+        extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
+        limits = Limits(max_drop=max_drop)
+        return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, extras=extras)
+
+
+def test_a_start_inside_the_limits_is_the_result_and_nothing_else_is_tried() -> None:
+    network = Network({"n0": 0.3}, NODES)
+    found = network.search()
+    assert (found.best, len(network.asked), found.inside[0][0]) == (START, 1, START)
+    assert [step.tried for step in found.trail] == ["as given"]
+
+
+@pytest.mark.parametrize("change", ["minmax", "entropy", "equalize", "adaround"])
+def test_what_costs_nothing_is_enough_where_it_can_be(change: str) -> None:
+    network = Network({"n0": 3.0}, NODES, free={change: 2.8})
+    found = network.search()
+    assert found.outcome.cost == 100.0
+    assert found.best == replace(START, **({"range": change} if change in ("minmax", "entropy") else {change: True}))
+
+
+def test_changes_that_help_add_up() -> None:
+    network = Network({"n0": 3.0}, NODES, free={"percentile": 1.5, "equalize": 1.2})
+    assert network.search().best == replace(START, range="percentile", equalize=True)
+
+
+@given(st.sets(st.sampled_from(NODES), min_size=1, max_size=6), st.permutations(NODES))
+def test_the_planted_nodes_and_no_others_leave_the_integers(bad: set[str], order: list[str]) -> None:
+    """Whatever the ranking: harmless nodes that it puts in front are given back."""
+    found = Network(dict.fromkeys(bad, 1.0), order).search()
+    assert Network({}, order).floats(found.best) == bad
+    assert found.outcome.drop == 0.0
+    assert found.outcome.cost == 100.0 + len(bad)
+
+
+def test_cheap_nodes_go_first_where_that_is_faster() -> None:
+    damage = {"n0": 3.0, "n1": 2.0, "n2": 2.0}
+    found = Network(damage, NODES, price={"n0": 500.0, "n1": 1.0, "n2": 1.0}).search(max_drop=3.0)
+    assert found.outcome.cost == 102.0
+
+
+def test_all_but_one_node_is_tried_before_giving_up() -> None:
+    found = Network(dict.fromkeys(NODES, 1.0), NODES).search(max_drop=1.0)
+    assert found.inside
+    assert found.outcome.drop == 1.0
+
+
+def test_nothing_is_inside() -> None:
+    network = Network(dict.fromkeys(NODES, 1.0), NODES, fails_without_nodes=True)
+    found = network.search(max_drop=0.5)
+    assert not found.inside
+    assert not found.late
+    assert found.outcome.drop == 1.0, "the best of those outside is given"
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5, 9])
+def test_the_budget_ends_it(attempts: int) -> None:
+    network = Network(dict.fromkeys(NODES[:5], 1.0), NODES)
+    found = network.search(budget=attempts)
+    assert found.late
+    assert len(network.asked) == attempts
+    assert found.outcome.drop == min(step.outcome.drop or 0.0 for step in found.trail)
+
+
+def test_the_first_attempt_is_made_without_any_time() -> None:
+    found = Network({"n0": 1.0}, NODES).search(budget=0.0)
+    assert (len(found.trail), found.late) == (1, True)
+
+
+def test_more_time_is_never_worse() -> None:
+    costs = []
+    for budget in range(1, 60, 3):
+        network = Network({"n3": 1.0, "n9": 1.0, "n15": 1.0}, NODES)
+        found = network.search(budget=budget)
+        costs.append(found.outcome.cost if found.inside else 1e9)
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == 103.0
+
+
+def test_no_recipe_is_tried_twice_and_the_way_is_always_the_same() -> None:
+    first, second = (Network({"n3": 1.0, "n9": 1.0}, NODES, free={"minmax": 0.2}) for _ in range(2))
+    assert first.search() == second.search()
+    assert first.asked == second.asked
+    assert len(set(first.asked)) == len(first.asked)
+
+
+def test_a_model_that_fails_is_never_chosen() -> None:
+    limits = Limits(min_sqnr=10.0)
+    found = search(START, limits, lambda r, s: Outcome(sqnr_db=99.0, failure="broken"), lambda r: [], lambda: 0.0, 1.0)
+    assert not found.inside
+    assert found.trail[0].to_dict()["verdict"] == "broken"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "limits", "missing"),
+    [
+        (Outcome(0.4, 20.0), Limits(0.5, 20.0), 0.0),
+        (Outcome(0.7, 20.0), Limits(0.5), 0.2),
+        (Outcome(0.7, 18.0), Limits(None, 20.0), 2.0),
+        (Outcome(None, 18.0), Limits(0.5), float("inf")),
+        (Outcome(0.0, None), Limits(None, 1.0), float("inf")),
+        (Outcome(float("nan"), 18.0), Limits(0.5), float("inf")),
+        (Outcome(-1.0, 18.0, failure="x"), Limits(0.5), float("inf")),
+    ],
+)
+def test_how_far_outside_the_limits(outcome: Outcome, limits: Limits, missing: float) -> None:
+    assert outcome.shortfall(limits) == pytest.approx(missing)
+
+
+def test_worst_nodes_get_ranges_of_their_own() -> None:
+    def attempt(recipe: Recipe, seconds: float) -> Outcome:
+        own = recipe.rule_for(["bad"]).range
+        return Outcome(0.0 if own == "minmax" and recipe.range == "mse" else 1.0, 20.0, 1.0, 1)
+
+    suspects = [Suspect("bad", 1.0)]
+    found = search(START, Limits(0.5), attempt, lambda recipe: suspects, lambda: 0.0, 1.0)
+    assert found.best == replace(START, rules=(Rule("bad", range="minmax"),))
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def continued(path: Path, network: Network, die_at: int | None, *, resume: bool) -> Found:
+    """A search whose answers are kept in a file, and which may die at some attempt."""
+    state = SearchState(path, "key", resume=resume)
+    made = 0
+
+    def attempt(recipe: Recipe, seconds: float) -> Outcome:
+        nonlocal made
+        known = state.outcome(recipe, seconds)
+        if known is not None:
+            return known
+        made += 1
+        if made == die_at:
+            raise Killed("in the middle")
+        outcome = network.attempt(recipe, seconds)
+        state.put_outcome(recipe, outcome, seconds)
+        return outcome
+
+    def diagnose(recipe: Recipe) -> list[Suspect]:
+        suspects = state.suspects(recipe)
+        if suspects is None:
+            suspects = network.diagnose(recipe)
+            state.put_suspects(recipe, suspects)
+        return suspects
+
+    return search(START, Limits(0.5), attempt, diagnose, state.clock, 1e6)
+
+
+@pytest.mark.parametrize("die_at", [1, 2, 6, 11])
+def test_a_killed_search_goes_on_where_it_was_to_the_same_result(tmp_path: Path, die_at: int) -> None:
+    def network() -> Network:
+        return Network({"n3": 1.0, "n9": 1.0, "n15": 1.0}, NODES, free={"minmax": 0.2})
+
+    straight = continued(tmp_path / "a", whole := network(), None, resume=False)
+    with pytest.raises(Killed, match="middle"):
+        continued(tmp_path / "b", before := network(), die_at, resume=False)
+    resumed = continued(tmp_path / "b", after := network(), None, resume=True)
+    assert [(step.recipe, step.outcome) for step in resumed.trail] == [(s.recipe, s.outcome) for s in straight.trail]
+    assert (resumed.best, resumed.outcome) == (straight.best, straight.outcome)
+    assert before.asked + after.asked == whole.asked, "nothing is measured twice"
+
+
+def test_without_resume_a_search_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    continued(path, Network({"n0": 1.0}, NODES), None, resume=False)
+    continued(path, again := Network({"n0": 1.0}, NODES), None, resume=False)
+    assert again.asked
+
+
+def test_a_state_of_something_else_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    SearchState(path, "one", resume=False).put_outcome(START, Outcome(1.0), 1.0)
+    state = SearchState(path, "two", resume=True)
+    assert state.outcome(START, 1.0) is None
+    assert "another model, data or recipe" in state.note
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1, "key": "k", "outcomes": 3, "suspects": {}}'])
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "state"
+    path.write_text(content)
+    with pytest.raises(OnnxqError, match="is not the state of a search"):
+        SearchState(path, "k", resume=True)
+    with pytest.raises(OnnxqError, match="is not the state of a search"):
+        SearchState(path, "k", resume=False)
+    assert path.read_text() == content
+
+
+def test_a_state_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OnnxqError, match=r"--search-state .*cannot be written"):
+        SearchState(tmp_path / "no" / "state", "k", resume=False)
+
+
+def test_an_attempt_that_was_broken_off_is_made_again_with_more_time(tmp_path: Path) -> None:
+    state = SearchState(tmp_path / "state", "k", resume=False)
+    state.put_outcome(START, Outcome(failure="given up", gave_up=True), 10.0)
+    assert state.outcome(START, 10.0) is not None
+    assert state.outcome(START, 30.0) is None

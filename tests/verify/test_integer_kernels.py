@@ -1,0 +1,44 @@
+"""Layers that look quantized and are computed in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import onnxq
+from onnxq.verify.integer_kernels import float_layers
+
+
+def model(activation: str) -> bytes:
+    """A Gemm on integers without a Q behind it."""
+    tail = f"h = Gemm (a, b, bias) r = {activation} (h) y = MatMul (r, last)" if activation else "y = Gemm (a, b, bias)"
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    net (float[N, 8] x) => (float[N, 4] y) {{
+        q = QuantizeLinear (x, sx, zx)
+        a = DequantizeLinear (q, sx, zx)
+        b = DequantizeLinear <axis = 1> (w, sw, zw)
+        bias = DequantizeLinear <axis = 0> (ints, sb)
+        {tail}
+    }}""")
+    constants = {
+        "sx": np.float32(0.05), "zx": np.uint8(128), "sw": np.full(4, 0.01, np.float32), "zw": np.zeros(4, np.int8),
+        "w": np.arange(-16, 16, dtype=np.int8).reshape(8, 4), "ints": np.arange(4, dtype=np.int32),
+        "last": np.eye(4, dtype=np.float32),
+        "sb": np.full(4, 0.0005, np.float32),
+    }  # fmt: skip
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items())
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("", 0), ("Relu", 1)])
+def test_a_gemm_that_is_joined_with_its_activation_is_found(activation: str, expected: int) -> None:
+    assert len(float_layers(model(activation))) == expected
+
+
+def test_what_onnxq_writes_has_none(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    result = onnxq.quantize("models/digits_resnet.onnx", tmp_path / "q.onnx", benchmark=False)
+    assert result.output is not None
+    assert float_layers(result.output) == []
+    assert not any("unfolding" in line for line in result.warnings)
