@@ -22,6 +22,7 @@ from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
@@ -71,8 +72,7 @@ def quantize_by(
     if chosen.trail and state is not None:
         forget(state)
     if size > job.prepared.size and chosen.built is not None:
-        costs = "scales cost more than they save here"
-        chosen.warnings.append(f"larger than float: {size} bytes against {job.prepared.size}; {costs}")
+        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
     return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
 
 
