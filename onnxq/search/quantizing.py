@@ -13,6 +13,7 @@ from onnxq.graph.files import io
 from onnxq.pipeline import preparation
 from onnxq.pipeline.build import Built
 from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
@@ -25,7 +26,7 @@ from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.trials import Job
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import target_named
+from onnxq.targets import Target, target_named
 
 
 def quantize_by(
@@ -60,6 +61,7 @@ def quantize_by(
     found = calibration if calibration is not None else preparation.find_calibration(model)
     data = preparation.open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, threads)
+    prepared.notes += _said_of_versions(prepared, needed_opset(given), chosen_target)
     destination = _destination(model, output, given.preset, found, statistics)
     has_ranges = data is not None or saved is not None
     has_moments = bool(saved.moments) if saved is not None else data is not None
@@ -123,6 +125,18 @@ def quantize_by(
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _said_of_versions(prepared: Prepared, needed: int, target: Target) -> list[str]:
+    """That the file needs a newer runtime than the user's did, for the form of weights that was chosen."""
+    (opset_before, ir_before), (opset, ir_version) = prepared.versions
+    if needed <= target.min_opset or opset_before >= opset:
+        return []
+    also = f", and from IR version {ir_before} to {ir_version}" if ir_version > ir_before else ""
+    return [
+        f"this form of weights needs operator set {needed}: the model was raised from {opset_before} to {opset}{also}; "
+        "--preset w4 without --format qdq needs neither"
+    ]
 
 
 def _packs_few_bits(recipe: Recipe) -> bool:
