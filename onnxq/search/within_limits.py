@@ -17,21 +17,22 @@ from onnxq._version import __version__
 from onnxq.diagnosis.examine import examine
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline import gate, preparation
+from onnxq.pipeline import gate
 from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.preparation import Clock
+from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search import auto
-from onnxq.search.auto import Chosen
 from onnxq.search.history import Limits, Outcome, Suspect
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
 from onnxq.search.state import SearchState
 from onnxq.search.strategy import Change, Found, search
 from onnxq.search.suspects import suspects_of
-from onnxq.search.trials import Job
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 
@@ -88,17 +89,17 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
     if job.recipe.preset == "auto" and not own:
         started = time.monotonic()
         first = auto.choose(job)
-        if job.data is None or not _too_rough(first):
+        if job.data is None or limits == Limits() or not _too_rough(first):
             return first
         left = max(job.budget - (time.monotonic() - started), 0.0)
         static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
         found = _with_limits(static, wish, limits, timed=timed)
         if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
             return first
-        return replace(found, candidates=first.candidates)
+        return replace(found, candidates=_with_found(found, first.candidates))
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None
-        job = replace(job, recipe=preparation.settle_preset(job.recipe, has_ranges))
+        job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
     return _with_limits(job, wish, limits, timed=timed)
 
 
@@ -108,11 +109,28 @@ def _too_rough(first: Chosen) -> bool:
     return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
+def _with_found(found: Chosen, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of candidates with what the search found as the one that is chosen."""
+    others = [{**row, "verdict": "slower"} if row["verdict"] == "chosen" else row for row in candidates]
+    comparison, timings = found.verdict.comparison, found.verdict.timings
+    row = {
+        "name": f"{found.preset} within limits",
+        "latency_ratio": found.verdict.ratio,
+        "latency_ms": timings[1].median_ms if len(timings) > 1 else None,
+        "sqnr_db": comparison.sqnr_db if comparison is not None else None,
+        "top1_agreement": comparison.top1_agreement if comparison is not None else None,
+        "loss": comparison.loss if comparison is not None else None,
+        "size_bytes": len(found.content) if isinstance(found.content, bytes) else io.size_bytes(found.content),
+        "verdict": "chosen",
+    }
+    return [row, *others]
+
+
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
     own = not wish.metric.is_default
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
-    first = auto.make(gated, timed=timed)
+    first = make(gated, timed=timed)
     if limits == Limits():
         return first
     if job.data is None:
@@ -267,7 +285,7 @@ class _Search:
         if held is None:
             built = self._build(recipe, clock)
             stack = ExitStack()
-            held = _Held(built, preparation.contents(built.model, stack), stack)
+            held = _Held(built, contents(built.model, stack), stack)
             self._job.stack.push(stack)
         self._held[recipe] = held  # the latest last
         while len(self._held) > _HELD:
@@ -282,10 +300,10 @@ class _Search:
         known = self._statistics.get(key) if recipe.smooth is None else None
         if known is not None:
             try:
-                return build(job.prepared, recipe, job.target, job.data, known, job.threads, clock)
+                return build(replace(job, recipe=recipe, statistics=known, clock=clock))
             except CalibrationError:  # a value that no model needed so far
                 pass
-        built = build(job.prepared, recipe, job.target, job.data, None, job.threads, clock)
+        built = build(replace(job, recipe=recipe, statistics=None, clock=clock))
         if known is not None and built.statistics is not None:
             known.add(built.statistics)
         else:
@@ -341,8 +359,7 @@ class _Search:
             return self._first
         job = self._job
         held = self._model(recipe, job.clock)
-        given = (held.content, job.prepared, job.recipe, job.data, job.clock)
-        verdict = gate.verify(*given, timed=timed, seconds=job.seconds, threads=job.threads)
+        verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
         if not self._wish.metric.is_default and not verdict.failures:
