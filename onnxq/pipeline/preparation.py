@@ -24,7 +24,8 @@ from onnxq.plan.make_plan import make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
-from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
+from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.runtime.probe import probe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
