@@ -1,9 +1,8 @@
-"""The public API: each function is one reading of the way in `onnxq.pipeline.preparation`."""
+"""The public API: each function is one reading of the way in `onnxq.pipeline`."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,17 +13,16 @@ from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.pipeline import preparation
-from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
-from onnxq.plan.make_plan import wanted_by_any
+from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
+from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.float_model import Source, is_path
+from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
-from onnxq.runtime.calibrate import calibrate as run_calibration
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.search.quantizing import check_output, quantize_by
+from onnxq.search.quantizing import Options, check_output, quantize_by
 from onnxq.search.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
@@ -165,10 +163,7 @@ def quantize(
         max_drop=max_drop,
         max_memory=max_memory,
     )
-    return quantize_by(
-        given,
-        model,
-        output,
+    options = Options(
         calibration=calibration,
         statistics=statistics,
         force=force,
@@ -181,6 +176,7 @@ def quantize(
         resume=resume,
         progress=progress,
     )
+    return quantize_by(given, model, output, options)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
@@ -218,44 +214,11 @@ def calibrate(
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
-    clock = Clock(progress)
+    options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
-    found = calibration if calibration is not None else preparation.find_calibration(model)
+    found = calibration if calibration is not None else find_calibration(model)
     check_output(path, model, found)
-    chosen_target = target_named(target)
-    start = Statistics.load(path) if resume and path.exists() else None
-    prepared = preparation.load_and_prepare(model, chosen_target, clock)
-    if found is None:
-        raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    reader = open_reader(found, prepared.inputs)
-    first = next(iter(reader))
-    confirm(prepared, first, clock, threads)
-    seen = preparation.look(prepared, preparation.Data(reader, reader, first, reader), None, threads)
-    wanted = wanted_by_any(prepared.model, chosen_target, seen.dtypes, prepared.sources, moments=moments)
-    if not wanted.values and not wanted.second_moments:
-        raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
-    warnings: list[str] = [*prepared.notes, *reader.notes]
-    started = time.perf_counter()
-    statistics = run_calibration(
-        prepared.model,
-        wanted.values,
-        reader,
-        image_means=wanted.image_means,
-        row_means=wanted.row_means,
-        moments=wanted.second_moments,
-        peaks=wanted.channel_peaks,
-        progress=clock.report("calibrate"),
-        threads=threads,
-        provider=provider,
-        start=start,
-        checkpoint=(lambda partial: partial.save(path)) if resume else None,
-        warn=warnings.append,
-    )
-    elapsed = time.perf_counter() - started
-    bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
-    warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]
-    statistics.save(path)
-    return CalibrateResult(path, elapsed, statistics.samples, len(statistics), warnings, statistics)
+    return calibrate_model(model, path, found, options, Clock(progress))
 
 
 def compare(
@@ -283,7 +246,7 @@ def compare(
         RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
     reference, actual = _runnable(float_model), _runnable(quantized_model)
-    found = data if data is not None else preparation.find_calibration(float_model)
+    found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))

@@ -16,10 +16,11 @@ from onnxq.errors import OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import float_values, isolate
-from onnxq.pipeline import preparation
 from onnxq.pipeline.build import build
+from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.preparation import Clock, Prepared, Progress, Source
+from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
+from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
 from onnxq.runtime.probe import probe
@@ -111,14 +112,14 @@ def diagnose(
     if place is not None and not place.parent.is_dir():
         raise OnnxqError(f"{place}: the folder {place.parent} does not exist; create it or choose another output")
     target = target_named(given.target)
-    prepared = preparation.load_and_prepare(float_model, target, clock)
-    found = data if data is not None else preparation.find_calibration(float_model)
+    prepared = load_and_prepare(float_model, target, clock)
+    found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    samples = preparation.open_data(found, prepared)
+    samples = open_data(found, prepared)
     confirm(prepared, samples.first, clock, threads)
     if quantized_model is None:
-        quantized = build(prepared, given, target, samples, None, threads, clock).model
+        quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
     else:
         quantized = io.load(quantized_model)
     measured = samples.held_out if quantized_model is None else samples.every

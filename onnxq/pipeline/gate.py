@@ -13,7 +13,8 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import unfolded_layers
 from onnxq.graph.reading.output_facts import output_facts
-from onnxq.pipeline.preparation import Clock, Data, Prepared
+from onnxq.pipeline.float_model import Prepared
+from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
@@ -62,33 +63,20 @@ class Verdict:
         return self.timings[1].ratio if len(self.timings) > 1 else None
 
 
-def verify(
-    quantized: bytes | Path,
-    prepared: Prepared,
-    recipe: Recipe,
-    data: Data | None,
-    clock: Clock,
-    *,
-    timed: bool,
-    seconds: float,
-    threads: int | None,
-) -> Verdict:
+def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
     """Load and run the quantized model at both optimization levels, compare it with float, and time it.
 
     Args:
         quantized: contents of the quantized model, or a file that has them.
-        prepared: the float model.
-        recipe: holds the limits.
-        data: holds the samples that were not used for ranges; None compares on one made-up sample.
-        clock: takes the time.
+        job: holds the float model, the limits, and the samples that were not used for ranges; without any the models
+            are compared on one made-up sample.
         timed: measure latency.
-        seconds: time to spend on measuring each model.
-        threads: threads an operator may use.
     """
+    prepared, data, clock, threads = job.prepared, job.data, job.clock, job.threads
     verdict = Verdict()
     sessions: dict[str, Session] = {}
     with clock.step("verify"):
-        feed = data.first if data is not None else _made_up(prepared, recipe, threads, verdict)
+        feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
             plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
         except VerificationError as error:
@@ -113,11 +101,11 @@ def verify(
                 verdict.failures.append(str(error))
                 return verdict
             _note(data, feed, verdict)
-            _judge(verdict.comparison, verdict.unoptimized, recipe, verdict)
+            _judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
     if timed and feed is not None:
         with clock.step("benchmark"):
-            _time(quantized, prepared, data, feed, sessions, threads, seconds, verdict)
+            _time(quantized, job, feed, sessions, verdict)
     return verdict
 
 
@@ -144,22 +132,14 @@ def _check(
     return sessions
 
 
-def _time(
-    quantized: bytes | Path,
-    prepared: Prepared,
-    data: Data | None,
-    feed: Feed,
-    sessions: Mapping[str, Session],
-    threads: int | None,
-    seconds: float,
-    verdict: Verdict,
-) -> None:
+def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, Session], verdict: Verdict) -> None:
+    prepared, data, threads = job.prepared, job.data, job.threads
     feeds = list(itertools.islice(data.held_out, _TIMED_FEEDS)) if data is not None else [feed]
     # Latency is that of one thread unless a number is given; the sessions that are open serve where theirs is the same.
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
     if threads is not None:
         models = {name: sessions[name] for name in models}
-    verdict.timings = benchmark(models, feeds, seconds=seconds, threads=threads or 1)
+    verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
         verdict.warnings.append(slower_than_float(verdict.timings))
 

@@ -10,6 +10,7 @@ from onnxq.algorithms.adaround import AdaRoundConfig, adaround
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
+from onnxq.errors import RecipeError
 from onnxq.graph.emit.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
@@ -17,7 +18,7 @@ from onnxq.graph.reading.matrices import Matrices, matrices_of
 from onnxq.graph.reading.ops import OPS
 from onnxq.graph.types import Model, Node
 from onnxq.graph.walk import all_nodes, const_array
-from onnxq.pipeline.preparation import Clock, Data
+from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
@@ -32,14 +33,7 @@ _FEEDS = 64
 
 
 def refine(
-    model: Model,
-    plan: Plan,
-    solution: Solution,
-    data: Data,
-    statistics: Statistics | None,
-    threads: int | None,
-    clock: Clock,
-    config: AdaRoundConfig | None = None,
+    job: Job, plan: Plan, solution: Solution, statistics: Statistics | None, config: AdaRoundConfig | None = None
 ) -> tuple[Solution, list[str]]:
     """Replace rounding to nearest by AdaRound in every integer layer with a constant weight, static or dynamic.
 
@@ -47,18 +41,21 @@ def refine(
     model whose earlier layers have learned already. The mean of what is left is taken from its bias.
 
     Args:
-        model: the prepared model; not changed.
-        plan: its decisions.
+        job: its prepared model is not changed.
+        plan: decisions.
         solution: the plan with weights rounded to nearest.
-        data: samples.
         statistics: for bias correction; None where there is none.
-        threads: threads an operator may use.
-        clock: takes the time.
         config: how to learn.
+
+    Raises:
+        RecipeError: there are no samples.
 
     Returns:
         The solution with learned weights and the biases that go with them, and warnings.
     """
+    if job.data is None:
+        raise RecipeError("--adaround: needs samples to learn from; pass --calibration")
+    model, data, clock = job.prepared.model, job.data, job.clock
     nodes = {node.name or "": node for node in all_nodes(model.graph)}
     layers: dict[str, Seen] = {}
     for node in model.graph:
@@ -82,7 +79,9 @@ def refine(
         report = clock.report("adaround")
         for done, (name, seen) in enumerate(layers.items()):
             stream = _stream(model, solution, seen.value)
-            moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=threads).get(name)
+            moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(
+                name
+            )
             if moments is not None and name in solution.rewrite.dynamic:
                 solution = _distilled(nodes[name], solution, seen.matrices, moments, config)
             elif moments is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import RecipeError
@@ -11,9 +11,9 @@ from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq_scales import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
-from onnxq.pipeline.preparation import Clock, Data, Prepared, look
-from onnxq.pipeline.statistics_for_plan import gather
-from onnxq.plan.decisions import Plan
+from onnxq.pipeline.collection import collect_statistics
+from onnxq.pipeline.job import Job
+from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan
 from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
@@ -23,7 +23,6 @@ from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.sampled_rows import sample_rows
 from onnxq.runtime.session import session_of
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.targets import Target
 
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
@@ -45,46 +44,33 @@ class Transformed:
     searched: bool = False
 
 
-def transform(
-    prepared: Prepared,
-    recipe: Recipe,
-    target: Target,
-    data: Data | None,
-    threads: int | None,
-    clock: Clock,
-    *,
-    smoothing: bool = True,
-) -> Transformed:
+def transform(job: Job, *, smoothing: bool = True) -> Transformed:
     """Rewrite the prepared model as the recipe asks, without changing what it computes in float.
 
     Args:
-        prepared: its model is changed or replaced.
-        recipe: what is asked for.
-        target: what the runtime is good at.
-        data: samples; None where there are none.
-        threads: threads an operator may use.
-        clock: takes the time.
+        job: its model is changed or replaced.
         smoothing: False leaves out smoothing, whatever the recipe says.
 
     Raises:
         RecipeError: what the recipe asks for needs samples and there are none.
     """
     done = Transformed()
-    notes = done.notes
+    recipe, clock = job.recipe, job.clock
     if recipe.fuse is not None:
         with clock.step("fuse"):
-            notes += _fuse(prepared, recipe.fuse, target, data, threads)
+            done.notes += _fuse(job, recipe.fuse)
     if recipe.equalize:
         with clock.step("equalize"):
-            notes += _equalize(prepared, data, threads)
+            done.notes += _equalize(job)
     if recipe.smooths and smoothing:
-        _smooth(prepared, recipe, target, data, threads, clock, done)
+        _smooth(job, done)
     if uses_awq(recipe):
-        notes += _awq(prepared, recipe, target, data, threads, clock)
+        done.notes += _awq(job)
     return done
 
 
-def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> list[str]:
+def _equalize(job: Job) -> list[str]:
+    prepared, data = job.prepared, job.data
     done = equalize(prepared.model)
     if not done.pairs:
         return ["--equalize: no two layers have only Relu, MaxPool and the like between them, so nothing was equalized"]
@@ -93,14 +79,15 @@ def _equalize(prepared: Prepared, data: Data | None, threads: int | None) -> lis
     samples = data.calibration
 
     def lowest(axes: dict[str, int]) -> dict[str, Array]:
-        return channel_minima(prepared.model, axes, samples, threads=threads)
+        return channel_minima(prepared.model, axes, samples, threads=job.threads)
 
     absorb_biases(prepared.model, lowest)
     return []
 
 
-def _fuse(prepared: Prepared, model_type: str, target: Target, data: Data | None, threads: int | None) -> list[str]:
-    feed = data.first if data is not None else runnable_feed(session_of(prepared.model, threads=threads))
+def _fuse(job: Job, model_type: str) -> list[str]:
+    prepared, target, threads = job.prepared, job.target, job.threads
+    feed = job.data.first if job.data is not None else runnable_feed(session_of(prepared.model, threads=threads))
     # The library writes LayerNormalization, which ONNX has from operator set 17 on.
     prepare(prepared.model, min_opset=max(target.min_opset, NORM_OPSET))
     # Residual sums stay apart where the kernel that joins them with a normalization is the slower one.
@@ -118,20 +105,20 @@ def uses_awq(recipe: Recipe) -> bool:
     return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
 
 
-def _awq(
-    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
-) -> list[str]:
+def _awq(job: Job) -> list[str]:
+    prepared, data, clock = job.prepared, job.data, job.clock
     if data is None:
         raise RecipeError(
             "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; give --calibration"
         )
     notes: list[str] = []
     with clock.step("plan"):
-        plan = _plan(prepared, recipe, target, data, threads)
+        plan = make_plan(prepared.model, job.recipe, job.target, seen_by(job))
     read = moments_of(prepared.model, plan, "awq")
     wanted = Wanted((), second_moments=read, channel_peaks=tuple(read))
     # a copy is run: groups that come later see the model as it was
-    statistics = gather(prepared.model.clone(), wanted, recipe, data.calibration, threads, clock, notes)
+    copy = replace(job, prepared=replace(prepared, model=prepared.model.clone()))
+    statistics = collect_statistics(copy, wanted, data.calibration, notes)
     with clock.step("transform"):
         scaled = scale_for_weights(prepared.model, plan, statistics)
     added = [name for name, where in scaled.items() if where.added is not None]
@@ -143,29 +130,14 @@ def _awq(
     return notes
 
 
-def _plan(prepared: Prepared, recipe: Recipe, target: Target, data: Data, threads: int | None) -> Plan:
-    """What would become of the model as it is."""
-    seen = look(prepared, data, None, threads)
-    return make_plan(
-        prepared.model, recipe, target, seen.shapes, seen.dtypes, prepared.sources, op_types=prepared.op_types
-    )
-
-
-def _smooth(
-    prepared: Prepared,
-    recipe: Recipe,
-    target: Target,
-    data: Data | None,
-    threads: int | None,
-    clock: Clock,
-    done: Transformed,
-) -> None:
+def _smooth(job: Job, done: Transformed) -> None:
+    prepared, recipe, data, clock = job.prepared, job.recipe, job.data, job.clock
     if data is None:
         raise RecipeError(
             "--smooth: needs samples, for it changes the float model that --stats belongs to; give --calibration"
         )
     with clock.step("plan"):
-        plan = _plan(prepared, recipe, target, data, threads)
+        plan = make_plan(prepared.model, recipe, job.target, seen_by(job))
         alphas = {name: recipe.smooth_for(prepared.sources.get(name, (name,))) for name in plan.nodes}
         groups = smoothable(prepared.model, plan, {name: alpha for name, alpha in alphas.items() if alpha is not None})
     if not groups:
@@ -175,10 +147,10 @@ def _smooth(
         )
         return
     wanted = Wanted((), channel_peaks=tuple(groups))
-    statistics = gather(prepared.model, wanted, recipe, data.calibration, threads, clock, done.notes)
+    statistics = collect_statistics(job, wanted, data.calibration, done.notes)
     searched = [name for name, group in groups.items() if group.alpha == "auto"]
     with clock.step("transform"):
-        rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=threads)
+        rows = sample_rows(prepared.model, searched, data.calibration, rows=_ROWS, threads=job.threads)
         found = smooth(prepared.model, plan, groups, statistics, rows)
     done.searched = any(found[name].scaled is not None for name in searched if name in found)
     done.notes += _said_of_smoothing(found)
@@ -200,14 +172,13 @@ def _said_of_smoothing(found: dict[str, Smoothed]) -> list[str]:
     ]
 
 
-def settle_levels(
-    prepared: Prepared, recipe: Recipe, target: Target, data: Data | None, threads: int | None, clock: Clock
-) -> tuple[Recipe, list[str]]:
+def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
     """Choose the accuracy level of each layer with packed weights by what samples show, where the user did not.
 
     Returns:
         The recipe with rules for layers whose kernels must not round their inputs, and warnings.
     """
+    recipe, data, clock, model = job.recipe, job.data, job.clock, job.prepared.model
     if (
         data is None
         or recipe.accuracy_level is not None
@@ -215,13 +186,11 @@ def settle_levels(
     ):
         return recipe, []
     with clock.step("plan"):
-        plan = _plan(prepared, recipe, target, data, threads)
-        layers = rounded_inputs(prepared.model, plan, recipe)
+        plan = make_plan(model, recipe, job.target, seen_by(job))
+        layers = rounded_inputs(model, plan, recipe)
     if not layers:
         return recipe, []
     with clock.step("calibrate"):
-        rows = sample_rows(
-            prepared.model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=threads
-        )
+        rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads)
     with clock.step("plan"):
-        return choose_levels(prepared.model, plan, recipe, layers, rows)
+        return choose_levels(model, plan, recipe, layers, rows)

@@ -10,8 +10,7 @@ from itertools import islice
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.graph.types import Model
-from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.preparation import Data, Prepared, contents
+from onnxq.pipeline.job import Job, contents
 from onnxq.runtime.session import open_session
 from onnxq.verify.compare import compare_all
 
@@ -22,9 +21,7 @@ _SECONDS = 10.0
 """After which no further sample is begun."""
 
 
-def why_unsmoothed(
-    smoothed: Model, plain: Model, prepared: Prepared, data: Data, threads: int | None, clock: Clock
-) -> str | None:
+def why_unsmoothed(smoothed: Model, plain: Model, job: Job) -> str | None:
     """A warning, if the model without smoothing has the smaller error on held-out samples.
 
     The search of the exponents sees one layer at a time. What scales do to values in between, which take them up on
@@ -33,15 +30,14 @@ def why_unsmoothed(
     Args:
         smoothed: quantized, with smoothing.
         plain: quantized, without.
-        prepared: the float model.
-        data: samples.
-        threads: threads an operator may use.
-        clock: takes the time.
+        job: holds the float model and the samples.
     """
-    with clock.step("compare"), ExitStack() as stack:
+    data = job.data
+    assert data is not None
+    with job.clock.step("compare"), ExitStack() as stack:
         try:
-            sessions = [open_session(contents(model, stack), threads=threads) for model in (smoothed, plain)]
-            reference = open_session(prepared.original, threads=threads, label="float model")
+            sessions = [open_session(contents(model, stack), threads=job.threads) for model in (smoothed, plain)]
+            reference = open_session(job.prepared.original, threads=job.threads, label="float model")
             with_it, without = compare_all(reference, sessions, in_time(islice(data.held_out, _FEEDS), _SECONDS))
         except ModelError:
             return None  # whoever verifies the model says so

@@ -39,44 +39,50 @@ from onnxq.targets import Target
 
 _ACTIVATIONS_FLOAT = "activations stay float32 with this preset"
 
-__all__ = ["Wanted", "make_plan", "wanted_by", "wanted_by_any"]
+__all__ = ["ModelFacts", "Wanted", "make_plan", "wanted_by", "wanted_by_any"]
 
 
-def make_plan(
-    model: Model,
-    recipe: Recipe,
-    target: Target,
-    shapes: Shapes,
-    dtypes: Mapping[str, str],
-    sources: Mapping[str, tuple[str, ...]],
-    unusable: Mapping[str, str] | None = None,
-    op_types: Mapping[str, str] | None = None,
-    faint: Mapping[str, str] | None = None,
-) -> Plan:
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model beyond its graph.
+
+    Attributes:
+        shapes: shape of each value in one sample.
+        dtypes: element type of each value in one sample.
+        sources: for each node, the names it had in the user's model.
+        op_types: operator of each node of the user's model.
+        unusable: values that must stay float, and why (see `onnxq.plan.activations.unusable`).
+        low_sqnr: values that should stay float, and why; what the user insists on is quantized all the same (see
+            `onnxq.plan.activations.low_sqnr`).
+    """
+
+    shapes: Shapes
+    dtypes: Mapping[str, str]
+    sources: Mapping[str, tuple[str, ...]]
+    op_types: Mapping[str, str] | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    low_sqnr: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) -> Plan:
     """Decide what each node and value becomes.
 
     Args:
         model: the prepared model; not changed.
         recipe: what the user asked for; its preset must not be "auto".
         target: what the runtime can do, and how fast.
-        shapes: shape of each value in one sample.
-        dtypes: element type of each value in one sample.
-        sources: for each node, the names it had in the user's model.
-        unusable: values that must stay float, and why (see `onnxq.plan.activations.unusable`).
-        op_types: operator of each node of the user's model.
-        faint: values that should stay float, and why; what the user insists on is quantized all the same (see
-            `onnxq.plan.activations.low_sqnr`).
+        seen: what a run on one sample, or calibration, has shown.
 
     Raises:
         RecipeError: a pattern or operator type matches nothing.
     """
     check_outliers(recipe)
     graph = model.graph
-    selection = Selection(recipe, sources, {node.op_type for node in walk.all_nodes(graph)}, op_types)
+    selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
     spec = activation_spec(recipe, target)
-    found = survey(graph, target, selection, dtypes, spec.symmetric)
+    found = survey(graph, target, selection, seen.dtypes, spec.symmetric)
     for name, candidate in list(found.candidates.items()):
-        wrong = {**({} if candidate.choice.insisted else faint or {}), **(unusable or {})}
+        wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
             found.keep(name, f"value {bad!r} {wrong[bad]}")
@@ -88,14 +94,14 @@ def make_plan(
     units = units_of(graph) if static else []
     keep_whole(found, units, selection)
     working = ahead_of_work(found)
-    chosen = place(found, target, shapes, working, units) if static else set()
+    chosen = place(found, target, seen.shapes, working, units) if static else set()
     while mixed := mixed_units(units, found, chosen):
         for unit, members in mixed:
             for name in members & found.candidates.keys():
                 found.keep(name, f"{unit.reason}, which stays float")
         working = ahead_of_work(found)
-        chosen = place(found, target, shapes, working, units)
-    context = _Context(found, chosen, working, recipe, target, shapes, selection, static, graph)
+        chosen = place(found, target, seen.shapes, working, units)
+    context = _Context(found, chosen, working, recipe, target, seen.shapes, selection, static, graph)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):

@@ -22,6 +22,9 @@ __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "pro
 
 CPU = "CPUExecutionProvider"
 
+PREPARED = "prepared model"
+"""What messages call a model in memory: it is not the user's file that the runtime speaks of."""
+
 _MOST_THREADS = 256
 """More than this, or than the processors where there are more, would only take memory and time to start."""
 
@@ -231,7 +234,7 @@ def session_of(
     optimize: bool = True,
     threads: int | None = None,
     providers: Sequence[str] = (CPU,),
-    label: str = "model",
+    label: str = PREPARED,
     save_to: Path | None = None,
     packed: bool = True,
 ) -> Session:

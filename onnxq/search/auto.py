@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline import gate, preparation
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline import gate
+from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import Verdict
+from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search import layers
 from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, TOKEN, Layer, LayerChoice
-from onnxq.search.trials import Job, Trial, Trials
+from onnxq.search.trials import Trial, Trials
 from onnxq.stats.statistics import Statistics
 
 _LAYERS_SHARE = 0.5
@@ -29,60 +28,6 @@ _DAMAGE_SHARE = 0.3
 
 _NAMED = 5
 """Candidates that the reason for giving float back names."""
-
-
-@dataclass
-class Chosen:
-    """The model that was chosen, as it was measured.
-
-    Attributes:
-        preset: its preset, or "mixed", or "float".
-        built: the quantized model; None where float is given back.
-        plan: every decision.
-        verdict: what verification found.
-        content: what was measured: contents of the model, or a file that has them.
-        candidates: name, ``latency_ratio``, ``latency_ms``, ``sqnr_db``, ``top1_agreement``, ``size_bytes`` and
-            ``verdict`` of each whole model.
-        choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
-        warnings: one line each.
-        trail: everything that a search for the limits tried.
-    """
-
-    preset: str
-    built: Built | None
-    plan: Plan
-    verdict: Verdict
-    content: bytes | Path
-    candidates: list[dict[str, Any]] = field(default_factory=list)
-    choices: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    trail: list[dict[str, Any]] = field(default_factory=list)
-
-
-def make(job: Job, *, timed: bool) -> Chosen:
-    """Build and verify the one model that a named preset stands for.
-
-    Args:
-        job: its recipe names a preset; its budget is not used.
-        timed: measure latency.
-
-    Raises:
-        RecipeError: options that make no sense for the model, or that quantize nothing.
-        CalibrationError: data or statistics that do not fit it.
-    """
-    built = build(job.prepared, job.recipe, job.target, job.data, job.statistics, job.threads, job.clock)
-    content = preparation.contents(built.model, job.stack)
-    verdict = gate.verify(
-        content,
-        job.prepared,
-        job.recipe,
-        job.data,
-        job.clock,
-        timed=timed,
-        seconds=job.seconds,
-        threads=job.threads,
-    )
-    return Chosen(job.recipe.preset, built, built.plan, verdict, content, warnings=list(built.warnings))
 
 
 def choose(job: Job) -> Chosen:
@@ -288,16 +233,7 @@ class _Search:
     def _verify(self, trial: Trial) -> Verdict:
         """The whole verification of the model that is about to be chosen."""
         job, timing = self._job, self._trials.float_timing
-        verdict = gate.verify(
-            trial.content,
-            job.prepared,
-            job.recipe,
-            job.data,
-            job.clock,
-            timed=False,
-            seconds=job.seconds,
-            threads=job.threads,
-        )
+        verdict = gate.verify(trial.content, job, timed=False)
         if verdict.failures:
             trial.refused = "; ".join(verdict.failures)
         elif verdict.comparison is not None:

@@ -21,7 +21,10 @@ from onnxq.graph.types import Node
 from onnxq.graph.views import extract
 from onnxq.graph.views.outputs import with_offsets, with_outputs
 from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.preparation import Clock, Data, NothingToQuantizeError, Prepared
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Prepared
+from onnxq.pipeline.job import Data, Job
+from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
@@ -229,6 +232,7 @@ def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes
         block_size=bench.recipe.block_size,
         include=("*",),
     )
+    job = Job(prepared, recipe, bench.target, data, threads=bench.threads)
     known = bench.statistics if preset == STATIC else None
     if known is not None:
         wanted = {str(value.name) for scope in (prepared.model.graph,) for value in walk.all_values(scope)}
@@ -236,8 +240,8 @@ def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes
         for name in wanted & set(known):
             ranges.put(name, known[name])
         with contextlib.suppress(OnnxqError):  # a value without a range: the sample gives it one
-            return _contents(build(prepared, recipe, bench.target, data, ranges, bench.threads, Clock(None)), preset)
-    return _contents(build(prepared, recipe, bench.target, data, None, bench.threads, Clock(None)), preset)
+            return _contents(build(replace(job, statistics=ranges)), preset)
+    return _contents(build(job), preset)
 
 
 def _contents(built: Built, preset: str) -> bytes:

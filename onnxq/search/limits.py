@@ -9,18 +9,17 @@ from pathlib import Path
 
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline import preparation
 from onnxq.pipeline.build import Built
+from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import fall
-from onnxq.pipeline.preparation import Data
+from onnxq.pipeline.job import Data, Job
+from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import make_plan
 from onnxq.plan.placement.estimate import estimated_us
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.auto import Chosen
 from onnxq.search.history import Limits, Outcome
 from onnxq.search.score import Metric
-from onnxq.search.trials import Job
 from onnxq.verify.compare import Comparison, compare
 
 _PRICED = 64
@@ -51,7 +50,7 @@ class Judge:
         self.job, self.data, self.limits, self.metric = job, data, limits, metric
         self.float = open_session(job.prepared.original, threads=job.threads, label="float model")
         self.before = self._score(self.float) if self.metric.function is not None else None
-        self._seen = preparation.look(job.prepared, data, None, job.threads)
+        self._seen = seen_by(job)
 
     def _score(self, session: Session) -> float:
         with self.job.clock.step("metric"):
@@ -104,15 +103,7 @@ class Judge:
     def _planned_us(self, recipe: Recipe) -> float:
         job, seen = self.job, self._seen
         prepared = job.prepared
-        plan = make_plan(
-            prepared.model,
-            recipe,
-            job.target,
-            seen.shapes,
-            seen.dtypes,
-            prepared.sources,
-            op_types=prepared.op_types,
-        )
+        plan = make_plan(prepared.model, recipe, job.target, seen)
         return estimated_us(prepared.model, plan, job.target, seen.shapes)
 
     def can_tell(self, outcome: Outcome) -> bool:

@@ -5,116 +5,144 @@ from __future__ import annotations
 import math
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxq.errors import OnnxqError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.pipeline import preparation
+from onnxq.graph.types import Model, Proto
 from onnxq.pipeline.build import Built
+from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.preparation import Clock, Progress, Source, is_path
+from onnxq.pipeline.float_model import Source, is_path, load_and_prepare
+from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
-from onnxq.search import within_limits
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
-from onnxq.search.trials import Job
+from onnxq.search.within_limits import Wish, choose
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import target_named
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a user can say of one run, beside the recipe; each is documented at `onnxq.quantize`."""
+
+    calibration: object = None
+    statistics: Statistics | str | os.PathLike[str] | None = None
+    force: bool = False
+    threads: int | None = None
+    benchmark: bool = True
+    seconds: float = 0.4
+    budget: float = 120.0
+    metric: str | Function | None = None
+    search_state: str | os.PathLike[str] | None = None
+    resume: bool = False
+    progress: Progress | None = None
+
+
 def quantize_by(
+    given: Recipe, model: Source, output: str | os.PathLike[str] | None, options: Options
+) -> QuantizeResult:
+    """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
+    clock = Clock(options.progress)
+    metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
+    with ExitStack() as stack:
+        job, destination = _open(given, model, output, options, clock, stack)
+        state = _search_state(options.search_state, destination)
+        chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
+        if job.data is None and job.recipe.preset == "w8":
+            chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
+        failures = chosen.verdict.failures
+        helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
+        said = [] if helps is None else [helps]
+        chosen.verdict.warnings += said
+        if failures and not options.force:
+            raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
+        chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
+        written, size = _write(chosen, model, destination, clock)
+    if chosen.trail and state is not None:
+        forget(state)
+    if size > job.prepared.size and chosen.built is not None:
+        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
+    return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
+
+
+def _open(
     given: Recipe,
     model: Source,
     output: str | os.PathLike[str] | None,
-    *,
-    calibration: object,
-    statistics: Statistics | str | os.PathLike[str] | None,
-    force: bool,
-    threads: int | None,
-    benchmark: bool,
-    seconds: float,
-    budget: float,
-    metric: str | Function | None,
-    search_state: str | os.PathLike[str] | None,
-    resume: bool,
-    progress: Progress | None,
-) -> QuantizeResult:
-    """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
-    clock = Clock(progress)
-    measured_by = search_metric(metric, given.max_drop, given.min_sqnr)
-    if given.fuse is not None and statistics is not None:
+    options: Options,
+    clock: Clock,
+    stack: ExitStack,
+) -> tuple[Job, Path | None]:
+    """Everything that is read before the work starts: the model, the samples, the statistics; and where it goes."""
+    if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
-            "--fuse: saved statistics are of the model before fusion and do not go with it; give --calibration, or "
+            "--fuse: saved statistics are of the model before fusion and do not go with it; pass --calibration, or "
             "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
         )
-    chosen_target = target_named(given.target)
-    saved = Statistics.load(Path(statistics)) if isinstance(statistics, str | os.PathLike) else statistics
+    target, saved = target_named(given.target), options.statistics
+    if isinstance(saved, str | os.PathLike):
+        saved = Statistics.load(Path(saved))
     halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
-    prepared = preparation.load_and_prepare(model, chosen_target, clock, needed_opset(given), keep_halves=halves)
-    found = calibration if calibration is not None else preparation.find_calibration(model)
-    data = preparation.open_data(found, prepared) if found is not None else None
-    confirm(prepared, data.first if data is not None else None, clock, threads)
-    destination = _destination(model, output, given.preset, found, statistics)
-    has_ranges = data is not None or saved is not None
-    has_moments = bool(saved.moments) if saved is not None else data is not None
-    settled = given
-    if given.preset != "auto" or not benchmark:
-        settled = preparation.settle_preset(given, has_ranges, has_moments)
-    with ExitStack() as stack:
-        job = Job(prepared, settled, chosen_target, data, saved, clock, stack, threads, seconds, budget)
-        wish = within_limits.Wish(measured_by, _search_state(search_state, destination), resume)
-        chosen = within_limits.choose(job, wish, timed=benchmark)
-        if data is None and settled.preset == "w8":
-            chosen.warnings.insert(0, preparation.what_data_would_buy(model, chosen.plan))
-        built, verdict = chosen.built, chosen.verdict
-        warnings = [*prepared.notes, *chosen.warnings]
-        helps = what_helps(job, verdict) if settled.preset != "auto" and not chosen.trail else None
-        verdict.warnings += [helps] if helps is not None else []
-        if verdict.failures and not force:
-            said = [*verdict.failures, *([helps] if helps is not None else [])]
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join(said)}")
-        warnings += [f"forced although: {line}" for line in verdict.failures]
-        result_model = built.model if built is not None else io.load(model)
-        size = len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
-        if destination is not None:
-            with clock.step("save"):
-                if built is None and is_path(model):
-                    io.copy(model, destination)
-                else:
-                    io.save(result_model, destination, source=model if is_path(model) else None)
-            size = io.size_bytes(destination)
-    if chosen.trail and wish.state is not None:
-        forget(wish.state)
-    if size > prepared.size and built is not None:
-        costs = "scales cost more than they save here"
-        warnings.append(f"larger than float: {size} bytes against {prepared.size}; {costs}")
+    prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
+    found = options.calibration if options.calibration is not None else find_calibration(model)
+    data = open_data(found, prepared) if found is not None else None
+    confirm(prepared, data.first if data is not None else None, clock, options.threads)
+    destination = _destination(model, output, given.preset, found, options.statistics)
+    if given.preset != "auto" or not options.benchmark:
+        has_moments = bool(saved.moments) if saved is not None else data is not None
+        given = settle_preset(given, data is not None or saved is not None, has_moments)
+    job = Job(prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget)
+    return job, destination
+
+
+def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:
+    """The chosen model, written where there is a place for it, and its size in bytes."""
+    built = chosen.built
+    result = built.model if built is not None else io.load(model)
+    if destination is None:
+        return result, len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
+    with clock.step("save"):
+        if built is None and is_path(model):
+            io.copy(model, destination)
+        else:
+            io.save(result, destination, source=model if is_path(model) else None)
+    return result, io.size_bytes(destination)
+
+
+def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
+    built, verdict = chosen.built, chosen.verdict
     comparison = verdict.comparison
     same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
         format=built.form if built is not None and chosen.plan.values else None,
-        target=chosen_target.name,
-        size_before=prepared.size,
+        target=job.target.name,
+        size_before=job.prepared.size,
         size_after=size,
         sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
         coverage=chosen.plan.coverage(),
         kept_float=chosen.plan.kept_float(),
-        seconds=clock.seconds,
-        warnings=[*warnings, *verdict.warnings],
+        seconds=job.clock.seconds,
+        warnings=[*chosen.warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
         non_finite=built.non_finite if built is not None else {},
         plan=chosen.plan,
-        model=io.to_proto(result_model) if not is_path(model) else None,
+        model=proto,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
         bits_per_weight=_bits(built),
         weights=[asdict(layer) for layer in built.weights] if built is not None else [],

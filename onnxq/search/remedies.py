@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 from onnxq.errors import OnnxqError
 from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.gate import HIGH_LOSS, LOW_SQNR_DB, Verdict
-from onnxq.pipeline.preparation import contents, settle_preset
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import settle_preset
 from onnxq.pipeline.unsmoothed import in_time
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
-from onnxq.search.trials import Job
 from onnxq.verify.compare import compare
 
 _SECONDS = 15.0
@@ -101,7 +102,7 @@ def _tried(job: Job, recipe: Recipe, end: float) -> float | None:
     try:
         with job.clock.step("verify"), ExitStack() as stack:
             settled = settle_preset(recipe, has_data=True)
-            built = build(job.prepared, settled, job.target, job.data, None, job.threads, Clock(None))
+            built = build(replace(job, recipe=settled, statistics=None, clock=Clock(None)))
             session = open_session(contents(built.model, stack), threads=job.threads)
             feeds = in_time(job.data.held_out, max(end - time.monotonic(), 0.0))
             return compare(job.prepared.original, session, feeds, threads=job.threads).sqnr_db

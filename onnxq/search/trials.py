@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.reading.embeddings import embedding_outputs
-from onnxq.pipeline import preparation
 from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.preparation import Clock, Data, NothingToQuantizeError, Prepared
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import NothingToQuantizeError, complete
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.search.choice import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_budget
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import Target
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.compare import Comparison, compare_all
 
@@ -43,40 +41,6 @@ _COMPARE_SHARE = 0.25
 
 _SANE_SQNR_DB = 10.0
 """On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
-
-
-@dataclass
-class Job:
-    """What is to be quantized, with what.
-
-    Attributes:
-        prepared: the float model.
-        recipe: the user's; its preset is "auto".
-        target: what the runtime can do.
-        data: samples; None where there are none.
-        statistics: ranges of an earlier calibration.
-        clock: takes the time.
-        stack: holds temporary files of models above 2 GB.
-        threads: threads an operator may use; None measures with one.
-        seconds: time to spend on measuring each model.
-        budget: seconds that all of this may take.
-    """
-
-    prepared: Prepared
-    recipe: Recipe
-    target: Target
-    data: Data | None
-    statistics: Statistics | None
-    clock: Clock
-    stack: ExitStack
-    threads: int | None
-    seconds: float
-    budget: float
-
-    @property
-    def timed_threads(self) -> int:
-        """Threads of the sessions that are timed."""
-        return self.threads or 1
 
 
 @dataclass
@@ -166,7 +130,7 @@ class Trials:
             self._drop(name, f"the same model as {self._signatures[signature]}")
             return None
         self._signatures[signature] = name
-        content = preparation.contents(built.model, self.job.stack)
+        content = contents(built.model, self.job.stack)
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         trial = self.made[name] = Trial(name, built, content, size)
         return trial
@@ -182,9 +146,7 @@ class Trials:
             except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
                 if not self._complete:
                     self._complete = True
-                    preparation.complete(
-                        self.statistics, job.prepared, job.recipe, job.target, job.data, job.threads, job.clock
-                    )
+                    complete(self.statistics, job)
                     with contextlib.suppress(CalibrationError):
                         return self._build_with(recipe, self.statistics)
         built = self._build_with(recipe, self.job.statistics)
@@ -193,8 +155,7 @@ class Trials:
         return built
 
     def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Built:
-        job = self.job
-        return build(job.prepared, recipe, job.target, job.data, statistics, job.threads, job.clock)
+        return build(replace(self.job, recipe=recipe, statistics=statistics))
 
     # Running.
 

@@ -17,21 +17,22 @@ from onnxq._version import __version__
 from onnxq.diagnosis.examine import examine
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline import gate, preparation
+from onnxq.pipeline import gate
 from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.preparation import Clock
+from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search import auto
-from onnxq.search.auto import Chosen
 from onnxq.search.history import Limits, Outcome, Suspect
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
 from onnxq.search.state import SearchState
 from onnxq.search.strategy import Change, Found, search
 from onnxq.search.suspects import suspects_of
-from onnxq.search.trials import Job
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 
@@ -98,7 +99,7 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
         return replace(found, candidates=first.candidates)
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None
-        job = replace(job, recipe=preparation.settle_preset(job.recipe, has_ranges))
+        job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
     return _with_limits(job, wish, limits, timed=timed)
 
 
@@ -112,7 +113,7 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
     own = not wish.metric.is_default
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
-    first = auto.make(gated, timed=timed)
+    first = make(gated, timed=timed)
     if limits == Limits():
         return first
     if job.data is None:
@@ -267,7 +268,7 @@ class _Search:
         if held is None:
             built = self._build(recipe, clock)
             stack = ExitStack()
-            held = _Held(built, preparation.contents(built.model, stack), stack)
+            held = _Held(built, contents(built.model, stack), stack)
             self._job.stack.push(stack)
         self._held[recipe] = held  # the latest last
         while len(self._held) > _HELD:
@@ -282,10 +283,10 @@ class _Search:
         known = self._statistics.get(key) if recipe.smooth is None else None
         if known is not None:
             try:
-                return build(job.prepared, recipe, job.target, job.data, known, job.threads, clock)
+                return build(replace(job, recipe=recipe, statistics=known, clock=clock))
             except CalibrationError:  # a value that no model needed so far
                 pass
-        built = build(job.prepared, recipe, job.target, job.data, None, job.threads, clock)
+        built = build(replace(job, recipe=recipe, statistics=None, clock=clock))
         if known is not None and built.statistics is not None:
             known.add(built.statistics)
         else:
@@ -341,8 +342,7 @@ class _Search:
             return self._first
         job = self._job
         held = self._model(recipe, job.clock)
-        given = (held.content, job.prepared, job.recipe, job.data, job.clock)
-        verdict = gate.verify(*given, timed=timed, seconds=job.seconds, threads=job.threads)
+        verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
         if not self._wish.metric.is_default and not verdict.failures:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
-from tests.test_searching import BAD, DB, feeds, network
+
+from tests.search.test_within_limits import BAD, DB, feeds, network
 
 Run = Callable[..., Result]
 

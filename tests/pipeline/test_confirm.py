@@ -13,10 +13,9 @@ from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.operators import hardmax
-from onnxq.pipeline import preparation
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.preparation import Prepared
+from onnxq.pipeline.float_model import Prepared, load_and_prepare
 from onnxq.targets import target_named
 from tests.graph.build import build, run, weights
 
@@ -29,7 +28,7 @@ def feed(*shape: int) -> dict[str, np.ndarray]:
 
 
 def prepare(proto: onnx.ModelProto) -> Prepared:
-    return preparation.load_and_prepare(proto, target_named("cpu"), Clock(None))
+    return load_and_prepare(proto, target_named("cpu"), Clock(None))
 
 
 def agrees(proto: onnx.ModelProto, prepared: Prepared, sample: dict[str, np.ndarray]) -> bool:
@@ -53,7 +52,7 @@ def test_an_operator_set_that_changes_the_meaning_is_not_raised(
     assert agrees(proto, prepared, feed(2, 4, 6))
     assert prepared.model.opset_imports[""] == 11
     assert len(prepared.notes) == 1
-    assert prepared.notes[0].startswith("raising its operator set was left out: output 'y' would change (")
+    assert prepared.notes[0].startswith("changing its operator set was left out: output 'y' would change (")
 
 
 def test_the_wrong_model_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import onnx
 from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
-from onnxq.pipeline.preparation import Clock, Prepared, load_and_prepare
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Prepared, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
-from onnxq.plan.make_plan import make_plan, wanted_by
+from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by
 from onnxq.plan.placement.candidates import Survey, survey
 from onnxq.plan.placement.select import Selection
 from onnxq.plan.solve import Solution, solve
@@ -79,11 +80,13 @@ def plan_of(
         prepared.model,
         recipe,
         chosen,
-        {name: info.shape for name, info in seen.items()} if shapes is None else shapes,
-        {name: str(info.dtype) for name, info in seen.items()},
-        prepared.sources,
-        unusable=unusable,
-        op_types=prepared.op_types,
+        ModelFacts(
+            {name: info.shape for name, info in seen.items()} if shapes is None else shapes,
+            {name: str(info.dtype) for name, info in seen.items()},
+            prepared.sources,
+            prepared.op_types,
+            unusable=unusable or {},
+        ),
     )
     return Planned(prepared, plan, recipe, feeds)
 

@@ -11,9 +11,10 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline.preparation import Clock, load_and_prepare
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.plan.decisions import Calibrated, Fixed, SharedWith
-from onnxq.plan.make_plan import MIN_STORED, make_plan, wanted_by, wanted_by_any
+from onnxq.plan.make_plan import MIN_STORED, ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.targets import target_named
 from tests.graph.build import build, weights
@@ -206,7 +207,7 @@ def test_planning_changes_nothing() -> None:
     prepared = load_and_prepare(chain("[relu] m = Relu (a)"), target, Clock(None))
     before = io.to_bytes(prepared.model)
     for preset in ("w8a8", "w8"):
-        make_plan(prepared.model, Recipe(preset=preset), target, {}, {}, prepared.sources)
+        make_plan(prepared.model, Recipe(preset=preset), target, ModelFacts({}, {}, prepared.sources))
     assert io.to_bytes(prepared.model) == before
 
 

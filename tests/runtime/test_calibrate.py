@@ -173,7 +173,7 @@ def test_progress_knows_the_total_of_a_reader(make):
 
 
 def test_failures_are_one_line_errors(make):
-    with pytest.raises(CalibrationError, match=r"calibration sample 1: model: onnxruntime cannot run it: .*mismatch"):
+    with pytest.raises(CalibrationError, match=r"sample 1: prepared model: onnxruntime cannot run it: .*mismatch"):
         calibrate(make("square"), ["y"], [{"x": np.ones(s, np.float32)} for s in ((2, 2), (2, 3))], threads=1)
     with pytest.raises(CalibrationError, match=r"there is not one sample"):
         calibrate(make("chain"), VALUES, [])
@@ -184,7 +184,7 @@ def test_failures_are_one_line_errors(make):
 MEMORY = """
 import sys
 import numpy as np, onnx.parser
-from onnxq.graph import io
+from onnxq.graph.files import io
 from onnxq.runtime.calibrate import calibrate
 text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,M] x) => (float[N,M] y) '
 text += '{ a = Relu(x) \\n b = Exp(a) \\n c = Neg(b) \\n y = Tanh(c) }'

@@ -15,6 +15,7 @@ import pytest
 import onnxq
 from onnxq.cli._json import dumps
 from onnxq.errors import RecipeError, VerificationError
+from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
@@ -310,10 +311,10 @@ def test_rules_of_the_user_win(times: Times) -> None:
 def test_a_form_that_fails_does_not_take_the_others_with_it(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxq.pipeline.build import build as real
 
-    def failing(prepared: Any, recipe: Recipe, *rest: Any) -> Any:
-        if recipe.preset == "w8a8-token":
+    def failing(job: Job) -> Any:
+        if job.recipe.preset == "w8a8-token":
             raise ZeroDivisionError("no luck")
-        return real(prepared, recipe, *rest)
+        return real(job)
 
     monkeypatch.setattr(trials, "build", failing)
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0}
@@ -375,11 +376,9 @@ def test_the_format_that_was_asked_for_is_kept(times: Times) -> None:
 
 def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table leaves a depthwise layer float, so that its input has no range; measured, it is faster in integers."""
-    from onnxq.pipeline import preparation
-
     runs: list[int] = []
-    real = preparation.complete
-    monkeypatch.setattr(preparation, "complete", lambda *given: (runs.append(1), real(*given)))
+    real = trials.complete
+    monkeypatch.setattr(trials, "complete", lambda *given: (runs.append(1), real(*given)))
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "mixed": 1.0}
     times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0}
     text = """g (float[N,64,12,12] x) => (float[N,32,6,6] y) {

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from onnxq.pipeline.preparation import Clock, load_and_prepare, open_data
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import load_and_prepare
+from onnxq.pipeline.job import Job, open_data
 from onnxq.recipe.recipe import Recipe
 from onnxq.search.history import Limits, Outcome
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
-from onnxq.search.trials import Job
 from onnxq.targets import target_named
 from tests.graph.build import build, weights
 from tests.search.test_within_limits import LAYERS, feeds, network

@@ -19,6 +19,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import RecipeError, VerificationError
+from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import Verdict
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
@@ -216,7 +217,7 @@ def refused_by_accuracy(job: Any) -> auto.Chosen:
         {"name": "w8a8", "latency_ratio": 3.0, "verdict": "4.6 dB"},
         {"name": "float", "latency_ratio": 1.0, "verdict": "chosen"},
     ]
-    return auto.Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original, candidates)
+    return Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original, candidates)
 
 
 @pytest.mark.parametrize(("worth", "preset"), [(0.0, "w8a8"), (1e9, "float")])
@@ -284,8 +285,9 @@ def agreement(runner: Runner) -> float:
 
 
 SCRIPT = """
-from tests.test_searching import quantize
-quantize("float.onnx", output="out.onnx", metric="tests.test_searching:agreement", max_drop=0.15, resume=True)
+from tests.search.test_within_limits import quantize
+metric = "tests.search.test_within_limits:agreement"
+quantize("float.onnx", output="out.onnx", metric=metric, max_drop=0.15, resume=True)
 """
 
 
@@ -295,7 +297,7 @@ def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(tmp_path: P
     straight = quantize(given, output=tmp_path / "straight.onnx", metric=agreement, max_drop=0.15)
     assert len(straight.trail) > 6
 
-    path = f"{Path(__file__).resolve().parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).resolve().parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "0.1"}
     state = tmp_path / "out.onnx.search.json"
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment) as process:
@@ -325,5 +327,5 @@ def watched(scored: list[float]) -> Callable[[Runner], float]:
         scored.append(agreement(runner))
         return scored[-1]
 
-    metric.__module__, metric.__qualname__ = "tests.test_searching", "agreement"
+    metric.__module__, metric.__qualname__ = "tests.search.test_within_limits", "agreement"
     return metric

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxq.graph import walk
 from onnxq.graph.emit.at_inference import emit_dynamic
 from onnxq.graph.emit.packed import emit_weight_only
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.qoperator import emit_qoperator
 from onnxq.graph.emit.rewrite import Rewrite
+from onnxq.graph.prepare.whole.lower_opset import NEWEST
+
+_DOMAIN = "com.microsoft"
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_ATTRIBUTES = frozenset({"axis"})
+"""What the operators of that domain know; one scale a block they do not."""
 
 STATIC = {"qdq": emit_qdq, "qoperator": emit_qoperator}
 
@@ -24,3 +31,24 @@ def emit(model: ir.Model, rewrite: Rewrite, form: str) -> None:
     STATIC[form](model, rewrite)
     emit_dynamic(model, rewrite)
     emit_weight_only(model, rewrite, form)
+    use_own_pair(model)
+
+
+def use_own_pair(model: ir.Model) -> int:
+    """Move QuantizeLinear and DequantizeLinear into the runtime's domain where it has no kernel for the model's own.
+
+    Returns:
+        How many were moved.
+    """
+    if walk.opset(model) <= NEWEST:
+        return 0
+    moved = 0
+    for node in walk.all_nodes(model.graph):
+        if node.op_type in _PAIR and node.domain == "" and node.attributes.keys() <= _ATTRIBUTES:
+            node.domain = _DOMAIN
+            moved += 1
+    if moved:
+        for graph in walk.all_graphs(model.graph):
+            graph.opset_imports.setdefault(_DOMAIN, 1)
+        model.opset_imports.setdefault(_DOMAIN, 1)
+    return moved

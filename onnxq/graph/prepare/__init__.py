@@ -27,7 +27,17 @@ from onnxq.graph.prepare.operators import (
     softmax_axis,
     unit_axes,
 )
-from onnxq.graph.prepare.whole import eliminate, functions, initializer_inputs, ir_version, opset, shapes, unused, widen
+from onnxq.graph.prepare.whole import (
+    eliminate,
+    functions,
+    initializer_inputs,
+    ir_version,
+    lower_opset,
+    opset,
+    shapes,
+    unused,
+    widen,
+)
 
 _ROUNDS = 20
 """Folding one thing makes another foldable; chains are short, this bounds them."""
@@ -57,7 +67,7 @@ class PrepareReport:
 
 STEPS = {
     "widen": "computing in float32",
-    "opset": "raising its operator set",
+    "opset": "changing its operator set",
     "folding": "folding its constants",
     "affine": "folding BatchNormalization and arithmetic into its layers",
     "padding": "moving Pad into Conv",
@@ -99,10 +109,13 @@ def prepare(
         What was done, and notes on what could not be.
     """
     before = walk.opset(model)
+    shapes.remember_declared(model)
     report = PrepareReport()
     count = report.changes
     if "functions" not in without:
         count["functions"] = functions.inline(model, report.notes)
+    if "opset" not in without:
+        count["opset"] = lower_opset.run(model)
     count["names"] = names.make_unique(model)
     count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)

@@ -22,7 +22,7 @@ LEAST_SQNR_DB = 15.0
 of networks on images, text and even-handed sound have more than 25 dB."""
 
 
-def faint_values(plan: Plan, statistics: Statistics, percentile: float) -> dict[str, str]:
+def low_sqnr_values(plan: Plan, statistics: Statistics, percentile: float) -> dict[str, str]:
     """Find the calibrated values of which more than `QUIET_SHARE` of the samples have less than `LEAST_SQNR_DB`.
 
     Args:

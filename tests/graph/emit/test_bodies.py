@@ -311,5 +311,5 @@ def test_a_body_that_the_runtime_hands_nothing_out_of_stays_float(monkeypatch: p
     assert integer_nodes(result) == ["pre"]
     reasons = {name: reason for name, _, reason in result.kept_float}
     assert reasons["c1"].startswith("value ") and "has no statistics" in reasons["c1"]
-    assert any("the runtime does not hand them out: model: onnxruntime" in line for line in result.warnings)
+    assert any("the runtime does not hand them out: prepared model: onnxruntime" in line for line in result.warnings)
     check(proto, result, feeds)

@@ -16,7 +16,7 @@ from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
-from onnxq.plan.make_plan import make_plan
+from onnxq.plan.make_plan import ModelFacts, make_plan
 from onnxq.plan.placement.select import Choice
 from onnxq.plan.solve import Solution, solve
 from onnxq.plan.weights.constants import Weights
@@ -44,7 +44,7 @@ def quantized(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, 
     prepare(loaded, min_opset=max(13, needed_opset(recipe)))
     float_model = io.to_proto(loaded.clone())
     sources = {node.name or "": (node.name or "",) for node in walk.all_nodes(loaded.graph)}
-    plan = make_plan(loaded, recipe, target_named("cpu"), {}, {}, sources)
+    plan = make_plan(loaded, recipe, target_named("cpu"), ModelFacts({}, {}, sources))
     solution = solve(loaded, plan, None)
     emit(loaded, solution.rewrite, recipe.format or "qdq")
     result = io.to_proto(loaded)

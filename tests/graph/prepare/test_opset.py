@@ -184,3 +184,49 @@ def test_ir_version_fits_the_operator_set(ir: int, opset: int, expected: int) ->
     prepare(model)
     assert model.ir_version == expected
     onnx.checker.check_model(io.to_proto(model))
+
+
+def test_why_it_stays_is_said_without_the_converters_source() -> None:
+    proto = build("g (float[2,3] x) => (float[2,3] y) { y = ThresholdedRelu (x) }", opset=9, ir=5)
+    report = prepare(io.load(proto))
+    assert report.notes == ["the model stays at operator set 9 instead of 13: onnx cannot convert ThresholdedRelu"]
+
+
+@pytest.mark.parametrize("change", ["rename", "reorder", "add"])
+def test_a_converter_that_changes_the_signature_is_not_believed(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnx.version_converter.convert_version
+
+    def convert(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        result = real(proto, version)
+        if change == "rename":
+            result.graph.output[0].name = result.graph.node[0].output[0] = "other"
+        elif change == "reorder":
+            first, second = list(result.graph.input)
+            del result.graph.input[:]
+            result.graph.input.extend([second, first])
+        else:
+            result.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("more", 1, [1]))
+        return result
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", convert)
+    proto = build("g (float[2,3] x, float[2,3] z) => (float[2,3] y) { y = Add (x, z) }", opset=11, ir=6)
+    model = io.load(proto)
+    report = prepare(model)
+    assert report.opset == (11, 11)
+    assert "onnx's converter changes the " in report.notes[0]
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["x", "z", "y"]
+
+
+def test_types_that_the_converter_forgets_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnx.version_converter.convert_version
+
+    def convert(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        result = real(proto, version)
+        for value in (*result.graph.input, *result.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "unk__3"
+        return result
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", convert)
+    model, report = prepared(build("g (float[N,3] x) => (float[M,3] y) { y = Relu (x) }", opset=11, ir=6))
+    assert report.opset == (11, 13)
+    assert [str(value.shape[0]) for value in (*model.graph.inputs, *model.graph.outputs)] == ["N", "M"]

@@ -11,7 +11,7 @@ from onnxq.core.affine import params_from_range
 from onnxq.core.dtypes import QType
 from onnxq.core.error_measures import sqnr_db
 from onnxq.core.spec import PerTensor, TensorSpec
-from onnxq.plan.activations.low_sqnr import LEAST_SQNR_DB, faint_values
+from onnxq.plan.activations.low_sqnr import LEAST_SQNR_DB, low_sqnr_values
 from onnxq.plan.decisions import Calibrated, Plan
 from onnxq.recipe.recipe import FORMATS
 from onnxq.stats.statistics import Statistics
@@ -38,7 +38,7 @@ def found(arrays: list[np.ndarray], method: str = "minmax") -> dict[str, str]:
     statistics = Statistics()
     for array in arrays:
         statistics.update("v", array, len(array))
-    return faint_values(Plan({}, {"v": Calibrated(SPEC, method)}), statistics, 99.9)
+    return low_sqnr_values(Plan({}, {"v": Calibrated(SPEC, method)}), statistics, 99.9)
 
 
 @pytest.mark.parametrize("ratio", [10.0, 30.0, 60.0, 100.0, 1000.0])

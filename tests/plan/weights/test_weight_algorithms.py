@@ -10,7 +10,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import CalibrationError, RecipeError
-from onnxq.pipeline.preparation import settle_preset
+from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.stats.statistics import Statistics
 from tests.correlated_models import network, samples

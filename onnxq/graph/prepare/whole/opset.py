@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import onnx
@@ -13,6 +14,9 @@ from onnxq.graph.prepare.operators import hardmax, resize
 
 _INLINE = 1024
 """Initializers of fewer bytes are shown to the converter, which reads axes, sizes and scales from them."""
+
+_NO_ADAPTER = re.compile(r"No Adapter \w+ Version \S+ for (\w+)")
+"""What the converter says of an operator that it does not know."""
 
 OLDEST = 7
 """Before this version arithmetic broadcast by attributes; runtimes do not promise to run such models."""
@@ -46,9 +50,10 @@ def raise_to(model: ir.Model, version: int, notes: list[str]) -> bool:
         after = onnx.version_converter.convert_version(before, version)
         check_model(after)
         converted = ir.from_proto(after)
+        _keep_signature(model.graph, converted.graph)
     except Exception as error:  # the converter raises whatever an operator without an adapter leads to
         _give_weights(model.graph, weights)
-        reason = " ".join(str(error).split())
+        reason = _reason(error)
         notes.append(f"the model stays at operator set {current} instead of {version}: {reason}")
         return False
     names.name_unnamed(after.graph, converted.graph)
@@ -56,6 +61,26 @@ def raise_to(model: ir.Model, version: int, notes: list[str]) -> bool:
     _restore(model.graph, converted.graph, weights)
     model.graph = converted.graph
     return True
+
+
+def _reason(error: Exception) -> str:
+    """Why it failed, without the places in onnx's source."""
+    missing = _NO_ADAPTER.search(str(error))
+    return f"onnx cannot convert {missing[1]}" if missing else " ".join(str(error).split())
+
+
+def _keep_signature(old: ir.Graph, new: ir.Graph) -> None:
+    """Give the converted graph's inputs and outputs the types that they had.
+
+    Raises:
+        ValueError: the converter added, dropped, renamed or reordered some.
+    """
+    for what, ours, theirs in (("inputs", old.inputs, new.inputs), ("outputs", old.outputs, new.outputs)):
+        if [value.name for value in ours] != [value.name for value in theirs]:
+            raise ValueError(f"onnx's converter changes the {what} of the model")
+        for value, converted in zip(ours, theirs, strict=True):
+            converted.type, converted.shape = value.type, value.shape
+            converted.metadata_props.update(value.metadata_props)
 
 
 def _refuse(model: ir.Model, current: int, version: int) -> None:

@@ -8,37 +8,26 @@ from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
-from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.job import Job
 from onnxq.plan.make_plan import Wanted
-from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.calibrate import calibrate
 from onnxq.runtime.grouped_moments import GroupedMoments, in_groups
 from onnxq.stats.statistics import Statistics
 
 
-def gather(
-    model: Model,
-    wanted: Wanted,
-    recipe: Recipe,
-    samples: Reader,
-    threads: int | None,
-    clock: Clock,
-    warnings: list[str],
-) -> Statistics:
+def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list[str]) -> Statistics:
     """Run the samples once for everything; second moments that take too much memory come later, group by group.
 
     Args:
-        model: the prepared model.
+        job: its model, as it is now, is run.
         wanted: what the plan needs.
-        recipe: says how much memory may be taken.
         samples: to run; read again for each group.
-        threads: threads an operator may use.
-        clock: takes the time.
         warnings: lines are appended.
 
     Raises:
         CalibrationError: the data does not fit the model.
     """
+    model, recipe, clock, threads = job.prepared.model, job.recipe, job.clock, job.threads
     groups = in_groups(wanted.second_moments, recipe.max_memory * 2**30)
     at_once = len(groups) <= 1
     if at_once or wanted.values:
@@ -59,7 +48,7 @@ def gather(
         statistics = Statistics(io.model_hash(model))
     if not at_once:
         statistics.later = frozenset(wanted.second_moments)
-        statistics.source = _by_group(model, groups, samples, threads, clock, warnings)
+        statistics.source = _by_group(job, groups, samples, warnings)
         warnings.append(
             f"--max-memory {recipe.max_memory:g}: the second moments of {len(wanted.second_moments)} layer inputs do "
             f"not fit together, so the samples are run {len(groups)} times"
@@ -67,16 +56,15 @@ def gather(
     return statistics
 
 
-def _by_group(
-    model: Model,
-    groups: list[list[str]],
-    samples: Reader,
-    threads: int | None,
-    clock: Clock,
-    warnings: list[str],
-) -> Callable[[str], Statistics]:
+def _by_group(job: Job, groups: list[list[str]], samples: Reader, warnings: list[str]) -> Callable[[str], Statistics]:
+    clock = job.clock
     source = GroupedMoments(
-        model, groups, samples, threads=threads, progress=clock.report("calibrate"), warn=warnings.append
+        job.prepared.model,
+        groups,
+        samples,
+        threads=job.threads,
+        progress=clock.report("calibrate"),
+        warn=warnings.append,
     )
 
     def timed(name: str) -> Statistics:

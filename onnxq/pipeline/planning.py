@@ -1,55 +1,27 @@
-"""The way from a float model to a verified quantized one, step by step; `onnxq.api` is thin on top of it."""
+"""The plan of a job, and the statistics that it needs: a plan may change once calibration has seen the values."""
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
-from onnxq.data.feeds import Feed
-from onnxq.data.readers import Reader, open_reader, split
-from onnxq.errors import CalibrationError, ModelError, RecipeError
+from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.types import Model
-from onnxq.graph.views.outputs import value_names
-from onnxq.pipeline.clock import Clock, Progress
-from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
-from onnxq.pipeline.statistics_for_plan import check_statistics, gather
+from onnxq.graph.files.io import Source
+from onnxq.pipeline.collection import check_statistics, collect_statistics
+from onnxq.pipeline.float_model import Prepared, is_path
+from onnxq.pipeline.job import Job, probe_shapes
 from onnxq.plan.activations.joint_grids import joint_values
-from onnxq.plan.activations.low_sqnr import faint_values
+from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import unusable_values
 from onnxq.plan.decisions import Plan
-from onnxq.plan.make_plan import make_plan, wanted_by, wanted_by_any
+from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
-from onnxq.runtime.probe import probe
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import Target
-
-__all__ = [
-    "Clock",
-    "Data",
-    "Prepared",
-    "Progress",
-    "Shapes",
-    "Source",
-    "contents",
-    "find_calibration",
-    "is_path",
-    "load_and_prepare",
-    "look",
-    "non_finite",
-    "open_data",
-    "plan_and_calibrate",
-    "refuse_empty",
-    "said_of_non_finite",
-    "settle_preset",
-    "what_data_would_buy",
-]
 
 _PLAIN_BITS = 8
 """Bits from which on rounding to nearest is as good as anything."""
@@ -60,74 +32,6 @@ _NAMED = 3
 
 class NothingToQuantizeError(RecipeError):
     """The plan would leave the model as it is; for a caller that tries another, to the user it is a `RecipeError`."""
-
-
-def find_calibration(source: Source) -> Path | None:
-    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
-    if not is_path(source):
-        return None
-    path = Path(source)
-    places = [path.resolve().parent.parent, path.resolve().parent, Path.cwd()]
-    for place in places:
-        for candidate in (place / "calibration_data" / f"{path.stem}.npz", place / "calibration_data" / path.stem):
-            if candidate.is_file() or (candidate.is_dir() and any(candidate.glob("*.np[zy]"))):
-                return candidate
-    return None
-
-
-@dataclass
-class Data:
-    """The samples of one quantization.
-
-    Attributes:
-        calibration: samples for ranges.
-        held_out: samples for verification, others than those for ranges where there are at least two.
-        first: the first sample.
-        every: all samples.
-        seen: what `look` found on the first sample, by the names of a model's values.
-    """
-
-    calibration: Reader
-    held_out: Reader
-    first: Feed
-    every: Reader
-    seen: dict[tuple[str, ...], Shapes] = field(default_factory=dict)
-
-
-def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
-    """Open calibration data and hold out the last fifth.
-
-    Raises:
-        CalibrationError: the data does not fit the model.
-    """
-    reader = open_reader(calibration, prepared.inputs, batch_size=batch_size)
-    used, held_out = split(reader)
-    return Data(used, held_out, next(iter(used)), reader)
-
-
-@dataclass
-class Shapes:
-    """Shape and element type of each value in one sample."""
-
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-
-
-def look(prepared: Prepared, data: Data | None, statistics: Statistics | None, threads: int | None) -> Shapes:
-    """Shapes and types of all values: from a run on one sample, else from saved statistics."""
-    if data is not None:
-        names = tuple(value_names(prepared.model))
-        if names not in data.seen:  # several recipes may be tried on one model
-            found = probe(prepared.model, data.first, threads=threads)
-            data.seen[names] = Shapes(
-                {name: info.shape for name, info in found.items()},
-                {name: str(info.dtype) for name, info in found.items()},
-            )
-        return data.seen[names]
-    if statistics is not None:
-        known = {name: statistic.shape for name, statistic in statistics.items() if statistic.shape is not None}
-        return Shapes(known, dict.fromkeys(known, "float32"))
-    return Shapes({}, {})
 
 
 def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = None) -> Recipe:
@@ -172,15 +76,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
     return recipe
 
 
-def plan_and_calibrate(
-    prepared: Prepared,
-    recipe: Recipe,
-    target: Target,
-    data: Data | None,
-    statistics: Statistics | None,
-    threads: int | None,
-    clock: Clock,
-) -> tuple[Plan, Statistics | None, list[str]]:
+def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
     """Decide what becomes of each node and gather the statistics that this needs.
 
     Returns:
@@ -190,69 +86,56 @@ def plan_and_calibrate(
         RecipeError: a pattern matches nothing, or the plan quantizes nothing.
         CalibrationError: the statistics are of another model, or lack a value.
     """
+    prepared, recipe, statistics = job.prepared, job.recipe, job.statistics
     warnings: list[str] = []
-    with clock.step("plan"):
-        seen = look(prepared, data, statistics, threads)
-
-        def plan_without(unusable: dict[str, str], faint: dict[str, str]) -> Plan:
-            return make_plan(
-                prepared.model,
-                recipe,
-                target,
-                seen.shapes,
-                seen.dtypes,
-                prepared.sources,
-                unusable=unusable,
-                op_types=prepared.op_types,
-                faint=faint,
-            )
-
-        plan = plan_without({}, {})
+    with job.clock.step("plan"):
+        seen = seen_by(job)
+        plan = make_plan(prepared.model, recipe, job.target, seen)
         refuse_empty(plan, prepared, recipe)
     wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
     if not wanted.values and not wanted.second_moments and not wanted.channel_peaks:
         return plan, statistics, warnings
-    samples = data.calibration if data is not None and statistics is None else None
+    samples = job.data.calibration if job.data is not None and statistics is None else None
     if statistics is not None:
         check_statistics(statistics, prepared.model, wanted)
     elif samples is not None:
-        statistics = gather(prepared.model, wanted, recipe, samples, threads, clock, warnings)
+        statistics = collect_statistics(job, wanted, samples, warnings)
     else:
-        raise CalibrationError("calibration: the plan needs ranges and there is no data; give --calibration")
+        raise CalibrationError("calibration: the plan needs ranges and there is no data; pass --calibration")
     unusable: dict[str, str] = {}
-    faint: dict[str, str] = {}
+    low_sqnr: dict[str, str] = {}
     while True:
-        known = len(unusable), len(faint)
+        known = len(unusable), len(low_sqnr)
         unusable |= unusable_values(prepared.model, plan, statistics)
-        faint |= faint_values(plan, statistics, recipe.percentile)
-        faint |= joint_values(prepared.model, plan, statistics)
-        if known == (len(unusable), len(faint)):
+        low_sqnr |= low_sqnr_values(plan, statistics, recipe.percentile)
+        low_sqnr |= joint_values(prepared.model, plan, statistics)
+        if known == (len(unusable), len(low_sqnr)):
             break
-        plan = plan_without(unusable, faint)
+        plan = make_plan(prepared.model, recipe, job.target, replace(seen, unusable=unusable, low_sqnr=low_sqnr))
         refuse_empty(plan, prepared, recipe)
         # Where a node stays float after all, its neighbours can need values that were not wanted before.
         wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct).without(statistics)
         if samples is not None and wanted.values:
-            statistics.add(gather(prepared.model, wanted, recipe, samples, threads, clock, warnings))
+            statistics.add(collect_statistics(job, wanted, samples, warnings))
     plan = split_outliers(prepared.model, plan, statistics)
     refuse_empty(plan, prepared, recipe)
     return plan, statistics, warnings
 
 
-def complete(
-    statistics: Statistics,
-    prepared: Prepared,
-    recipe: Recipe,
-    target: Target,
-    data: Data,
-    threads: int | None,
-    clock: Clock,
-) -> None:
+def seen_by(job: Job) -> ModelFacts:
+    """What is known of the job's model before anything is calibrated."""
+    shapes = probe_shapes(job, job.prepared.model, job.statistics)
+    return ModelFacts(shapes.shapes, shapes.dtypes, job.prepared.sources, job.prepared.op_types)
+
+
+def complete(statistics: Statistics, job: Job) -> None:
     """Add what any plan could need to the statistics of one plan, in one further run; not to those of another model."""
-    dtypes = look(prepared, data, None, threads).dtypes
-    wanted = wanted_by_any(prepared.model, target, dtypes, prepared.sources).without(statistics)
+    assert job.data is not None
+    prepared = job.prepared
+    dtypes = probe_shapes(job, prepared.model).dtypes
+    wanted = wanted_by_any(prepared.model, job.target, dtypes, prepared.sources).without(statistics)
     if wanted.values and statistics.model_hash == io.model_hash(prepared.model):
-        statistics.add(gather(prepared.model, wanted, recipe, data.calibration, threads, clock, []))
+        statistics.add(collect_statistics(job, wanted, job.data.calibration, []))
 
 
 def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
@@ -282,16 +165,6 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     raise NothingToQuantizeError(
         f"--preset {recipe.preset}: nothing in this model would be quantized ({detail}); {remedy}"
     )
-
-
-def contents(model: Model, stack: ExitStack) -> bytes | Path:
-    """The model as the runtime is given it: its bytes, or above 2 GB a temporary file."""
-    try:
-        return io.to_bytes(model)
-    except ModelError:
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
-        io.save(model, path)
-        return path
 
 
 def what_data_would_buy(model: Source, plan: Plan) -> str:

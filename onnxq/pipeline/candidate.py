@@ -1,0 +1,57 @@
+"""A finished model, as it was verified and measured: what a quantization, or a search among many, ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.gate import Verdict, verify
+from onnxq.pipeline.job import Job, contents
+from onnxq.plan.decisions import Plan
+
+
+@dataclass
+class Chosen:
+    """The model that was chosen, as it was measured.
+
+    Attributes:
+        preset: its preset, or "mixed", or "float".
+        built: the quantized model; None where float is given back.
+        plan: every decision.
+        verdict: what verification found.
+        content: what was measured: contents of the model, or a file that has them.
+        candidates: name, ``latency_ratio``, ``latency_ms``, ``sqnr_db``, ``top1_agreement``, ``size_bytes`` and
+            ``verdict`` of each whole model.
+        choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
+        warnings: one line each.
+        trail: everything that a search for the limits tried.
+    """
+
+    preset: str
+    built: Built | None
+    plan: Plan
+    verdict: Verdict
+    content: bytes | Path
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    trail: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make(job: Job, *, timed: bool) -> Chosen:
+    """Build and verify the one model that a named preset stands for.
+
+    Args:
+        job: its recipe names a preset; its budget is not used.
+        timed: measure latency.
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    built = build(job)
+    content = contents(built.model, job.stack)
+    verdict = verify(content, job, timed=timed)
+    return Chosen(job.recipe.preset, built, built.plan, verdict, content, warnings=list(built.warnings))

@@ -1,0 +1,135 @@
+"""A job: what is to be quantized, with what, and what is known of the model's values."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq.data.feeds import Feed
+from onnxq.data.readers import Reader, open_reader, split
+from onnxq.errors import ModelError
+from onnxq.graph.files import io
+from onnxq.graph.files.io import Source
+from onnxq.graph.types import Model
+from onnxq.graph.views.outputs import value_names
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Prepared, is_path
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.probe import probe
+from onnxq.stats.statistics import Statistics
+from onnxq.targets import Target
+
+
+@dataclass
+class Data:
+    """The samples of one quantization.
+
+    Attributes:
+        calibration: samples for ranges.
+        held_out: samples for verification, others than those for ranges where there are at least two.
+        first: the first sample.
+        every: all samples.
+        seen: what `probe_shapes` found on the first sample, by the names of a model's values.
+    """
+
+    calibration: Reader
+    held_out: Reader
+    first: Feed
+    every: Reader
+    seen: dict[tuple[str, ...], Shapes] = field(default_factory=dict)
+
+
+@dataclass
+class Shapes:
+    """Shape and element type of each value in one sample."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+
+@dataclass
+class Job:
+    """What is to be quantized, with what.
+
+    Attributes:
+        prepared: the float model.
+        recipe: how to quantize.
+        target: what the runtime can do, and how fast.
+        data: samples; None where there are none.
+        statistics: ranges of an earlier calibration, used instead of a new one.
+        clock: takes the time.
+        stack: holds temporary files of models above 2 GB.
+        threads: threads an operator may use; None lets the runtime choose, and measures with one.
+        seconds: time to spend on measuring each model.
+        budget: seconds that trying several models may take.
+    """
+
+    prepared: Prepared
+    recipe: Recipe
+    target: Target
+    data: Data | None = None
+    statistics: Statistics | None = None
+    clock: Clock = field(default_factory=lambda: Clock(None))
+    stack: ExitStack = field(default_factory=ExitStack)
+    threads: int | None = None
+    seconds: float = 0.4
+    budget: float = 120.0
+
+    @property
+    def timed_threads(self) -> int:
+        """Threads of the sessions that are timed."""
+        return self.threads or 1
+
+
+def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
+    """Open calibration data and hold out the last fifth.
+
+    Raises:
+        CalibrationError: the data does not fit the model.
+    """
+    reader = open_reader(calibration, prepared.inputs, batch_size=batch_size)
+    used, held_out = split(reader)
+    return Data(used, held_out, next(iter(used)), reader)
+
+
+def probe_shapes(job: Job, model: Model, statistics: Statistics | None = None) -> Shapes:
+    """Shapes and types of all values of a model: from a run on one sample of the job's, else from saved statistics."""
+    data = job.data
+    if data is not None:
+        names = tuple(value_names(model))
+        if names not in data.seen:  # several recipes may be tried on one model
+            found = probe(model, data.first, threads=job.threads)
+            data.seen[names] = Shapes(
+                {name: info.shape for name, info in found.items()},
+                {name: str(info.dtype) for name, info in found.items()},
+            )
+        return data.seen[names]
+    if statistics is not None:
+        known = {name: statistic.shape for name, statistic in statistics.items() if statistic.shape is not None}
+        return Shapes(known, dict.fromkeys(known, "float32"))
+    return Shapes({}, {})
+
+
+def contents(model: Model, stack: ExitStack) -> bytes | Path:
+    """The model as the runtime is given it: its bytes, or above 2 GB a temporary file."""
+    try:
+        return io.to_bytes(model)
+    except ModelError:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
+        io.save(model, path)
+        return path
+
+
+def find_calibration(source: Source) -> Path | None:
+    """``calibration_data/<stem>.npz``, or a folder ``<stem>``, beside the model's folder or in the working folder."""
+    if not is_path(source):
+        return None
+    path = Path(source)
+    places = [path.resolve().parent.parent, path.resolve().parent, Path.cwd()]
+    for place in places:
+        for candidate in (place / "calibration_data" / f"{path.stem}.npz", place / "calibration_data" / path.stem):
+            if candidate.is_file() or (candidate.is_dir() and any(candidate.glob("*.np[zy]"))):
+                return candidate
+    return None
