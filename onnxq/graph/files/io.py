@@ -188,7 +188,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf message with all weights inside; it shares nothing with ``model``."""
-    return ir.to_proto(model)
+    return without_types_of_constants(ir.to_proto(model))
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -243,7 +243,7 @@ def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, 
                 name=value.name or "",
             )
             offset += tensor.nbytes
-        yield ir.to_proto(model), list(tensors.values())
+        yield without_types_of_constants(ir.to_proto(model)), list(tensors.values())
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor
