@@ -19,6 +19,7 @@ from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
 from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.lean import without_types_of_constants
 from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
