@@ -20,6 +20,7 @@ from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
 from onnxq.graph.files.dense import dense
 from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.lean import without_types_of_constants
 from onnxq.graph.files.saved_by_runtime import refuse_blocked
 from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
@@ -189,7 +190,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf message with all weights inside; it shares nothing with ``model``."""
-    return ir.to_proto(model)
+    return without_types_of_constants(ir.to_proto(model))
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -244,7 +245,7 @@ def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, 
                 name=value.name or "",
             )
             offset += tensor.nbytes
-        yield ir.to_proto(model), list(tensors.values())
+        yield without_types_of_constants(ir.to_proto(model)), list(tensors.values())
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor
