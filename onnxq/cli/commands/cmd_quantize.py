@@ -22,7 +22,7 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
-from onnxq.recipe.recipe import ALGORITHMS
+from onnxq.recipe.rounding import ROUNDINGS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -185,7 +185,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="NAME",
     group=_HOW,
     default_text="gptq with samples, kquant without, rtn at 8 bits",
-    help=f"How packed weights are rounded: {', '.join(ALGORITHMS)}.",
+    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}.",
 )
 @option(
     "--accuracy-level",

@@ -19,7 +19,7 @@ from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
 from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
-from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
+from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics, Statistics
 
 Report = Callable[[str], Callable[[int, int | None], None]]
