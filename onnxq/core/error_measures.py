@@ -36,6 +36,19 @@ def _error(reference: Array, actual: Array) -> Array:
     return np.where(np.isnan(error), np.inf, error)
 
 
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise) of two powers.
+
+    Returns:
+        +inf where there is no noise, −inf where there is some and no signal, or it is not finite.
+    """
+    if noise == 0.0:
+        return math.inf
+    if not (signal > 0.0 and math.isfinite(noise)):
+        return -math.inf
+    return 10.0 * (math.log10(signal) - math.log10(noise))
+
+
 def sqnr_db(reference: Array, actual: Array) -> float:
     """Signal to quantization noise ratio, 10·log10(Σ reference² / Σ (reference − actual)²), in dB.
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from onnxq.core.error_measures import cosine, mse, sqnr_db, top1_agreement
+from onnxq.core.error_measures import cosine, decibels, mse, sqnr_db, top1_agreement
 from onnxq.errors import VerificationError
 
 REFERENCE = np.array([3.0, -4.0, 0.0], np.float32)
@@ -48,6 +48,13 @@ def test_noise_without_signal():
 def test_sqnr_and_cosine_neither_overflow_nor_vanish(size):
     assert sqnr_db(size * np.array([1.0, 1.0]), size * np.array([1.1, 0.9])) == pytest.approx(20.0)
     assert cosine(size * np.array([1.0, 0.0]), size * np.array([1.0, 1.0])) == pytest.approx(math.sqrt(0.5))
+
+
+def test_decibels_of_two_powers():
+    assert decibels(100.0, 1.0) == pytest.approx(20.0)
+    assert decibels(1e-320, 1e-310) == pytest.approx(-100.0, abs=0.1)
+    assert decibels(0.0, 0.0) == decibels(3.0, 0.0) == math.inf
+    assert decibels(0.0, 1.0) == decibels(1.0, math.inf) == decibels(1.0, math.nan) == -math.inf
 
 
 def test_top1_agreement():
