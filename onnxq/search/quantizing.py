@@ -15,7 +15,7 @@ from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.float_model import Source, is_path, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.plan.weights.weight_errors import bits_per_weight
@@ -29,7 +29,7 @@ from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.within_limits import Wish, choose
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import target_named
+from onnxq.targets import Target, target_named
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _open(
     found = options.calibration if options.calibration is not None else find_calibration(model)
     data = open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
+    prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, found, options.statistics)
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
@@ -151,6 +152,18 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _said_of_versions(prepared: Prepared, needed: int, target: Target) -> list[str]:
+    """That the file needs a newer runtime than the user's did, for the form of weights that was chosen."""
+    (opset_before, ir_before), (opset, ir_version) = prepared.versions
+    if needed <= target.min_opset or opset_before >= opset:
+        return []
+    also = f", and from IR version {ir_before} to {ir_version}" if ir_version > ir_before else ""
+    return [
+        f"this form of weights needs operator set {needed}: the model was raised from {opset_before} to {opset}{also}; "
+        "--preset w4 without --format qdq needs neither"
+    ]
 
 
 def _packs_few_bits(recipe: Recipe) -> bool:

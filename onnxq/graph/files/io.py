@@ -18,8 +18,10 @@ from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.dense import dense
 from onnxq.graph.files.endless import nesting, too_deep
 from onnxq.graph.files.lean import without_types_of_constants
+from onnxq.graph.files.saved_by_runtime import refuse_blocked
 from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
@@ -101,10 +103,8 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         raise ModelError(f"{where}: the graph has no outputs; export the model again")
     if not proto.graph.node:
         raise ModelError(f"{where}: the graph has no nodes, so there is nothing to quantize")
-    if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
-        raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
     _refuse_maps(proto, where)
-    proto = sound(proto, where)
+    proto = sound(dense(proto, where), where)
     try:
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)
@@ -112,6 +112,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         declared.settle(model)
         names.name_unnamed(proto.graph, model.graph)
         _refuse_dangling(model, where)
+        refuse_blocked(model, where)
     except ModelError:
         raise
     except Exception as error:  # onnx_ir raises whatever the damage leads to
