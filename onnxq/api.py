@@ -13,6 +13,7 @@ from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
+from onnxq.graph.files.saving import check_destination
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
@@ -23,7 +24,7 @@ from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, Q
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.search.quantizing import Options, check_output, quantize_by
+from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
@@ -179,6 +180,7 @@ def quantize(
         search_state=search_state,
         resume=resume,
         progress=progress,
+        recipe_file=None if isinstance(recipe, Recipe) else recipe,
     )
     return quantize_by(given, model, output, options)
 
@@ -224,7 +226,7 @@ def calibrate(
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
-    check_output(path, model, found)
+    check_destination(path, (model, found))
     return calibrate_model(model, path, found, options, Clock(progress))
 
 
