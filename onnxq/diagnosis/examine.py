@@ -23,6 +23,7 @@ from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
+from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
 
@@ -71,6 +72,7 @@ class DiagnoseResult:
         return text.diagnosis_table(self.to_dict(), everything=everything).text()
 
 
+@with_custom_ops
 def diagnose(
     float_model: Source,
     quantized_model: Source | None = None,
@@ -80,6 +82,7 @@ def diagnose(
     recipe_out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    custom_ops: Libraries = (),
 ) -> DiagnoseResult:
     """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
 
@@ -92,6 +95,7 @@ def diagnose(
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
         threads: threads an operator may use.
         progress: called with (step, done, total).
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: a model cannot be used, or the two are no pair.
