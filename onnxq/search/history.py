@@ -11,6 +11,9 @@ from onnxq.recipe.recipe import Recipe
 KEPT = "better, kept"
 """Verdict on a change that later attempts build on."""
 
+GIVEN_UP = "given up for lack of time"
+"""Verdict on an attempt that was broken off: nothing is known of the recipe."""
+
 
 @dataclass(frozen=True)
 class Limits:
