@@ -17,6 +17,7 @@ from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -34,6 +35,7 @@ from onnxq.verify.metrics import metric_of
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
 
+@checked
 def quantize(
     model: Source,
     output: str | os.PathLike[str] | None = None,
@@ -137,7 +139,7 @@ def quantize(
         CalibrationError: data or statistics that do not fit it.
         VerificationError: the result failed verification; nothing was written.
     """
-    given = _recipe(recipe).override(
+    given = Recipe.given(recipe).override(
         preset=preset,
         format=format,
         range=range,
@@ -151,9 +153,9 @@ def quantize(
         adaround=adaround,
         target=target,
         fuse=fuse,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        op_types=tuple(op_types),
+        include=include,
+        exclude=exclude,
+        op_types=op_types,
         bits=bits,
         block_size=block_size,
         algorithm=algorithm,
@@ -179,11 +181,7 @@ def quantize(
     return quantize_by(given, model, output, options)
 
 
-def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
-    given = Recipe() if recipe is None else recipe
-    return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
-
-
+@checked
 def calibrate(
     model: Source,
     output: str | os.PathLike[str],
@@ -221,6 +219,7 @@ def calibrate(
     return calibrate_model(model, path, found, options, Clock(progress))
 
 
+@checked
 def compare(
     float_model: Source,
     quantized_model: Source,
@@ -275,6 +274,7 @@ def _runnable(source: Source) -> Path | bytes:
     return Path(source) if is_path(source) else io.to_bytes(model)
 
 
+@checked
 def benchmark(
     models: Sequence[str | os.PathLike[str]],
     *,
@@ -331,6 +331,7 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+@checked
 def inspect(model: Source) -> Inspection:
     """Say what of a model is quantized, how, and what its weights look like.
 
