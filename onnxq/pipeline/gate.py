@@ -241,8 +241,8 @@ def fall(comparison: Comparison) -> tuple[str, float] | None:
     """What --max-drop is about and its fall in points: accuracy, else top-1 agreement; None without classes."""
     if comparison.accuracy is not None:
         return "accuracy", 100 * (comparison.accuracy["float"] - comparison.accuracy["quantized"])
-    if comparison.top1_agreement is not None:
-        return "top-1 agreement", 100 * (1 - comparison.top1_agreement)
+    if comparison.possible_agreement is not None:
+        return "top-1 agreement", 100 * (1 - comparison.possible_agreement)
     return None
 
 

@@ -129,9 +129,16 @@ def _models(where: str, value: Any) -> list[Any]:
     return [_path(f"{where}[{i}]", entry) for i, entry in enumerate(value)]
 
 
+def _paths(where: str, value: Any) -> list[Any]:
+    listed = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(listed, list | tuple):
+        raise _refuse(where, value, "paths of files")
+    return [_path(f"{where}[{i}]", entry) for i, entry in enumerate(listed)]
+
+
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
-    "output": _path, "recipe_out": _path, "search_state": _path, "statistics": _statistics,
+    "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "statistics": _statistics,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
     "force": _flag, "benchmark": _flag, "resume": _flag, "moments": _flag, "memory": _flag,

@@ -12,15 +12,11 @@ from typing import Any
 
 from onnxq.errors import RecipeError
 from onnxq.recipe.presets import PRESETS, Preset
+from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.values import check_choice, check_keys, check_smooth, check_types, check_weights, names, plain
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
-ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
-ALGORITHMS_WITH_DATA = ("gptq", "awq")
-"""Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
-ALGORITHM_WITHOUT_DATA = "kquant"
-"""How weights in blocks are rounded where there is no data and the user does not say."""
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -57,7 +53,7 @@ class Rule:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
         check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
-        check_choice("rule algorithm", self.algorithm, ALGORITHMS)
+        check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
 
@@ -135,7 +131,7 @@ class Recipe:
         check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
-        check_choice("--algorithm", self.algorithm, ALGORITHMS)
+        check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")

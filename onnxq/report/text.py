@@ -98,6 +98,8 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def shares(value: float) -> str:
     """A share in percent, with two digits that count."""
     percent = 100 * value
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
     return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 
@@ -206,7 +208,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
             "-" if row["latency_ratio"] is None else speed(row["latency_ratio"], than=""),
             "-" if row["size_bytes"] is None else in_bytes(row["size_bytes"]),
             "-" if row["sqnr_db"] is None else "equal" if row["sqnr_db"] == math.inf else decibels(row["sqnr_db"]),
-            _percent(row["top1_agreement"]),
+            "-" if row.get("loss") is None else shares(row["loss"]),
             row["verdict"],
         )
         for row in shown
@@ -214,7 +216,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
     left = len(candidates) - len(shown)
     more = f"and {left} more that {'were' if left > 1 else 'was'} not timed; --verbose shows all" if left else ""
     return Table(
-        ("form", "against float", "size", "SQNR", "top-1", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
+        ("form", "against float", "size", "SQNR", "loss", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
     )
 
 

@@ -29,9 +29,6 @@ MARGIN, LEAST_US = 0.10, 1.0
 GENTLER_DB = 1.0
 """A form that is to be more exact than another has to be so by this much."""
 
-DEFAULT_SQNR_DB, DEFAULT_TOP1, DEFAULT_COSINE = 30.0, 0.99, 0.98
-"""What outputs have to reach where the user set no limit: one of the first two; the last where they are embeddings."""
-
 SLOWER_BY_CHANNEL = frozenset({("Gemm", INTEGER), ("LSTM", RUNS_DYNAMIC)})
 """Operators whose integer kernels take longer with a scale for each channel, by what the plan does with them.
 
@@ -273,43 +270,27 @@ def _whole_db(sqnr_db: float | None) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a model is from float on held-out samples.
+    """How far a model is from float, as the user's limits ask.
 
     Attributes:
-        sqnr_db: of the worst real output that is no embedding, in dB; None where there is none.
-        top1: share of samples with the same class; None where no output holds classes.
-        accuracy: ``float`` and ``quantized``, as shares; None without labels.
-        cosine: of the worst output that is an embedding; None where there is none.
-        worst_db: of the worst real output of all, in dB.
+        sqnr_db: of the worst real output, in dB; None where there is none.
+        top1: share of decisions among classes that stay; None where there are none.
+        accuracy: ``float`` and ``quantized``, shares of the labels; None without labels.
     """
 
     sqnr_db: float | None = None
     top1: float | None = None
     accuracy: Mapping[str, float] | None = None
-    cosine: float | None = None
-    worst_db: float | None = None
 
 
-def outside_budget(recipe: Recipe, figures: Figures) -> str:
-    """Why a model is outside the accuracy budget; empty where it is inside.
-
-    Without limits of the user's, class scores have to reach 99 % top-1 agreement or 30 dB, other outputs 30 dB, and
-    embeddings, which are compared by their angle, a cosine of 0.98.
+def outside_limits(recipe: Recipe, figures: Figures) -> str:
+    """Why a model does not keep the user's limits; empty where it does.
 
     Args:
-        recipe: holds the user's limits.
+        recipe: holds the limits.
         figures: on held-out samples.
     """
-    sqnr_db, top1 = figures.sqnr_db, figures.top1
-    if recipe.min_sqnr is None and recipe.max_drop is None:
-        if figures.cosine is not None and figures.cosine < DEFAULT_COSINE:
-            return f"cosine {figures.cosine:.4f}; the budget is {DEFAULT_COSINE:g}"
-        if sqnr_db is None or sqnr_db >= DEFAULT_SQNR_DB or (top1 is not None and top1 >= DEFAULT_TOP1):
-            return ""
-        agreement = "" if top1 is None else f" and {100 * top1:.1f} % top-1 agreement"
-        alternative = "" if top1 is None else f" or {100 * DEFAULT_TOP1:.0f} %"
-        return f"{sqnr_db:.1f} dB{agreement}; the budget is {DEFAULT_SQNR_DB:.0f} dB{alternative}"
-    worst = figures.worst_db
+    worst, top1 = figures.sqnr_db, figures.top1
     if recipe.min_sqnr is not None and (worst is None or worst < recipe.min_sqnr):
         return f"{'no' if worst is None else f'{worst:.1f}'} dB; --min-sqnr asks for {recipe.min_sqnr:g}"
     if recipe.max_drop is not None:

@@ -13,14 +13,14 @@ from typing import Any
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
-from onnxq.graph.reading.embeddings import embedding_outputs
+from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.search.choice import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_budget
+from onnxq.search.choice import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_limits
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.compare import Comparison, compare_all
@@ -94,7 +94,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._embeddings = embedding_outputs(job.prepared.model)
+        self._facts = output_facts(job.prepared.model)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
@@ -227,6 +227,7 @@ class Trials:
                     [self.feed] if data is None else data.held_out,
                     labels=None if data is None else data.held_out.labels,
                     budgets=[left] * len(chosen),
+                    facts=self._facts,
                 )
             except CalibrationError:
                 raise  # the data is at fault
@@ -245,17 +246,9 @@ class Trials:
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
-        vectors = [output for name, output in comparison.outputs.items() if name in self._embeddings]
-        others = [output for name, output in comparison.outputs.items() if name not in self._embeddings]
-        classes = comparison.class_output not in self._embeddings
-        figures = Figures(
-            sqnr_db=min((output.sqnr_db for output in others if output.sqnr_db is not None), default=None),
-            top1=comparison.top1_agreement if classes else None,
-            accuracy=comparison.accuracy,
-            cosine=min((output.cosine for output in vectors if output.cosine is not None), default=None),
-            worst_db=comparison.sqnr_db,
-        )
-        return outside_budget(recipe, figures)
+        if recipe.min_sqnr is None and recipe.max_drop is None:
+            return comparison.outside()
+        return outside_limits(recipe, Figures(comparison.sqnr_db, comparison.possible_agreement, comparison.accuracy))
 
     # What was found.
 
@@ -285,19 +278,21 @@ class Trials:
                 trial.timing,
                 _sqnr(trial.comparison) if real else None,
                 trial.comparison.top1_agreement if real and trial.comparison is not None else None,
+                trial.comparison.loss if real and trial.comparison is not None else None,
                 trial.size,
                 trial.refused or "not the best",
             )
             for trial in self.made.values()
         ]
         equal = math.inf if real else None
-        rows.append(_row(FLOAT, self.float_timing, equal, None, self.job.prepared.size, "not the best"))
+        loss = 0.0 if real else None
+        rows.append(_row(FLOAT, self.float_timing, equal, None, loss, self.job.prepared.size, "not the best"))
         for row in rows:
             if row["name"] == chosen:
                 row["verdict"] = "chosen"
         rows.sort(key=lambda row: row["name"])
         rows.sort(key=lambda row: row["latency_ratio"] or 0.0, reverse=True)
-        return rows + [_row(name, None, None, None, None, reason) for name, reason in self.dropped]
+        return rows + [_row(name, None, None, None, None, None, reason) for name, reason in self.dropped]
 
     # Time.
 
@@ -327,7 +322,13 @@ def _sqnr(comparison: Comparison | None) -> float | None:
 
 
 def _row(
-    name: str, timing: Timing | None, sqnr_db: float | None, top1: float | None, size: int | None, verdict: str
+    name: str,
+    timing: Timing | None,
+    sqnr_db: float | None,
+    top1: float | None,
+    loss: float | None,
+    size: int | None,
+    verdict: str,
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -335,6 +336,7 @@ def _row(
         "latency_ms": None if timing is None else timing.median_ms,
         "sqnr_db": sqnr_db,
         "top1_agreement": top1,
+        "loss": loss,
         "size_bytes": size,
         "verdict": verdict,
     }

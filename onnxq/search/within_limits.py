@@ -89,14 +89,14 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
     if job.recipe.preset == "auto" and not own:
         started = time.monotonic()
         first = auto.choose(job)
-        if job.data is None or not _too_rough(first):
+        if job.data is None or limits == Limits() or not _too_rough(first):
             return first
         left = max(job.budget - (time.monotonic() - started), 0.0)
         static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
         found = _with_limits(static, wish, limits, timed=timed)
         if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
             return first
-        return replace(found, candidates=first.candidates)
+        return replace(found, candidates=_with_found(found, first.candidates))
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None
         job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
@@ -107,6 +107,23 @@ def _too_rough(first: Chosen) -> bool:
     """Whether ``auto`` gave float back although a model that missed the limits is faster."""
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
     return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+
+
+def _with_found(found: Chosen, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of candidates with what the search found as the one that is chosen."""
+    others = [{**row, "verdict": "slower"} if row["verdict"] == "chosen" else row for row in candidates]
+    comparison, timings = found.verdict.comparison, found.verdict.timings
+    row = {
+        "name": f"{found.preset} within limits",
+        "latency_ratio": found.verdict.ratio,
+        "latency_ms": timings[1].median_ms if len(timings) > 1 else None,
+        "sqnr_db": comparison.sqnr_db if comparison is not None else None,
+        "top1_agreement": comparison.top1_agreement if comparison is not None else None,
+        "loss": comparison.loss if comparison is not None else None,
+        "size_bytes": len(found.content) if isinstance(found.content, bytes) else io.size_bytes(found.content),
+        "verdict": "chosen",
+    }
+    return [row, *others]
 
 
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:

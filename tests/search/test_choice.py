@@ -20,7 +20,7 @@ from onnxq.search.choice import (
     by_tensor,
     fastest_forms,
     gentler,
-    outside_budget,
+    outside_limits,
     ranked,
 )
 
@@ -127,15 +127,10 @@ def test_the_ranking_is_whole_and_does_not_depend_on_the_order(rows: list[tuple[
 @pytest.mark.parametrize(
     ("recipe", "figures", "reason"),
     [
-        (Recipe(), Figures(sqnr_db=31.0, top1=0.5), ""),
-        (Recipe(), Figures(sqnr_db=12.0, top1=0.99), ""),
-        (Recipe(), Figures(sqnr_db=29.0), "29.0 dB; the budget is 30 dB"),
-        (Recipe(), Figures(sqnr_db=29.0, top1=0.9), "29.0 dB and 90.0 % top-1 agreement; the budget is 30 dB or 99 %"),
-        (Recipe(), Figures(cosine=0.985, worst_db=15.0), ""),
-        (Recipe(), Figures(cosine=0.97, worst_db=12.0), "cosine 0.9700; the budget is 0.98"),
         (Recipe(), Figures(), ""),
-        (Recipe(min_sqnr=20), Figures(sqnr_db=25.0, worst_db=25.0), ""),
-        (Recipe(min_sqnr=20), Figures(cosine=0.99, worst_db=18.0), "18.0 dB; --min-sqnr asks for 20"),
+        (Recipe(min_sqnr=20), Figures(sqnr_db=25.0), ""),
+        (Recipe(min_sqnr=20), Figures(sqnr_db=18.0), "18.0 dB; --min-sqnr asks for 20"),
+        (Recipe(min_sqnr=20), Figures(), "no dB; --min-sqnr asks for 20"),
         (Recipe(max_drop=1), Figures(top1=0.98), "top-1 agreement falls by 2.00 points; --max-drop allows 1"),
         (Recipe(max_drop=1), Figures(top1=0.9, accuracy={"float": 0.9, "quantized": 0.895}), ""),
         (
@@ -145,8 +140,8 @@ def test_the_ranking_is_whole_and_does_not_depend_on_the_order(rows: list[tuple[
         ),
     ],
 )
-def test_the_accuracy_budget(recipe: Recipe, figures: Figures, reason: str) -> None:
-    assert outside_budget(recipe, figures) == reason
+def test_the_limits_of_the_user(recipe: Recipe, figures: Figures, reason: str) -> None:
+    assert outside_limits(recipe, figures) == reason
 
 
 def test_one_scale_a_weight_is_for_kernels_that_are_faster_with_it() -> None:
