@@ -13,6 +13,7 @@ from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
+from onnxq.graph.files.saving import check_destination
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
@@ -20,9 +21,10 @@ from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.search.quantizing import Options, check_output, quantize_by
+from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
@@ -34,6 +36,7 @@ from onnxq.verify.metrics import metric_of
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
 
+@with_custom_ops
 def quantize(
     model: Source,
     output: str | os.PathLike[str] | None = None,
@@ -74,6 +77,7 @@ def quantize(
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    custom_ops: Libraries = (),
 ) -> QuantizeResult:
     """Quantize a float model, verify the result and write it.
 
@@ -127,6 +131,7 @@ def quantize(
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
         progress: called with (step, done, total).
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Returns:
         Figures, decisions and the place of the file.
@@ -175,6 +180,7 @@ def quantize(
         search_state=search_state,
         resume=resume,
         progress=progress,
+        recipe_file=None if isinstance(recipe, Recipe) else recipe,
     )
     return quantize_by(given, model, output, options)
 
@@ -184,6 +190,7 @@ def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
     return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
 
 
+@with_custom_ops
 def calibrate(
     model: Source,
     output: str | os.PathLike[str],
@@ -195,6 +202,7 @@ def calibrate(
     progress: Progress | None = None,
     resume: bool = False,
     moments: bool = False,
+    custom_ops: Libraries = (),
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
 
@@ -209,6 +217,7 @@ def calibrate(
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
         moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
             n channels 8·n² bytes of memory, and as much in the file.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: the model cannot be used.
@@ -217,10 +226,11 @@ def calibrate(
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
-    check_output(path, model, found)
+    check_destination(path, (model, found))
     return calibrate_model(model, path, found, options, Clock(progress))
 
 
+@with_custom_ops
 def compare(
     float_model: Source,
     quantized_model: Source,
@@ -228,6 +238,7 @@ def compare(
     data: object = None,
     metric: str | None = None,
     threads: int | None = None,
+    custom_ops: Libraries = (),
 ) -> Comparison:
     """Compare the outputs of a quantized model with those of its float original.
 
@@ -239,6 +250,7 @@ def compare(
         metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
             "perplexity" or "divergence".
         threads: threads an operator may use.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         CalibrationError: data that does not fit.
@@ -275,6 +287,7 @@ def _runnable(source: Source) -> Path | bytes:
     return Path(source) if is_path(source) else io.to_bytes(model)
 
 
+@with_custom_ops
 def benchmark(
     models: Sequence[str | os.PathLike[str]],
     *,
@@ -282,6 +295,7 @@ def benchmark(
     threads: int | None = None,
     seconds: float = 3.0,
     memory: bool = True,
+    custom_ops: Libraries = (),
 ) -> BenchmarkResult:
     """Time models in alternation.
 
@@ -291,6 +305,7 @@ def benchmark(
         threads: threads an operator may use; None means one.
         seconds: time to spend on each model.
         memory: measure peak memory, in a process for each model.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: a model cannot be loaded.

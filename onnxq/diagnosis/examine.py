@@ -12,8 +12,8 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
 from onnxq.diagnosis.ranking import Diagnosis, Finding
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
-from onnxq.errors import OnnxqError, RecipeError
-from onnxq.graph.files import io
+from onnxq.errors import RecipeError
+from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import float_values, isolate
 from onnxq.pipeline.build import build
@@ -23,6 +23,7 @@ from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
+from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
 
@@ -71,6 +72,7 @@ class DiagnoseResult:
         return text.diagnosis_table(self.to_dict(), everything=everything).text()
 
 
+@with_custom_ops
 def diagnose(
     float_model: Source,
     quantized_model: Source | None = None,
@@ -80,6 +82,7 @@ def diagnose(
     recipe_out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    custom_ops: Libraries = (),
 ) -> DiagnoseResult:
     """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
 
@@ -92,6 +95,7 @@ def diagnose(
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
         threads: threads an operator may use.
         progress: called with (step, done, total).
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: a model cannot be used, or the two are no pair.
@@ -109,11 +113,12 @@ def diagnose(
     if given.preset == "auto":
         given = given.override(preset="w8a8")
     place = Path(recipe_out) if recipe_out is not None else None
-    if place is not None and not place.parent.is_dir():
-        raise OnnxqError(f"{place}: the folder {place.parent} does not exist; create it or choose another output")
+    found = data if data is not None else find_calibration(float_model)
+    if place is not None:
+        read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe)
+        saving.check_destination(place, read)
     target = target_named(given.target)
     prepared = load_and_prepare(float_model, target, clock)
-    found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     samples = open_data(found, prepared)
@@ -126,7 +131,7 @@ def diagnose(
     result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
     better = _with_rules(given, result.worst)
     if place is not None:
-        place.write_text(better.to_yaml(), "utf8")
+        saving.write_text(place, better.to_yaml())
     return DiagnoseResult(result, better, place, [*prepared.notes, *result.warnings])
 
 

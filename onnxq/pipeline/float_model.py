@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeGuard
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
+from onnxq.graph.files.saved_by_runtime import note_of_fused
 from onnxq.graph.prepare import prepare
 from onnxq.graph.prepare.whole import widen
 from onnxq.graph.reading import origin
@@ -43,6 +44,7 @@ class Prepared:
         session: the user's model, opened as it is until `onnxq.pipeline.confirm` has run it.
         source: what the model was read from.
         min_opset: what the operator set was to be raised to.
+        versions: (operator set, IR version) of the user's model and of the prepared one.
         widened: the element types that became float32 inside.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
     """
@@ -61,6 +63,7 @@ class Prepared:
     session: Session | None = None
     source: Source | None = None
     min_opset: int = 0
+    versions: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     widened: Collection[ElementType] = ()
     widened_at_load: bool = False
 
@@ -141,9 +144,14 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     before = origin.remember(prepared.model)
     prepared.op_types = before.op_types
     prepared.folded_weights = constants_to_quantize(prepared.model)
+    ir_version = prepared.model.ir_version
     report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
+    fused = note_of_fused(prepared.model)
     prepared.sources = origin.sources(before, prepared.model)
-    prepared.notes, prepared.has_qdq, prepared.changes = list(report.notes), report.has_qdq, report.changes
+    prepared.notes = [*report.notes, *([fused] if fused else [])]
+    opset_before, opset = report.opset
+    prepared.versions = (opset_before, ir_version), (opset, prepared.model.ir_version)
+    prepared.has_qdq, prepared.changes = report.has_qdq, report.changes
 
 
 def reload(prepared: Prepared) -> Model:

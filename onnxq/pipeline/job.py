@@ -10,7 +10,7 @@ from pathlib import Path
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.errors import ModelError
-from onnxq.graph.files import io
+from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import value_names
@@ -118,7 +118,7 @@ def contents(model: Model, stack: ExitStack) -> bytes | Path:
         return io.to_bytes(model)
     except ModelError:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
-        io.save(model, path)
+        saving.save(model, path)
         return path
 
 

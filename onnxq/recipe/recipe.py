@@ -12,14 +12,10 @@ from typing import Any
 
 from onnxq.errors import RecipeError
 from onnxq.recipe.presets import PRESETS, Preset
+from onnxq.recipe.rounding import ROUNDINGS
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
-ALGORITHMS = ("rtn", "gptq", "awq", "hqq", "kquant")
-ALGORITHMS_WITH_DATA = ("gptq", "awq")
-"""Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
-ALGORITHM_WITHOUT_DATA = "kquant"
-"""How weights in blocks are rounded where there is no data and the user does not say."""
 BITS = (2, 3, 4, 8)
 
 
@@ -54,7 +50,7 @@ class Rule:
     def __post_init__(self) -> None:
         _check_choice("rule range", self.range, RANGES)
         _check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
-        _check_choice("rule algorithm", self.algorithm, ALGORITHMS)
+        _check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         _check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         _check_smooth("rule smooth", self.smooth)
 
@@ -128,7 +124,7 @@ class Recipe:
         _check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
-        _check_choice("--algorithm", self.algorithm, ALGORITHMS)
+        _check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
         _check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")

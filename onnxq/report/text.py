@@ -98,6 +98,8 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def shares(value: float) -> str:
     """A share in percent, with two digits that count."""
     percent = 100 * value
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
     return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 

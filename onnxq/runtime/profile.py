@@ -18,6 +18,7 @@ from typing import Any
 
 import onnxruntime
 
+from onnxq.core import atomic
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.runtime.session import Session, open_session
@@ -140,14 +141,9 @@ class Remembered:
         if not self._changed:
             return
         plain: dict[str, Any] = {g: {f: asdict(t) for f, t in forms.items()} for g, forms in self._times.items()}
-        temporary = self._path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(plain, sort_keys=True), "utf8")
-            temporary.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            atomic.write(self._path, json.dumps(plain, sort_keys=True).encode())
         self._changed = False
 
 

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onnxq.errors import OnnxqError, RecipeError, VerificationError
-from onnxq.graph.files import io
+from onnxq.errors import RecipeError, VerificationError
+from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
 from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.float_model import Source, is_path, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.within_limits import Wish, choose
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import target_named
+from onnxq.targets import Target, target_named
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Options:
     search_state: str | os.PathLike[str] | None = None
     resume: bool = False
     progress: Progress | None = None
+    recipe_file: str | os.PathLike[str] | None = None
+
+    def inputs(self, model: Source, calibration: object) -> list[object]:
+        """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
+        return [model, calibration, self.calibration, self.statistics, self.recipe_file, self.metric]
 
 
 def quantize_by(
@@ -56,7 +63,7 @@ def quantize_by(
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack:
         job, destination = _open(given, model, output, options, clock, stack)
-        state = _search_state(options.search_state, destination)
+        state = _search_state(model, destination, options)
         chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
@@ -71,8 +78,7 @@ def quantize_by(
     if chosen.trail and state is not None:
         forget(state)
     if size > job.prepared.size and chosen.built is not None:
-        costs = "scales cost more than they save here"
-        chosen.warnings.append(f"larger than float: {size} bytes against {job.prepared.size}; {costs}")
+        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
     return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
 
 
@@ -98,7 +104,8 @@ def _open(
     found = options.calibration if options.calibration is not None else find_calibration(model)
     data = open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
-    destination = _destination(model, output, given.preset, found, options.statistics)
+    prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
+    destination = _destination(model, output, given.preset, options.inputs(model, found))
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
         given = settle_preset(given, data is not None or saved is not None, has_moments)
@@ -114,9 +121,9 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
         return result, len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
     with clock.step("save"):
         if built is None and is_path(model):
-            io.copy(model, destination)
+            saving.copy(model, destination)
         else:
-            io.save(result, destination, source=model if is_path(model) else None)
+            saving.save(result, destination, source=model if is_path(model) else None)
     return result, io.size_bytes(destination)
 
 
@@ -153,6 +160,18 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
     )
 
 
+def _said_of_versions(prepared: Prepared, needed: int, target: Target) -> list[str]:
+    """That the file needs a newer runtime than the user's did, for the form of weights that was chosen."""
+    (opset_before, ir_before), (opset, ir_version) = prepared.versions
+    if needed <= target.min_opset or opset_before >= opset:
+        return []
+    also = f", and from IR version {ir_before} to {ir_version}" if ir_version > ir_before else ""
+    return [
+        f"this form of weights needs operator set {needed}: the model was raised from {opset_before} to {opset}{also}; "
+        "--preset w4 without --format qdq needs neither"
+    ]
+
+
 def _packs_few_bits(recipe: Recipe) -> bool:
     """Whether weights of fewer than 8 bits are packed and nothing else is done."""
     presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
@@ -165,25 +184,23 @@ def _bits(built: Built | None) -> float | None:
     return bits_per_weight(built.weights)
 
 
-def _destination(model: Source, output: str | os.PathLike[str] | None, preset: str, *inputs: object) -> Path | None:
+def _destination(
+    model: Source, output: str | os.PathLike[str] | None, preset: str, inputs: Sequence[object]
+) -> Path | None:
     """Where the result goes; said before the work starts if it cannot go there."""
     if output is None and not is_path(model):
         return None
     path = Path(str(model)).with_suffix(f".{preset}.onnx") if output is None else Path(output)
-    check_output(path, model, *inputs)
+    saving.check_destination(path, inputs)
     return path
 
 
-def _search_state(given: str | os.PathLike[str] | None, destination: Path | None) -> Path | None:
-    """The file of a search."""
-    if given is not None:
-        return Path(given)
-    return None if destination is None else Path(f"{destination}.search.json")
-
-
-def check_output(path: Path, model: Source, *inputs: object) -> None:
-    """Say before the work starts if the result cannot be written, or would replace something that is read."""
-    io.check_destination(path, source=model if is_path(model) else None)
-    for used in inputs:
-        if isinstance(used, str | os.PathLike) and path.exists() and Path(used).exists() and path.samefile(used):
-            raise OnnxqError(f"{path}: is an input of this very run; name another file")
+def _search_state(model: Source, destination: Path | None, options: Options) -> Path | None:
+    """The file of a search; said before the work starts if it cannot be written, or is a file of the run."""
+    if options.search_state is None:
+        return None if destination is None else Path(f"{destination}.search.json")
+    path = Path(options.search_state)
+    saving.check_destination(path, options.inputs(model, find_calibration(model)))
+    if destination is not None and os.path.realpath(path) == os.path.realpath(destination):
+        raise RecipeError(f"--search-state {path}: is the output itself; name another file")
+    return path

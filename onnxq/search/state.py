@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onnxq.core import atomic
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe
 from onnxq.search.history import Outcome, Suspect
@@ -110,10 +111,8 @@ class SearchState:
         if self._path is None:
             return
         content = {"format": _FORMAT, "key": self._key, "outcomes": self._outcomes, "suspects": self._suspects}
-        partial = _partial(self._path)
         try:
-            partial.write_text(json.dumps(content), "utf8")
-            partial.replace(self._path)
+            atomic.write(self._path, json.dumps(content).encode())
         except OSError as error:
             raise OnnxqError(
                 f"--search-state {self._path}: cannot be written ({error.strerror}); name a file in another folder"
@@ -122,9 +121,5 @@ class SearchState:
 
 def forget(path: Path) -> None:
     """Delete the file of a search, and what a kill may have left of it."""
-    for file in (path, _partial(path)):
-        file.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+    path.unlink(missing_ok=True)
+    atomic.sweep(path.parent)

@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
+from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
@@ -95,6 +96,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
+        self._facts = output_facts(job.prepared.model)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
@@ -227,6 +229,7 @@ class Trials:
                     [self.feed] if data is None else data.held_out,
                     labels=None if data is None else data.held_out.labels,
                     budgets=[left] * len(chosen),
+                    facts=self._facts,
                 )
             except CalibrationError:
                 raise  # the data is at fault

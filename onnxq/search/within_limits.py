@@ -115,6 +115,13 @@ def _beyond_auto(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
     return replace(found, candidates=_with_row(first, found, job.recipe))
 
 
+def _hold(chosen: Chosen, limits: Limits) -> None:
+    """Verification knows the user's limits; where the default budget stands for them, it is held here."""
+    comparison = chosen.verdict.comparison
+    if limits.max_loss is not None and comparison is not None and (missed := limits.outside(comparison)):
+        chosen.verdict.failures.append(missed)
+
+
 def _too_rough(first: Chosen) -> bool:
     """Whether ``auto`` gave float back although a model that missed the limits is faster."""
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
@@ -154,6 +161,7 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
     outcome = work.judge(first)
     if not work.can_tell(outcome):
         return first
+    _hold(first, limits)
     if outcome.shortfall(limits) <= 0.0 and not first.verdict.failures:
         return first
     if PRESETS[job.recipe.preset].activations is None:
@@ -377,6 +385,7 @@ class _Search:
         verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
+        _hold(chosen, self._work.limits)
         if not self._wish.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
             if outcome.shortfall(self._work.limits) > 0.0:

@@ -6,10 +6,7 @@ are data (a unicode array), not archive members: they may hold any character.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq.core import atomic
 from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats.means import ChannelMeans
@@ -54,7 +52,7 @@ _DAMAGE = (
 
 
 def save(statistics: Statistics, path: Path) -> None:
-    """Write statistics to a temporary file beside ``path`` and move it there.
+    """Write statistics, all or nothing.
 
     Equal statistics give equal bytes.
 
@@ -62,21 +60,13 @@ def save(statistics: Statistics, path: Path) -> None:
         CalibrationError: the file cannot be written; what was at ``path`` is still there.
     """
     content = _archive(_pack(statistics))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        atomic.write(path, content)
     except OSError as error:
         remedy = "free space there or choose another folder" if error.errno in (28, 122) else "choose another file"
         raise CalibrationError(
             f"{path}: statistics cannot be written: {error.strerror or error}; nothing was changed; {remedy}"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _archive(arrays: dict[str, Array]) -> bytes:

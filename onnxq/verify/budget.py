@@ -73,8 +73,8 @@ def fall(comparison: Comparison) -> tuple[str, float] | None:
     """
     if comparison.accuracy is not None:
         return "accuracy falls", 100 * (comparison.accuracy["float"] - comparison.accuracy["quantized"])
-    if comparison.top1_agreement is not None:
-        return "top-1 agreement falls", 100 * (1 - comparison.top1_agreement)
+    if comparison.possible_agreement is not None:
+        return "top-1 agreement falls", 100 * (1 - comparison.possible_agreement)
     if comparison.loss is not None:
         return "the share of unchanged decisions falls", 100 * comparison.loss
     return None

@@ -142,3 +142,11 @@ def test_what_a_training_batch_normalization_gives_besides_stays() -> None:
     confirm(prepared, feed(2, 4, 3), Clock(None))
     assert prepared.notes == []
     assert agrees(proto, prepared, feed(2, 4, 3))
+
+
+@pytest.mark.parametrize(("options", "said"), [({"format": "qdq"}, True), ({}, False)])
+def test_a_form_of_weights_that_needs_a_newer_operator_set_says_so(options: dict[str, str], said: bool) -> None:
+    proto = build("g (float[N,64] x) => (float[N,64] y) { y = MatMul (x, w) }", opset=17, w=weights(64, 64))
+    result = onnxq.quantize(proto, preset="w4", benchmark=False, **options)  # type: ignore[arg-type]
+    lines = [line for line in result.warnings if "was raised from 17 to 21, and from IR version 8 to 10" in line]
+    assert len(lines) == said

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.graph.files import io
+from onnxq.graph.files import io, saving
 from onnxq.graph.views.outputs import without_weights
 from onnxq.runtime.session import open_session, provider_named, session_of
 
@@ -14,7 +14,7 @@ X = np.array([[-1, 0, 1, 2]], np.float32)
 
 
 def test_runs_bytes_and_paths(make, content, tmp_path):
-    io.save(make("chain"), tmp_path / "m.onnx")
+    saving.save(make("chain"), tmp_path / "m.onnx")
     for source in (content("chain"), tmp_path / "m.onnx"):
         session = open_session(source, threads=1)
         assert session.output_names == ["y"]

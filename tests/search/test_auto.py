@@ -39,7 +39,7 @@ LSTM = """g (float[12,1,32] x) => (float[12,10] y) {
 
 
 def convnet() -> onnx.ModelProto:
-    return build(CONVNET, w1=weights(32, 16, 3, 3), w2=weights(32, 32, 3, 3), w3=weights(32, 10))
+    return build(CONVNET, w1=weights(32, 16, 3, 3), w2=weights(32, 32, 3, 3), w3=0.02 * weights(32, 10))
 
 
 def mlp() -> onnx.ModelProto:
@@ -57,12 +57,18 @@ def lstm() -> onnx.ModelProto:
 
 
 def drawn(*shape: int, count: int = 10) -> list[dict[str, np.ndarray]]:
-    return [{"x": np.random.default_rng(i).normal(size=shape).astype(np.float32)} for i in range(count)]
+    """Noise around a mean for each item and channel, so that items differ behind a pooling, too."""
+    found = []
+    for index in range(count):
+        generator = np.random.default_rng(index)
+        means = generator.normal(size=shape[:2] + (1,) * (len(shape) - 2)) if len(shape) > 3 else 0.0
+        found.append({"x": (means + generator.normal(size=shape)).astype(np.float32)})
+    return found
 
 
 NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
-    "convnet": (convnet, (2, 16, 12, 12)),
-    "mlp": (mlp, (4, 64)),
+    "convnet": (convnet, (8, 16, 12, 12)),
+    "mlp": (mlp, (32, 64)),
     "attention": (attention, (2, 8, 64)),
     "lstm": (lstm, (12, 1, 32)),
 }
@@ -89,7 +95,6 @@ class Times:
 @pytest.fixture(autouse=True)
 def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
     fake = Times()
-    monkeypatch.setattr(budget, "BUDGET", 0.05)  # these networks are random: what is tested here is speed
     monkeypatch.setattr(trials, "benchmark", fake.benchmark)
     monkeypatch.setattr(layers, "kernel_times", fake.kernel_times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -419,3 +424,42 @@ def test_what_is_written_is_what_the_table_calls_chosen(
     assert output.stat().st_size == row["size_bytes"] == result.size_after
     if result.preset != "float":
         assert result.comparison is not None and failures(None, result.comparison) == []
+
+
+OFFSET = """g (float[N,64] x) => (float[N,6] y) {
+    [up] a = MatMul (x, w1) [far] b = Add (a, far_away) [down] c = MatMul (b, w2) [act] d = Tanh (c)
+    [out] y = MatMul (d, w3) }"""
+
+
+def offset() -> onnx.ModelProto:
+    """A large common offset that cancels in the next layer: 8 bits leave nearly nothing of what stands on it."""
+    down = weights(128, 64)
+    down -= down.mean(axis=0)
+    return build(OFFSET, w1=weights(64, 128), far_away=np.full(128, 3000, np.float32), w2=down, w3=weights(64, 6))
+
+
+@pytest.mark.parametrize("fast", ["w8a8", "w8a8-dynamic", "w8a8-token", "mixed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"min_sqnr": 25.0}, {"max_drop": 2.0}], ids=lambda given: next(iter(given), "")
+)
+@pytest.mark.parametrize("make", [offset, mlp], ids=["offset", "mlp"])
+def test_what_is_given_is_what_the_table_calls_chosen_and_is_inside_the_budget(
+    make: Callable[[], onnx.ModelProto], options: dict[str, float], fast: str, times: Times
+) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, fast: 1.0, **{name: 3.0 for name in NAMES if name != fast}}
+    result = onnxq.quantize(make(), calibration=drawn(32, 64), threads=1, **options)
+    chosen = [row for row in result.candidates if row["verdict"] == "chosen"]
+    assert len(chosen) == 1
+    assert chosen[0]["name"].partition(" ")[0] == result.preset
+    if result.preset == "float":
+        assert any("the float model is given back" in line for line in result.warnings)
+        return
+    assert result.comparison is not None
+    if not options:
+        assert not result.comparison.outside()
+    assert (result.comparison.sqnr_db or 0.0) >= options.get("min_sqnr", -np.inf)
+    refused = {row["name"] for row in result.candidates if "the budget is" in row["verdict"]}
+    assert result.preset not in refused
+
+
+NAMES = ("w8a8", "w8a8-dynamic", "w8a8-token", "mixed")

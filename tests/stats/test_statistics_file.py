@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 
@@ -82,7 +83,7 @@ def test_a_failed_write_keeps_the_old_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = saved.read_bytes()
-    monkeypatch.setattr(statistics_file.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(CalibrationError, match="No space left on device"):
         Statistics().save(saved)
     assert saved.read_bytes() == before

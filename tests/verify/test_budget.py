@@ -20,8 +20,12 @@ def comparison(**figures: object) -> Comparison:
         (Limits(min_sqnr=20), {"sqnr_db": 25.0}, ""),
         (Limits(min_sqnr=20), {"sqnr_db": 18.0}, "SQNR is 18.0 dB and --min-sqnr asks for 20"),
         (Limits(min_sqnr=20), {}, "--min-sqnr: the model has no real-valued output to measure"),
-        (Limits(max_drop=1), {"top1_agreement": 0.98}, "top-1 agreement falls by 2.00 points and --max-drop allows 1"),
-        (Limits(max_drop=1), {"top1_agreement": 0.9, "accuracy": {"float": 0.9, "quantized": 0.895}}, ""),
+        (
+            Limits(max_drop=1),
+            {"possible_agreement": 0.98},
+            "top-1 agreement falls by 2.00 points and --max-drop allows 1",
+        ),
+        (Limits(max_drop=1), {"possible_agreement": 0.9, "accuracy": {"float": 0.9, "quantized": 0.895}}, ""),
         (Limits(max_drop=1), {"loss": 0.005}, ""),
         (Limits(max_drop=1), {"loss": 0.02}, "the share of unchanged decisions falls by 2.00 points and --max-drop"),
         (Limits(max_drop=1), {}, "--max-drop: no output could be judged"),
@@ -41,4 +45,4 @@ def test_the_budget_holds_where_the_user_set_no_limit() -> None:
 
 def test_the_fall_is_of_what_users_know_best() -> None:
     assert fall(comparison()) is None
-    assert fall(comparison(loss=0.5, top1_agreement=0.75)) == ("top-1 agreement falls", 25.0)
+    assert fall(comparison(loss=0.5, possible_agreement=0.75)) == ("top-1 agreement falls", 25.0)

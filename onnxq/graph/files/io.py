@@ -1,28 +1,30 @@
-"""Read and write models: bad files are one-line errors, inputs never change, outputs appear whole or not at all."""
+"""Read models: bad files are one-line errors, and inputs never change. `onnxq.graph.files.saving` writes them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.dense import dense
 from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.lean import without_types_of_constants
+from onnxq.graph.files.saved_by_runtime import refuse_blocked
 from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
-__all__ = ["Source", "check_weights", "detached", "load", "model_hash", "save", "size_bytes", "to_bytes", "to_proto"]
+__all__ = ["Source", "check_weights", "detached", "load", "model_hash", "size_bytes", "to_bytes", "to_proto"]
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 """Where a model comes from: a file, or a model in memory."""
@@ -100,10 +102,8 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         raise ModelError(f"{where}: the graph has no outputs; export the model again")
     if not proto.graph.node:
         raise ModelError(f"{where}: the graph has no nodes, so there is nothing to quantize")
-    if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
-        raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
     _refuse_maps(proto, where)
-    proto = sound(proto, where)
+    proto = sound(dense(proto, where), where)
     try:
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)
@@ -111,6 +111,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         declared.settle(model)
         names.name_unnamed(proto.graph, model.graph)
         _refuse_dangling(model, where)
+        refuse_blocked(model, where)
     except ModelError:
         raise
     except Exception as error:  # onnx_ir raises whatever the damage leads to
@@ -188,7 +189,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf message with all weights inside; it shares nothing with ``model``."""
-    return ir.to_proto(model)
+    return without_types_of_constants(ir.to_proto(model))
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -197,10 +198,10 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: it is larger than protobuf allows (2 GB).
     """
-    weights = sum(tensor.nbytes for tensor in _large_tensors(model).values())
+    weights = sum(tensor.nbytes for tensor in large_tensors(model).values())
     if weights > PROTOBUF_LIMIT:
         raise ModelError(f"model: {weights} bytes of weights exceed protobuf's 2 GB; save it to a file instead")
-    return _serialized(to_proto(model), "model")
+    return serialized(to_proto(model), "model")
 
 
 def model_hash(model: ir.Model) -> str:
@@ -208,16 +209,20 @@ def model_hash(model: ir.Model) -> str:
     with detached(model, "weights") as (proto, tensors):
         digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
         for tensor in tensors:
-            digest.update(tensor.numpy().tobytes() if tensor.dtype.bitwidth < 8 else _flat_bytes(tensor))
+            digest.update(tensor.numpy().tobytes() if tensor.dtype.bitwidth < 8 else tensor_bytes(tensor))
     return digest.hexdigest()
 
 
-def _flat_bytes(tensor: ir.TensorProtocol) -> memoryview:
+def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview | bytes:
+    """A weight as it stands in a file; not copied where that is not needed."""
+    if tensor.dtype.bitwidth < 8:
+        return tensor.tobytes()
     array = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(np.uint8).data
 
 
-def _large_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+def large_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
+    """The weights that may stand in a file of their own."""
     return {
         value: value.const_value
         for value in model.graph.initializers.values()
@@ -230,7 +235,7 @@ def _large_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
 @contextlib.contextmanager
 def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, list[ir.TensorProtocol]]]:
     """The model as a message whose large weights are references into the file ``location``, and those weights."""
-    tensors = _large_tensors(model)
+    tensors = large_tensors(model)
     offset = 0
     try:
         for value, tensor in tensors.items():
@@ -243,165 +248,44 @@ def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, 
                 name=value.name or "",
             )
             offset += tensor.nbytes
-        yield ir.to_proto(model), list(tensors.values())
+        yield without_types_of_constants(ir.to_proto(model)), list(tensors.values())
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor
 
 
-def save(
-    model: ir.Model,
-    path: str | os.PathLike[str],
-    *,
-    source: str | os.PathLike[str] | None = None,
-    threshold: int = PROTOBUF_LIMIT,
-) -> None:
-    """Write a model so that a reader sees the old file or the new one, never a part.
+def mapped_files(model: ir.Model) -> set[Path]:
+    """The files that a loaded model reads its weights from, resolved."""
+    return set(model.meta.get(_FILES, ()))
 
-    The file is written beside its place under a temporary name, flushed to the disk and renamed. A model of more than
-    ``threshold`` bytes keeps its weights in ``<file name>.data``, which is put in place just before the model file;
-    where the second rename fails the first is undone. Whatever ends the call, no temporary file stays.
 
-    Args:
-        model: what to write; unchanged.
-        path: the file to write or replace.
-        source: the file that the model was made from, which must not be overwritten.
-        threshold: bytes above which weights are stored externally.
+def serialized(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> bytes:
+    """A message as bytes.
 
     Raises:
-        OnnxqError: the folder is missing or cannot be written, the disk is full, or a file of the input would be
-            overwritten.
+        ModelError: they are more than protobuf allows.
     """
-    target = Path(os.path.realpath(path))
-    data_target = target.with_name(target.name + ".data")
-    _check_target(target, path)
-    _check_not_input(model, path, target, source)
-    with detached(model, data_target.name) as (proto, tensors):
-        content = _serialized(proto, path)
-    external_data = bool(tensors) and len(content) + sum(tensor.nbytes for tensor in tensors) > threshold
-    try:
-        if external_data:
-            _check_target(data_target, f"{path}.data")
-            _check_not_input(model, f"{path}.data", data_target, source)
-            _write_pair(target, content, data_target, tensors)
-        else:
-            content = _serialized(to_proto(model), path)
-            with _temporary(target, lambda file: file.write(content)) as temporary:
-                temporary.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise OnnxqError(_os_error(path, error)) from error
-
-
-def copy(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Write a model file elsewhere as it is, byte for byte; one with external data gets its weights written anew.
-
-    Raises:
-        ModelError: as for `load`.
-        OnnxqError: as for `save`.
-    """
-    model = load(source)
-    if model.meta.get(_FILES):
-        save(model, path, source=source)
-        return
-    target = Path(os.path.realpath(path))
-    _check_target(target, path)
-    _check_not_input(model, path, target, source)
-    content = Path(source).read_bytes()
-    try:
-        with _temporary(target, lambda file: file.write(content)) as temporary:
-            temporary.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise OnnxqError(_os_error(path, error)) from error
-
-
-def _serialized(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> bytes:
     try:
         return bytes(proto.SerializeToString())
     except Exception:  # protobuf's implementations differ in what they raise
         raise ModelError(f"{path}: more than 2 GB even without its large weights; it cannot be saved as ONNX") from None
 
 
-def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
-    if target.is_dir():
-        raise OnnxqError(f"{path}: is a folder; name a file in it, for example {Path(path) / 'model.onnx'}")
-    if target.exists() and not target.is_file():
-        raise OnnxqError(f"{path}: is not a regular file; name another output")
-    if not target.parent.is_dir():
-        raise OnnxqError(f"{path}: the folder {target.parent} does not exist; create it or choose another output")
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files beside a model that hold its weights, resolved.
 
-
-def _check_not_input(
-    model: ir.Model, path: str | os.PathLike[str], target: Path, source: str | os.PathLike[str] | None
-) -> None:
-    inputs = [Path(source)] if source is not None else []
-    inputs += model.meta.get(_FILES, ())
-    for used in inputs:
-        if used.exists() and target.exists() and used.samefile(target):
-            raise OnnxqError(f"{path}: would overwrite the input {used}, which is never changed; choose another output")
-
-
-def _write_pair(target: Path, content: bytes, data_target: Path, tensors: list[ir.TensorProtocol]) -> None:
-    def write_weights(file: BinaryIO) -> None:
-        for tensor in tensors:
-            file.write(tensor.tobytes() if tensor.dtype.bitwidth < 8 else _flat_bytes(tensor))
-
-    with (
-        _temporary(data_target, write_weights) as temporary_data,
-        _temporary(target, lambda file: file.write(content)) as temporary,
-    ):
-        old = data_target.with_name(_temporary_name())
-        kept = data_target.exists()
-        try:
-            if kept:
-                data_target.replace(old)
-            temporary_data.replace(data_target)
-            temporary.replace(target)
-        except BaseException:
-            if temporary.exists() and old.exists():
-                old.replace(data_target)
-            elif temporary.exists() and not kept and not temporary_data.exists():
-                data_target.unlink(missing_ok=True)
-            raise
-        finally:
-            old.unlink(missing_ok=True)
-
-
-def _temporary_name() -> str:
-    return f".onnxq-{secrets.token_hex(8)}.tmp"
-
-
-@contextlib.contextmanager
-def _temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-    """A flushed file beside ``target`` with the rights that ``open`` would give; gone afterwards unless renamed."""
-    path = target.with_name(_temporary_name())
-    try:
-        with path.open("xb") as file:
-            if target.exists():
-                with contextlib.suppress(OSError):
-                    path.chmod(target.stat().st_mode & 0o7777)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames last; some systems cannot open a folder, and there is nothing to do about it there."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _os_error(path: str | os.PathLike[str], error: OSError) -> str:
-    remedy = "free space there or choose another folder" if error.errno in (28, 122) else "choose another folder"
-    return f"{path}: cannot be written: {error.strerror or error}; nothing was changed; {remedy}"
+    Raises:
+        ModelError: as for `load`.
+    """
+    file = Path(path)
+    model = ir.from_proto(_read(file))
+    locations = set()
+    for graph in walk.all_graphs(model.graph):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                locations.add(str(value.const_value.location))
+    data = external.DataFiles(str(path), file.parent)
+    return [data.resolve(location) for location in sorted(locations)]
 
 
 def size_bytes(path: str | os.PathLike[str]) -> int:
@@ -410,30 +294,9 @@ def size_bytes(path: str | os.PathLike[str]) -> int:
     Raises:
         ModelError: as for `load`.
     """
-    file = Path(path)
-    proto = _read(file)
-    model = ir.from_proto(proto)
-    locations = set()
-    for graph in walk.all_graphs(model.graph):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                locations.add(str(value.const_value.location))
-    data = external.DataFiles(str(path), file.parent)
-    return file.stat().st_size + sum(data.resolve(location).stat().st_size for location in sorted(locations))
+    return sum(file.stat().st_size for file in {Path(path).resolve(), *weight_files(path)})
 
 
-def check_destination(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None) -> None:
-    """Find out before the work starts whether a file can be written there.
-
-    Raises:
-        OnnxqError: the folder is missing or not writable, the path is a folder, or it is the input itself.
-    """
-    target = Path(os.path.realpath(path))
-    _check_target(target, path)
-    if source is not None and target == Path(os.path.realpath(source)):
-        raise OnnxqError(f"{path}: is the input itself, which is never changed; name another output")
-    try:
-        with _temporary(target, lambda file: None):
-            pass
-    except OSError as error:
-        raise OnnxqError(_os_error(path, error)) from error
+def size_of(model: bytes | str | os.PathLike[str]) -> int:
+    """Bytes of a model that is in memory or on the disk; see `size_bytes`."""
+    return len(model) if isinstance(model, bytes) else size_bytes(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.graph import walk
 from onnxq.graph.types import Model, Node
 from onnxq.plan.decisions import FLOAT, PRESENT, Plan
-from onnxq.recipe.recipe import ALGORITHMS_WITH_DATA
+from onnxq.recipe.rounding import ALGORITHMS_WITH_DATA
 
 
 def layer_input(node: Node) -> tuple[str, int] | None:

@@ -20,7 +20,8 @@ from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import too_large
 from onnxq.plan.weights.tables import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.recipe.presets import PRESETS, Preset
-from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
+from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics
 from onnxq.targets import Target
 

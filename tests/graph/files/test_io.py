@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import onnxruntime as ort
 import pytest
 
 from onnxq.errors import ModelError, OnnxqError
-from onnxq.graph.files import io
+from onnxq.graph.files import io, saving
 from onnxq.graph.prepare import prepare
 from tests.graph.build import build, feeds_for, run, same, session, weights
 
@@ -39,6 +40,13 @@ def save_external(proto: onnx.ModelProto, path: Path, location: str = "m.bin") -
                 if entry.key == "location":
                     entry.value = location
         path.write_bytes(copy.SerializeToString())
+
+
+def weights_of(path: Path) -> str:
+    """The file that the one large weight is in."""
+    (file,) = io.weight_files(path)
+    assert re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{16}\.data", file.name)
+    return file.name
 
 
 def png() -> bytes:
@@ -121,12 +129,6 @@ def test_a_damaged_graph(proto: onnx.ModelProto) -> None:
         io.load(proto)
 
 
-def test_sparse_initializers_are_refused(proto: onnx.ModelProto) -> None:
-    proto.graph.sparse_initializer.add(dims=[2])
-    with pytest.raises(ModelError, match="sparse initializers are not supported"):
-        io.load(proto)
-
-
 @pytest.mark.parametrize("kind", ["proto", "file", "external"])
 def test_the_source_is_never_changed(proto: onnx.ModelProto, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.onnx"
@@ -194,7 +196,7 @@ def test_size_counts_external_files_once(proto: onnx.ModelProto, tmp_path: Path)
 
 def test_save_and_load_again(proto: onnx.ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "out.onnx"
-    io.save(io.load(proto), path)
+    saving.save(io.load(proto), path)
     assert io.model_hash(io.load(path)) == io.model_hash(io.load(proto))
     assert [file.name for file in tmp_path.iterdir()] == ["out.onnx"]
 
@@ -203,8 +205,8 @@ def test_large_models_get_a_data_file_and_can_be_saved_again(proto: onnx.ModelPr
     path = tmp_path / "out.onnx"
     for scale in (1, 2, 3):
         model = io.load(build(TEXT, w=weights(32, 16) * np.float32(scale), b=weights(16)))
-        io.save(model, path, threshold=1000)
-        assert sorted(file.name for file in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
+        saving.save(model, path, threshold=1000)
+        assert [file.name for file in tmp_path.iterdir() if file != path] == [weights_of(path)]
         assert path.stat().st_size < 1000
         assert io.model_hash(io.load(path)) == io.model_hash(model)
         onnx.checker.check_model(path)
@@ -216,22 +218,22 @@ def test_large_models_get_a_data_file_and_can_be_saved_again(proto: onnx.ModelPr
 def test_the_threshold_is_the_size_of_the_whole_file(proto: onnx.ModelProto, tmp_path: Path) -> None:
     model = io.load(proto)
     size = len(io.to_bytes(model))
-    io.save(model, tmp_path / "one.onnx", threshold=size + 100)
-    io.save(model, tmp_path / "two.onnx", threshold=size - 100)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
+    saving.save(model, tmp_path / "one.onnx", threshold=size + 100)
+    saving.save(model, tmp_path / "two.onnx", threshold=size - 100)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["one.onnx", "two.onnx", weights_of(tmp_path / "two.onnx")]
 
 
 def test_rights_are_those_of_an_ordinary_file(proto: onnx.ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "out.onnx"
     old = os.umask(0o027)
     try:
-        io.save(io.load(proto), path, threshold=1000)
+        saving.save(io.load(proto), path, threshold=1000)
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert stat.S_IMODE((tmp_path / "out.onnx.data").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / weights_of(path)).stat().st_mode) == 0o640
     path.chmod(0o604)
-    io.save(io.load(proto), path)
+    saving.save(io.load(proto), path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
@@ -242,29 +244,31 @@ def test_the_input_is_not_overwritten(proto: onnx.ModelProto, tmp_path: Path) ->
     (tmp_path / "link.onnx").symlink_to(path)
     for target in (path, tmp_path / "." / "model.onnx", tmp_path / "link.onnx"):
         with pytest.raises(OnnxqError, match="would overwrite the input"):
-            io.save(model, target, source=path)
+            saving.save(model, target, source=path)
 
 
-def test_the_data_of_the_input_is_not_overwritten(proto: onnx.ModelProto, tmp_path: Path) -> None:
-    save_external(proto, tmp_path / "in.onnx", "out.onnx.data")
-    (tmp_path / "m.bin").rename(tmp_path / "out.onnx.data")
-    before = (tmp_path / "out.onnx.data").read_bytes()
+def test_the_data_of_the_input_is_neither_overwritten_nor_removed(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    saving.save(io.load(proto), tmp_path / "out.onnx", threshold=1000)
+    name = weights_of(tmp_path / "out.onnx")
+    (tmp_path / "out.onnx").rename(tmp_path / "in.model")
+    before = (tmp_path / name).read_bytes()
     with pytest.raises(OnnxqError, match="would overwrite the input"):
-        io.save(io.load(tmp_path / "in.onnx"), tmp_path / "out.onnx", threshold=1000)
-    assert (tmp_path / "out.onnx.data").read_bytes() == before
+        saving.save(io.load(tmp_path / "in.model"), tmp_path / "out.onnx", threshold=1000)
+    saving.save(io.load(build(TEXT, w=weights(32, 16, seed=9), b=weights(16))), tmp_path / "out.onnx", threshold=1000)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_bad_targets(proto: onnx.ModelProto, tmp_path: Path) -> None:
     model = io.load(proto)
     with pytest.raises(OnnxqError, match="does not exist; create it"):
-        io.save(model, tmp_path / "no" / "out.onnx")
+        saving.save(model, tmp_path / "no" / "out.onnx")
     with pytest.raises(OnnxqError, match="is a folder; name a file"):
-        io.save(model, tmp_path)
+        saving.save(model, tmp_path)
     with pytest.raises(OnnxqError, match="not a regular file"):
-        io.save(model, "/dev/null")
+        saving.save(model, "/dev/null")
     (tmp_path / "file").write_text("")
     with pytest.raises(OnnxqError, match="does not exist"):
-        io.save(model, tmp_path / "file" / "out.onnx")
+        saving.save(model, tmp_path / "file" / "out.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -272,7 +276,7 @@ def test_a_folder_that_cannot_be_written(proto: onnx.ModelProto) -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("no folder here that refuses even root")
     with pytest.raises(OnnxqError, match="/proc/out.onnx: cannot be written: .*; nothing was changed"):
-        io.save(io.load(proto), "/proc/out.onnx")
+        saving.save(io.load(proto), "/proc/out.onnx")
 
 
 class Full:
@@ -298,21 +302,21 @@ def test_a_full_disk_leaves_what_was_there(
 ) -> None:
     path = tmp_path / "out.onnx"
     if existing:
-        io.save(io.load(build(TEXT, w=weights(32, 16, seed=9), b=weights(16))), path, threshold=1000)
+        saving.save(io.load(build(TEXT, w=weights(32, 16, seed=9), b=weights(16))), path, threshold=1000)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     Full(monkeypatch, allowed, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OnnxqError, match="No space left on device; nothing was changed; free space"):
-        io.save(io.load(proto), path, threshold=1000)
+        saving.save(io.load(proto), path, threshold=1000)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize(("existing", "renames"), [(False, 0), (False, 1), (True, 0), (True, 1), (True, 2)])
+@pytest.mark.parametrize(("existing", "renames"), [(False, 0), (False, 1), (True, 0), (True, 1)])
 def test_an_interrupt_between_the_renames_is_undone(
     proto: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, existing: bool
 ) -> None:
     path = tmp_path / "out.onnx"
     if existing:
-        io.save(io.load(build(TEXT, w=weights(32, 16, seed=9), b=weights(16))), path, threshold=1000)
+        saving.save(io.load(build(TEXT, w=weights(32, 16, seed=9), b=weights(16))), path, threshold=1000)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     original, done = Path.replace, []
 
@@ -325,7 +329,7 @@ def test_an_interrupt_between_the_renames_is_undone(
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
-        io.save(io.load(proto), path, threshold=1000)
+        saving.save(io.load(proto), path, threshold=1000)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -344,7 +348,7 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     assert report.notes == []
     with pytest.raises(ModelError, match="exceed protobuf's 2 GB"):
         io.to_bytes(model)
-    io.save(model, tmp_path / "out.onnx")
+    saving.save(model, tmp_path / "out.onnx")
     assert io.size_bytes(tmp_path / "out.onnx") > 2**31
     assert io.load(tmp_path / "out.onnx").graph.initializers["w"].shape == (rows, columns)
 
