@@ -13,6 +13,7 @@ from onnxq.cli._options import (
     FILE,
     FiniteRange,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -301,6 +302,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Do not measure latency; auto then means w8a8 with data, else w8.",
 )
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options
 @click.pass_context
