@@ -181,6 +181,11 @@ def attr_str(node: ir.Node, name: str, default: str = "") -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def outputs_first(node: ir.Node) -> bool:
+    """Whether the weight of a Gemm (input 1) lies as (outputs, inputs); that of a MatMul has its inputs first."""
+    return node.op_type in ("Gemm", "QGemm", "FusedGemm") and attr_int(node, "transB") != 0
+
+
 def attr_ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
     """A list-of-integers attribute or its default."""
     attribute = _attribute(node, name)
