@@ -23,8 +23,8 @@ COMMON, RARE = 0.5, 0.9
 From the second on that is the whole decision, as with a detector, and it counts as one on a probability.
 """
 
-_MOST_CHANGED = 0.1
-"""However unsure float was: one decision in ten may change where one in a hundred of the sure ones may."""
+_MOST_CHANGED = 0.2
+"""However unsure float was: one decision in twenty may change where one in a hundred of the sure ones may."""
 
 _FAR = 0.05
 """Probabilities below this share of a threshold are no decisions that a threshold is near to."""
