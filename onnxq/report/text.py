@@ -209,15 +209,19 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
             "-" if row["size_bytes"] is None else in_bytes(row["size_bytes"]),
             "-" if row["sqnr_db"] is None else "equal" if row["sqnr_db"] == math.inf else decibels(row["sqnr_db"]),
             "-" if row.get("loss") is None else shares(row["loss"]),
-            row["verdict"],
+            row.get("options") or "-",
+            row["verdict"] + (", unbeaten" if row.get("frontier") and row["verdict"] != "chosen" else ""),
         )
         for row in shown
     ]
     left = len(candidates) - len(shown)
     more = f"and {left} more that {'were' if left > 1 else 'was'} not timed; --verbose shows all" if left else ""
-    return Table(
-        ("form", "against float", "size", "SQNR", "loss", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
-    )
+    if any("unbeaten" in row[-1] for row in rows):
+        more += ("\n" if more else "") + (
+            "unbeaten: no other candidate is as fast, as small and as close to float at once; recipes are in --json"
+        )
+    header = ("candidate", "against float", "size", "SQNR", "loss", "options", "verdict")
+    return Table(header, rows, right=(2, 3, 4), long=(6,), more=more)
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:

@@ -23,6 +23,9 @@ NOISE = 0.03
 SAME_SIZE = 0.02
 """Files whose sizes differ by a smaller share count as equally large."""
 
+SMALL_GAIN, SMALL = 0.05, 0.6
+"""A speed that is higher by no more than the first share gives way to a file smaller than the second one."""
+
 MARGIN, LEAST_US = 0.10, 1.0
 """A layer leaves the form of its model for one that takes less time by this share, and by this many µs."""
 
@@ -248,7 +251,8 @@ class Outcome:
 def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Those that can be chosen, the best first.
 
-    The fastest wins. Of those that are as fast to within the noise the smallest file does, of those as small the least
+    The fastest wins. Of those that are as fast to within the noise, or nearly so in a much smaller file, the smallest
+    file does, of those as small the least
     error, and of those the first by name.
     """
     left = [outcome for outcome in outcomes if not outcome.refused]
@@ -256,6 +260,8 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
     while left:
         fastest = max(outcome.ratio for outcome in left)
         tied = [outcome for outcome in left if outcome.ratio >= fastest * (1 - NOISE)]
+        least = SMALL * min(outcome.size for outcome in tied)
+        tied += [o for o in left if o not in tied and o.ratio >= fastest * (1 - SMALL_GAIN) and o.size <= least]
         smallest = min(outcome.size for outcome in tied)
         tied = [outcome for outcome in tied if outcome.size <= smallest * (1 + SAME_SIZE)]
         best = min(tied, key=lambda outcome: (-_whole_db(outcome.sqnr_db), outcome.name))
@@ -266,43 +272,6 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 def _whole_db(sqnr_db: float | None) -> float:
     return 0.0 if sqnr_db is None else float(min(max(round(min(max(sqnr_db, -999.0), 999.0)), -999), 999))
-
-
-@dataclass(frozen=True)
-class Figures:
-    """How far a model is from float, as the user's limits ask.
-
-    Attributes:
-        sqnr_db: of the worst real output, in dB; None where there is none.
-        top1: share of decisions among classes that stay; None where there are none.
-        accuracy: ``float`` and ``quantized``, shares of the labels; None without labels.
-    """
-
-    sqnr_db: float | None = None
-    top1: float | None = None
-    accuracy: Mapping[str, float] | None = None
-
-
-def outside_limits(recipe: Recipe, figures: Figures) -> str:
-    """Why a model does not keep the user's limits; empty where it does.
-
-    Args:
-        recipe: holds the limits.
-        figures: on held-out samples.
-    """
-    worst, top1 = figures.sqnr_db, figures.top1
-    if recipe.min_sqnr is not None and (worst is None or worst < recipe.min_sqnr):
-        return f"{'no' if worst is None else f'{worst:.1f}'} dB; --min-sqnr asks for {recipe.min_sqnr:g}"
-    if recipe.max_drop is not None:
-        if figures.accuracy is not None:
-            what, drop = "accuracy", 100 * (figures.accuracy["float"] - figures.accuracy["quantized"])
-        elif top1 is not None:
-            what, drop = "top-1 agreement", 100 * (1 - top1)
-        else:
-            return "the outputs are no classes, and --max-drop asks for their agreement"
-        if drop > recipe.max_drop:
-            return f"{what} falls by {drop:.2f} points; --max-drop allows {recipe.max_drop:g}"
-    return ""
 
 
 def insisted(recipe: Recipe) -> bool:

@@ -27,7 +27,8 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search import auto
-from onnxq.search.history import Limits, Outcome, Suspect
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.history import Outcome, Suspect
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
 from onnxq.search.state import SearchState
@@ -35,6 +36,7 @@ from onnxq.search.strategy import Change, Found, search
 from onnxq.search.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.budget import Limits
 
 _TIMED_FEEDS = 4
 
@@ -83,24 +85,41 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
     """
     limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
     if wish.resume and (limits == Limits() or wish.state is None):
-        missing = "give --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
+        missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
     own = not wish.metric.is_default
     if job.recipe.preset == "auto" and not own:
-        started = time.monotonic()
-        first = auto.choose(job)
-        if job.data is None or limits == Limits() or not _too_rough(first):
-            return first
-        left = max(job.budget - (time.monotonic() - started), 0.0)
-        static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
-        found = _with_limits(static, wish, limits, timed=timed)
-        if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
-            return first
-        return replace(found, candidates=_with_found(found, first.candidates))
+        return _beyond_auto(job, wish, limits, timed=timed)
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None
         job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
     return _with_limits(job, wish, limits, timed=timed)
+
+
+def _beyond_auto(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
+    """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
+    started = time.monotonic()
+    first = auto.choose(job)
+    if job.data is None or not _too_rough(first):
+        return first
+    left = max(job.budget - (time.monotonic() - started), 0.0)
+    static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
+    asked = limits if limits != Limits() else Limits.or_budget(None, None)
+    try:
+        found = _with_limits(static, wish, asked, timed=timed)
+    except OnnxqError as error:
+        first.warnings.append(f"no search from static integers: {error}")
+        return first
+    if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
+        return first
+    return replace(found, candidates=_with_row(first, found, job.recipe))
+
+
+def _hold(chosen: Chosen, limits: Limits) -> None:
+    """Verification knows the user's limits; where the default budget stands for them, it is held here."""
+    comparison = chosen.verdict.comparison
+    if limits.max_loss is not None and comparison is not None and (missed := limits.outside(comparison)):
+        chosen.verdict.failures.append(missed)
 
 
 def _too_rough(first: Chosen) -> bool:
@@ -109,21 +128,24 @@ def _too_rough(first: Chosen) -> bool:
     return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
-def _with_found(found: Chosen, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table of candidates with what the search found as the one that is chosen."""
-    others = [{**row, "verdict": "slower"} if row["verdict"] == "chosen" else row for row in candidates]
-    comparison, timings = found.verdict.comparison, found.verdict.timings
-    row = {
-        "name": f"{found.preset} within limits",
-        "latency_ratio": found.verdict.ratio,
-        "latency_ms": timings[1].median_ms if len(timings) > 1 else None,
-        "sqnr_db": comparison.sqnr_db if comparison is not None else None,
-        "top1_agreement": comparison.top1_agreement if comparison is not None else None,
-        "loss": comparison.loss if comparison is not None else None,
-        "size_bytes": len(found.content) if isinstance(found.content, bytes) else io.size_bytes(found.content),
-        "verdict": "chosen",
-    }
-    return [row, *others]
+def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
+    """The candidates of ``auto``, and in front of them the model that a search found, which is the one chosen."""
+    assert found.built is not None
+    others = [
+        row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
+    ]
+    timings, content = found.verdict.timings, found.content
+    row = candidate_row(
+        f"{found.preset} (searched)",
+        timings[1] if len(timings) > 1 else None,
+        found.verdict.comparison,
+        len(content) if isinstance(content, bytes) else io.size_bytes(content),
+        "chosen",
+        how_to_get(found.built.recipe, given),
+    )
+    rows = [row, *others]
+    mark_frontier(rows)
+    return rows
 
 
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
@@ -139,6 +161,7 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
     outcome = work.judge(first)
     if not work.can_tell(outcome):
         return first
+    _hold(first, limits)
     if outcome.shortfall(limits) <= 0.0 and not first.verdict.failures:
         return first
     if PRESETS[job.recipe.preset].activations is None:
@@ -235,7 +258,8 @@ class _Search:
         if known is not None:
             return known
         try:
-            held = self._model(recipe, _Patience(self._job.clock, seconds))
+            again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
+            held = self._model(recipe, _Patience(self._job.clock, seconds + again))
             outcome = self._work.measure(held.built, held.content)
         except _LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
@@ -303,7 +327,10 @@ class _Search:
                 return build(replace(job, recipe=recipe, statistics=known, clock=clock))
             except CalibrationError:  # a value that no model needed so far
                 pass
+        before = clock.seconds.get("calibrate", 0.0)
         built = build(replace(job, recipe=recipe, statistics=None, clock=clock))
+        if recipe.smooth is None and key not in self._statistics:
+            self._state.pay(key, clock.seconds.get("calibrate", 0.0) - before)
         if known is not None and built.statistics is not None:
             known.add(built.statistics)
         else:
@@ -326,7 +353,8 @@ class _Search:
         chosen = self._verified(found.best, timed=timed)
         told = self._told(chosen, found, found.best)
         best = next(step.tried for step in found.trail if step.recipe == found.best)
-        said = f"no recipe of {len(found.trail)} that were tried keeps {self._work.asked}"
+        tried = sum(not step.outcome.gave_up for step in found.trail)
+        said = f"no recipe of {tried} that were tried keeps {self._work.asked}"
         if failed:
             said = f"what keeps {self._work.asked} fails verification ({failed[0]})"
         said += f"; the best ({best}): {self._work.figures(found.outcome)}"
@@ -362,6 +390,7 @@ class _Search:
         verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
+        _hold(chosen, self._work.limits)
         if not self._wish.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
             if outcome.shortfall(self._work.limits) > 0.0:
@@ -379,7 +408,7 @@ class _Search:
             warnings.append(self._state.note)
         if found.late:
             warnings.append(
-                f"--budget: {self._job.budget:g} s were over before the search was; the best that was measured is given"
+                f"--budget: {self._job.budget:g} s were not enough to try all; the best that was measured is given"
             )
         return replace(chosen, trail=trail, warnings=warnings)
 

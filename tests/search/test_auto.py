@@ -20,6 +20,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
 from onnxq.search import layers, trials
+from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
 
@@ -213,7 +214,8 @@ def test_the_table_of_candidates_is_in_json_and_summary(times: Times) -> None:
         (row["latency_ratio"] for row in rows if row["latency_ratio"]), reverse=True
     )
     for row in rows:
-        keys = {"name", "latency_ratio", "latency_ms", "sqnr_db", "top1_agreement", "loss", "size_bytes", "verdict"}
+        keys = {"name", "latency_ratio", "latency_ms", "sqnr_db", "top1_agreement", "size_bytes", "verdict"}
+        keys |= {"loss", "options", "recipe", "frontier"}
         assert set(row) == keys and row["verdict"]
     assert [row["verdict"] for row in rows].count("chosen") == 1
     text = result.summary()
@@ -270,7 +272,7 @@ def test_limits_are_kept_by_a_slower_form(times: Times) -> None:
     tight = auto("convnet", min_sqnr=limit)
     assert loose.preset == "w8a8"
     assert tight.preset == "mixed" and tight.sqnr_db is not None and tight.sqnr_db >= limit
-    assert table(tight)["w8a8"]["verdict"] == f"{loose.sqnr_db:.1f} dB; --min-sqnr asks for {limit:g}"
+    assert table(tight)["w8a8"]["verdict"] == f"SQNR is {loose.sqnr_db:.1f} dB and --min-sqnr asks for {limit:g}"
     moved = [entry for entry in tight.choices if "missed the accuracy budget" in entry["reason"]]
     assert moved and all(entry["choice"] != "w8a8" for entry in moved)
     assert any(entry["choice"] == "w8a8" for entry in tight.choices if entry["op_type"] in ("Conv", "Gemm"))
@@ -397,6 +399,31 @@ def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeyp
     assert result.preset == "mixed" and result.plan.nodes["stem"].action == "integer"
     assert runs == [1]
     assert result.sqnr_db is not None and result.sqnr_db > 30
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_written_is_what_the_table_calls_chosen(
+    times: Times, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    """Whatever is fast and whatever is refused: one row is chosen, it is inside the budget, and it is the file."""
+    draw = np.random.default_rng(seed)
+    names = ["w8", "w8a8", "w8a8-dynamic", "w8a8-token", "mixed"]
+    times.models = {"float": 4.0, **{name: float(draw.uniform(1.0, 6.0)) for name in names}}
+    times.kernels = {name: float(draw.uniform(5.0, 30.0)) for name in ["float", *names]}
+    share = float(draw.uniform(0.0, 1.0))
+
+    def failures(self: object, comparison: Any) -> list[str]:
+        decibels = np.random.default_rng(int(1000 * (comparison.sqnr_db or 0.0)) + seed)
+        return [] if decibels.uniform() < share else ["outside"]
+
+    monkeypatch.setattr(budget.Limits, "failures", failures)
+    output = tmp_path / "out.onnx"
+    result = auto("mlp" if seed % 2 else "convnet", output=output)
+    (row,) = [row for row in result.candidates if row["verdict"] == "chosen"]
+    assert row["name"].split(" ")[0] == result.preset
+    assert output.stat().st_size == row["size_bytes"] == result.size_after
+    if result.preset != "float":
+        assert result.comparison is not None and failures(None, result.comparison) == []
 
 
 OFFSET = """g (float[N,64] x) => (float[N,6] y) {

@@ -24,7 +24,7 @@ def layer_input(node: Node) -> tuple[str, int] | None:
         return source.name, weight.shape[0]
     if walk.attr_int(node, "transA"):
         return None
-    return source.name, weight.shape[1 if walk.attr_int(node, "transB") else 0]
+    return source.name, weight.shape[1 if walk.outputs_first(node) else 0]
 
 
 def moments_of(model: Model, plan: Plan, *algorithms: str) -> dict[str, int]:

@@ -291,7 +291,7 @@ def matrix_of(node: Node) -> Array | str:
         return "transA = 1: no kernel with packed weights transposes its input"
     if node.op_type == "Gemm" and _unfoldable_bias(node):
         return "beta is not 1 and its bias is not constant"
-    return array if node.op_type == "Gemm" and walk.attr_int(node, "transB") else array.T
+    return array if walk.outputs_first(node) else array.T
 
 
 def _unfoldable_bias(node: Node) -> bool:

@@ -116,7 +116,7 @@ def _shift(layer: Layer, step: ir.Node, found: tuple[ir.Value, float, int], name
     weight: Array = layer.weight.astype(np.float64)
     if layer.node.op_type == "Conv":
         sums = weight.reshape(weight.shape[0], -1).sum(axis=1)
-    elif layer.node.op_type == "Gemm" and walk.attr_int(layer.node, "transB"):
+    elif walk.outputs_first(layer.node):
         sums = weight.sum(axis=1)
     else:
         sums = weight.sum(axis=0)
