@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,10 +20,16 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed, InputSpec, check_array, check_names
 from onnxq.errors import CalibrationError
 
+_MOST = 1 << 16
+"""Feeds of a file that are used; ranges have settled long before."""
+
 LABELS = "labels"
 """Array with the class of each sample; not an input unless the model has one of that name."""
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError, NotImplementedError, RuntimeError,
+    MemoryError, OverflowError, TypeError, SyntaxError, KeyError, tokenize.TokenError, struct.error,
+)  # fmt: skip
 """What reading a damaged archive raises."""
 
 
@@ -65,12 +75,14 @@ class NpzSource:
                 f"{path}: array '{LABELS}' has shape {label_member.shape} for {samples} samples; give one for each"
             )
         self._has_labels = label_member is not None
-        self.count = samples // self.batch
+        self.count = min(samples // self.batch, _MOST)
         if self.count == 0:
             raise CalibrationError(
                 f"{path}: holds {samples} samples, but the model takes {self.batch} at a time; add samples"
             )
-        if left := samples % self.batch:
+        if samples // self.batch > _MOST:
+            self.notes.append(f"{path}: the first {_MOST} of {samples // self.batch} samples are used")
+        elif left := samples % self.batch:
             self.notes.append(f"{path}: {left} of {samples} samples left over, the model takes {self.batch} at a time")
 
     def _count_samples(self) -> int:
@@ -235,13 +247,25 @@ def _headers(path: Path) -> dict[str, _Member]:
                 name = entry.removesuffix(".npy")
                 with archive.open(entry) as stream:
                     shape, fortran, dtype = _read_header(stream)
+                    needed = stream.tell() + math.prod(shape) * dtype.itemsize
                 if dtype.hasobject:
                     raise _pickled(f"{path}: array '{name}'")
+                held = archive.getinfo(entry).file_size
+                if min(shape, default=0) < 0 or needed > held:
+                    raise CalibrationError(
+                        f"{path}: array '{name}' says that its shape is {_shown(shape)}, {needed} bytes, and holds "
+                        f"{held}; the file is damaged, save it again"
+                    )
                 streams = not fortran or len(shape) < 2
                 members[name] = _Member(shape, dtype, None if streams else load_npz(path, [name])[name])
     except DAMAGE as error:
         raise _unreadable(path, error) from error
     return members
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    text = str(shape)
+    return text if len(text) < 100 else f"{text[:90]} ...)"
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -253,4 +277,4 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
 
 def _bytes_of(member: _Member) -> int:
     """Bytes of one sample."""
-    return int(np.prod(member.shape[1:], dtype=np.int64)) * member.dtype.itemsize
+    return math.prod(member.shape[1:]) * member.dtype.itemsize

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from onnxq.core import atomic
 from onnxq.errors import OnnxqError
@@ -94,9 +95,10 @@ class SearchState:
             found = json.loads(path.read_text("utf8"))
             fits = found["format"] == _FORMAT and found["key"] == self._key
             outcomes, suspects = dict(found["outcomes"]), dict(found["suspects"])
+            _check_entries(outcomes, suspects)
         except OSError as error:
             raise OnnxqError(f"--search-state {path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise OnnxqError(
                 f"--search-state {path}: is not the state of a search; name another file, or delete this one"
             ) from None
@@ -117,6 +119,35 @@ class SearchState:
             raise OnnxqError(
                 f"--search-state {self._path}: cannot be written ({error.strerror}); name a file in another folder"
             ) from None
+
+
+def _check_entries(outcomes: dict[str, Any], suspects: dict[str, Any]) -> None:
+    """Refuse entries that are not what was written.
+
+    Raises:
+        TypeError: one has another type, or fields that it does not have.
+        KeyError: one lacks a field.
+        ValueError: a number is none.
+    """
+    for known in outcomes.values():
+        _checked_fields(Outcome(**known["outcome"]))
+        for key in ("seconds", "passed"):
+            if isinstance(known[key], bool) or not isinstance(known[key], int | float) or math.isnan(known[key]):
+                raise TypeError(key)
+    for entries in suspects.values():
+        for entry in entries:
+            _checked_fields(Suspect(**entry))
+
+
+def _checked_fields(entry: Outcome | Suspect) -> None:
+    for name, kind in get_type_hints(type(entry)).items():
+        kinds = get_args(kind) or (kind,)
+        allowed = (*kinds, int) if float in kinds else kinds
+        value = getattr(entry, name)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(name)
+        if isinstance(value, int):
+            float(value)  # which a number of very many digits is too large for
 
 
 def forget(path: Path) -> None:
