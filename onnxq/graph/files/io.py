@@ -187,7 +187,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, own(attribute.as_tensor()))
+                    node.attributes[name] = ir.Attr(name, attribute.type, own(attribute.value))
                 elif attribute.type == ir.AttributeType.TENSORS:
                     node.attributes[name] = ir.AttrTensors(name, [own(t) for t in attribute.as_tensors()])
     return data.files
