@@ -330,8 +330,6 @@ def benchmark(
     rows = run_benchmark(
         dict(zip(names, paths, strict=True)), feeds, seconds=seconds, threads=threads or 1, memory=memory
     )
-    for row, path in zip(rows, paths, strict=True):
-        object.__setattr__(row, "size_bytes", io.size_bytes(path))
     return BenchmarkResult(rows, warnings)
 
 

@@ -77,9 +77,11 @@ def check_array(array: Array, spec: InputSpec, where: str, *, samples_axis: bool
     array = _cast(array, spec, where)
     rank = len(spec.shape)
     if rank and array.ndim != rank:
+        along = "samples go along the first axis, or along a new one in front of it"
+        remedy = along if samples_axis else "add or drop axes with .reshape"
         raise CalibrationError(
             f"{where}: input '{spec.name}' has rank {array.ndim} with shape {array.shape}, the model takes rank {rank} "
-            f"with shape {spec.shape_text}; add or drop axes with .reshape"
+            f"with shape {spec.shape_text}; {remedy}"
         )
     for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=False)):
         if isinstance(want, int) and got != want and not (samples_axis and axis == 0):

@@ -120,7 +120,7 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
     built = chosen.built
     result = built.model if built is not None else io.load(model)
     if destination is None:
-        return result, len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
+        return result, io.size_of(chosen.content)
     with clock.step("save"):
         if built is None and is_path(model):
             saving.copy(model, destination)
