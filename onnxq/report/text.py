@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq.report.printable import printable
+
 NAMES_SHOWN = 3
 ROWS_SHOWN = 12
 _ROWS_TOO_FEW = 2
@@ -38,6 +40,10 @@ class Table:
     right: tuple[int, ...] = ()
     long: tuple[int, ...] = ()
     more: str = ""
+
+    def __post_init__(self) -> None:
+        """Names of models come here: none may move the cursor or break a row."""
+        object.__setattr__(self, "rows", [tuple(printable(cell) for cell in row) for row in self.rows])
 
     def text(self) -> str:
         """Plain text, as wide as it needs to be."""
