@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -48,7 +49,7 @@ class DataFiles:
         if ".." in PurePosixPath(location.replace("\\", "/")).parts:
             raise ModelError(f"{what} leaves the model's folder; only files inside it are read")
         root = self._folder.resolve()
-        file = (self._folder / location).resolve()
+        file = (self._folder / os.fsdecode(location.encode())).resolve()  # a file name is bytes, whatever the locale
         if not file.is_relative_to(root):
             raise ModelError(f"{what} is a link that leaves the model's folder; put the file itself there")
         if not file.exists():
