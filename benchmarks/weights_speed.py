@@ -20,12 +20,12 @@ import numpy as np
 from onnxq.algorithms.awq import awq_clip, awq_scales
 from onnxq.algorithms.gptq import GPTQConfig, gptq
 from onnxq.algorithms.grid import GridConfig, quantize_range, search_range
-from onnxq.algorithms.hqq import hqq, hqq_float_zero
+from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.kquant import kquant
 from onnxq.algorithms.nearest import quantize_codebook
 from onnxq.algorithms.rtn import rtn
-from onnxq.core import codebook, floatzero
+from onnxq.core import codebook
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QTensor, TensorSpec
@@ -166,10 +166,6 @@ def print_errors() -> None:
         ("RTN", lambda spec: real(rtn(weight, spec))),
         ("RTN, ranges by squared error", lambda spec: real(search_and_round(weight, spec))),
         ("HQQ", lambda spec: real(hqq(weight, spec))),
-        (
-            "HQQ, float zero points",
-            lambda spec: None if spec.symmetric else floatzero.decode(hqq_float_zero(weight, spec)),
-        ),
         ("k-quant", lambda spec: real(kquant(weight, spec))),
         ("k-quant, weighted by mean x²", lambda spec: real(kquant(weight, spec, importance=squares))),
         ("AWQ, scales", lambda spec: awq(spec, clip=False)),

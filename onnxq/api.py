@@ -18,9 +18,11 @@ from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
@@ -35,6 +37,8 @@ from onnxq.verify.metrics import metric_of
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
 
+@checked
+@with_custom_ops
 def quantize(
     model: Source,
     output: str | os.PathLike[str] | None = None,
@@ -75,6 +79,7 @@ def quantize(
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    custom_ops: Libraries = (),
 ) -> QuantizeResult:
     """Quantize a float model, verify the result and write it.
 
@@ -128,6 +133,7 @@ def quantize(
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
         progress: called with (step, done, total).
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Returns:
         Figures, decisions and the place of the file.
@@ -138,7 +144,7 @@ def quantize(
         CalibrationError: data or statistics that do not fit it.
         VerificationError: the result failed verification; nothing was written.
     """
-    given = _recipe(recipe).override(
+    given = Recipe.given(recipe).override(
         preset=preset,
         format=format,
         range=range,
@@ -152,9 +158,9 @@ def quantize(
         adaround=adaround,
         target=target,
         fuse=fuse,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        op_types=tuple(op_types),
+        include=include,
+        exclude=exclude,
+        op_types=op_types,
         bits=bits,
         block_size=block_size,
         algorithm=algorithm,
@@ -181,11 +187,8 @@ def quantize(
     return quantize_by(given, model, output, options)
 
 
-def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
-    given = Recipe() if recipe is None else recipe
-    return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
-
-
+@checked
+@with_custom_ops
 def calibrate(
     model: Source,
     output: str | os.PathLike[str],
@@ -197,6 +200,7 @@ def calibrate(
     progress: Progress | None = None,
     resume: bool = False,
     moments: bool = False,
+    custom_ops: Libraries = (),
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
 
@@ -211,6 +215,7 @@ def calibrate(
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
         moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
             n channels 8·n² bytes of memory, and as much in the file.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: the model cannot be used.
@@ -223,6 +228,8 @@ def calibrate(
     return calibrate_model(model, path, found, options, Clock(progress))
 
 
+@checked
+@with_custom_ops
 def compare(
     float_model: Source,
     quantized_model: Source,
@@ -230,6 +237,7 @@ def compare(
     data: object = None,
     metric: str | None = None,
     threads: int | None = None,
+    custom_ops: Libraries = (),
 ) -> Comparison:
     """Compare the outputs of a quantized model with those of its float original.
 
@@ -241,6 +249,7 @@ def compare(
         metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
             "perplexity" or "divergence".
         threads: threads an operator may use.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         CalibrationError: data that does not fit.
@@ -277,6 +286,8 @@ def _runnable(source: Source) -> Path | bytes:
     return Path(source) if is_path(source) else io.to_bytes(model)
 
 
+@checked
+@with_custom_ops
 def benchmark(
     models: Sequence[str | os.PathLike[str]],
     *,
@@ -284,6 +295,7 @@ def benchmark(
     threads: int | None = None,
     seconds: float = 3.0,
     memory: bool = True,
+    custom_ops: Libraries = (),
 ) -> BenchmarkResult:
     """Time models in alternation.
 
@@ -293,6 +305,7 @@ def benchmark(
         threads: threads an operator may use; None means one.
         seconds: time to spend on each model.
         memory: measure peak memory, in a process for each model.
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: a model cannot be loaded.
@@ -331,6 +344,7 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+@checked
 def inspect(model: Source) -> Inspection:
     """Say what of a model is quantized, how, and what its weights look like.
 

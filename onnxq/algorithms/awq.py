@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.algorithms.grid import GridConfig, grid_error, search_by, search_params
+from onnxq.algorithms.grid import GridConfig, grid_error, quantize_range, search_by, search_params
 from onnxq.algorithms.groups import as_scale, check_finite, check_layout, group_size, row_slabs, rows_of
 from onnxq.core.affine import fake_quantize
 from onnxq.core.dtypes import Array
-from onnxq.core.spec import PerBlock, PerTensor, QParams, TensorSpec
+from onnxq.core.spec import PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError, RecipeError
 
 _SLAB = 1 << 21
@@ -183,6 +183,19 @@ def awq_clip(weight: Array, statistic: Array, spec: TensorSpec, config: AWQConfi
         return search_by(weight, spec, config.clip, lambda params: grid_error(weight, params, squares))
     blocks = _diagonal_blocks(moments, group_size(weight.shape, spec.granularity))
     return search_by(weight, spec, config.clip, lambda params: _group_loss(weight, params, blocks))
+
+
+def clipped(weight: Array, spec: TensorSpec, moment: Array, rows: int) -> QTensor:
+    """Quantize a weight on ranges clipped by `awq_clip`: the second half of AWQ, whose scales are in it already.
+
+    Args:
+        weight: float32, (out, in), its inputs scaled.
+        spec: the grid.
+        moment: (in, in), a multiple of the sum of xxᵀ over the rows of the scaled input.
+        rows: rows that were summed.
+    """
+    del rows
+    return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
 
 
 def _diagonal_blocks(moments: Array, size: int) -> Array:

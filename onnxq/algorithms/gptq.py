@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.groups import check_finite, check_layout, group_size, row_slabs
+from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor, TensorSpec
@@ -279,3 +280,18 @@ def _params(sweep: _Sweep, spec: TensorSpec) -> QParams:
     return QParams(
         spec, np.ascontiguousarray(scale, np.float32), to_storage(np.ascontiguousarray(zero_point), spec.dtype)
     )
+
+
+def gptq_of_moment(weight: Array, spec: TensorSpec, moment: Array, rows: int) -> QTensor:
+    """Quantize with `gptq`, by second moments of which what is chance is taken out (`onnxq.algorithms.shrinkage`).
+
+    Args:
+        weight: float32, (out, in).
+        spec: as for `gptq`.
+        moment: (in, in), a multiple of the sum of xxᵀ over the rows.
+        rows: rows that were summed.
+
+    Raises:
+        CalibrationError: as for `gptq`.
+    """
+    return gptq(weight, shrunk(moment, rows), spec)

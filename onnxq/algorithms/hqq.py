@@ -11,7 +11,6 @@ from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.groups import check_finite, check_layout, group_size, join, row_slabs, rows_of, split
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
-from onnxq.core.floatzero import FloatZeroTensor
 from onnxq.core.spec import PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
@@ -87,34 +86,6 @@ def hqq(weight: Array, spec: TensorSpec, config: HQQConfig | None = None) -> QTe
         scale[at] = solver.scale.reshape(scale[at].shape)
         zero_point[at] = solver.zero_point.reshape(zero_point[at].shape)
     return QTensor(values, QParams(spec, scale, to_storage(zero_point, spec.dtype)))
-
-
-def hqq_float_zero(weight: Array, spec: TensorSpec, config: HQQConfig | None = None) -> FloatZeroTensor:
-    """As `hqq`, with zero points that are not rounded; the scales stay those of the starting grid.
-
-    Args:
-        weight: float32, (out, in).
-        spec: an affine grid.
-        config: see `HQQConfig`; None takes the defaults.
-
-    Raises:
-        ModelError: the weight is not finite.
-        RecipeError: the grid is symmetric, or the groups do not lie along rows.
-    """
-    config = config or HQQConfig()
-    weight = check_layout(weight, spec.granularity, "hqq_float_zero")
-    check_finite(weight, "hqq_float_zero")
-    if spec.symmetric:
-        raise RecipeError("hqq_float_zero: a symmetric grid has no zero point to choose; use an affine one, or hqq")
-    start = search_params(weight, spec, config.grid)
-    zero_point = np.array(start.zero_point.astype(np.float32))
-    values = np.empty(weight.shape, spec.dtype.numpy)
-    for rows, solver in _solvers(weight, start, config):
-        solver.solve_zero_point()
-        values[rows] = solver.values()
-        at = rows if zero_point.shape[0] > 1 else slice(None)
-        zero_point[at] = solver.zero_point.reshape(zero_point[at].shape)
-    return FloatZeroTensor(values, spec, start.scale, zero_point)
 
 
 def _solvers(weight: Array, start: QParams, config: HQQConfig) -> Iterator[tuple[slice, _Solver]]:

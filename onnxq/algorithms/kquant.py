@@ -17,7 +17,6 @@ import numpy as np
 from onnxq.algorithms.groups import as_scale, check_finite, check_layout, join, row_slabs, split, split_columns
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
-from onnxq.core.floatzero import FloatZeroTensor
 from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
@@ -95,7 +94,7 @@ def kquant(
     Raises:
         ModelError: the weight is not finite.
         RecipeError: the groups do not lie along rows; ``legacy`` with an affine grid, whose offset is not an integer
-            number of steps (see `legacy_float_zero`).
+            number of steps.
 
     References:
         ggml, quantize_row_q4_0_ref, quantize_row_q8_0_ref, make_qx_quants and make_qkx2_quants.
@@ -131,50 +130,6 @@ def kquant(
     scale = as_scale(np.concatenate(scales), shape, spec.granularity)
     zero_point = as_scale(np.concatenate(zero_points), shape, spec.granularity)
     return QTensor(values, QParams(spec, scale.astype(np.float32), to_storage(zero_point, spec.dtype)))
-
-
-def legacy_float_zero(weight: Array, spec: TensorSpec) -> tuple[FloatZeroTensor, Array]:
-    """GGML's Q4_1 and Q5_1: the scale spans each block from its smallest element to its largest.
-
-    Args:
-        weight: float32, (out, in).
-        spec: an affine grid on an unsigned type, 4 bits, or 5 with ``grid_bits=5`` in 8.
-
-    Returns:
-        (tensor, smallest element of each block as float32 of a float16). GGML decodes scale · value + smallest; the
-        tensor's zero point, −smallest / scale, says the same to within rounding. A block of one repeated number has
-        scale 0 in GGML; here it has scale 1 and zero point −smallest.
-
-    Raises:
-        ModelError: the weight is not finite.
-        RecipeError: the grid is symmetric or signed, or the groups do not lie along rows.
-
-    References:
-        ggml, quantize_row_q4_1_ref.
-    """
-    weight = check_layout(weight, spec.granularity, "legacy_float_zero")
-    check_finite(weight, "legacy_float_zero")
-    if spec.symmetric or spec.dtype.signed:
-        raise RecipeError(
-            f"legacy_float_zero: {spec.dtype.value} {'symmetric' if spec.symmetric else 'signed'} has no lowest level "
-            "of 0; use an affine grid on an unsigned type"
-        )
-    if not weight.size:
-        raise RecipeError(f"legacy_float_zero: a weight of shape {weight.shape} has no elements; leave it as it is")
-    padded = weight
-    size = getattr(spec.granularity, "size", weight.shape[1])
-    if weight.shape[1] % size:  # filled up with the last element, which changes neither end of the range
-        padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % size)), mode="edge")
-    groups = split(padded, spec.granularity)
-    low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
-    scale = np.asarray((high - low) / np.float32(spec.qmax), np.float32)
-    levels = np.trunc((groups - low) * _inverse(scale) + np.float32(0.5))
-    np.clip(levels, 0, spec.qmax, out=levels)
-    scale, low = _half(scale, True), _half(low, True)
-    scale = np.where(scale == 0, np.float32(1), scale)
-    values = to_storage(join(levels, weight.shape, spec.granularity), spec.dtype)
-    shaped = [as_scale(part, weight.shape, spec.granularity) for part in (scale, -low / scale, low)]
-    return FloatZeroTensor(values, spec, shaped[0], shaped[1]), shaped[2]
 
 
 def _slabs(weight: Array, spec: TensorSpec) -> list[slice]:

@@ -128,6 +128,18 @@ def threads_option(group: str, default_text: str = "onnxruntime's own choice") -
     )
 
 
+def custom_ops_option(group: str) -> Callable[[F], F]:
+    """Add --custom-ops."""
+    return option(
+        "--custom-ops",
+        type=FILE,
+        multiple=True,
+        metavar="LIBRARY",
+        group=group,
+        help="Library of custom operators (.so, .dll) that onnxruntime needs to run the model. Can be repeated.",
+    )
+
+
 def examples(*lines: str) -> str:
     """Format an epilog of examples that click leaves as it is."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

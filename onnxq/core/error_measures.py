@@ -36,6 +36,19 @@ def _error(reference: Array, actual: Array) -> Array:
     return np.where(np.isnan(error), np.inf, error)
 
 
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise) of two powers.
+
+    Returns:
+        +inf where there is no noise, −inf where there is some and no signal, or it is not finite.
+    """
+    if noise == 0.0:
+        return math.inf
+    if not (signal > 0.0 and math.isfinite(noise)):
+        return -math.inf
+    return 10.0 * (math.log10(signal) - math.log10(noise))
+
+
 def sqnr_db(reference: Array, actual: Array) -> float:
     """Signal to quantization noise ratio, 10·log10(Σ reference² / Σ (reference − actual)²), in dB.
 
@@ -63,29 +76,6 @@ def mse(reference: Array, actual: Array) -> float:
     error = _error(*_pair(reference, actual))
     with np.errstate(over="ignore", under="ignore"):
         return float(np.mean(error**2)) if error.size else 0.0
-
-
-def mae(reference: Array, actual: Array) -> float:
-    """Mean absolute error, units of the tensor; 0 for empty tensors, inf where an error is not finite."""
-    error = _error(*_pair(reference, actual))
-    return float(np.mean(error)) if error.size else 0.0
-
-
-def mean_relative_error(reference: Array, actual: Array) -> float:
-    """Mean of |reference − actual| / |reference| over the elements whose reference is not zero (a ratio).
-
-    Elements whose reference is zero count with their error relative to the largest reference, so that an error there
-    is neither lost nor infinite; where the reference is all zero, any error is infinite.
-    """
-    left, right = _pair(reference, actual)
-    if not left.size:
-        return 0.0
-    error, size = _error(left, right), np.abs(left)
-    peak = float(size.max())
-    if peak == 0.0:
-        return math.inf if error.any() else 0.0
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.mean(error / np.where(size > 0.0, size, peak)))
 
 
 def cosine(reference: Array, actual: Array) -> float:

@@ -21,8 +21,10 @@ from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
+from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
 
@@ -71,6 +73,8 @@ class DiagnoseResult:
         return text.diagnosis_table(self.to_dict(), everything=everything).text()
 
 
+@checked
+@with_custom_ops
 def diagnose(
     float_model: Source,
     quantized_model: Source | None = None,
@@ -80,6 +84,7 @@ def diagnose(
     recipe_out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    custom_ops: Libraries = (),
 ) -> DiagnoseResult:
     """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
 
@@ -92,6 +97,7 @@ def diagnose(
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
         threads: threads an operator may use.
         progress: called with (step, done, total).
+        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: a model cannot be used, or the two are no pair.
@@ -99,13 +105,7 @@ def diagnose(
         RecipeError: no data was given and none was found.
     """
     clock = Clock(progress)
-    given = (
-        recipe
-        if isinstance(recipe, Recipe)
-        else Recipe.from_file(os.fspath(recipe))
-        if recipe is not None
-        else Recipe()
-    )
+    given = Recipe.given(recipe)
     if given.preset == "auto":
         given = given.override(preset="w8a8")
     place = Path(recipe_out) if recipe_out is not None else None
@@ -117,14 +117,15 @@ def diagnose(
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    samples = open_data(found, prepared)
-    confirm(prepared, samples.first, clock, threads)
-    if quantized_model is None:
-        quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
-    else:
-        quantized = io.load(quantized_model)
-    measured = samples.held_out if quantized_model is None else samples.every
-    result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+    with prepared.watched():
+        samples = open_data(found, prepared)
+        confirm(prepared, samples.first, clock, threads)
+        if quantized_model is None:
+            quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
+        else:
+            quantized = io.load(quantized_model)
+        measured = samples.held_out if quantized_model is None else samples.every
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())

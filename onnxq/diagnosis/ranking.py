@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.graph.views.isolate import Grid, Isolated, Unit
@@ -152,11 +153,7 @@ class _Error:
     @property
     def db(self) -> float:
         """SQNR in dB."""
-        if self.noise == 0.0:
-            return math.inf
-        if self.signal == 0.0 or not math.isfinite(self.noise):
-            return -math.inf
-        return 10.0 * math.log10(self.signal / self.noise)
+        return decibels(self.signal, self.noise)
 
 
 class _Range:

@@ -201,7 +201,7 @@ def _gemm(node: Node, factors: Array) -> list[Change] | None:
     array, bias = walk.const_array(walk.input_at(node, 1)), walk.input_at(node, 2)
     if array is None or array.ndim != 2:
         return None
-    transposed = bool(walk.attr_int(node, "transB"))
+    transposed = walk.outputs_first(node)
     if array.shape[0 if transposed else 1] != factors.size:
         return None
     along = factors[:, None] if transposed else factors

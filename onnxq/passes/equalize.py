@@ -113,7 +113,7 @@ def _by_input(node: Node, weight: Array) -> Array:
             groups = walk.attr_int(node, "group", 1)
             grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
             return np.moveaxis(grouped, 2, 1).reshape(groups * weight.shape[1], -1)
-        case "Gemm" if walk.attr_int(node, "transB", 0):
+        case "Gemm" if walk.outputs_first(node):
             return np.asarray(weight.T)
     return np.asarray(weight.reshape(weight.shape[0], -1))
 
@@ -125,7 +125,7 @@ def _scaled_inputs(node: Node, weight: Array, scale: Array) -> Array:
             groups = walk.attr_int(node, "group", 1)
             grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
             return np.asarray(grouped * scale.reshape(groups, 1, weight.shape[1], 1)).reshape(weight.shape)
-        case "Gemm" if walk.attr_int(node, "transB", 0):
+        case "Gemm" if walk.outputs_first(node):
             return np.asarray(weight * scale)
     return np.asarray(weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1)))
 
@@ -216,7 +216,7 @@ def _by_output(layer: Layer) -> Array:
             groups = walk.attr_int(node, "group", 1)
             grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
             return _ranges(np.moveaxis(grouped, 2, 1).reshape(groups * weight.shape[1], -1))
-        case "Gemm" if walk.attr_int(node, "transB", 0):
+        case "Gemm" if walk.outputs_first(node):
             return _ranges(weight)
     return _ranges(weight.T)
 
@@ -255,7 +255,7 @@ def _sum_over(layer: Layer, constant: Array) -> Array:
         groups = walk.attr_int(node, "group", 1)
         summed = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=-1)
         return np.asarray(np.einsum("goi,gi->go", summed, constant.reshape(groups, -1))).reshape(-1)
-    if node.op_type == "Gemm" and walk.attr_int(node, "transB", 0):
+    if walk.outputs_first(node):
         return np.asarray(weight @ constant)
     return np.asarray(weight.T @ constant)
 

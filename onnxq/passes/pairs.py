@@ -179,7 +179,7 @@ def _input_channels(node: Node) -> int | None:
         case "ConvTranspose":
             return int(weight.shape[0])
         case "Gemm":
-            return int(weight.shape[1 if walk.attr_int(node, "transB", 0) else 0])
+            return int(weight.shape[1 if walk.outputs_first(node) else 0])
     return int(weight.shape[0])
 
 

@@ -110,7 +110,7 @@ def _only_layers_read(value: Value, layers: Sequence[Node]) -> bool:
 def _divided(node: Node, factors: Array) -> Array:
     array = walk.const_array(node.inputs[1])
     assert array is not None
-    transposed = node.op_type == "Gemm" and walk.attr_int(node, "transB")
+    transposed = walk.outputs_first(node)
     along = factors if transposed else factors[:, None]
     with np.errstate(over="ignore"):
         divided: Array = (array.astype(np.float64) / along).astype(array.dtype)

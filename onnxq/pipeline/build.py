@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.prepare.whole import initializer_inputs
+from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
@@ -98,6 +100,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         narrow(model)
+        drop_inferred(model)
+        consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
+    warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched

@@ -20,6 +20,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
 from onnxq.verify.integer_kernels import worth_a_look
 from onnxq.verify.loads import check
@@ -218,32 +219,9 @@ def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict
 
 
 def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
-    if recipe.min_sqnr is not None:
-        if best.sqnr_db is None:
-            verdict.failures.append("--min-sqnr: the model has no real-valued output to measure")
-        elif best.sqnr_db < recipe.min_sqnr:
-            verdict.failures.append(
-                f"SQNR is {best.sqnr_db:.1f} dB and --min-sqnr asks for {recipe.min_sqnr:g}; {_remedy(recipe)}"
-            )
-    if recipe.max_drop is not None:
-        found = fall(best)
-        if found is None:
-            verdict.failures.append("--max-drop: the outputs are no classes; use --min-sqnr")
-            return
-        what, drop = found
-        if drop > recipe.max_drop:
-            verdict.failures.append(
-                f"{what} falls by {drop:.2f} points and --max-drop allows {recipe.max_drop:g}; {_remedy(recipe)}"
-            )
-
-
-def fall(comparison: Comparison) -> tuple[str, float] | None:
-    """What --max-drop is about and its fall in points: accuracy, else top-1 agreement; None without classes."""
-    if comparison.accuracy is not None:
-        return "accuracy", 100 * (comparison.accuracy["float"] - comparison.accuracy["quantized"])
-    if comparison.top1_agreement is not None:
-        return "top-1 agreement", 100 * (1 - comparison.top1_agreement)
-    return None
+    limits = Limits(recipe.max_drop, recipe.min_sqnr)
+    if limits != Limits() and best.finite:
+        verdict.failures += [f"{missed}; {_remedy(recipe)}" for missed in limits.failures(best)]
 
 
 def _remedy(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
+from onnxq.graph.reading.logarithms import before_logs
 from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
 from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.activations.body_probes import witnesses
@@ -36,6 +37,10 @@ from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
+
+_BEFORE_LOG = (
+    "what it computes goes into a Log, where small numbers count as much as large ones: one scale is too coarse"
+)
 
 _ACTIVATIONS_FLOAT = "activations stay float32 with this preset"
 
@@ -86,6 +91,10 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
             found.keep(name, f"value {bad!r} {wrong[bad]}")
+    logs = before_logs(graph)
+    for name in logs & found.candidates.keys():
+        if not found.candidates[name].choice.insisted:
+            found.keep(name, _BEFORE_LOG)
     static = any(preset.activations == "static" for preset in _presets(recipe))
     for name in list(found.candidates):
         candidate = found.candidates[name]
@@ -101,7 +110,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
                 found.keep(name, f"{unit.reason}, which stays float")
         working = ahead_of_work(found)
         chosen = place(found, target, seen.shapes, working, units)
-    context = _Context(found, chosen, working, recipe, target, seen.shapes, selection, static, graph)
+    context = _Context(found, chosen, working, recipe, target, seen.shapes, selection, static, graph, logs)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
@@ -222,6 +231,7 @@ class _Context:
     selection: Selection
     static: bool
     graph: Graph
+    logs: set[str]
 
 
 def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
@@ -265,7 +275,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     by_user = choice.reason is not None
     preset = preset_of(recipe, choice)
     if not by_user and preset.activations in ("dynamic", "token"):
-        planned = plan_dynamic(node, preset, recipe, target, choice)
+        small_counts = name in context.logs and not choice.insisted
+        planned = _BEFORE_LOG if small_counts else plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
@@ -275,8 +286,9 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
-    elif not by_user and node.op_type == "Gather" and preset.activations == "static":
-        planned = plan_dynamic(node, preset, recipe, target, choice)  # a table; what moves activations stays as it is
+    elif not by_user and node.op_type in ("Gather", "LSTM") and preset.activations == "static":
+        # A table, or a recurrence that has an integer kernel in this form alone; what moves activations stays as it is.
+        planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]
     stored = storage_specs(node, recipe, choice)

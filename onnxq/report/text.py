@@ -98,6 +98,8 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def shares(value: float) -> str:
     """A share in percent, with two digits that count."""
     percent = 100 * value
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
     return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 
@@ -206,16 +208,20 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
             "-" if row["latency_ratio"] is None else speed(row["latency_ratio"], than=""),
             "-" if row["size_bytes"] is None else in_bytes(row["size_bytes"]),
             "-" if row["sqnr_db"] is None else "equal" if row["sqnr_db"] == math.inf else decibels(row["sqnr_db"]),
-            _percent(row["top1_agreement"]),
-            row["verdict"],
+            "-" if row.get("loss") is None else shares(row["loss"]),
+            row.get("options") or "-",
+            row["verdict"] + (", unbeaten" if row.get("frontier") and row["verdict"] != "chosen" else ""),
         )
         for row in shown
     ]
     left = len(candidates) - len(shown)
     more = f"and {left} more that {'were' if left > 1 else 'was'} not timed; --verbose shows all" if left else ""
-    return Table(
-        ("form", "against float", "size", "SQNR", "top-1", "verdict"), rows, right=(2, 3, 4), long=(5,), more=more
-    )
+    if any("unbeaten" in row[-1] for row in rows):
+        more += ("\n" if more else "") + (
+            "unbeaten: no other candidate is as fast, as small and as close to float at once; recipes are in --json"
+        )
+    header = ("candidate", "against float", "size", "SQNR", "loss", "options", "verdict")
+    return Table(header, rows, right=(2, 3, 4), long=(6,), more=more)
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:

@@ -22,7 +22,7 @@ def reason(error: BaseException) -> str:
     text = _WORD.sub(lambda found: f"{found[0][:76]}...", " ".join(str(error).split()))[:_READ]
     if found := _CUSTOM.search(text):
         domain = found[1] or "ai.onnx"
-        return f"operator '{found[2]}' of domain '{domain}' is not available in it"
+        return f"operator '{found[2]}' of domain '{domain}' is not available in it; name its library with --custom-ops"
     if found := _UNKNOWN.search(text):
         return f"operator '{found[1]}' does not exist in operator set {found[2]}"
     text = _PREFIX.sub("", text)

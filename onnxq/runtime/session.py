@@ -18,6 +18,7 @@ import onnxruntime
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph.views.outputs import Model, without_weights
+from onnxq.runtime import custom_ops
 from onnxq.runtime.reasons import reason
 
 __all__ = ["CPU", "InputSpec", "Session", "open_session", "provider_named", "providers_from", "session_of"]
@@ -227,6 +228,7 @@ def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.inter_op_num_threads = 1
+    custom_ops.register(options)
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions leave the cores to others
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Dim, Feed, InputSpec
 from onnxq.errors import ModelError
-from onnxq.graph.lengths import lengths_in
+from onnxq.graph.reading.lengths import lengths_in
 from onnxq.runtime.session import Session, TookTooLongError
 
 _SEED = 20240501
@@ -52,7 +52,7 @@ def runnable_feed(session: Session) -> Feed:
     """Make up a feed that the model runs on, trying lengths for its dynamic axes one after the other.
 
     The first that are tried give a timing some work; then come longer ones, which raw sound needs, and then those that
-    the graph hints at (`onnxq.graph.lengths`). Axes that are named as the past of a sequence are also tried as 0.
+    the graph hints at (`onnxq.graph.reading.lengths`). Axes named as the past of a sequence are also tried as 0.
 
     Raises:
         ModelError: the model ran on none of them; the message has the runtime's first reason.

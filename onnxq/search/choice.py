@@ -23,14 +23,14 @@ NOISE = 0.03
 SAME_SIZE = 0.02
 """Files whose sizes differ by a smaller share count as equally large."""
 
+SMALL_GAIN, SMALL = 0.05, 0.6
+"""A speed that is higher by no more than the first share gives way to a file smaller than the second one."""
+
 MARGIN, LEAST_US = 0.10, 1.0
 """A layer leaves the form of its model for one that takes less time by this share, and by this many µs."""
 
 GENTLER_DB = 1.0
 """A form that is to be more exact than another has to be so by this much."""
-
-DEFAULT_SQNR_DB, DEFAULT_TOP1, DEFAULT_COSINE = 30.0, 0.99, 0.98
-"""What outputs have to reach where the user set no limit: one of the first two; the last where they are embeddings."""
 
 SLOWER_BY_CHANNEL = frozenset({("Gemm", INTEGER), ("LSTM", RUNS_DYNAMIC)})
 """Operators whose integer kernels take longer with a scale for each channel, by what the plan does with them.
@@ -251,7 +251,8 @@ class Outcome:
 def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Those that can be chosen, the best first.
 
-    The fastest wins. Of those that are as fast to within the noise the smallest file does, of those as small the least
+    The fastest wins. Of those that are as fast to within the noise, or nearly so in a much smaller file, the smallest
+    file does, of those as small the least
     error, and of those the first by name.
     """
     left = [outcome for outcome in outcomes if not outcome.refused]
@@ -259,6 +260,8 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
     while left:
         fastest = max(outcome.ratio for outcome in left)
         tied = [outcome for outcome in left if outcome.ratio >= fastest * (1 - NOISE)]
+        least = SMALL * min(outcome.size for outcome in tied)
+        tied += [o for o in left if o not in tied and o.ratio >= fastest * (1 - SMALL_GAIN) and o.size <= least]
         smallest = min(outcome.size for outcome in tied)
         tied = [outcome for outcome in tied if outcome.size <= smallest * (1 + SAME_SIZE)]
         best = min(tied, key=lambda outcome: (-_whole_db(outcome.sqnr_db), outcome.name))
@@ -269,59 +272,6 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 def _whole_db(sqnr_db: float | None) -> float:
     return 0.0 if sqnr_db is None else float(min(max(round(min(max(sqnr_db, -999.0), 999.0)), -999), 999))
-
-
-@dataclass(frozen=True)
-class Figures:
-    """How far a model is from float on held-out samples.
-
-    Attributes:
-        sqnr_db: of the worst real output that is no embedding, in dB; None where there is none.
-        top1: share of samples with the same class; None where no output holds classes.
-        accuracy: ``float`` and ``quantized``, as shares; None without labels.
-        cosine: of the worst output that is an embedding; None where there is none.
-        worst_db: of the worst real output of all, in dB.
-    """
-
-    sqnr_db: float | None = None
-    top1: float | None = None
-    accuracy: Mapping[str, float] | None = None
-    cosine: float | None = None
-    worst_db: float | None = None
-
-
-def outside_budget(recipe: Recipe, figures: Figures) -> str:
-    """Why a model is outside the accuracy budget; empty where it is inside.
-
-    Without limits of the user's, class scores have to reach 99 % top-1 agreement or 30 dB, other outputs 30 dB, and
-    embeddings, which are compared by their angle, a cosine of 0.98.
-
-    Args:
-        recipe: holds the user's limits.
-        figures: on held-out samples.
-    """
-    sqnr_db, top1 = figures.sqnr_db, figures.top1
-    if recipe.min_sqnr is None and recipe.max_drop is None:
-        if figures.cosine is not None and figures.cosine < DEFAULT_COSINE:
-            return f"cosine {figures.cosine:.4f}; the budget is {DEFAULT_COSINE:g}"
-        if sqnr_db is None or sqnr_db >= DEFAULT_SQNR_DB or (top1 is not None and top1 >= DEFAULT_TOP1):
-            return ""
-        agreement = "" if top1 is None else f" and {100 * top1:.1f} % top-1 agreement"
-        alternative = "" if top1 is None else f" or {100 * DEFAULT_TOP1:.0f} %"
-        return f"{sqnr_db:.1f} dB{agreement}; the budget is {DEFAULT_SQNR_DB:.0f} dB{alternative}"
-    worst = figures.worst_db
-    if recipe.min_sqnr is not None and (worst is None or worst < recipe.min_sqnr):
-        return f"{'no' if worst is None else f'{worst:.1f}'} dB; --min-sqnr asks for {recipe.min_sqnr:g}"
-    if recipe.max_drop is not None:
-        if figures.accuracy is not None:
-            what, drop = "accuracy", 100 * (figures.accuracy["float"] - figures.accuracy["quantized"])
-        elif top1 is not None:
-            what, drop = "top-1 agreement", 100 * (1 - top1)
-        else:
-            return "the outputs are no classes, and --max-drop asks for their agreement"
-        if drop > recipe.max_drop:
-            return f"{what} falls by {drop:.2f} points; --max-drop allows {recipe.max_drop:g}"
-    return ""
 
 
 def insisted(recipe: Recipe) -> bool:

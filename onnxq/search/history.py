@@ -7,25 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnxq.recipe.recipe import Recipe
+from onnxq.verify.budget import Limits
 
 KEPT = "better, kept"
 """Verdict on a change that later attempts build on."""
 
 GIVEN_UP = "given up for lack of time"
 """Verdict on an attempt that was broken off: nothing is known of the recipe."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the result has to keep.
-
-    Attributes:
-        max_drop: largest fall of the metric, in its units; None for any.
-        min_sqnr: least SQNR of the worst output, in dB; None for any.
-    """
-
-    max_drop: float | None = None
-    min_sqnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +27,7 @@ class Outcome:
         size: bytes.
         failure: why the model cannot be used whatever its figures; empty where it can.
         gave_up: the attempt was broken off for lack of time.
+        loss: expected share of changed decisions; None where nothing could be judged.
     """
 
     drop: float | None = None
@@ -47,6 +36,7 @@ class Outcome:
     size: int = 0
     failure: str = ""
     gave_up: bool = False
+    loss: float | None = None
 
     def shortfall(self, limits: Limits) -> float:
         """How far outside the limits, in units of the metric and dB; 0 inside, inf where the model cannot be used."""
@@ -57,6 +47,8 @@ class Outcome:
             missing.append(math.inf if self.drop is None else self.drop - limits.max_drop)
         if limits.min_sqnr is not None:
             missing.append(math.inf if self.sqnr_db is None else limits.min_sqnr - self.sqnr_db)
+        if limits.max_loss is not None:
+            missing.append(math.inf if self.loss is None else 100 * (self.loss - limits.max_loss))
         return sum(math.inf if math.isnan(points) else max(0.0, points) for points in missing)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.data.readers import open_reader
 from onnxq.errors import ModelError, OnnxqError
@@ -312,6 +312,4 @@ def _sqnr_db(pairs: Iterable[tuple[Array, Array]]) -> float:
         error = actual - expected
         signal += float(np.vdot(expected, expected))
         noise += float(np.vdot(error, error))
-    if not noise > 0.0:
-        return math.inf if noise == 0.0 else -math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+    return decibels(signal, noise)

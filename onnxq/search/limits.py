@@ -11,16 +11,17 @@ from onnxq.errors import RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
-from onnxq.pipeline.gate import fall
 from onnxq.pipeline.job import Data, Job
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import make_plan
 from onnxq.plan.placement.estimate import estimated_us
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.history import Limits, Outcome
+from onnxq.search.history import Outcome
 from onnxq.search.score import Metric
+from onnxq.verify.budget import Limits, fall
 from onnxq.verify.compare import Comparison, compare
+from onnxq.verify.loss import share
 
 _PRICED = 64
 """Nodes, the worst, for which it is worked out what leaving them float costs."""
@@ -85,7 +86,7 @@ class Judge:
         failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
         size = io.size_of(content)
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
-        return Outcome(drop, comparison.sqnr_db, cost, size, failure)
+        return Outcome(drop, comparison.sqnr_db, cost, size, failure, loss=comparison.loss)
 
     def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
         """By node, the estimated microseconds that an inference takes longer where it alone is left float.
@@ -110,14 +111,13 @@ class Judge:
         """Whether the limits are on figures that this kind of model has."""
         missing_drop = self.limits.max_drop is not None and outcome.drop is None
         missing_sqnr = self.limits.min_sqnr is not None and outcome.sqnr_db is None
-        return bool(outcome.failure) or not (missing_drop or missing_sqnr)
+        missing_loss = self.limits.max_loss is not None and outcome.loss is None
+        return bool(outcome.failure) or not (missing_drop or missing_sqnr or missing_loss)
 
     @property
     def asked(self) -> str:
         """The limits in words."""
-        said = [] if self.limits.max_drop is None else [f"--max-drop {self.limits.max_drop:g}"]
-        said += [] if self.limits.min_sqnr is None else [f"--min-sqnr {self.limits.min_sqnr:g}"]
-        return " and ".join(said)
+        return str(self.limits)
 
     def figures(self, outcome: Outcome) -> str:
         """An outcome in words."""
@@ -131,4 +131,6 @@ class Judge:
             said.append(what)
         if outcome.sqnr_db is not None:
             said.append(f"SQNR is {outcome.sqnr_db:.1f} dB")
+        if self.limits.max_loss is not None and outcome.loss is not None:
+            said.append(f"the loss is {share(outcome.loss)} of decisions")
         return "; ".join(said) or "nothing could be measured"

@@ -16,20 +16,22 @@ from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.float_model import Source, is_path, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.unused import refuse_unused
+from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
 from onnxq.search.within_limits import Wish, choose
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import target_named
+from onnxq.targets import Target, target_named
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ def quantize_by(
     given: Recipe, model: Source, output: str | os.PathLike[str] | None, options: Options
 ) -> QuantizeResult:
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
+    refuse_unused(given)
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack:
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
-        chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
+        with job.prepared.watched():
+            chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
@@ -72,13 +76,13 @@ def quantize_by(
         chosen.verdict.warnings += said
         if failures and not options.force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
+        job.prepared.check_unchanged()
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
     if chosen.trail and state is not None:
         forget(state)
     if size > job.prepared.size and chosen.built is not None:
-        costs = "scales cost more than they save here"
-        chosen.warnings.append(f"larger than float: {size} bytes against {job.prepared.size}; {costs}")
+        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
     return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
 
 
@@ -104,6 +108,7 @@ def _open(
     found = options.calibration if options.calibration is not None else find_calibration(model)
     data = open_data(found, prepared) if found is not None else None
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
+    prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, found))
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
@@ -157,6 +162,18 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
+
+
+def _said_of_versions(prepared: Prepared, needed: int, target: Target) -> list[str]:
+    """That the file needs a newer runtime than the user's did, for the form of weights that was chosen."""
+    (opset_before, ir_before), (opset, ir_version) = prepared.versions
+    if needed <= target.min_opset or opset_before >= opset:
+        return []
+    also = f", and from IR version {ir_before} to {ir_version}" if ir_version > ir_before else ""
+    return [
+        f"this form of weights needs operator set {needed}: the model was raised from {opset_before} to {opset}{also}; "
+        "--preset w4 without --format qdq needs neither"
+    ]
 
 
 def _packs_few_bits(recipe: Recipe) -> bool:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
-from onnxq.search.history import GIVEN_UP, KEPT, Limits, Outcome, Step, Suspect
+from onnxq.search.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
+from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
 """SQNR that a change has to win to be kept where the shortfall is the same."""

@@ -14,16 +14,18 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.reading.embeddings import embedding_outputs
+from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.search.choice import FLOAT, Figures, LayerChoice, Outcome, insisted, outside_budget
+from onnxq.search.choice import FLOAT, LayerChoice, Outcome, insisted
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
 
 _TIMED_FEEDS = 4
@@ -95,7 +97,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._embeddings = embedding_outputs(job.prepared.model)
+        self._facts = output_facts(job.prepared.model)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
@@ -227,6 +229,7 @@ class Trials:
                     [self.feed] if data is None else data.held_out,
                     labels=None if data is None else data.held_out.labels,
                     budgets=[left] * len(chosen),
+                    facts=self._facts,
                 )
             except CalibrationError:
                 raise  # the data is at fault
@@ -240,22 +243,12 @@ class Trials:
     def outside(self, comparison: Comparison) -> str:
         """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""
         recipe = self.job.recipe
-        if any(not output.finite for output in comparison.outputs.values()):
+        if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
-        vectors = [output for name, output in comparison.outputs.items() if name in self._embeddings]
-        others = [output for name, output in comparison.outputs.items() if name not in self._embeddings]
-        classes = comparison.class_output not in self._embeddings
-        figures = Figures(
-            sqnr_db=min((output.sqnr_db for output in others if output.sqnr_db is not None), default=None),
-            top1=comparison.top1_agreement if classes else None,
-            accuracy=comparison.accuracy,
-            cosine=min((output.cosine for output in vectors if output.cosine is not None), default=None),
-            worst_db=comparison.sqnr_db,
-        )
-        return outside_budget(recipe, figures)
+        return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
 
     # What was found.
 
@@ -280,24 +273,23 @@ class Trials:
         """A row for each candidate, the fastest first, then those that were not built; figures unknown are None."""
         real = self.job.data is not None
         rows = [
-            _row(
+            candidate_row(
                 trial.name,
                 trial.timing,
-                _sqnr(trial.comparison) if real else None,
-                trial.comparison.top1_agreement if real and trial.comparison is not None else None,
+                trial.comparison if real else None,
                 trial.size,
-                trial.refused or "not the best",
+                "chosen" if trial.name == chosen else trial.refused or "not the best",
+                how_to_get(trial.built.recipe, self.job.recipe),
             )
             for trial in self.made.values()
         ]
-        equal = math.inf if real else None
-        rows.append(_row(FLOAT, self.float_timing, equal, None, self.job.prepared.size, "not the best"))
-        for row in rows:
-            if row["name"] == chosen:
-                row["verdict"] = "chosen"
+        verdict = "chosen" if chosen == FLOAT else "not the best"
+        same = candidate_row(FLOAT, self.float_timing, None, self.job.prepared.size, verdict)
+        rows.append(same | ({"sqnr_db": math.inf, "loss": 0.0} if real else {}))
         rows.sort(key=lambda row: row["name"])
         rows.sort(key=lambda row: row["latency_ratio"] or 0.0, reverse=True)
-        return rows + [_row(name, None, None, None, None, reason) for name, reason in self.dropped]
+        mark_frontier([row for row in rows if not str(row["verdict"]).startswith("does not run")])
+        return rows + [candidate_row(name, None, None, None, reason) for name, reason in self.dropped]
 
     # Time.
 
@@ -324,20 +316,6 @@ class Trials:
 
 def _sqnr(comparison: Comparison | None) -> float | None:
     return None if comparison is None else comparison.sqnr_db
-
-
-def _row(
-    name: str, timing: Timing | None, sqnr_db: float | None, top1: float | None, size: int | None, verdict: str
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "latency_ratio": None if timing is None else round(timing.ratio, 4),
-        "latency_ms": None if timing is None else timing.median_ms,
-        "sqnr_db": sqnr_db,
-        "top1_agreement": top1,
-        "size_bytes": size,
-        "verdict": verdict,
-    }
 
 
 def _signature(built: Built) -> tuple[Any, ...]:

@@ -27,7 +27,8 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search import auto
-from onnxq.search.history import Limits, Outcome, Suspect
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.history import Outcome, Suspect
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
 from onnxq.search.state import SearchState
@@ -35,6 +36,7 @@ from onnxq.search.strategy import Change, Found, search
 from onnxq.search.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.budget import Limits
 
 _TIMED_FEEDS = 4
 
@@ -83,30 +85,67 @@ def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
     """
     limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
     if wish.resume and (limits == Limits() or wish.state is None):
-        missing = "give --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
+        missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
     own = not wish.metric.is_default
     if job.recipe.preset == "auto" and not own:
-        started = time.monotonic()
-        first = auto.choose(job)
-        if job.data is None or not _too_rough(first):
-            return first
-        left = max(job.budget - (time.monotonic() - started), 0.0)
-        static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
-        found = _with_limits(static, wish, limits, timed=timed)
-        if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
-            return first
-        return replace(found, candidates=first.candidates)
+        return _beyond_auto(job, wish, limits, timed=timed)
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None
         job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
     return _with_limits(job, wish, limits, timed=timed)
 
 
+def _beyond_auto(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
+    """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
+    started = time.monotonic()
+    first = auto.choose(job)
+    if job.data is None or not _too_rough(first):
+        return first
+    left = max(job.budget - (time.monotonic() - started), 0.0)
+    static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
+    asked = limits if limits != Limits() else Limits.or_budget(None, None)
+    try:
+        found = _with_limits(static, wish, asked, timed=timed)
+    except OnnxqError as error:
+        first.warnings.append(f"no search from static integers: {error}")
+        return first
+    if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
+        return first
+    return replace(found, candidates=_with_row(first, found, job.recipe))
+
+
+def _hold(chosen: Chosen, limits: Limits) -> None:
+    """Verification knows the user's limits; where the default budget stands for them, it is held here."""
+    comparison = chosen.verdict.comparison
+    if limits.max_loss is not None and comparison is not None and (missed := limits.outside(comparison)):
+        chosen.verdict.failures.append(missed)
+
+
 def _too_rough(first: Chosen) -> bool:
     """Whether ``auto`` gave float back although a model that missed the limits is faster."""
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
     return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+
+
+def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
+    """The candidates of ``auto``, and in front of them the model that a search found, which is the one chosen."""
+    assert found.built is not None
+    others = [
+        row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
+    ]
+    timings, content = found.verdict.timings, found.content
+    row = candidate_row(
+        f"{found.preset} (searched)",
+        timings[1] if len(timings) > 1 else None,
+        found.verdict.comparison,
+        len(content) if isinstance(content, bytes) else io.size_bytes(content),
+        "chosen",
+        how_to_get(found.built.recipe, given),
+    )
+    rows = [row, *others]
+    mark_frontier(rows)
+    return rows
 
 
 def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
@@ -122,6 +161,7 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
     outcome = work.judge(first)
     if not work.can_tell(outcome):
         return first
+    _hold(first, limits)
     if outcome.shortfall(limits) <= 0.0 and not first.verdict.failures:
         return first
     if PRESETS[job.recipe.preset].activations is None:
@@ -350,6 +390,7 @@ class _Search:
         verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
+        _hold(chosen, self._work.limits)
         if not self._wish.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
             if outcome.shortfall(self._work.limits) > 0.0:

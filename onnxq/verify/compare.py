@@ -20,7 +20,8 @@ from onnxq.runtime.session import Session, open_session
 from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, OutputComparison
 from onnxq.verify.metrics import Metric
-from onnxq.verify.output_kinds import OutputJudges, is_real
+from onnxq.verify.output_judges import OutputJudges
+from onnxq.verify.output_kinds import is_real
 from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 
@@ -46,6 +47,8 @@ class Comparison:
             float model's, in nats; unlike perplexity it cannot fall by chance.
         metric: the figure that was asked for by name; None where none was.
         warnings: what could not be compared.
+        possible_agreement: the same as ``top1_agreement``, of the first output that may hold scores of classes although
+            neither graph nor data show it; for those who say that it does.
         loss: expected share of decisions that change, of the worst output that is no state (`onnxq.verify.loss`); None
             where nothing could be compared.
     """
@@ -62,6 +65,7 @@ class Comparison:
     metric: Metric | None = None
     warnings: list[str] = field(default_factory=list)
     loss: float | None = None
+    possible_agreement: float | None = None
 
     @property
     def judged(self) -> dict[str, scale.Judged | None]:
@@ -301,6 +305,7 @@ class _Trial:
             token_divergence=tokens.divergence if tokens is not None else None,
             warnings=warnings,
             loss=scale.worst(judged),
+            possible_agreement=self._judges.possible_agreement if classes is None else agreements[classes],
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.verify.loss import Judged
 
 
@@ -125,9 +126,7 @@ class Fidelity:
     def _sqnr(self) -> float:
         if self._nonfinite[1]:
             return -math.inf
-        if self._noise == 0.0:
-            return math.inf
-        return 10.0 * (math.log10(self._signal) - math.log10(self._noise)) if self._signal > 0.0 else -math.inf
+        return decibels(self._signal, self._noise)
 
     def _cosine(self) -> float:
         if self._nonfinite[1]:

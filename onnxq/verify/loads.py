@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError, VerificationError
-from onnxq.graph.files.checker import check_model
+from onnxq.graph.files.checker import check_model, complaints
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
 
@@ -38,8 +38,8 @@ def check(
     Raises:
         VerificationError: the checker or the runtime refused it; the message says at which level and why.
     """
-    refusal = _refusal(model)
-    if refusal and (original is None or _refusal(original) != refusal):
+    refusal = _new_refusal(model, original)
+    if refusal:
         raise VerificationError(f"quantized model: the ONNX checker refuses it: {refusal}")
     opened: list[Session] = []
     for level, optimize in (("ORT_DISABLE_ALL", False), ("ORT_ENABLE_ALL", True)):
@@ -58,6 +58,19 @@ def check(
         except ModelError as error:
             raise VerificationError(str(error)) from error
     return opened[0], opened[1]
+
+
+def _new_refusal(model: bytes | Path, original: bytes | Path | None) -> str:
+    """Why the checker refuses the model and not its original; empty where it does not, or refuses both for the same."""
+    refusal = _refusal(model)
+    if not refusal or original is None:
+        return refusal
+    ours, theirs = complaints(model), complaints(original)
+    if not ours:  # it is about the graph
+        return "" if _refusal(original) == refusal else refusal
+    for (domain, op_type, said), count in (ours - theirs).items():
+        return f"{f'{domain}.' if domain else ''}{op_type}: {said}{f' ({count} times)' if count > 1 else ''}"
+    return ""
 
 
 def _refusal(model: bytes | Path) -> str:

@@ -110,6 +110,8 @@ def phrase(judged: Judged) -> str:
 def share(value: float) -> str:
     """A share in percent, with two digits that count."""
     percent = 100 * value
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
     return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 

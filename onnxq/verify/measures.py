@@ -17,11 +17,14 @@ THRESHOLDS = (0.3, 0.5, 0.7)
 UNSURE = 0.1
 """Decisions on probabilities, and symbols of a text, count in full from this much difference on: 55 % against 45 %."""
 
-COMMON = 0.5
-"""A class that more positions than these have is a background; what is found before it counts."""
+COMMON, RARE = 0.5, 0.9
+"""A class that more positions than the first have is a background, before which something is found or not.
 
-_MOST_CHANGED = 0.1
-"""However unsure float was: one decision in ten may change where one in a hundred of the sure ones may."""
+From the second on that is the whole decision, as with a detector, and it counts as one on a probability.
+"""
+
+_MOST_CHANGED = 0.2
+"""However unsure float was: one decision in twenty may change where one in a hundred of the sure ones may."""
 
 _FAR = 0.05
 """Probabilities below this share of a threshold are no decisions that a threshold is near to."""
@@ -109,7 +112,8 @@ class ClassMeasure:
         price, among = 1.0, total
         if kind == loss.POSITIONS and often > COMMON:
             found = int((self.counts.sum(axis=1) - self.counts[:, background]).sum())
-            price, among = UNSURE, min(total, found) or total
+            price = UNSURE ** min(1.0, (often - COMMON) / (RARE - COMMON))
+            among = min(total, found) or total
         changed = self._flips.changed / max(among, 1)
         weighted = self._flips.weighted(price) / max(among, 1)
         plain = _MOST_CHANGED * (self._flips.changed - math.sqrt(self._flips.changed)) / max(among, 1)
@@ -204,6 +208,36 @@ class ValueMeasure:
             noise = math.inf if ratio == 0 else -20 * math.log10(ratio) if math.isfinite(ratio) else -math.inf
             return Judged(kind, "SNR", noise, found)
         return Judged(kind, "relative error", ratio, found)
+
+
+class ReconstructionMeasure:
+    """Outputs that imitate an input: how far they miss it, item by item, which tells the usual from the unusual."""
+
+    _ENOUGH = 8
+
+    def __init__(self) -> None:
+        """Start with no sample."""
+        self._misses, self._inputs = _Moments(), _Moments()
+        self._apart, self._residual, self._elements = 0.0, 0.0, 0
+
+    def add(self, given: Array, expected: Array, got: Array) -> None:
+        """Add one sample: the input and what both models made of it, (items, elements)."""
+        wide = [np.nan_to_num(np.asarray(array, np.float64)) for array in (given, expected, got)]
+        before, after = (((array - wide[0]) ** 2).mean(axis=1) for array in wide[1:])
+        self._misses.add(before[:, None])
+        self._inputs.add(wide[0].reshape(-1, 1))
+        self._apart += float(((after - before) ** 2).sum())
+        self._residual += float(before.sum()) * given.shape[1]
+        self._elements += given.size
+
+    def judged(self) -> Judged | None:
+        """The figures; None where the output is no imitation, or of too few items."""
+        spread, size = self._misses.variance, self._inputs.variance
+        imitates = self._residual < 0.25 * size * self._elements
+        if self._misses.rows < self._ENOUGH or not imitates or spread <= 0:
+            return None
+        ratio = math.sqrt(self._apart / self._misses.rows / spread)
+        return Judged(loss.VALUES, "relative error of what is missed", ratio, loss.by_similarity(ratio))
 
 
 class _Moments:

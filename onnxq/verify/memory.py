@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,25 +14,28 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
+from onnxq.runtime.custom_ops import registered
 
 _TIMEOUT = 120.0
 _STATUS = Path("/proc/self/status")
 
 _SCRIPT = """
-import sys
+import json, sys
 import numpy, onnxruntime
 
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
 
-model, threads, *files = sys.argv[1:]
+model, threads, libraries, *files = sys.argv[1:]
 names = [line for line in open(files[0], encoding="utf-8").read().split("\\0") if line]
 feed = {name: numpy.load(path) for name, path in zip(names, files[1:])}
 before = status("VmRSS")
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.intra_op_num_threads = int(threads)
+for library in json.loads(libraries):
+    options.register_custom_ops_library(library)
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 session.run(None, feed)
 print(max(status("VmHWM") - before, 0))
@@ -60,7 +64,8 @@ def peak_memory(model: bytes | Path, feed: Feed, threads: int | None = 1) -> int
         for index, array in enumerate(feed.values()):
             files.append(folder / f"{index}.npy")
             np.save(files[-1], _plain(array), allow_pickle=False)
-        command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(path), str(threads or 0), *map(str, files)]
+        command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(path), str(threads or 0)]
+        command += [json.dumps(registered()), *map(str, files)]
         try:
             done = subprocess.run(
                 command,

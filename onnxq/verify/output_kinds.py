@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from onnxq.core.dtypes import Array
@@ -17,6 +15,7 @@ from onnxq.verify.measures import (
     ClassMeasure,
     ElementMeasure,
     ProbabilityMeasure,
+    ReconstructionMeasure,
     ValueMeasure,
     VectorMeasure,
 )
@@ -32,7 +31,7 @@ _LONG = 1000
 """Elements along one axis from which an output of one channel is a signal in time."""
 
 _IMAGE = 32
-_ANCHORS = 16
+ANCHORS = 16
 """Positions from which scores and coordinates that stand side by side are those of a detector."""
 
 
@@ -78,9 +77,10 @@ class OutputJudge:
         self._vectors: VectorMeasure | None = None
         self._elements: ElementMeasure | None = None
         self._values = ValueMeasure()
+        self._rebuilt = ReconstructionMeasure()
         self._samples = 0
         self._otherwise = 0.0
-        self._broken = self._labelled = False
+        self._broken = self._labelled = self._doubtful = False
 
     # The kind.
 
@@ -101,33 +101,30 @@ class OutputJudge:
             self._kind = loss.STATE
         elif fact.embedding and output.ndim >= 2:
             self._kind, self._vectors = loss.EMBEDDING, VectorMeasure()
-        elif (axis := self._class_axis(output)) is not None:
-            normalized = normalized_axis(output) == axis
-            self._begin_classes(output, feed, axis, normalized)
-            if not normalized and beside_scores and not labelled:
-                self._classes = self._texts = None
+        elif (axis := normalized_axis(output)) is not None:
+            self._begin_classes(output, feed, axis, normalized=True)
         elif (
             fact.activation in (SIGMOID, UNKNOWN, MIXED)
             and are_probabilities(output)
             and not self._is_image(output, feed)
+            and not (labelled and self._class_axis(output) is not None)
         ):
             self._kind, self._probabilities = loss.PROBABILITIES, ProbabilityMeasure()
         elif fact.activation in (MIXED, UNKNOWN) and (found := _detector_columns(output)) is not None:
             self._kind, self._probabilities = loss.DETECTION, ProbabilityMeasure()
             self._channel, self._columns = found
+        elif (axis := self._class_axis(output)) is not None:
+            self._doubtful = not labelled and (fact.like_input or beside_scores)
+            if not self._doubtful or output.ndim == 2:
+                self._begin_classes(output, feed, axis, normalized=False)
         if not self._kind:
             self._kind = loss.SIGNAL if self._is_signal(output, feed) else loss.VALUES
         self.scores = self._probabilities is not None or (self._classes is not None and self._kind != loss.VALUES)
 
     def _class_axis(self, output: Array) -> int | None:
-        """The axis of classes, for certain where the output is normalized; else where it may be."""
-        axis = normalized_axis(output)
-        if axis is not None:
-            return axis
+        """The axis of classes of an output that nothing normalizes, if it may hold any."""
         fact = self._fact
         if output.ndim < 2 or fact.activation not in (LINEAR, RELU, UNKNOWN):
-            return None
-        if fact.like_input and not self._labelled:
             return None
         if output.ndim == 2:
             return 1 if output.shape[1] >= 2 else None
@@ -137,7 +134,7 @@ class OutputJudge:
             return None
         return axis if output.shape[axis] >= _LEAST_CLASSES and output.shape[axis] != 4 else None
 
-    def _begin_classes(self, output: Array, feed: Feed, axis: int, normalized: bool) -> None:
+    def _begin_classes(self, output: Array, feed: Feed, axis: int, *, normalized: bool) -> None:
         others = [length for index, length in enumerate(output.shape) if index != axis]
         items = next((array.shape[0] for array in feed.values() if array.ndim), 1)
         positions = int(np.prod(others)) > max(items, others[0] if len(others) == 1 else 1)
@@ -211,6 +208,10 @@ class OutputJudge:
             if kept is not None and rows is None:
                 expected, got = expected[kept], got[kept]
             self._values.add(expected, got, rows)
+        if self._kind == loss.VALUES and self._fact.like_input and expected.ndim == 2:
+            given = next((array for array in feed.values() if array.shape == expected.shape and is_real(array)), None)
+            if given is not None:
+                self._rebuilt.add(given, expected, got)
 
     def _add_detection(self, expected: Array, got: Array) -> None:
         assert self._columns is not None and self._probabilities is not None
@@ -251,12 +252,21 @@ class OutputJudge:
         alike.
         """
         classes = self._classes
-        if classes is None or not classes.decisions or (self._maybe and not (classes.varied or self._labelled)):
+        if classes is None or self._doubtful or not classes.decisions:
+            return None
+        if self._maybe and not (classes.varied or self._labelled):
             return None
         found = self.judged()
         if found is None or found.kind not in (loss.CLASSES, loss.POSITIONS, loss.TEXT):
             return None
-        return 1.0 - classes.judged(self._maybe or self._kind).value
+        return self.possible_agreement
+
+    @property
+    def possible_agreement(self) -> float | None:
+        """The same if the output holds scores of classes."""
+        if self._classes is None or not self._classes.decisions:
+            return None
+        return 1.0 - self._classes.judged(self._maybe or self._kind).value
 
     def judged(self) -> Judged | None:
         """The figures; None before the first sample."""
@@ -279,11 +289,13 @@ class OutputJudge:
             return loss.mixed([self._probabilities.judged(), self._values.judged()], loss.DETECTION)
         if self._probabilities is not None:
             return self._probabilities.judged()
-        if self._classes is not None:
+        if self._classes is not None and not self._doubtful:
             found = self._of_classes(self._classes)
             if found is not None:
                 return found
-        return self._values.judged(self._kind)
+        rebuilt = self._rebuilt.judged()
+        found = self._values.judged(self._kind)
+        return found if rebuilt is None else loss.mixed([found, rebuilt], loss.VALUES)
 
     def _of_classes(self, classes: ClassMeasure) -> Judged | None:
         """Decisions among classes; None where scores that nothing normalizes turn out to be none."""
@@ -305,67 +317,6 @@ class OutputJudge:
         return loss.mixed([found, self._values.judged()], self._maybe)
 
 
-class OutputJudges:
-    """All outputs of a model, by name."""
-
-    def __init__(self, facts: Mapping[str, OutputFact], *, labelled: bool = False) -> None:
-        """Start with no sample; outputs that ``facts`` does not name are judged by what they give."""
-        self._facts, self._labelled = facts, labelled
-        self._judges: dict[str, OutputJudge] = {}
-
-    def add(self, feed: Feed, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Add a sample: what both models gave, by the float model's names; only tensors."""
-        begun = [name for name in expected if name not in self._judges]
-        if begun:
-            self._begin(begun, feed, expected)
-        for name, output in expected.items():
-            self._judges[name].add(output, got[name], feed, self._rows(name, expected))
-
-    def _begin(self, names: list[str], feed: Feed, expected: Mapping[str, Array]) -> None:
-        scores = {
-            name
-            for name, output in expected.items()
-            if is_real(output)
-            and output.ndim
-            and (normalized_axis(output) is not None or self._fact(name).activation == SIGMOID)
-            and not self._fact(name).state_of
-        }
-        for name in names:
-            judge = self._judges[name] = OutputJudge(self._fact(name))
-            judge.begin(expected[name], feed, beside_scores=bool(scores - {name}), labelled=self._labelled)
-
-    def _fact(self, name: str) -> OutputFact:
-        return self._facts.get(name, OutputFact())
-
-    def _rows(self, name: str, expected: Mapping[str, Array]) -> Array | None:
-        """Where another output of the same positions finds something, for an output of real numbers."""
-        output = expected[name]
-        if self._judges[name].scores or output.ndim < 2 or not is_real(output):
-            return None
-        boxes = output.ndim == 3 and output.shape[1] >= _ANCHORS
-        if not boxes and not (output.ndim == 2 and output.shape[1] == 4):
-            return None
-        found: Array | None = None
-        for other, scores in expected.items():
-            if other != name and self._judges[other].scores and scores.shape[:-1] == output.shape[:-1]:
-                here = self._judges[other].found(scores)
-                found = here if found is None or here is None else found | here
-        return found
-
-    def judged(self) -> dict[str, Judged | None]:
-        """The figures of each output."""
-        return {name: judge.judged() for name, judge in self._judges.items()}
-
-    @property
-    def may_be_classes(self) -> str | None:
-        """The first output that may hold scores of classes; None where none does."""
-        return next((name for name, judge in self._judges.items() if judge.may_be_classes), None)
-
-    def agreements(self) -> dict[str, float | None]:
-        """Of each output, the share of its decisions among classes that stay; None where it holds none."""
-        return {name: judge.agreement for name, judge in self._judges.items()}
-
-
 def is_real(array: Array) -> bool:
     """Elements are real numbers."""
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
@@ -376,7 +327,7 @@ def _detector_columns(output: Array) -> tuple[int, Array] | None:
     if output.ndim != 3 or output.size == 0:
         return None
     axis = 2 if output.shape[2] < output.shape[1] else 1
-    if output.shape[3 - axis] < _ANCHORS:
+    if output.shape[3 - axis] < ANCHORS:
         return None
     others = (0, 3 - axis)
     inside = (output.min(axis=others) >= 0.0) & (output.max(axis=others) <= 1.0)

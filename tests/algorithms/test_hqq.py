@@ -10,11 +10,10 @@ import pytest
 
 from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.groups import split
-from onnxq.algorithms.hqq import HQQConfig, hqq, hqq_float_zero
+from onnxq.algorithms.hqq import HQQConfig, _solvers, hqq
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize, params_for, quantize
 from onnxq.core.dtypes import QType
-from onnxq.core.floatzero import decode
 from onnxq.core.spec import PerAxis, PerBlock, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from tests.algorithms.correlated import SPECS, draw, name
@@ -58,14 +57,18 @@ def slow_zero_point(x: Array, scale: float, zero: float, spec: TensorSpec, confi
 @pytest.mark.parametrize("spec", [s for s in SPECS if not s.symmetric and s.bits < 8], ids=name)
 def test_float_zero_points_are_those_of_the_slow_solver(spec: TensorSpec) -> None:
     weight, config = heavy(0), HQQConfig()
-    found, start = hqq_float_zero(weight, spec, config), params_for(weight, spec)
+    start = params_for(weight, spec)
+    ((_, solver),) = _solvers(weight, start, config)
+    solver.solve_zero_point()  # before it is rounded
+    zero_point = solver.zero_point.reshape(start.scale.shape)
     size = spec.granularity.size if isinstance(spec.granularity, PerBlock) else 72
-    for row, block in [(0, 0), (7, found.scale.shape[1] - 1), (23, 0)]:
+    for row, block in [(0, 0), (7, zero_point.shape[1] - 1), (23, 0)]:
         x = weight[row, block * size : (block + 1) * size].astype(np.float64)
         scale, zero = float(start.scale[row, block]), float(start.zero_point[row, block])
         expected = slow_zero_point(x, scale, zero, spec, config)
-        np.testing.assert_allclose(found.zero_point[row, block], expected, rtol=2e-3, atol=2e-3)
-    before, after = objective(weight, real(rtn(weight, spec)), spec), objective(weight, decode(found), spec)
+        np.testing.assert_allclose(zero_point[row, block], expected, rtol=2e-3, atol=2e-3)
+    found = real(hqq(weight, spec, config))
+    before, after = objective(weight, real(rtn(weight, spec)), spec), objective(weight, found, spec)
     assert (after <= before * 1.0001).all()
     assert after.sum() < 0.995 * before.sum()
 
@@ -124,8 +127,6 @@ def test_zeros_and_weights_on_the_grid_are_exact() -> None:
 
 
 def test_what_cannot_be_asked_for_is_refused() -> None:
-    with pytest.raises(RecipeError, match="symmetric grid has no zero point"):
-        hqq_float_zero(heavy(0), TensorSpec(QType.INT4, PerBlock(1, 16), symmetric=True))
     with pytest.raises(RecipeError, match=r"power 2.0"):
         HQQConfig(power=2.0)
     with pytest.raises(RecipeError, match="do not lie along the rows"):

@@ -11,11 +11,10 @@ import pytest
 
 from onnxq.algorithms import kquant as module
 from onnxq.algorithms.groups import split
-from onnxq.algorithms.kquant import KQuantConfig, kquant, legacy_float_zero
+from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import QType
-from onnxq.core.floatzero import decode
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from tests.algorithms.correlated import SPECS, name
@@ -65,22 +64,6 @@ def test_symmetric_formats_are_those_of_gguf_bit_for_bit(kind: str, spec: Tensor
     result = kquant(weight, spec, LEGACY)
     assert np.array_equal(real(result), expected)
     assert result.values.dtype == spec.dtype.numpy
-
-
-@pytest.mark.parametrize(
-    ("kind", "spec"),
-    [("Q4_1", TensorSpec(QType.UINT4, BLOCK)), ("Q5_1", TensorSpec(QType.UINT8, BLOCK, grid_bits=5))],
-    ids=["Q4_1", "Q5_1"],
-)
-def test_formats_with_an_offset_are_those_of_gguf_bit_for_bit(kind: str, spec: TensorSpec) -> None:
-    gguf = pytest.importorskip("gguf")
-    weight, kind_of = awkward(), gguf.GGMLQuantizationType[kind]
-    expected = gguf.quants.dequantize(gguf.quants.quantize(weight, kind_of), kind_of)
-    result, low = legacy_float_zero(weight, spec)
-    levels = result.values.astype(np.float32)
-    scale, low = (np.repeat(part, 32, axis=1) for part in (result.scale, low))
-    assert np.array_equal(scale * levels + low, expected)
-    assert (np.abs(decode(result) - expected) <= 1e-5 * np.abs(expected).max(axis=1, keepdims=True)).all()
 
 
 def slow_search(x: Array, weights: Array, half: int, start: float) -> tuple[float, float]:
@@ -202,10 +185,6 @@ def test_what_cannot_be_asked_for_is_refused() -> None:
     weight = heavy(7)
     with pytest.raises(RecipeError, match="no integer zero point"):
         kquant(weight, TensorSpec(QType.UINT4, BLOCK), LEGACY)
-    with pytest.raises(RecipeError, match="int4 signed has no lowest level of 0"):
-        legacy_float_zero(weight, TensorSpec(QType.INT4, BLOCK))
-    with pytest.raises(RecipeError, match="has no elements"):
-        legacy_float_zero(weight[:0], TensorSpec(QType.UINT4, BLOCK))
     with pytest.raises(RecipeError, match="steps 0"):
         KQuantConfig(steps=0)
     assert kquant(weight[:0], TensorSpec(QType.UINT4, BLOCK)).values.shape == (0, 72)

@@ -13,9 +13,6 @@ from onnxq.core.codebook import (
     NF4,
     CodebookTensor,
     decode,
-    decode_scale,
-    double_quantize,
-    dynamic_table,
 )
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor
 from onnxq.errors import RecipeError
@@ -71,34 +68,3 @@ def test_what_does_not_fit_is_said() -> None:
         decode(CodebookTensor(indices, NF4, one, PerBlock(1, 2), 4))
     with pytest.raises(RecipeError, match="3 tables for 1 groups"):
         decode(CodebookTensor(indices, np.ones((3, 16), np.float32), one, PerTensor(), 4))
-    with pytest.raises(RecipeError, match="block of 0 scales"):
-        double_quantize(one, 0)
-
-
-def test_the_dynamic_type_has_its_decades() -> None:
-    table = dynamic_table()
-    assert table.shape == (256,)
-    assert (np.diff(table) > 0).all()
-    assert table[127] == 0
-    assert table[-1] == 1
-    # the largest decade holds half of the positive values; its largest is half a step below 1
-    assert (table > 0.1).sum() == 65
-    np.testing.assert_allclose([table[0], table[-2], table[128]], [-0.99296875, 0.99296875, 5.5e-7], rtol=1e-6)
-    np.testing.assert_array_equal(table[:127], -table[128:255][::-1])
-
-
-@pytest.mark.parametrize("shape", [(300, 3), (1, 1), (256,), (0, 4), (70, 11)])
-def test_scales_survive_double_quantization(shape: tuple[int, ...]) -> None:
-    scale = np.random.default_rng(0).uniform(0.02, 0.2, shape).astype(np.float32)
-    double = double_quantize(scale)
-    assert double.indices.shape == shape
-    assert double.scale.shape == (-(-scale.size // 256),)
-    again = decode_scale(double)
-    assert again.shape == shape
-    if scale.size:
-        np.testing.assert_allclose(again, scale, rtol=0, atol=0.0075 * np.abs(scale - scale.mean()).max() + 1e-7)
-    # nearest: no other entry of the table is nearer
-    flat, table = scale.ravel(), dynamic_table()
-    for position in range(0, flat.size, 97):
-        choices = table * double.scale[position // 256] + np.float32(double.offset)
-        assert abs(again.ravel()[position] - flat[position]) <= np.abs(choices - flat[position]).min() * 1.0001 + 1e-8

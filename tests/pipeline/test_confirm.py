@@ -142,3 +142,26 @@ def test_what_a_training_batch_normalization_gives_besides_stays() -> None:
     confirm(prepared, feed(2, 4, 3), Clock(None))
     assert prepared.notes == []
     assert agrees(proto, prepared, feed(2, 4, 3))
+
+
+@pytest.mark.parametrize(("options", "said"), [({"format": "qdq"}, True), ({}, False)])
+def test_a_form_of_weights_that_needs_a_newer_operator_set_says_so(options: dict[str, str], said: bool) -> None:
+    proto = build("g (float[N,64] x) => (float[N,64] y) { y = MatMul (x, w) }", opset=17, w=weights(64, 64))
+    result = onnxq.quantize(proto, preset="w4", benchmark=False, **options)  # type: ignore[arg-type]
+    lines = [line for line in result.warnings if "was raised from 17 to 21, and from IR version 8 to 10" in line]
+    assert len(lines) == said
+
+
+def test_what_float16_overflows_or_ties_on_is_no_fault_of_widening() -> None:
+    text = """g (float16[N,8] x) => (float16[N,8] y, int64[N,1] best) {
+        a = Mul (x, big)  b = Mul (a, big)  s = Softmax <axis = 1> (x)  best = ArgMax <axis = 1> (s)
+        y = Neg (b)
+    }"""
+    proto = build(text, big=np.float16(300))
+    prepared = prepare(proto)
+    assert prepared.changes["widen"]
+    sample = {"x": np.where(np.arange(16).reshape(2, 8) % 3 == 0, 30, 1).astype(np.float16)}
+    assert np.isinf(run(proto.SerializeToString(), sample)["y"]).any()
+    confirm(prepared, sample, Clock(None))
+    assert prepared.notes == []
+    assert prepared.changes["widen"]

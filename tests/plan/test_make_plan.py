@@ -100,7 +100,7 @@ def test_rounding_at_the_tail_would_only_cost_accuracy() -> None:
 
 def test_nothing_is_rounded_for_an_argmax() -> None:
     text = """g (float[N,32,12,12] x) => (int64[N,1,H,W] y) {
-        [conv] a = Conv <pads = [1,1,1,1]> (x, w) [p] p = Softmax <axis = 1> (a) [y] y = ArgMax <axis = 1> (p) }"""
+        [conv] a = Conv <pads = [1,1,1,1]> (x, w) [p] p = Softmax <axis = -1> (a) [y] y = ArgMax <axis = 1> (p) }"""
     planned = plan_of(build(text, w=weights(32, 32, 3, 3)))
     assert planned.actions == {"conv": "integer", "p": "float", "y": "float"}
     assert planned["p"].reason.startswith("no integer layer comes after it")
@@ -170,7 +170,7 @@ def test_rules_choose_range_and_granularity_by_node() -> None:
 
 
 def test_the_target_and_the_recipe_decide_the_grids() -> None:
-    proto = chain("[mid] m = Softmax <axis = 1> (a)")
+    proto = chain("[mid] m = Softmax <axis = -1> (a)")
     planned = plan_of(proto, target="cpu-avx2")
     spec = planned["first"].weights[1]
     assert (spec.dtype, spec.bits, spec.qmin, spec.qmax) == (QType.INT8, 7, -63, 63)

@@ -29,7 +29,7 @@ PATH = "/onnxruntime_src/onnxruntime/core/"
         ),
         (
             "[ONNXRuntimeError] : 1 : FAIL : Fatal error: my.dom:Foo(-1) is not a registered function/op",
-            "operator 'Foo' of domain 'my.dom' is not available in it",
+            "operator 'Foo' of domain 'my.dom' is not available in it; name its library with --custom-ops",
         ),
         (
             f"{PATH}a.cc:10 onnxruntime::f()::<lambda(int)> x == 3 was false. wrong",

@@ -20,6 +20,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
 from onnxq.search import layers, trials
+from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
 
@@ -38,7 +39,7 @@ LSTM = """g (float[12,1,32] x) => (float[12,10] y) {
 
 
 def convnet() -> onnx.ModelProto:
-    return build(CONVNET, w1=weights(32, 16, 3, 3), w2=weights(32, 32, 3, 3), w3=weights(32, 10))
+    return build(CONVNET, w1=weights(32, 16, 3, 3), w2=weights(32, 32, 3, 3), w3=0.02 * weights(32, 10))
 
 
 def mlp() -> onnx.ModelProto:
@@ -56,12 +57,18 @@ def lstm() -> onnx.ModelProto:
 
 
 def drawn(*shape: int, count: int = 10) -> list[dict[str, np.ndarray]]:
-    return [{"x": np.random.default_rng(i).normal(size=shape).astype(np.float32)} for i in range(count)]
+    """Noise around a mean for each item and channel, so that items differ behind a pooling, too."""
+    found = []
+    for index in range(count):
+        generator = np.random.default_rng(index)
+        means = generator.normal(size=shape[:2] + (1,) * (len(shape) - 2)) if len(shape) > 3 else 0.0
+        found.append({"x": (means + generator.normal(size=shape)).astype(np.float32)})
+    return found
 
 
 NETS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
-    "convnet": (convnet, (2, 16, 12, 12)),
-    "mlp": (mlp, (4, 64)),
+    "convnet": (convnet, (8, 16, 12, 12)),
+    "mlp": (mlp, (32, 64)),
     "attention": (attention, (2, 8, 64)),
     "lstm": (lstm, (12, 1, 32)),
 }
@@ -208,6 +215,7 @@ def test_the_table_of_candidates_is_in_json_and_summary(times: Times) -> None:
     )
     for row in rows:
         keys = {"name", "latency_ratio", "latency_ms", "sqnr_db", "top1_agreement", "size_bytes", "verdict"}
+        keys |= {"loss", "options", "recipe", "frontier"}
         assert set(row) == keys and row["verdict"]
     assert [row["verdict"] for row in rows].count("chosen") == 1
     text = result.summary()
@@ -264,7 +272,7 @@ def test_limits_are_kept_by_a_slower_form(times: Times) -> None:
     tight = auto("convnet", min_sqnr=limit)
     assert loose.preset == "w8a8"
     assert tight.preset == "mixed" and tight.sqnr_db is not None and tight.sqnr_db >= limit
-    assert table(tight)["w8a8"]["verdict"] == f"{loose.sqnr_db:.1f} dB; --min-sqnr asks for {limit:g}"
+    assert table(tight)["w8a8"]["verdict"] == f"SQNR is {loose.sqnr_db:.1f} dB and --min-sqnr asks for {limit:g}"
     moved = [entry for entry in tight.choices if "missed the accuracy budget" in entry["reason"]]
     assert moved and all(entry["choice"] != "w8a8" for entry in moved)
     assert any(entry["choice"] == "w8a8" for entry in tight.choices if entry["op_type"] in ("Conv", "Gemm"))
@@ -391,3 +399,67 @@ def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeyp
     assert result.preset == "mixed" and result.plan.nodes["stem"].action == "integer"
     assert runs == [1]
     assert result.sqnr_db is not None and result.sqnr_db > 30
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_written_is_what_the_table_calls_chosen(
+    times: Times, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    """Whatever is fast and whatever is refused: one row is chosen, it is inside the budget, and it is the file."""
+    draw = np.random.default_rng(seed)
+    names = ["w8", "w8a8", "w8a8-dynamic", "w8a8-token", "mixed"]
+    times.models = {"float": 4.0, **{name: float(draw.uniform(1.0, 6.0)) for name in names}}
+    times.kernels = {name: float(draw.uniform(5.0, 30.0)) for name in ["float", *names]}
+    share = float(draw.uniform(0.0, 1.0))
+
+    def failures(self: object, comparison: Any) -> list[str]:
+        decibels = np.random.default_rng(int(1000 * (comparison.sqnr_db or 0.0)) + seed)
+        return [] if decibels.uniform() < share else ["outside"]
+
+    monkeypatch.setattr(budget.Limits, "failures", failures)
+    output = tmp_path / "out.onnx"
+    result = auto("mlp" if seed % 2 else "convnet", output=output)
+    (row,) = [row for row in result.candidates if row["verdict"] == "chosen"]
+    assert row["name"].split(" ")[0] == result.preset
+    assert output.stat().st_size == row["size_bytes"] == result.size_after
+    if result.preset != "float":
+        assert result.comparison is not None and failures(None, result.comparison) == []
+
+
+OFFSET = """g (float[N,64] x) => (float[N,6] y) {
+    [up] a = MatMul (x, w1) [far] b = Add (a, far_away) [down] c = MatMul (b, w2) [act] d = Tanh (c)
+    [out] y = MatMul (d, w3) }"""
+
+
+def offset() -> onnx.ModelProto:
+    """A large common offset that cancels in the next layer: 8 bits leave nearly nothing of what stands on it."""
+    down = weights(128, 64)
+    down -= down.mean(axis=0)
+    return build(OFFSET, w1=weights(64, 128), far_away=np.full(128, 3000, np.float32), w2=down, w3=weights(64, 6))
+
+
+@pytest.mark.parametrize("fast", ["w8a8", "w8a8-dynamic", "w8a8-token", "mixed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"min_sqnr": 25.0}, {"max_drop": 2.0}], ids=lambda given: next(iter(given), "")
+)
+@pytest.mark.parametrize("make", [offset, mlp], ids=["offset", "mlp"])
+def test_what_is_given_is_what_the_table_calls_chosen_and_is_inside_the_budget(
+    make: Callable[[], onnx.ModelProto], options: dict[str, float], fast: str, times: Times
+) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, fast: 1.0, **{name: 3.0 for name in NAMES if name != fast}}
+    result = onnxq.quantize(make(), calibration=drawn(32, 64), threads=1, **options)
+    chosen = [row for row in result.candidates if row["verdict"] == "chosen"]
+    assert len(chosen) == 1
+    assert chosen[0]["name"].partition(" ")[0] == result.preset
+    if result.preset == "float":
+        assert any("the float model is given back" in line for line in result.warnings)
+        return
+    assert result.comparison is not None
+    if not options:
+        assert not result.comparison.outside()
+    assert (result.comparison.sqnr_db or 0.0) >= options.get("min_sqnr", -np.inf)
+    refused = {row["name"] for row in result.candidates if "the budget is" in row["verdict"]}
+    assert result.preset not in refused
+
+
+NAMES = ("w8a8", "w8a8-dynamic", "w8a8-token", "mixed")

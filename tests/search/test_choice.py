@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.search.choice import (
-    Figures,
     Form,
     Layer,
     Outcome,
@@ -20,7 +18,6 @@ from onnxq.search.choice import (
     by_tensor,
     fastest_forms,
     gentler,
-    outside_budget,
     ranked,
 )
 
@@ -122,31 +119,6 @@ def test_the_ranking_is_whole_and_does_not_depend_on_the_order(rows: list[tuple[
     assert sorted(o.name for o in ranked(outcomes)) == sorted(o.name for o in outcomes)
     if outcomes:
         assert ranked(outcomes)[0].ratio >= 0.96 * max(outcome.ratio for outcome in outcomes)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "figures", "reason"),
-    [
-        (Recipe(), Figures(sqnr_db=31.0, top1=0.5), ""),
-        (Recipe(), Figures(sqnr_db=12.0, top1=0.99), ""),
-        (Recipe(), Figures(sqnr_db=29.0), "29.0 dB; the budget is 30 dB"),
-        (Recipe(), Figures(sqnr_db=29.0, top1=0.9), "29.0 dB and 90.0 % top-1 agreement; the budget is 30 dB or 99 %"),
-        (Recipe(), Figures(cosine=0.985, worst_db=15.0), ""),
-        (Recipe(), Figures(cosine=0.97, worst_db=12.0), "cosine 0.9700; the budget is 0.98"),
-        (Recipe(), Figures(), ""),
-        (Recipe(min_sqnr=20), Figures(sqnr_db=25.0, worst_db=25.0), ""),
-        (Recipe(min_sqnr=20), Figures(cosine=0.99, worst_db=18.0), "18.0 dB; --min-sqnr asks for 20"),
-        (Recipe(max_drop=1), Figures(top1=0.98), "top-1 agreement falls by 2.00 points; --max-drop allows 1"),
-        (Recipe(max_drop=1), Figures(top1=0.9, accuracy={"float": 0.9, "quantized": 0.895}), ""),
-        (
-            Recipe(max_drop=1),
-            Figures(sqnr_db=90.0),
-            "the outputs are no classes, and --max-drop asks for their agreement",
-        ),
-    ],
-)
-def test_the_accuracy_budget(recipe: Recipe, figures: Figures, reason: str) -> None:
-    assert outside_budget(recipe, figures) == reason
 
 
 def test_one_scale_a_weight_is_for_kernels_that_are_faster_with_it() -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.history import GIVEN_UP, Limits, Outcome, Suspect
+from onnxq.search.history import GIVEN_UP, Outcome, Suspect
 from onnxq.search.state import SearchState
 from onnxq.search.strategy import Found, search
+from onnxq.verify.budget import Limits
 
 START = Recipe(preset="w8a8")
 NODES = [f"n{i}" for i in range(20)]

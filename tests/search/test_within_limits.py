@@ -149,10 +149,11 @@ class FakeRunner(Runner):
         return run(self._content, feed)
 
 
-def test_agreement_with_float_is_the_metric_without_labels() -> None:
+def test_unchanged_decisions_are_the_metric_without_labels() -> None:
     result = quantize(max_drop=5.0)
-    assert result.top1_agreement is not None
-    assert result.top1_agreement >= 0.95
+    assert result.comparison is not None
+    assert result.comparison.possible_agreement is not None
+    assert result.comparison.possible_agreement >= 0.95
     assert result.trail[0]["drop"] > 5.0
 
 
@@ -191,11 +192,11 @@ def test_a_state_of_another_run_is_left_unused_and_that_is_said(tmp_path: Path) 
 
 
 def test_a_limit_on_what_the_model_does_not_have_is_said_at_once() -> None:
-    text = "g (float[N,64] x) => (float[N] y) { a = Gemm (x, w) y = ReduceMax <axes = [1], keepdims = 0> (a) }"
+    text = "g (float[N,64] x) => (int64[N] y) { a = Gemm (x, w) y = ArgMax <axis = 1, keepdims = 0> (a) }"
     model = build(text, w=np.eye(64, dtype=np.float32))
     samples = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(4)]
-    with pytest.raises(VerificationError, match="the outputs are no classes; use --min-sqnr$"):
-        quantize(model, calibration=samples, max_drop=0.5)
+    with pytest.raises(VerificationError, match="--min-sqnr: the model has no real-valued output to measure"):
+        quantize(model, calibration=samples, min_sqnr=30.0)
 
 
 def test_perplexity_of_a_language_model_must_not_rise(root: Path) -> None:
@@ -214,8 +215,8 @@ def test_dynamic_scales_are_searched_too() -> None:
 def refused_by_accuracy(job: Any) -> auto.Chosen:
     """What ``auto`` gives where static integers are faster and miss the limits."""
     candidates = [
-        {"name": "w8a8", "latency_ratio": 3.0, "verdict": "4.6 dB"},
-        {"name": "float", "latency_ratio": 1.0, "verdict": "chosen"},
+        {"name": "w8a8", "latency_ratio": 3.0, "size_bytes": 9, "loss": 0.2, "verdict": "4.6 dB"},
+        {"name": "float", "latency_ratio": 1.0, "size_bytes": 9, "loss": 0.0, "verdict": "chosen"},
     ]
     return Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original, candidates)
 
@@ -229,6 +230,8 @@ def test_where_auto_gives_float_back_for_accuracy_static_integers_are_searched(
     result = quantize(preset="auto", benchmark=True, seconds=0.01, min_sqnr=DB)
     assert result.preset == preset
     assert bool(result.trail) == (preset == "w8a8")
+    (chosen,) = [row for row in result.candidates if row["verdict"] == "chosen"]
+    assert chosen["name"].split(" ")[0] == preset
 
 
 def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
@@ -249,7 +252,7 @@ def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
         ({"metric": "no_such_module:f", "max_drop": 1.0}, "cannot be imported: ModuleNotFoundError"),
         ({"metric": "math:pi", "max_drop": 1.0}, "is a float, not a function"),
         ({"metric": 3, "max_drop": 1.0}, "metric: is a int; give"),
-        ({"resume": True, "search_state": "s"}, "no search to go on with; give --max-drop or --min-sqnr"),
+        ({"resume": True, "search_state": "s"}, "no search to go on with; pass --max-drop or --min-sqnr"),
         ({"resume": True, "min_sqnr": 9.0}, "no search to go on with; name its file with --search-state"),
         ({"metric": "perplexity", "max_drop": 1.0}, "--metric perplexity: cannot be given"),
         ({"metric": lambda runner: "good", "max_drop": 1.0}, "it gave 'good', no number"),

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxq
 from onnxq.errors import ModelError, VerificationError
 from onnxq.verify import loads as room
 from onnxq.verify.loads import check
@@ -74,3 +75,44 @@ def test_inputs_and_outputs_of_open_rank_are_no_fault_and_hide_none(content):
     model.graph.node[0].input[0] = "nowhere"
     with pytest.raises(VerificationError, match=r"the ONNX checker refuses it: .*nowhere"):
         check(model.SerializeToString())
+
+
+def simplified(*names: str) -> onnx.ModelProto:
+    """A chain of an operator that ONNX Runtime has in ONNX's domain and onnx does not know."""
+    graph = onnx.parser.parse_graph("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }")
+    del graph.node[:]
+    values = ["x", *(f"h{i}" for i in range(len(names) - 1)), "y"]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "scale"))
+    for name, source, result in zip(names, values, values[1:], strict=False):
+        graph.node.append(
+            onnx.helper.make_node("SimplifiedLayerNormalization", [source, "scale"], [result], name=name, axis=-1)
+        )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_complaint_in_common_may_be_about_a_node_of_another_name():
+    feed = {"x": np.ones((2, 4), np.float32)}
+    check(simplified("a", "b").SerializeToString(), feed, original=simplified("", "").SerializeToString())
+
+
+def test_a_complaint_more_of_the_same_kind_is_not_in_common():
+    with pytest.raises(VerificationError, match=r"refuses it: SimplifiedLayerNormalization: No Op registered"):
+        check(simplified("a", "b").SerializeToString(), original=simplified("a").SerializeToString())
+
+
+def test_a_complaint_about_another_operator_is_not_in_common():
+    other = simplified("a")
+    other.graph.node.append(onnx.helper.make_node("Clip", ["y"], ["z"], bogus=1))
+    with pytest.raises(VerificationError, match=r"refuses it: Clip: Unrecognized attribute: bogus"):
+        check(other.SerializeToString(), original=simplified("a").SerializeToString())
+
+
+def test_a_float_model_that_the_checker_refuses_is_quantized():
+
+    proto = simplified("", "")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, 300, dtype=np.float32), "w"))
+    proto.graph.node.append(onnx.helper.make_node("MatMul", ["y", "w"], ["z"]))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 300]))
+    result = onnxq.quantize(proto, preset="w8", benchmark=False)
+    assert result.coverage["MatMul"]["quantized"] == 1

@@ -11,7 +11,8 @@ import pytest
 from onnxq.graph.reading.output_facts import LINEAR, MIXED, RELU, SIGMOID, SOFTMAX, UNKNOWN, OutputFact
 from onnxq.verify import loss
 from onnxq.verify.loss import Judged
-from onnxq.verify.output_kinds import OutputJudges, normalized_axis
+from onnxq.verify.output_judges import OutputJudges
+from onnxq.verify.output_kinds import normalized_axis
 
 Array = np.ndarray[Any, Any]
 FEED = {"x": np.zeros((1, 3, 64, 64), np.float32)}
@@ -236,6 +237,19 @@ def test_embeddings_keep_their_neighbours(generator: np.random.Generator) -> Non
     assert of(fact, (vectors, generator.normal(0, 1, vectors.shape))).loss > 10 * loss.BUDGET
     one = of(fact, (vectors[:1], near[:1]))
     assert (one.measure, one.loss) == ("cosine", pytest.approx(math.acos(one.value) / math.pi))
+
+
+def test_an_imitation_is_judged_by_how_far_it_misses(generator: np.random.Generator) -> None:
+    given = 10 * generator.normal(0, 1, (200, 40))
+    misses = generator.normal(0, 1, given.shape) * (1 + 0.1 * generator.normal(0, 1, (200, 1)))
+    made = given + misses
+    rough = made + 0.1 * misses * generator.choice([-1, 1], (200, 1))
+    fact, feed = OutputFact(LINEAR, like_input=True), {"x": given.astype(np.float32)}
+    found = of(fact, (made, rough), feed=feed)
+    assert (found.kind, found.measure) == (loss.VALUES, "relative error of what is missed")
+    assert found.loss > loss.BUDGET
+    assert of(fact, (made, rough)).loss < loss.BUDGET
+    assert of(fact, (misses, 1.01 * misses), feed=feed).measure == "relative error"
 
 
 # The whole.

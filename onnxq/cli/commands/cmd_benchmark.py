@@ -13,6 +13,7 @@ from onnxq.cli._options import (
     FILE,
     FiniteRange,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -41,6 +42,7 @@ from onnxq.cli._summary import show_benchmark
     help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, free dimensions 64 or what else runs.",
 )
 @threads_option("Measurement", default_text="1")
+@custom_ops_option("Measurement")
 @option(
     "--seconds",
     type=FiniteRange(min=0, min_open=True),
@@ -56,6 +58,7 @@ def command(
     calibration: str | None,
     threads: int | None,
     seconds: float,
+    custom_ops: tuple[Path, ...],
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -69,7 +72,7 @@ def command(
     with working(as_json) as progress:
         if progress is not None:
             progress("benchmark", 0, None)
-        result = api.benchmark(list(models), data=calibration, threads=threads, seconds=seconds)
+        result = api.benchmark(list(models), data=calibration, threads=threads, seconds=seconds, custom_ops=custom_ops)
     if as_json:
         emit_json(result.to_dict())
     else:

@@ -12,6 +12,7 @@ from onnxq.cli._options import (
     DATA,
     FILE,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -78,6 +79,7 @@ from onnxq.cli._progress import working
     help="The onnxruntime execution provider that runs the float model.",
 )
 @threads_option("Running")
+@custom_ops_option("Running")
 @output_options
 @click.pass_context
 def command(
@@ -90,6 +92,7 @@ def command(
     moments: bool,
     provider: str,
     threads: int | None,
+    custom_ops: tuple[Path, ...],
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -112,6 +115,7 @@ def command(
             progress=progress,
             resume=resume,
             moments=moments,
+            custom_ops=custom_ops,
         )
     state(ctx).written = output
     if as_json:

@@ -12,6 +12,7 @@ from onnxq.cli._options import (
     DATA,
     FILE,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -47,9 +48,16 @@ from onnxq.cli._summary import show_comparison
     group="Data",
     help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It must be there.",
 )
+@custom_ops_option("Data")
 @output_options
 def command(
-    float_model: Path, quantized_model: Path, calibration: str, metric: str | None, as_json: bool, **_: Any
+    float_model: Path,
+    quantized_model: Path,
+    calibration: str,
+    metric: str | None,
+    custom_ops: tuple[Path, ...],
+    as_json: bool,
+    **_: Any,
 ) -> None:
     """Compare the outputs of the model QUANTIZED with those of the model FLOAT, sample by sample.
 
@@ -62,7 +70,7 @@ def command(
     with working(as_json) as progress:
         if progress is not None:
             progress("compare", 0, None)
-        result = api.compare(float_model, quantized_model, data=calibration, metric=metric)
+        result = api.compare(float_model, quantized_model, data=calibration, metric=metric, custom_ops=custom_ops)
     if as_json:
         emit_json(result.to_dict())
     else:

@@ -12,6 +12,7 @@ from onnxq.cli._options import (
     DATA,
     FILE,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -60,6 +61,7 @@ from onnxq.cli._summary import show_diagnosis
     help="Write a recipe that leaves the worst nodes float or changes their ranges; use it with 'onnxq quantize'.",
 )
 @threads_option("Options")
+@custom_ops_option("Options")
 @output_options
 @click.pass_context
 def command(

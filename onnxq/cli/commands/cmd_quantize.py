@@ -13,6 +13,7 @@ from onnxq.cli._options import (
     FILE,
     FiniteRange,
     GroupedCommand,
+    custom_ops_option,
     examples,
     option,
     output_options,
@@ -22,7 +23,7 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
-from onnxq.recipe.recipe import ALGORITHMS
+from onnxq.recipe.rounding import ROUNDINGS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -185,7 +186,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="NAME",
     group=_HOW,
     default_text="gptq with samples, kquant without, rtn at 8 bits",
-    help=f"How packed weights are rounded: {', '.join(ALGORITHMS)}.",
+    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}.",
 )
 @option(
     "--accuracy-level",
@@ -301,6 +302,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Do not measure latency; auto then means w8a8 with data, else w8.",
 )
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options
 @click.pass_context

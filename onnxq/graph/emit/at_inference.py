@@ -83,7 +83,7 @@ class _Emitter:
         tensor = change.constants[1]
         rest, sign = source, sign_of(source)
         if change.channels is not None:
-            width = tensor.values.shape[1 if walk.attr_int(node, "transB") else 0]
+            width = tensor.values.shape[1 if walk.outputs_first(node) else 0]
             rest = self._splits.rest(source, change.channels, width)
         x = self._by_row(rest, sign) if by_row else self._by_tensor(rest)
         if isinstance(tensor.params.spec.granularity, PerBlock) and tensor.values.ndim == 2:
@@ -106,7 +106,7 @@ class _Emitter:
         if scale.size == 1 or scale.ndim == 2:  # of several matrices the kernel takes scales of the weight's rank alone
             scale = common.shaped(scale)
         if node.op_type == "Gemm":
-            if walk.attr_int(node, "transB"):
+            if walk.outputs_first(node):
                 values = np.ascontiguousarray(values.T)
             scale = scale * np.float32(walk.attr_float(node, "alpha", 1.0))
         base = self._base(node)

@@ -340,7 +340,7 @@ def _input_channels(node: ir.Node) -> int | None:
         return second * walk.attr_int(node, "group", 1)
     if node.op_type == "ConvTranspose":
         return first
-    return None if walk.attr_int(node, "transA") else (second if walk.attr_int(node, "transB") else first)
+    return None if walk.attr_int(node, "transA") else (second if walk.outputs_first(node) else first)
 
 
 def _goes_to_integers(node: ir.Node) -> bool:

@@ -1,12 +1,13 @@
-"""What ONNX Runtime would join or move to a slower kernel: normalizations behind a sum, float pools before a Q."""
+"""What ONNX Runtime joins or moves to a slower kernel, or would join were there no DQ, written so that it is fast."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import edit, walk
 from onnxq.graph.emit.common import Builder
 from onnxq.graph.reading import patterns
+from onnxq.graph.reading.ops import MICROSOFT
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
@@ -66,3 +67,31 @@ def _reaches_q(pool: ir.Node) -> bool:
     while user is not None and user.domain == "" and user.op_type in _MOVERS and user.graph is pool.graph:
         user = walk.only_use(user.outputs[0])
     return user is not None and user.op_type == "QuantizeLinear" and user.graph is pool.graph
+
+
+def join_gelus(builder: Builder) -> None:
+    """Write a Gelu that an exporter spelled out as one operator where a DQ gives what it reads.
+
+    ONNX Runtime joins such nodes in a float model. Between quantized layers it gives every reader of a DQ a DQ of its
+    own before it looks, and then finds nothing to join.
+    """
+    for graph in list(walk.all_graphs(builder.graph)):
+        for match in patterns.find(graph, (patterns.GELU,)):
+            last, x = match.nodes[-1], match.values["x"]
+            source = x.producer()
+            if match.shared or source is None or source.op_type != "DequantizeLinear" or x.dtype != ir.DataType.FLOAT:
+                continue
+            if any(node.op_type == "Cast" for node in match.nodes):
+                continue
+            has_erf = any(node.op_type == "Erf" for node in match.nodes)
+            output = last.outputs[0]
+            joined = builder.node(
+                "Gelu" if has_erf else "FastGelu", [x], builder.names.value(f"{output.name}_joined"), name=last.name,
+                domain=MICROSOFT, dtype=ir.DataType.FLOAT, shape=output.shape,
+            )  # fmt: skip
+            graph.insert_before(last, [joined])
+            edit.take_over(output, joined.outputs[0])
+            read = [value for node in match.nodes for value in node.inputs]
+            graph.remove(match.nodes, safe=True)
+            for value in read:
+                edit.drop_unused_initializer(value)

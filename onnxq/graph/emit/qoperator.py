@@ -10,7 +10,7 @@ from onnxq.core.spec import QParams
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.native import to_integers
-from onnxq.graph.emit.norms import hold_pools
+from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
 from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
@@ -37,6 +37,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     common.shield_bodies(builder)
     common.keep_float(builder)
     hold_pools(builder)
+    join_gelus(builder)
     common.store_weights(builder, rewrite, nodes)
 
 

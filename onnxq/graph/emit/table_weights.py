@@ -22,7 +22,7 @@ def emit_bnb4(replacer: Replacer, node: ir.Node, change: WeightRewrite) -> None:
     old, alpha = list(node.inputs), alpha_of(node)
     sizes = walk.dims(original)
     assert sizes is not None
-    turned = node.op_type == "Gemm" and walk.attr_int(node, "transB") == 1
+    turned = walk.outputs_first(node)
     outputs, inputs = (int(size or 0) for size in (sizes if turned else sizes[::-1]))
     weight = replacer.once(tensor, "packed", original, lambda: pack(tensor.indices.reshape(-1), 4, high_first=True))
     scale = replacer.once(
@@ -55,7 +55,7 @@ def emit_lookup(replacer: Replacer, node: ir.Node, change: WeightRewrite) -> Non
 
 
 def _is_turned(node: ir.Node) -> bool:
-    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.attr_int(node, "transB"))
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.outputs_first(node))
 
 
 class _Lookup:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -100,6 +103,44 @@ def check_model(model: bytes | onnx.ModelProto) -> None:
                 check_model(ranked)
                 return
         raise ModelError(f"model: not valid ONNX: {' '.join(str(error).split())}") from error
+
+
+def complaints(model: bytes | Path) -> Counter[tuple[str, str, str]]:
+    """What the ONNX checker says of each node by itself, and how often.
+
+    Args:
+        model: contents of a model file, or its path.
+
+    Returns:
+        Counts by (domain, operator, what is said without the names of the node and its values): two models have a
+        complaint in common where it is about the same operator, whatever their nodes are called.
+
+    Raises:
+        ModelError: the bytes are no model.
+    """
+    try:
+        proto = onnx.load(model, load_external_data=False) if isinstance(model, Path) else onnx.load_from_string(model)
+    except Exception as error:  # protobuf's implementations differ in what they raise
+        raise ModelError(f"model: not valid ONNX: {' '.join(str(error).split())}") from error
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in proto.opset_import}
+    found: Counter[tuple[str, str, str]] = Counter()
+    for node in (node for scope in names.scopes(proto.graph) for node in scope.node):
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            continue  # what it says of them is about the nodes inside, which come by themselves
+        try:
+            onnx.checker.check_node(node, context)
+        except Exception as error:
+            found[node.domain, node.op_type, _without_names(str(error), node)] += 1
+    return found
+
+
+def _without_names(said: str, node: onnx.NodeProto) -> str:
+    line = " ".join(said.partition("==> Context")[0].split())
+    for name in sorted({node.name, *node.input, *node.output} - {""}, key=len, reverse=True):
+        line = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", line)
+    return line
 
 
 def _with_ranks(model: bytes | onnx.ModelProto) -> onnx.ModelProto | None:

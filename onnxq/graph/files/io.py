@@ -17,14 +17,17 @@ from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
 from onnxq.graph.files.checker import check_weights
+from onnxq.graph.files.dense import dense
 from onnxq.graph.files.endless import nesting, too_deep
+from onnxq.graph.files.lean import without_types_of_constants
+from onnxq.graph.files.saved_by_runtime import refuse_blocked
 from onnxq.graph.files.sound import sound
 from onnxq.graph.reading import declared
 
 __all__ = ["Source", "check_weights", "detached", "load", "model_hash", "size_bytes", "to_bytes", "to_proto"]
 
-Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
-"""Where a model comes from: a file, or a model in memory."""
+Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
+"""Where a model comes from: a file, the contents of one, or a model in memory."""
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes a model file may have before its weights go to a second file: protobuf's 2 GB with some slack."""
@@ -45,7 +48,7 @@ def load(source: Source) -> ir.Model:
     Weights in external files are mapped, not read; those in the protobuf are copied out of it once.
 
     Args:
-        source: path of an ``.onnx`` file, or a model in memory.
+        source: path of an ``.onnx`` file, its bytes, or a model in memory.
 
     Returns:
         A model that the caller may change freely.
@@ -55,6 +58,8 @@ def load(source: Source) -> ir.Model:
     """
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, "model", None)
+    if isinstance(source, bytes):
+        return _from_proto(_parsed(source, "model"), "model", None)
     path = Path(source)
     return _from_proto(_read(path), str(path), path.parent)
 
@@ -70,6 +75,10 @@ def _read(path: Path) -> onnx.ModelProto:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}; check the file's permissions") from None
+    return _parsed(content, path)
+
+
+def _parsed(content: bytes, path: Path | str) -> onnx.ModelProto:
     if not content:
         raise ModelError(f"{path}: the file is empty; export or download the model again")
     proto = onnx.ModelProto()
@@ -99,10 +108,8 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         raise ModelError(f"{where}: the graph has no outputs; export the model again")
     if not proto.graph.node:
         raise ModelError(f"{where}: the graph has no nodes, so there is nothing to quantize")
-    if any(scope.sparse_initializer for scope in names.scopes(proto.graph)):
-        raise ModelError(f"{where}: sparse initializers are not supported; store the weights as ordinary ones")
     _refuse_maps(proto, where)
-    proto = sound(proto, where)
+    proto = sound(dense(proto, where), where)
     try:
         model = ir.from_proto(proto)
         model.ir_version = max(model.ir_version, 1)
@@ -110,6 +117,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.M
         declared.settle(model)
         names.name_unnamed(proto.graph, model.graph)
         _refuse_dangling(model, where)
+        refuse_blocked(model, where)
     except ModelError:
         raise
     except Exception as error:  # onnx_ir raises whatever the damage leads to
@@ -179,7 +187,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, own(attribute.as_tensor()))
+                    node.attributes[name] = ir.Attr(name, attribute.type, own(attribute.value))
                 elif attribute.type == ir.AttributeType.TENSORS:
                     node.attributes[name] = ir.AttrTensors(name, [own(t) for t in attribute.as_tensors()])
     return data.files
@@ -187,7 +195,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf message with all weights inside; it shares nothing with ``model``."""
-    return ir.to_proto(model)
+    return without_types_of_constants(ir.to_proto(model))
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -246,7 +254,7 @@ def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, 
                 name=value.name or "",
             )
             offset += tensor.nbytes
-        yield ir.to_proto(model), list(tensors.values())
+        yield without_types_of_constants(ir.to_proto(model)), list(tensors.values())
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor

@@ -109,6 +109,7 @@ def prepare(
         What was done, and notes on what could not be.
     """
     before = walk.opset(model)
+    shapes.remember_declared(model)
     report = PrepareReport()
     count = report.changes
     if "functions" not in without:

@@ -103,7 +103,7 @@ def matrices_of(node: ir.Node) -> Matrices | None:
         return None
     match node.op_type:
         case "Gemm" if weight.ndim == 2 and not walk.attr_int(node, "transA", 0):
-            if walk.attr_int(node, "transB", 0):
+            if walk.outputs_first(node):
                 return Matrices(1, weight.shape[0], weight.shape[1])
             return Matrices(1, weight.shape[1], weight.shape[0], transposed=True)
         case "MatMul" if weight.ndim == 2:

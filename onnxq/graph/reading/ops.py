@@ -77,7 +77,7 @@ def _refuse_gemm(node: ir.Node) -> str | None:
         if bias is None:
             return "its bias is not constant"
         if weight is not None:
-            columns = weight.shape[0] if walk.attr_int(node, "transB", 0) else weight.shape[1]
+            columns = weight.shape[0] if walk.outputs_first(node) else weight.shape[1]
             if bias.size != columns or (bias.ndim and bias.shape[-1] != columns):
                 return f"its bias of shape {bias.shape} is not one value a column"
     return None
@@ -261,7 +261,7 @@ def channel_axis(node: ir.Node, rank: int) -> int | None:
         case "ConvTranspose":
             return 1 if walk.attr_int(node, "group", 1) == 1 else None
         case "Gemm":
-            return 0 if walk.attr_int(node, "transB", 0) else 1
+            return 0 if walk.outputs_first(node) else 1
         case "MatMul":
             return 1 if rank == 2 else None
         case "LSTM" | "GRU" | "RNN":

@@ -96,7 +96,7 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         return Weight(node, value, at_run_time.scale_behind(node), axis=axis)
     if node.op_type not in _SCALES:
         return Weight(node, value, block=walk.attr_int(node, "block_size", 0))
-    axis = 0 if node.op_type == "QLinearConv" or walk.attr_int(node, "transB", 0) else -1
+    axis = 0 if node.op_type == "QLinearConv" or walk.outputs_first(node) else -1
     zero_point = _ZERO_POINTS.get(node.op_type)
     return Weight(
         node,

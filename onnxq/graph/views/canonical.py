@@ -73,7 +73,7 @@ def _form(node: ir.Node) -> _Form | None:
         case "MatMulIntegerToFloat" if node.domain == MICROSOFT and i[6] is None:
             return _Form("MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1})
         case "QGemm":
-            axis = 0 if walk.attr_int(node, "transB", 0) else 1
+            axis = 0 if walk.outputs_first(node) else 1
             result: Triple | None = (None, i[7], i[8]) if i[7] is not None else None
             bias = (i[6], None, None) if i[6] is not None else None
             return _Form("Gemm", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], result, {1: axis})

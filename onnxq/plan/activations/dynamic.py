@@ -109,7 +109,7 @@ class _Planner:
             return refused
         if weight.ndim < 2 or weight.size == 0:
             return f"its weight of shape {weight.shape} is no matrix"
-        transposed = node.op_type == "Gemm" and bool(walk.attr_int(node, "transB"))
+        transposed = walk.outputs_first(node)
         rows, columns = weight.shape[-2:] if not transposed else weight.shape[::-1]
         work = rows * columns / (rows + columns)
         if columns == 1 or (work < LEAST_WORK[self._form] and not self._choice.insisted):

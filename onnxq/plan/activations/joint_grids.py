@@ -8,10 +8,10 @@ whatever the Concat runs on, and nothing would be gained.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from onnxq.core.affine import params_from_range
+from onnxq.core.error_measures import decibels
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, row_of
 from onnxq.graph.types import Model, Node, Value
@@ -64,7 +64,7 @@ def _worst_input(node: Node, plan: Plan, statistics: Statistics) -> tuple[float,
     high = max(statistic.high for statistic in seen.values() if statistic.high is not None)
     step = float(params_from_range(low, high, spec).scale.reshape(()))
     powers = {name: statistic.powers.quantile(_TYPICAL) for name, statistic in seen.items()}
-    sqnr = {name: 10.0 * math.log10(12.0 * power / step**2) for name, power in powers.items() if power}
+    sqnr = {name: decibels(power, step**2 / 12.0) for name, power in powers.items() if power}
     return min(((db, name) for name, db in sqnr.items()), default=None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from onnxq.core.affine import params_from_range
+from onnxq.core.error_measures import decibels
 from onnxq.plan.decisions import Calibrated, Plan
 from onnxq.stats.ranges import compute_range
 from onnxq.stats.statistics import Statistics, ValueStatistic
@@ -56,4 +57,4 @@ def _quiet_sqnr(statistic: ValueStatistic, decision: Calibrated, method: str, pe
         return math.inf
     low, high = compute_range(statistic, decision.spec, method, percentile=percentile)
     step = float(params_from_range(low, high, decision.spec).scale.reshape(()))
-    return 10.0 * math.log10(12.0 * power / step**2)
+    return decibels(power, step**2 / 12.0)

@@ -146,7 +146,7 @@ class _Work:
             columns = dims[0] // max(groups, 1)
             return cls(macs, columns, outputs=output, weight_elements=size, rows=rows, channels=dims[1], groups=groups)
         if node.op_type == "Gemm":
-            depth = dims[1] if walk.attr_int(node, "transB", 0) else dims[0]
+            depth = dims[1] if walk.outputs_first(node) else dims[0]
             return cls(float(output * depth), 0, outputs=output, weight_elements=size)
         depth = dims[-2] if len(dims) > 1 else dims[0]
         packed = walk.is_constant(weight)

@@ -50,7 +50,7 @@ def correction(node: Node, quantized: QTensor, mean: Array, shape: tuple[int, ..
     assert weight is not None
     lost = weight.astype(np.float64) - dequantize(quantized.values, quantized.params)
     if node.op_type == "Gemm":
-        by_output = lost if walk.attr_int(node, "transB", 0) else lost.T
+        by_output = lost if walk.outputs_first(node) else lost.T
         return np.asarray(by_output @ mean) if by_output.shape[1] == mean.size else None
     groups = walk.attr_int(node, "group", 1)
     out_channels, in_channels = lost.shape[:2]

@@ -16,6 +16,7 @@ import numpy as np
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.core.spec import PerBlock, TensorSpec
 from onnxq.graph.types import Model
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
@@ -109,7 +110,7 @@ def rounding_db(matrix: Array, planned: NodePlan, rows: Array) -> float | None:
     tensor = rtn(weight, spec)
     if noise <= _SHARE * _power(rows @ (dequantize(tensor.values, tensor.params) - weight).T):
         return None
-    return 10 * math.log10(signal / noise)
+    return decibels(signal, noise)
 
 
 def _power(array: Array) -> float:

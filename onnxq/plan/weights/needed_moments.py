@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.graph import walk
 from onnxq.graph.types import Model, Node
 from onnxq.plan.decisions import FLOAT, PRESENT, Plan
-from onnxq.recipe.recipe import ALGORITHMS_WITH_DATA
+from onnxq.recipe.rounding import ALGORITHMS_WITH_DATA
 
 
 def layer_input(node: Node) -> tuple[str, int] | None:
@@ -24,7 +24,7 @@ def layer_input(node: Node) -> tuple[str, int] | None:
         return source.name, weight.shape[0]
     if walk.attr_int(node, "transA"):
         return None
-    return source.name, weight.shape[1 if walk.attr_int(node, "transB") else 0]
+    return source.name, weight.shape[1 if walk.outputs_first(node) else 0]
 
 
 def moments_of(model: Model, plan: Plan, *algorithms: str) -> dict[str, int]:

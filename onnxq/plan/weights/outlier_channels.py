@@ -99,7 +99,7 @@ def split_rewrite(node: Node, planned: NodePlan) -> DynamicRewrite:
     """Quantize the weight of a layer without the rows of its outliers, which stay float."""
     weight = walk.const_array(node.inputs[1])
     assert weight is not None
-    transposed = node.op_type == "Gemm" and bool(walk.attr_int(node, "transB"))
+    transposed = walk.outputs_first(node)
     channels = np.array(planned.channels, np.int64)
     rows = weight[:, channels].T if transposed else weight[channels]
     rest = without_rows(weight, channels, transposed=transposed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.core.spec import QParams
 from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
@@ -19,7 +20,7 @@ from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
 from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
-from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
+from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics, Statistics
 
 Report = Callable[[str], Callable[[int, int | None], None]]
@@ -128,7 +129,7 @@ def _output_db(node: Node, change: WeightRewrite, known: InputStatistics) -> flo
         noise += float(np.vdot(error @ hessian, error))
     if signal <= 0.0 or not math.isfinite(signal):
         return None
-    return 10.0 * math.log10(signal / noise) if noise > 0.0 else math.inf
+    return decibels(signal, max(noise, 0.0))
 
 
 def _of_rows(params: QParams, rows: Array) -> QParams:

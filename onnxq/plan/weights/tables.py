@@ -108,7 +108,7 @@ def is_turned(node: Node, array: Array) -> bool:
     """Whether rows of the matrix are columns of the weight."""
     if array.ndim != 2:
         return False
-    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.attr_int(node, "transB"))
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.outputs_first(node))
 
 
 def _by_last_axis(node: Node) -> bool:

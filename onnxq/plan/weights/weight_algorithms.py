@@ -6,24 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.algorithms.awq import awq_clip
-from onnxq.algorithms.gptq import GPTQConfig, gptq
-from onnxq.algorithms.grid import GridConfig, quantize_range
-from onnxq.algorithms.hqq import hqq
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
-from onnxq.algorithms.kquant import kquant
 from onnxq.algorithms.nearest import quantize_codebook
-from onnxq.algorithms.rtn import rtn
-from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
+from onnxq.recipe.rounding import MEAN_SQUARES, ROUNDINGS, SECOND_MOMENTS
 from onnxq.stats.statistics import InputStatistics
-
-GPTQ = GPTQConfig(act_order=True, grid=GridConfig())
-"""Inputs of most power first and searched grids: each lowers the output's error on held-out samples at 2, 3 and 4 bits,
-on either kind of grid."""
 
 _TABLES = {"nf4": NF4, "fp4": FP4}
 _SAMPLED = 64
@@ -46,24 +36,18 @@ def quantize_weight(
         RecipeError: there is no such algorithm, or it needs statistics that are not there.
         CalibrationError: the statistics do not fit the weight.
     """
-    match algorithm:
-        case "rtn":
-            return rtn(weight, spec)
-        case "hqq":
-            return hqq(weight, spec)
-        case "kquant":
-            return kquant(weight, spec, importance=_mean_squares(statistics))
-        case "gptq" | "awq":
-            if statistics is None or not statistics.moment.rows:
-                raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
-            if algorithm == "gptq":
-                moment = statistics.moment.normalized  # the factor of a Hessian does not matter
-                assert moment is not None
-                return gptq(weight, shrunk(moment, statistics.moment.rows), spec, GPTQ)
-            moment = statistics.moment.matrix
-            assert moment is not None
-            return quantize_range(weight, *awq_clip(weight, moment, spec), spec)
-    raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use rtn, gptq, awq, hqq or kquant")
+    rounding = ROUNDINGS.get(algorithm)
+    if rounding is None:
+        raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use {', '.join(ROUNDINGS)}")
+    known: dict[str, Any] = {}
+    if rounding.statistics == MEAN_SQUARES:
+        known = {"importance": _mean_squares(statistics)}
+    elif rounding.statistics == SECOND_MOMENTS:
+        if statistics is None or not statistics.moment.rows:
+            raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
+        known = {"moment": statistics.moment.normalized, "rows": statistics.moment.rows}
+    found: QTensor = rounding.load()(weight, spec, **known)
+    return found
 
 
 def _mean_squares(statistics: InputStatistics | None) -> Array | None:

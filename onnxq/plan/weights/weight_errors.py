@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.core.affine import dequantize
 from onnxq.core.codebook import CodebookTensor, decode
 from onnxq.core.dtypes import Array
+from onnxq.core.error_measures import decibels
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.graph import walk
 from onnxq.graph.emit.packed import block_of
@@ -114,7 +115,7 @@ def _error_db(real: Array, actual: Array) -> float | None:
     signal, noise = float(np.vdot(real, real)), float(np.vdot(real - actual, real - actual))
     if not signal or not math.isfinite(signal):
         return None
-    return 10 * math.log10(signal / noise) if noise else math.inf
+    return decibels(signal, noise)
 
 
 def bits_per_weight(layers: Iterable[LayerWeight]) -> float | None:
@@ -155,7 +156,7 @@ def weight_error_db(array: Array, tensor: QTensor) -> float | None:
         noise += float(np.vdot(error, error))
     if not signal or not math.isfinite(signal):
         return None
-    return 10 * math.log10(signal / noise) if noise else math.inf
+    return decibels(signal, noise)
 
 
 def _rows(params: QParams, part: slice, length: int) -> QParams:

@@ -20,7 +20,8 @@ from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import too_large
 from onnxq.plan.weights.tables import BNB4, LOOKUP, PACKED_OPSET, codebook_rewrite, plan_codebook
 from onnxq.recipe.presets import PRESETS, Preset
-from onnxq.recipe.recipe import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA, Recipe
+from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics
 from onnxq.targets import Target
 
@@ -290,7 +291,7 @@ def matrix_of(node: Node) -> Array | str:
         return "transA = 1: no kernel with packed weights transposes its input"
     if node.op_type == "Gemm" and _unfoldable_bias(node):
         return "beta is not 1 and its bias is not constant"
-    return array if node.op_type == "Gemm" and walk.attr_int(node, "transB") else array.T
+    return array if walk.outputs_first(node) else array.T
 
 
 def _unfoldable_bias(node: Node) -> bool:

@@ -129,12 +129,6 @@ def test_a_damaged_graph(proto: onnx.ModelProto) -> None:
         io.load(proto)
 
 
-def test_sparse_initializers_are_refused(proto: onnx.ModelProto) -> None:
-    proto.graph.sparse_initializer.add(dims=[2])
-    with pytest.raises(ModelError, match="sparse initializers are not supported"):
-        io.load(proto)
-
-
 @pytest.mark.parametrize("kind", ["proto", "file", "external"])
 def test_the_source_is_never_changed(proto: onnx.ModelProto, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.onnx"

@@ -228,3 +228,22 @@ def test_every_operator_knows_its_size_before_it_is_computed(op_type: str) -> No
     expected = ort.InferenceSession(proto.SerializeToString()).run(["y"], {"x": np.zeros(1, np.float32)})[0]
     np.testing.assert_allclose(results[0], expected, rtol=1e-6, atol=1e-7)
     assert results[0].dtype == expected.dtype
+
+
+@pytest.mark.parametrize("nodes", ["w = ConstantOfShape <value = float[1] {0.25}> (s)", "w = Expand (quarter, s)"])
+@pytest.mark.parametrize("between", ["", "Transpose"])
+def test_a_large_weight_that_is_filled_becomes_an_initializer(nodes: str, between: str) -> None:
+    turned = "u = Transpose (w)" if between else "u = Identity (w)"
+    text = f"g (float[N,400] x) => (float[N,400] y) {{ {nodes} {turned} y = MatMul (x, u) }}"
+    constants = {"s": np.array([400, 400], np.int64), "quarter": np.array([0.25], np.float32)}
+    used = {name: array for name, array in constants.items() if name in nodes}
+    model, _ = prepared(build(text, **used))
+    assert ops(model) == {"MatMul": 1}
+    assert walk.is_constant(model.graph[0].inputs[1])
+
+
+def test_a_filled_weight_of_any_size_is_not() -> None:
+    text = "g (float[N,9000] x) => (float[N,9000] y) { w = ConstantOfShape (s) y = MatMul (x, w) }"
+    model = io.load(build(text, s=np.array([9000, 9000], np.int64)))
+    prepare(model)
+    assert ops(model)["ConstantOfShape"] == 1

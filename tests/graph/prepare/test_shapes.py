@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare.whole import shapes
 from tests.graph.build import build, ops, prepared, weights
 
 NET = """g (float[N,3,8,8] x) => (float[?,?] y) {
@@ -116,3 +117,18 @@ def test_names_that_inference_makes_up_stay_out() -> None:
     proto.graph.node.insert(3, onnx.helper.make_node("Transpose", ["j"], ["t"]))
     model, _ = prepared(proto)
     assert "unk__" not in onnx.printer.to_text(io.to_proto(model))
+
+
+def test_what_was_inferred_is_not_written_where_the_source_declares_nothing() -> None:
+    proto = build(
+        "g (float[N, 8] x) => (float[N, 4] y) { a = Relu (x) b = Abs (a) y = MatMul (b, w) }", w=weights(8, 4)
+    )
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, ["N", 8]))
+    model = io.load(proto)
+    prepare(model)
+    shapes.drop_inferred(model)
+    written = io.to_proto(model).graph
+    assert [info.name for info in written.value_info] == ["a"]
+    assert written.output[0].type.tensor_type.shape.dim[1].dim_value == 4
+    shapes.drop_inferred(model)
+    assert io.to_proto(model).graph == written

@@ -70,7 +70,7 @@ class Layer:
             return (grouped * factor).reshape(weight.shape).astype(weight.dtype)
         if self.node.op_type == "Conv":
             return (weight * scale.reshape((-1,) + (1,) * (weight.ndim - 1))).astype(weight.dtype)
-        if self.node.op_type == "Gemm" and walk.attr_int(self.node, "transB"):
+        if walk.outputs_first(self.node):
             return (weight * scale[:, None]).astype(weight.dtype)
         return (weight * scale).astype(weight.dtype)
 
@@ -132,7 +132,7 @@ def _layer(node: ir.Node) -> Layer | None:
         case "Gemm":
             if walk.attr_float(node, "alpha", 1.0) != 1 or walk.attr_float(node, "beta", 1.0) != 1 or weight.ndim != 2:
                 return None
-            return Layer(node, weight, weight.shape[0 if walk.attr_int(node, "transB") else 1], 2)
+            return Layer(node, weight, weight.shape[0 if walk.outputs_first(node) else 1], 2)
     if weight.ndim != 2:
         return None
     return Layer(node, weight, weight.shape[1], walk.rank(node.inputs[0]))

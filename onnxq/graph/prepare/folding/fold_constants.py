@@ -8,9 +8,15 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
 from onnxq.graph.prepare.folding import evaluate
+from onnxq.graph.prepare.folding.affine_layer import WEIGHTED
 
 _GROWTH = 64 * 1024
 """Bytes by which a result may exceed the constants it replaces."""
+
+_WEIGHT = 64 * 1024 * 1024
+"""The same for the weight of a layer, which is quantized after."""
+
+_FILLS = frozenset({"ConstantOfShape", "Expand", "Tile"})
 
 _MOVES = evaluate.ARRANGE - {"QuantizeLinear"}
 """Operators that only arrange what is there: a weight behind them must become an initializer whatever its size."""
@@ -39,17 +45,31 @@ def _fold(node: ir.Node, version: int) -> bool:
     inputs = constants_of(node)
     if inputs is None:
         return False
-    replaced = sum(_freed(value) for value in node.inputs)
+    allowed = sum(_freed(value) for value in node.inputs) + (_WEIGHT if _makes_a_weight(node) else _GROWTH)
     size = evaluate.result_bytes(node, inputs)
-    if size is None or (size > replaced + _GROWTH and node.op_type not in _MOVES):
+    if size is None or (size > allowed and node.op_type not in _MOVES):
         return False
     results = evaluate.evaluate(node, inputs, version)
     if results is None or not _fits(node, results):
         return False
-    if sum(result.nbytes for result in results) > replaced + _GROWTH and node.op_type not in _MOVES:
+    if sum(result.nbytes for result in results) > allowed and node.op_type not in _MOVES:
         return False
     _replace(node, results)
     return True
+
+
+def _makes_a_weight(node: ir.Node) -> bool:
+    """Whether a node that fills a tensor makes a layer's weight, by itself or through operators that arrange it."""
+    if node.op_type not in _FILLS:
+        return False
+    pending = list(node.outputs)
+    while pending:
+        for reader, index in pending.pop().uses():
+            if reader.op_type in WEIGHTED and index == 1:
+                return True
+            if reader.op_type in _MOVES and index == 0 and reader.op_type not in ("Concat", "CastLike"):
+                pending.extend(reader.outputs)
+    return False
 
 
 def constants_of(node: ir.Node) -> list[Array | None] | None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
 from onnxq.graph.prepare.folding.affine_layer import Layer, constant_operand, layer_of, set_bias, set_weight
+from onnxq.graph.reading import patterns
 
 _LARGEST = 1e4
 """A factor beyond this, or below its inverse, says that numbers are near the ends of their range: left alone."""
@@ -25,19 +26,21 @@ def run(model: ir.Model) -> int:
     names = walk.Names(model)
     done = 0
     for graph in list(walk.all_graphs(model.graph)):
+        # The ½ of a Gelu stays where runtimes look for it.
+        whole = {id(part) for match in patterns.find(graph) for part in match.nodes}
         for node in list(graph):
-            while node.graph is graph and _fold(node, names):
+            while node.graph is graph and _fold(node, names, whole):
                 done += 1
     return done
 
 
-def _fold(node: ir.Node, names: walk.Names) -> bool:
+def _fold(node: ir.Node, names: walk.Names, whole: set[int]) -> bool:
     if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return False
     layer = _layer(node)
     data = node.inputs[0]
     step = data.producer() if data is not None else None
-    if layer is None or data is None or step is None or not _is_alone(step, data, node):
+    if layer is None or data is None or step is None or id(step) in whole or not _is_alone(step, data, node):
         return False
     number = _number(step)
     if number is None:
@@ -113,7 +116,7 @@ def _shift(layer: Layer, step: ir.Node, found: tuple[ir.Value, float, int], name
     weight: Array = layer.weight.astype(np.float64)
     if layer.node.op_type == "Conv":
         sums = weight.reshape(weight.shape[0], -1).sum(axis=1)
-    elif layer.node.op_type == "Gemm" and walk.attr_int(layer.node, "transB"):
+    elif walk.outputs_first(layer.node):
         sums = weight.sum(axis=1)
     else:
         sums = weight.sum(axis=0)

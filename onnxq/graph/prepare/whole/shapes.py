@@ -44,6 +44,29 @@ def forget(model: ir.Model) -> dict[str, int]:
     return ranks
 
 
+_DECLARED = "onnxq.declared"
+"""Key of a model's metadata for the names of the inner values whose types the source declares."""
+
+
+def remember_declared(model: ir.Model) -> None:
+    """Note which inner values the source declares, once for a model; for `drop_inferred`."""
+    known = (v for v in walk.all_values(model.graph) if v.producer() is not None and v.type is not None and v.name)
+    model.meta.setdefault(_DECLARED, frozenset(value.name for value in known))
+
+
+def drop_inferred(model: ir.Model) -> None:
+    """Forget what was inferred of inner values that the source declares nothing of.
+
+    A file without these is smaller, up to a quarter where names are long and weights few, and runtimes infer them anew.
+    """
+    declared = model.meta.get(_DECLARED)
+    if declared is None:
+        return
+    for value in walk.all_values(model.graph):
+        if value.producer() is not None and not value.is_graph_output() and value.name not in declared:
+            value.shape, value.type = None, None
+
+
 def recall(model: ir.Model, ranks: dict[str, int]) -> None:
     """Believe the declared rank, and nothing more, where inference found none (operators that onnx does not know)."""
     for value in walk.all_values(model.graph):

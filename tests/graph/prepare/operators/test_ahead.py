@@ -74,3 +74,12 @@ def test_shared_number_and_body() -> None:
     model, report = prepared(build(text, opset=13, ir=7, n=TWO, w=weights(4, 5), v=weights(4, 5, seed=3)))
     assert report.changes["ahead"] == 1
     assert "n" in model.graph.initializers
+
+
+def test_the_half_of_a_gelu_stays() -> None:
+    text = """g (float[N, 4] x) => (float[N, 5] y) {
+        d = Div (x, root) e = Erf (d) s = Add (e, one) m = Mul (x, s) h = Mul (m, half) y = Gemm (h, w) }"""
+    numbers = {"root": np.sqrt(2.0), "one": 1.0, "half": 0.5}
+    constants = {name: np.array(number, np.float32) for name, number in numbers.items()}
+    _, report = prepared(build(text, opset=13, ir=7, w=weights(4, 5), **constants))
+    assert not report.changes["ahead"]
