@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
@@ -14,7 +15,7 @@ from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
 from onnxq.graph.files.saved_by_runtime import note_of_fused
 from onnxq.graph.prepare import prepare
-from onnxq.graph.prepare.whole import widen
+from onnxq.graph.prepare.whole import shapes, widen
 from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize
@@ -94,8 +95,8 @@ def load_and_prepare(
         else:
             original = io.to_bytes(model)
             size = len(original)
-        session, at_load = _opened(model, _name(source))
-        if at_load:
+        session, changed = _opened(model, _name(source))
+        if changed == "types" or (changed and not is_path(source)):
             original = io.to_bytes(model)
         inputs = session.input_specs
     with clock.step("prepare"):
@@ -110,18 +111,18 @@ def load_and_prepare(
             source=source,
             min_opset=max(target.min_opset, min_opset),
             widened=() if keep_halves else widen.EVERY,
-            widened_at_load=at_load,
+            widened_at_load=changed == "types",
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)
     return prepared
 
 
-def _opened(model: Model, label: str) -> tuple[Session, bool]:
+def _opened(model: Model, label: str) -> tuple[Session, str]:
     """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
 
     Returns:
-        The session, and whether the model was changed.
+        The session, and what of the model was changed: "shapes" that it declares, "types", or nothing.
 
     Raises:
         ModelError: the runtime cannot load it, or an input or output is bfloat16, which numpy does not know.
@@ -133,11 +134,14 @@ def _opened(model: Model, label: str) -> tuple[Session, bool]:
             "with float32 or float16 inputs and outputs"
         )
     try:
-        return session_of(model, optimize=False, packed=False, label=label), False
-    except ModelError:
+        return session_of(model, optimize=False, packed=False, label=label), ""
+    except ModelError as error:
+        if shapes.forget(model):  # the runtime may believe one of these where its weights are elsewhere
+            with suppress(ModelError):
+                return session_of(model, optimize=False, packed=False, label=label), "shapes"
         if not widen.run(model, widen.EVERY):
-            raise
-    return session_of(model, optimize=False, packed=False, label=label), True
+            raise error
+    return session_of(model, optimize=False, packed=False, label=label), "types"
 
 
 def _prepare(prepared: Prepared, without: Collection[str]) -> None:
