@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
+from onnxq.graph.files.external import READ_UP_TO
 from onnxq.graph.files.saved_by_runtime import note_of_fused
+from onnxq.graph.files.watch import Watch
 from onnxq.graph.prepare import prepare
 from onnxq.graph.prepare.whole import shapes, widen
 from onnxq.graph.reading import origin
@@ -47,6 +49,7 @@ class Prepared:
         min_opset: what the operator set was to be raised to.
         versions: (operator set, IR version) of the user's model and of the prepared one.
         widened: the element types that became float32 inside.
+        watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
     """
 
@@ -67,6 +70,26 @@ class Prepared:
     versions: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     widened: Collection[ElementType] = ()
     widened_at_load: bool = False
+    watch: Watch | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Work that writes nothing; at its end the model's files have to be what they were when they were read.
+
+        Raises:
+            ModelError: they are not, and whatever else went wrong came of that.
+        """
+        try:
+            yield
+        except OnnxqError:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError if the model's files are not what they were when they were read."""
+        if self.watch is not None:
+            self.watch.check()
 
 
 def load_and_prepare(
@@ -86,12 +109,15 @@ def load_and_prepare(
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
     """
     with clock.step("load"):
+        watch = Watch.of(source) if is_path(source) else None
         model = io.load(source)
         check_weights(model)
         original: Path | bytes
         if is_path(source):
             original = Path(source)
             size = io.size_bytes(original)
+            if io.mapped_files(model) and size <= READ_UP_TO:
+                original = io.to_bytes(model)  # the runtime would map the weights, and die if they are cut
         else:
             original = io.to_bytes(model)
             size = len(original)
@@ -112,6 +138,7 @@ def load_and_prepare(
             min_opset=max(target.min_opset, min_opset),
             widened=() if keep_halves else widen.EVERY,
             widened_at_load=changed == "types",
+            watch=watch,
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)
