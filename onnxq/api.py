@@ -18,6 +18,7 @@ from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -36,6 +37,7 @@ from onnxq.verify.metrics import metric_of
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
 
 
+@checked
 @with_custom_ops
 def quantize(
     model: Source,
@@ -142,7 +144,7 @@ def quantize(
         CalibrationError: data or statistics that do not fit it.
         VerificationError: the result failed verification; nothing was written.
     """
-    given = _recipe(recipe).override(
+    given = Recipe.given(recipe).override(
         preset=preset,
         format=format,
         range=range,
@@ -156,9 +158,9 @@ def quantize(
         adaround=adaround,
         target=target,
         fuse=fuse,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        op_types=tuple(op_types),
+        include=include,
+        exclude=exclude,
+        op_types=op_types,
         bits=bits,
         block_size=block_size,
         algorithm=algorithm,
@@ -185,11 +187,7 @@ def quantize(
     return quantize_by(given, model, output, options)
 
 
-def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
-    given = Recipe() if recipe is None else recipe
-    return given if isinstance(given, Recipe) else Recipe.from_file(os.fspath(given))
-
-
+@checked
 @with_custom_ops
 def calibrate(
     model: Source,
@@ -230,6 +228,7 @@ def calibrate(
     return calibrate_model(model, path, found, options, Clock(progress))
 
 
+@checked
 @with_custom_ops
 def compare(
     float_model: Source,
@@ -287,6 +286,7 @@ def _runnable(source: Source) -> Path | bytes:
     return Path(source) if is_path(source) else io.to_bytes(model)
 
 
+@checked
 @with_custom_ops
 def benchmark(
     models: Sequence[str | os.PathLike[str]],
@@ -330,8 +330,6 @@ def benchmark(
     rows = run_benchmark(
         dict(zip(names, paths, strict=True)), feeds, seconds=seconds, threads=threads or 1, memory=memory
     )
-    for row, path in zip(rows, paths, strict=True):
-        object.__setattr__(row, "size_bytes", io.size_bytes(path))
     return BenchmarkResult(rows, warnings)
 
 
@@ -346,6 +344,7 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+@checked
 def inspect(model: Source) -> Inspection:
     """Say what of a model is quantized, how, and what its weights look like.
 

@@ -48,7 +48,9 @@ def drawn(*shape: int, count: int = 5, scale: float = 1.0) -> list[dict[str, np.
 
 
 def quantize(model: onnx.ModelProto | Path, feeds: list[dict[str, np.ndarray]], **options: object) -> QuantizeResult:
-    given = {"preset": "w8a8", "range": "minmax", "benchmark": False, "threads": 1, **options}
+    given = {"preset": "w8a8", "benchmark": False, "threads": 1, **options}
+    if given["preset"] == "w8a8":
+        given = {"range": "minmax", **given}
     return onnxq.quantize(model, calibration=feeds, **given)
 
 

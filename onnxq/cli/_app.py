@@ -15,6 +15,7 @@ import click
 
 from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
+from onnxq.errors import closest
 
 COMMANDS = ("quantize", "calibrate", "diagnose", "compare", "benchmark", "inspect", "presets", "targets")
 
@@ -58,10 +59,8 @@ class OnnxqGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; an unknown one is answered with the nearest name."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
+            near = closest(args[0], COMMANDS)
+            hint = f"did you mean '{near}'?" if near else f"there are {', '.join(COMMANDS)}"
             raise click.UsageError(f"no such command: '{args[0]}'; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

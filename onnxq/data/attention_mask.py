@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import re
+
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 
 _RANK = 2
 
 
-def kept_positions(feed: Feed) -> Array | None:
-    """The positions that are no padding.
+def is_mask_name(name: str) -> bool:
+    """Whether an input of this name can be an attention mask: the name ends in "mask", but for numbers and marks.
 
-    An attention mask is an input of (N, S) whose name ends in "mask", such as ``attention_mask`` or ``input_mask``, and
-    whose elements are all 0 or 1, with 0 for padding. Names with "padding", whose masks mean the opposite, and masks
-    that are all 0 do not count.
+    Names with "padding" are of masks that mean the opposite: 1 for what is to be left out.
+    """
+    lowered = name.lower()
+    return re.search(r"mask[^a-z]*$", lowered) is not None and "padding" not in lowered
+
+
+def mask_in(name: str, array: Array) -> Array | None:
+    """The positions of an attention mask that hold tokens.
+
+    An attention mask is an input of (N, S) such as ``attention_mask`` or ``input_mask`` (see `is_mask_name`) whose
+    elements are all 0 or 1, with 0 for padding. One that is all 0 does not count.
+
+    Returns:
+        bool, (N, S), True where there is a token; None where the input is no such mask.
+    """
+    if not is_mask_name(name) or array.ndim != _RANK or array.dtype.kind not in "iubf":
+        return None
+    kept: Array = array != 0
+    return kept if kept.any() and ((array == 1) == kept).all() else None
+
+
+def kept_positions(feed: Feed) -> Array | None:
+    """The positions that are no padding, by the first attention mask in the feed (see `mask_in`).
 
     Returns:
         bool, (N, S); None where no input is such a mask, or nothing is padding.
     """
     for name, array in feed.items():
-        lowered = name.lower()
-        if not lowered.endswith("mask") or "padding" in lowered or array.ndim != _RANK or array.size == 0:
-            continue
-        if array.dtype.kind not in "iubf":
-            continue
-        kept = array != 0
-        if ((array == 1) == kept).all() and kept.any():
+        kept = mask_in(name, array)
+        if kept is not None:
             return None if kept.all() else kept
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, closest
 
 Feed: TypeAlias = dict[str, Array]
 """Arrays by input name: what one run of a model takes."""
@@ -51,9 +50,8 @@ def check_names(names: Sequence[str], inputs: Sequence[InputSpec], where: str) -
     missing = [name for name in expected if name not in names]
     for name in names:
         if name not in expected:
-            known = {candidate.lower(): candidate for candidate in missing or expected}
-            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-            hint = f"did you mean '{known[near[0]]}'? " if near else ""
+            near = closest(name, missing or expected, cutoff=0.4)
+            hint = f"did you mean '{near}'? " if near else ""
             raise CalibrationError(f"{where}: the model has no input '{name}'; {hint}its inputs are {listed}")
     if missing:
         raise CalibrationError(
@@ -79,9 +77,11 @@ def check_array(array: Array, spec: InputSpec, where: str, *, samples_axis: bool
     array = _cast(array, spec, where)
     rank = len(spec.shape)
     if rank and array.ndim != rank:
+        along = "samples go along the first axis, or along a new one in front of it"
+        remedy = along if samples_axis else "add or drop axes with .reshape"
         raise CalibrationError(
             f"{where}: input '{spec.name}' has rank {array.ndim} with shape {array.shape}, the model takes rank {rank} "
-            f"with shape {spec.shape_text}; add or drop axes with .reshape"
+            f"with shape {spec.shape_text}; {remedy}"
         )
     for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=False)):
         if isinstance(want, int) and got != want and not (samples_axis and axis == 0):

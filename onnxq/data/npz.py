@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,10 +19,16 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed, InputSpec, check_array, check_names
 from onnxq.errors import CalibrationError
 
+_OTHER_FORMS = "stack the samples along a new first axis, or give a folder with one .npz a feed"
+"""What works where axis 0 of an input is no batch."""
+
 LABELS = "labels"
 """Array with the class of each sample; not an input unless the model has one of that name."""
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError, TypeError,
+    OverflowError, MemoryError, SyntaxError, LookupError, AttributeError, tokenize.TokenError, struct.error,
+)  # fmt: skip
 """What reading a damaged archive raises."""
 
 
@@ -34,6 +43,9 @@ class _Member:
 
 class NpzSource:
     """Feeds from an .npz file: arrays by input name, samples along axis 0.
+
+    That axis is the first of the input, its batch; or, where an array has one axis more than the input, a new one in
+    front of all that the input has, and each feed is then one element of it.
 
     Compressed or not, each pass reads the file once, from front to back, and holds one feed at a time.
 
@@ -57,7 +69,9 @@ class NpzSource:
         if not members:
             raise CalibrationError(f"{path}: holds no arrays; save samples with np.savez(path, <input name>=array)")
         check_names(list(members), inputs, str(path))
-        self.batch = batch_length(inputs, batch_size, str(path))
+        self._stacked = {s.name for s in inputs if s.shape and len(members[s.name].shape) == len(s.shape) + 1}
+        batched = [spec for spec in inputs if spec.name not in self._stacked]
+        self.batch = batch_length(batched, batch_size, str(path)) if batched else 1
         self._members = members
         samples = self._count_samples()
         if label_member is not None and (not label_member.shape or label_member.shape[0] != samples):
@@ -81,8 +95,10 @@ class NpzSource:
                 raise CalibrationError(
                     f"{self.path}: array '{spec.name}' has no axis of samples; give one element for each sample"
                 )
-            lengths[spec.name] = member.shape[0]
-            if not self._scalar(spec):
+            lengths[spec.name] = member.shape[0] * self.batch // self._per_feed(spec)
+            if spec.name in self._stacked:
+                check_array(np.broadcast_to(np.empty((), member.dtype), member.shape[1:]), spec, str(self.path))
+            elif not self._scalar(spec):
                 stand_in = np.broadcast_to(np.empty((), member.dtype), member.shape)  # has the shape, takes no memory
                 check_array(stand_in, spec, str(self.path), samples_axis=True)
             elif member.dtype.newbyteorder("=") != spec.dtype:
@@ -94,6 +110,10 @@ class NpzSource:
         if samples == 0:
             raise CalibrationError(f"{self.path}: the arrays hold no samples (axis 0 has length 0); add samples")
         return samples
+
+    def _per_feed(self, spec: InputSpec) -> int:
+        """Elements of axis 0 in a feed."""
+        return 1 if spec.name in self._stacked else self.batch
 
     def _scalar(self, spec: InputSpec) -> bool:
         return not spec.shape and len(self._members[spec.name].shape) == 1
@@ -108,28 +128,29 @@ class NpzSource:
         try:
             with zipfile.ZipFile(self.path) as archive, contextlib.ExitStack() as stack:
                 streams = {}
-                for name, member in self._members.items():
+                for spec in self._inputs:
+                    name, member = spec.name, self._members[spec.name]
                     if member.whole is None:
                         streams[name] = stack.enter_context(archive.open(f"{name}.npy"))
                         _read_header(streams[name])
-                        streams[name].seek(start * self.batch * _bytes_of(member), 1)
+                        streams[name].seek(start * self._per_feed(spec) * _bytes_of(member), 1)
                 for index in range(start, end):
                     yield {spec.name: self._array(spec, index, streams.get(spec.name)) for spec in self._inputs}
         except DAMAGE as error:
             raise CalibrationError(f"{self.path}: the file is damaged: {error}; save it again") from error
 
     def _array(self, spec: InputSpec, index: int, stream: IO[bytes] | None) -> Array:
-        member = self._members[spec.name]
+        member, items = self._members[spec.name], self._per_feed(spec)
         if stream is None:
             assert member.whole is not None
-            array = member.whole[index * self.batch : (index + 1) * self.batch]
+            array = member.whole[index * items : (index + 1) * items]
         else:
-            size = self.batch * _bytes_of(member)
+            size = items * _bytes_of(member)
             content = stream.read(size)
             if len(content) < size:
                 raise EOFError(f"array '{spec.name}' ends early")
-            array = np.frombuffer(content, member.dtype).reshape(self.batch, *member.shape[1:])
-        return array[0, ...] if self._scalar(spec) else array
+            array = np.frombuffer(content, member.dtype).reshape(items, *member.shape[1:])
+        return array[0, ...] if self._scalar(spec) or spec.name in self._stacked else array
 
     def labels(self, start: int, stop: int | None) -> Array | None:
         """Labels of the samples in the feeds ``start`` to ``stop``; None where the file has none."""
@@ -152,14 +173,13 @@ def batch_length(inputs: Sequence[InputSpec], batch_size: int | None, where: str
             if isinstance(dim, str) and dim != spec.shape[0] and dim in firsts.values():
                 raise CalibrationError(
                     f"{where}: input '{spec.name}' {spec.shape_text} has no samples along axis 0 (its batch is "
-                    "another axis); give a folder with one .npz a feed instead"
+                    f"another axis); {_OTHER_FORMS}"
                 )
     fixed = {name: length for name, length in firsts.items() if isinstance(length, int)}
     if len(set(fixed.values())) > 1:
         listed = ", ".join(f"'{name}' {length}" for name, length in fixed.items())
         raise CalibrationError(
-            f"{where}: axis 0 of the inputs is fixed to different lengths ({listed}), so it is no batch; "
-            "give a folder with one .npz a feed instead"
+            f"{where}: axis 0 of the inputs is fixed to different lengths ({listed}), so it is no batch; {_OTHER_FORMS}"
         )
     length = next(iter(fixed.values()), None)
     if length is not None and batch_size is not None and batch_size != length:
@@ -174,6 +194,7 @@ def load_npz(path: Path, only: Sequence[str] | None = None) -> dict[str, Array]:
         CalibrationError: no such file, damaged, or pickled.
     """
     try:
+        _headers(path, whole=False)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in (archive.files if only is None else only)}
     except DAMAGE as error:
@@ -187,6 +208,8 @@ def load_npy(path: Path) -> Array:
         CalibrationError: no such file, damaged, or pickled.
     """
     try:
+        with path.open("rb") as stream:
+            _checked_header(stream, path.stat().st_size, path.name)
         array: Array = np.load(path, allow_pickle=False)
     except DAMAGE as error:
         raise _unreadable(path, error) from error
@@ -220,7 +243,8 @@ def _pickled(where: str) -> CalibrationError:
     )
 
 
-def _headers(path: Path) -> dict[str, _Member]:
+def _headers(path: Path, *, whole: bool = True) -> dict[str, _Member]:
+    """The arrays of an archive without their contents; with them, if ``whole``, where they cannot be streamed."""
     if path.exists() and path.is_file() and not zipfile.is_zipfile(path):
         size = path.stat().st_size
         raise CalibrationError(
@@ -234,10 +258,11 @@ def _headers(path: Path) -> dict[str, _Member]:
                     continue
                 name = entry.removesuffix(".npy")
                 with archive.open(entry) as stream:
-                    shape, fortran, dtype = _read_header(stream)
+                    header = _checked_header(stream, archive.getinfo(entry).file_size, f"array '{name}'")
+                shape, fortran, dtype = header
                 if dtype.hasobject:
                     raise _pickled(f"{path}: array '{name}'")
-                streams = not fortran or len(shape) < 2
+                streams = not (fortran and whole) or len(shape) < 2
                 members[name] = _Member(shape, dtype, None if streams else load_npz(path, [name])[name])
     except DAMAGE as error:
         raise _unreadable(path, error) from error
@@ -249,6 +274,20 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     return tuple(shape), bool(fortran), dtype
+
+
+def _checked_header(stream: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The header of an array that has the bytes which it announces; nothing is allocated for one that has not.
+
+    Raises:
+        ValueError: it has fewer or more.
+    """
+    shape, fortran, dtype = _read_header(stream)
+    announced = math.prod(shape) * dtype.itemsize
+    there = size - stream.tell()
+    if not dtype.hasobject and (announced != there or any(length < 0 for length in shape)):
+        raise ValueError(f"{what} of shape {shape} takes {announced} bytes, and {there} are there")
+    return shape, fortran, dtype
 
 
 def _bytes_of(member: _Member) -> int:

@@ -21,6 +21,7 @@ from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
@@ -72,6 +73,7 @@ class DiagnoseResult:
         return text.diagnosis_table(self.to_dict(), everything=everything).text()
 
 
+@checked
 @with_custom_ops
 def diagnose(
     float_model: Source,
@@ -103,13 +105,7 @@ def diagnose(
         RecipeError: no data was given and none was found.
     """
     clock = Clock(progress)
-    given = (
-        recipe
-        if isinstance(recipe, Recipe)
-        else Recipe.from_file(os.fspath(recipe))
-        if recipe is not None
-        else Recipe()
-    )
+    given = Recipe.given(recipe)
     if given.preset == "auto":
         given = given.override(preset="w8a8")
     place = Path(recipe_out) if recipe_out is not None else None

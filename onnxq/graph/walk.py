@@ -12,15 +12,19 @@ FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 """Element types of real numbers that ordinary kernels compute in."""
 
 
+_BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+
+
 def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
     """The bodies a node holds (If, Loop, Scan), each with the name of its attribute."""
     found: list[tuple[str, ir.Graph]] = []
     for attribute in node.attributes.values():
-        if attribute.is_ref():
+        kind = attribute.type
+        if kind not in _BODIES or attribute.is_ref():
             continue
-        if attribute.type == ir.AttributeType.GRAPH:
+        if kind == ir.AttributeType.GRAPH:
             found.append((attribute.name, attribute.as_graph()))
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        else:
             found.extend((f"{attribute.name}[{i}]", graph) for i, graph in enumerate(attribute.as_graphs()))
     return found
 
@@ -90,7 +94,7 @@ def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         return None
     match attribute.name:
         case "value":
-            return attribute.as_tensor()
+            return tensor_of(attribute)
         case "value_float":
             return ir.tensor(attribute.as_float(), dtype=ir.DataType.FLOAT)
         case "value_floats":
@@ -100,6 +104,15 @@ def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         case "value_ints":
             return ir.tensor(attribute.as_ints(), dtype=ir.DataType.INT64)
     return None
+
+
+def tensor_of(attribute: ir.Attr) -> ir.TensorProtocol | None:
+    """The tensor that an attribute holds; None where it holds something else.
+
+    ``as_tensor`` checks a protocol of many members each time, which takes half of loading a large graph.
+    """
+    found: ir.TensorProtocol | None = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+    return found
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:

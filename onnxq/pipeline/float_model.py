@@ -22,7 +22,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.runtime.session import InputSpec, Session, session_of
 from onnxq.targets import Target
 
-Source: TypeAlias = str | os.PathLike[str] | Proto
+Source: TypeAlias = str | os.PathLike[str] | bytes | Proto
 
 
 @dataclass

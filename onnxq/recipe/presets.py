@@ -122,3 +122,13 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+SYNONYMS: dict[str, str] = {
+    "int8": "w8a8", "uint8": "w8a8", "8bit": "w8a8", "8-bit": "w8a8", "static": "w8a8", "w8a8-static": "w8a8",
+    "ptq": "w8a8", "dynamic": "w8a8-dynamic", "int8-dynamic": "w8a8-dynamic", "dynamic-int8": "w8a8-dynamic",
+    "smoothquant": "w8a8-smooth", "smooth": "w8a8-smooth", "token": "w8a8-token", "llm.int8": "llm-int8",
+    "llm.int8()": "llm-int8", "weight-only": "w8", "w8a16": "w8", "w8a32": "w8", "int4": "w4", "uint4": "w4",
+    "4bit": "w4", "4-bit": "w4", "q4": "w4", "w4a16": "w4", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
+    "kmeans": "lut4",
+}  # fmt: skip
+"""What other tools and papers call presets, for the suggestion in a message."""

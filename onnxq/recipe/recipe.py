@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 from onnxq.errors import RecipeError
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
+from onnxq.recipe.values import check_choice, check_keys, check_smooth, check_types, check_weights, names, plain
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
-BITS = (2, 3, 4, 8)
+_LARGEST = 1 << 20
+"""Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Rule:
     smooth: float | str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("rule range", self.range, RANGES)
-        _check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
-        _check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
-        _check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
-        _check_smooth("rule smooth", self.smooth)
+        _settle(self, "rule", _RULE_TYPES)
+        check_choice("rule range", self.range, RANGES)
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
+        check_smooth("rule smooth", self.smooth)
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,20 @@ class Recipe:
     max_memory: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_choice("--preset", self.preset, tuple(PRESETS))
-        _check_choice("--format", self.format, FORMATS)
-        _check_choice("--range", self.range, RANGES)
+        _settle(self, "recipe", _RECIPE_TYPES)
+        for key in ("include", "exclude", "op_types"):
+            object.__setattr__(self, key, names(key, getattr(self, key) or ()))
+        object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
+        check_choice("--preset", self.preset, tuple(PRESETS))
+        check_choice("--format", self.format, FORMATS)
+        check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
-        _check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
-        _check_weights("--", self.bits, self.block_size, self.accuracy_level)
+        check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
-        _check_smooth("--smooth", self.smooth)
+        check_smooth("--smooth", self.smooth)
         if not self.max_memory > 0:
             raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
         if self.outliers is not None and not self.outliers > 0:
@@ -143,11 +150,15 @@ class Recipe:
         Raises:
             RecipeError: an option has no such name or value.
         """
-        given = {key: value for key, value in options.items() if value is not None and value != ()}
-        _check_keys("recipe", given, [field.name for field in fields(self)])
+        given = {
+            key: value
+            for key, value in options.items()
+            if value is not None and not (isinstance(value, tuple | list) and not value)
+        }
+        check_keys("recipe", given, [field.name for field in fields(self)])
         for key in ("include", "exclude", "op_types"):
-            if key in given:
-                given[key] = _names(key, given[key])
+            if key in given and (listed := names(key, given.pop(key))):
+                given[key] = listed
         return replace(self, **given)  # type: ignore[arg-type]
 
     def rule_for(self, names: Iterable[str]) -> Rule:
@@ -210,30 +221,51 @@ class Recipe:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
             reason = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else str(error)
             raise RecipeError(f"{where}: not YAML ({reason}); write keys and values, such as 'preset: w8a8'") from None
-        if data is None:
-            data = {}
+        except RecursionError:
+            raise RecipeError(f"{where}: nested too deeply; write keys and values, such as 'preset: w8a8'") from None
+        except Exception as error:  # dates, numbers and tags that PyYAML's own constructors stumble over
+            reason = f"a value that cannot be read, {type(error).__name__}: {error}"[:200]
+            raise RecipeError(f"{where}: not YAML ({reason}); write keys and values, such as 'preset: w8a8'") from None
+        return cls.from_mapping({} if data is None else data, where)
+
+    @classmethod
+    def from_mapping(cls, data: object, where: str = "recipe") -> Recipe:
+        """Read a recipe from keys and values, as YAML and JSON give them.
+
+        Raises:
+            RecipeError: not a mapping, an unknown key or a value that does not fit.
+        """
         if not isinstance(data, Mapping):
             raise RecipeError(
                 f"{where}: a {type(data).__name__}, not a mapping; write keys and values, such as 'preset: w8a8'"
             )
-        _check_keys(where, data, [field.name for field in fields(cls)])
-        values: dict[str, Any] = {key: value for key, value in data.items() if value is not None}
-        rules = values.pop("rules", None) or []
-        if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
-            raise RecipeError(f"{where}: rules must be a list of mappings, each with 'match' and what is to hold")
+        check_keys(where, data, [field.name for field in fields(cls)])
+        values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
+        values["rules"] = _rules(values.get("rules") or (), where)
         for key in ("include", "exclude", "op_types"):
             if key in values:
-                values[key] = _names(key, values[key])
-        built = []
-        for i, given in enumerate(rules):
-            _check_keys(f"{where}: rule {i + 1}", given, [field.name for field in fields(Rule)])
-            rule = {key: value for key, value in given.items() if value is not None}
-            if "match" not in rule:
-                raise RecipeError(f"{where}: rule {i + 1} has no 'match'; give a node name or a pattern")
-            _check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
-            built.append(Rule(**rule))
-        _check_types(where, values, _RECIPE_TYPES)
-        return cls(**values, rules=tuple(built))
+                values[key] = names(f"{where}: {key}", values[key])
+        check_types(where, values, _RECIPE_TYPES)
+        return cls(**values)
+
+    @classmethod
+    def given(cls, value: object) -> Recipe:
+        """A recipe in any form: itself, a mapping, the path of a YAML file, or None for the default.
+
+        Raises:
+            RecipeError: it is none of these, or says what makes no sense.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, Recipe):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_mapping(value)
+        if isinstance(value, str | os.PathLike):
+            return cls.from_file(os.fspath(value))
+        raise RecipeError(
+            f"recipe: is a {type(value).__name__}; give a Recipe, a dict of its keys, or the path of a YAML file"
+        )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
@@ -242,10 +274,16 @@ class Recipe:
         Raises:
             RecipeError: the file cannot be read or is no recipe.
         """
+        place = Path(path)
         try:
-            text = Path(path).read_text("utf8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            if place.exists() and not place.is_file() and not place.is_dir():
+                raise RecipeError(f"--recipe {path}: is not a regular file; give a YAML file")
+            if place.stat().st_size > _LARGEST:
+                raise RecipeError(f"--recipe {path}: more than {_LARGEST} bytes are no recipe; give a YAML file")
+            text = place.read_text("utf8")
+        except (OSError, ValueError) as error:
+            other = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no file has such a name"
+            reason = error.strerror if isinstance(error, OSError) else other
             raise RecipeError(f"--recipe {path}: cannot be read ({reason}); give a YAML file") from None
         return cls.from_yaml(text, where=f"--recipe {path}")
 
@@ -263,55 +301,44 @@ _RULE_TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def _settle(made: Rule | Recipe, where: str, types: dict[str, tuple[type, ...]]) -> None:
+    """Make numbers of numpy plain ones, and check the type of each field.
+
+    Raises:
+        RecipeError: one does not fit.
+    """
+    for key in types:
+        object.__setattr__(made, key, plain(getattr(made, key)))
+    check_types(where, {key: getattr(made, key) for key in types}, types)
+    for field in fields(made):
+        if field.name in types and getattr(made, field.name) is None and field.default is not None:
+            raise RecipeError(f"{where}: {field.name} is None; leave it out for the default")
+
+
+def _rules(given: object, where: str) -> tuple[Rule, ...]:
+    """Rules as they may be written: a list of mappings, or of `Rule`.
+
+    Raises:
+        RecipeError: names the rule that is none.
+    """
+    if isinstance(given, Rule):
+        given = (given,)
+    if not isinstance(given, list | tuple) or not all(isinstance(rule, Rule | Mapping) for rule in given):
+        raise RecipeError(f"{where}: rules must be a list of mappings, each with 'match' and what is to hold")
+    built = []
+    for i, entry in enumerate(given):
+        if isinstance(entry, Rule):
+            built.append(entry)
+            continue
+        check_keys(f"{where}: rule {i + 1}", entry, [field.name for field in fields(Rule)])
+        rule = {key: plain(value) for key, value in entry.items() if value is not None}
+        if "match" not in rule:
+            raise RecipeError(f"{where}: rule {i + 1} has no 'match'; give a node name or a pattern")
+        check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
+        built.append(Rule(**rule))
+    return tuple(built)
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
-
-
-def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        there = f"did you mean {near[0]!r}? There" if near else "there"
-        raise RecipeError(f"{what}: no {value!r}; {there} are {', '.join(choices)}")
-
-
-def _check_smooth(option: str, alpha: float | str | None) -> None:
-    if isinstance(alpha, str) and alpha != "auto":
-        raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
-    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
-        raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
-
-
-def _check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
-    if bits is not None and bits not in BITS:
-        raise RecipeError(f"{option}bits: {bits} bits have no kernel; use {', '.join(map(str, BITS))}")
-    if block_size not in (None, 0) and (block_size < 16 or block_size > 256 or block_size & (block_size - 1)):
-        raise RecipeError(
-            f"{option}block-size: {block_size} has no kernel; use 16, 32, 64, 128 or 256, or 0 for columns"
-        )
-    if accuracy_level is not None and not 0 <= accuracy_level <= 4:
-        raise RecipeError(f"{option}accuracy-level: {accuracy_level} is not in 0…4; 0 is exact, 4 is fast")
-
-
-def _check_keys(where: str, given: Iterable[str], known: list[str]) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            there = f"did you mean {near[0]!r}? There" if near else "there"
-            raise RecipeError(f"{where}: no key {key!r}; {there} are {', '.join(known)}")
-
-
-def _check_types(where: str, given: Mapping[str, Any], known: dict[str, tuple[type, ...]]) -> None:
-    for key, types in known.items():
-        value = given.get(key)
-        wrong = value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types))
-        if wrong:
-            wanted = {str: "text", bool: "true or false"}.get(types[0], "a number")
-            raise RecipeError(f"{where}: {key} is {value!r} ({type(value).__name__}); it takes {wanted}")
-
-
-def _names(key: str, value: object) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-        raise RecipeError(f"{key}: {value!r} is not a list of names; write [name, name]")
-    return tuple(items)

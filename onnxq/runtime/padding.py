@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.attention_mask import is_mask_name, mask_in
 from onnxq.data.feeds import Feed
 from onnxq.graph import walk
 from onnxq.graph.types import Model
@@ -30,11 +31,11 @@ class Masks:
 
     @classmethod
     def of(cls, model: Model) -> Masks:
-        """Inputs with ``mask`` in their name that hold one number for each of (N, S)."""
+        """Inputs that are named as masks and hold one number for each of (N, S)."""
         fixed = {}
         for value in model.graph.inputs:
             dims = walk.dims(value)
-            if value.name and "mask" in value.name.lower() and dims is not None and len(dims) == 2:
+            if value.name and is_mask_name(value.name) and dims is not None and len(dims) == 2:
                 fixed[value.name] = dims[1] is not None
         if not fixed:
             return cls({})
@@ -46,10 +47,9 @@ class Masks:
         found = []
         for name in self.fixed:
             array = feed.get(name)
-            if array is None or array.ndim != 2 or array.dtype.kind not in "biuf":
-                continue
-            if np.isin(array, (0, 1)).all() and array.any():
-                found.append((name, array.astype(bool)))
+            mask = None if array is None else mask_in(name, array)
+            if mask is not None:
+                found.append((name, mask))
         return Padding(self, tuple(found))
 
 

@@ -12,6 +12,9 @@ from onnxq.verify.budget import Limits
 KEPT = "better, kept"
 """Verdict on a change that later attempts build on."""
 
+GIVEN_UP = "given up for lack of time"
+"""Verdict on an attempt that was broken off: nothing is known of the recipe."""
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -84,7 +84,7 @@ class Judge:
             found = fall(comparison)
             drop = found[1] if found is not None else None
         failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
-        size = len(content) if isinstance(content, bytes) else io.size_bytes(content)
+        size = io.size_of(content)
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
         return Outcome(drop, comparison.sqnr_db, cost, size, failure, loss=comparison.loss)
 

@@ -23,6 +23,7 @@ from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.search.remedies import what_helps
@@ -59,6 +60,7 @@ def quantize_by(
     given: Recipe, model: Source, output: str | os.PathLike[str] | None, options: Options
 ) -> QuantizeResult:
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
+    refuse_unused(given)
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack:
@@ -118,7 +120,7 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
     built = chosen.built
     result = built.model if built is not None else io.load(model)
     if destination is None:
-        return result, len(chosen.content) if isinstance(chosen.content, bytes) else io.size_bytes(chosen.content)
+        return result, io.size_of(chosen.content)
     with clock.step("save"):
         if built is None and is_path(model):
             saving.copy(model, destination)

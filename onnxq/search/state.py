@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class SearchState:
         self._path, self._key = path, key
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._suspects: dict[str, list[dict[str, Any]]] = {}
+        self._statistics: dict[str, float] = {}
         if path is not None and path.exists():
             self._read(path, resume)
         self._passed, self._since = 0.0, time.monotonic()
@@ -71,6 +72,17 @@ class SearchState:
         }
         self._write()
 
+    def paid(self, key: object) -> float:
+        """Seconds that an earlier process took to gather statistics; 0 if none did."""
+        return self._statistics.get(repr(key), 0.0)
+
+    def pay(self, key: object, seconds: float) -> None:
+        """Statistics were gathered; what an earlier process had paid for is not counted once more."""
+        if repr(key) in self._statistics:
+            self._since += seconds
+        else:
+            self._statistics[repr(key)] = seconds
+
     def suspects(self, recipe: Recipe) -> list[Suspect] | None:
         """The nodes that hurt, if they were looked for."""
         known = self._suspects.get(recipe.to_yaml())
@@ -94,29 +106,51 @@ class SearchState:
             found = json.loads(path.read_text("utf8"))
             fits = found["format"] == _FORMAT and found["key"] == self._key
             outcomes, suspects = dict(found["outcomes"]), dict(found["suspects"])
+            for known in outcomes.values():
+                _check(Outcome(**known["outcome"]), float(known["seconds"]), float(known["passed"]))
+            for entry in (entry for entries in suspects.values() for entry in entries):
+                _check(Suspect(**entry))
+            statistics = {str(key): float(seconds) for key, seconds in found.get("statistics", {}).items()}
         except OSError as error:
             raise OnnxqError(f"--search-state {path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise OnnxqError(
                 f"--search-state {path}: is not the state of a search; name another file, or delete this one"
             ) from None
         if not resume:  # it was read only so that no other file is written over
             return
         if fits:
-            self._outcomes, self._suspects = outcomes, suspects
+            self._outcomes, self._suspects, self._statistics = outcomes, suspects, statistics
         else:
             self.note = f"--resume: {path} is of another model, data or recipe, so the search started anew"
 
     def _write(self) -> None:
         if self._path is None:
             return
-        content = {"format": _FORMAT, "key": self._key, "outcomes": self._outcomes, "suspects": self._suspects}
+        content = {
+            "format": _FORMAT,
+            "key": self._key,
+            "outcomes": self._outcomes,
+            "suspects": self._suspects,
+            "statistics": self._statistics,
+        }
         try:
             atomic.write(self._path, json.dumps(content).encode())
         except OSError as error:
             raise OnnxqError(
                 f"--search-state {self._path}: cannot be written ({error.strerror}); name a file in another folder"
             ) from None
+
+
+def _check(*found: object) -> None:
+    """Raise TypeError where a field of a record that was read is of another type than the program writes."""
+    for record in found:
+        if is_dataclass(record):
+            for field in fields(record):
+                value = getattr(record, field.name)
+                kinds = {"str": str, "bool": bool, "str | None": str | None, "float | None": float | int | None}
+                if not isinstance(value, kinds.get(str(field.type), float | int)):
+                    raise TypeError(field.name)
 
 
 def forget(path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
-from onnxq.search.history import KEPT, Outcome, Step, Suspect
+from onnxq.search.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
 from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
@@ -40,7 +40,7 @@ class Found:
         best: the best of all, within the limits or not.
         outcome: what it gives.
         trail: everything that was tried, in order.
-        late: the time was over before the search was.
+        late: the time was over before the search was, so that a longer one may find more.
     """
 
     inside: list[tuple[Recipe, Outcome]]
@@ -116,9 +116,13 @@ class _Search:
             return self._known[recipe]
         started = self._clock()
         outcome = self._known[recipe] = self._attempt(recipe, max(self._budget - started, 0.0) * share)
+        # What was broken off says nothing about the recipe: the search is not complete.
+        self._late = self._late or outcome.gave_up
         inside = self._inside(outcome)
         if inside:
             verdict = "inside the limit"
+        elif outcome.gave_up:
+            verdict = GIVEN_UP
         elif against is not None and self._better(outcome, self._known[against]):
             verdict = KEPT
         else:
@@ -208,6 +212,8 @@ class _Search:
             outcome = self._try(_floats(order[:count]), _without(base, order[:count]))
             if self._inside(outcome):
                 enough = count
+            elif outcome.gave_up:  # nothing is known of it, and others take as long
+                break
             elif outcome.failure:  # with so many left float, nothing is left to quantize
                 most = count - 1
             else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
+from onnxq.graph.files import io
 from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
@@ -133,8 +134,7 @@ class Trials:
             return None
         self._signatures[signature] = name
         content = contents(built.model, self.job.stack)
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        trial = self.made[name] = Trial(name, built, content, size)
+        trial = self.made[name] = Trial(name, built, content, io.size_of(content))
         return trial
 
     def _drop(self, name: str, reason: str) -> None:

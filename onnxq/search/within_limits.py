@@ -258,7 +258,8 @@ class _Search:
         if known is not None:
             return known
         try:
-            held = self._model(recipe, _Patience(self._job.clock, seconds))
+            again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
+            held = self._model(recipe, _Patience(self._job.clock, seconds + again))
             outcome = self._work.measure(held.built, held.content)
         except _LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
@@ -326,7 +327,10 @@ class _Search:
                 return build(replace(job, recipe=recipe, statistics=known, clock=clock))
             except CalibrationError:  # a value that no model needed so far
                 pass
+        before = clock.seconds.get("calibrate", 0.0)
         built = build(replace(job, recipe=recipe, statistics=None, clock=clock))
+        if recipe.smooth is None and key not in self._statistics:
+            self._state.pay(key, clock.seconds.get("calibrate", 0.0) - before)
         if known is not None and built.statistics is not None:
             known.add(built.statistics)
         else:
@@ -349,7 +353,8 @@ class _Search:
         chosen = self._verified(found.best, timed=timed)
         told = self._told(chosen, found, found.best)
         best = next(step.tried for step in found.trail if step.recipe == found.best)
-        said = f"no recipe of {len(found.trail)} that were tried keeps {self._work.asked}"
+        tried = sum(not step.outcome.gave_up for step in found.trail)
+        said = f"no recipe of {tried} that were tried keeps {self._work.asked}"
         if failed:
             said = f"what keeps {self._work.asked} fails verification ({failed[0]})"
         said += f"; the best ({best}): {self._work.figures(found.outcome)}"
@@ -403,7 +408,7 @@ class _Search:
             warnings.append(self._state.note)
         if found.late:
             warnings.append(
-                f"--budget: {self._job.budget:g} s were over before the search was; the best that was measured is given"
+                f"--budget: {self._job.budget:g} s were not enough to try all; the best that was measured is given"
             )
         return replace(chosen, trail=trail, warnings=warnings)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from onnxq.errors import TargetError
+from onnxq.errors import TargetError, there_are
 from onnxq.targets import cpu, cpu_avx2
 from onnxq.targets.target import Costs, MacRates, Rate, Target
 
@@ -20,7 +18,5 @@ def target_named(name: str) -> Target:
         TargetError: there is none.
     """
     if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
-        there = f"did you mean {near[0]!r}? There" if near else "there"
-        raise TargetError(f"--target: no target {name!r}; {there} are {', '.join(TARGETS)}")
+        raise TargetError(f"--target: no target {name!r}; {there_are(name, TARGETS)}")
     return TARGETS[name]

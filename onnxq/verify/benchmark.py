@@ -130,9 +130,7 @@ def _peak_memory(model: bytes | Path | Session, feed: Feed, threads: int | None)
 
 
 def _size(model: bytes | Path | Session) -> int:
-    if isinstance(model, Session):
-        return 0
-    return io.size_bytes(model) if isinstance(model, Path) else len(model)
+    return 0 if isinstance(model, Session) else io.size_of(model)
 
 
 def _warm_up(session: Session, feeds: list[Feed]) -> int:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from onnxq.errors import ModelError
+from onnxq.graph.files import io
 from onnxq.graph.reading.optimized import unfolded_layers
 from onnxq.runtime.session import open_session
 
@@ -15,7 +16,7 @@ MOST_BYTES = 512 * 2**20
 
 def worth_a_look(model: bytes | Path) -> bool:
     """Whether the model is small enough to be written out once more."""
-    return (len(model) if isinstance(model, bytes) else model.stat().st_size) <= MOST_BYTES
+    return io.size_of(model) <= MOST_BYTES
 
 
 def float_layers(model: bytes | Path) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, there_are
 
 if TYPE_CHECKING:
     from onnxq.verify.compare import Comparison
@@ -67,9 +66,7 @@ def metric_of(comparison: Comparison, name: str) -> Metric:
         RecipeError: there is no such metric, or it cannot be had from this comparison.
     """
     if name not in _FIGURES:
-        near = difflib.get_close_matches(name, METRICS, n=1)
-        there = f"did you mean {near[0]!r}? There" if near else "there"
-        raise RecipeError(f"--metric: no {name!r}; {there} are {', '.join(METRICS)}")
+        raise RecipeError(f"--metric: no {name!r}; {there_are(name, METRICS)}")
     figure, why_not = _FIGURES[name]
     found = figure(comparison)
     if found is None:

@@ -145,3 +145,82 @@ def test_damage_found_while_reading_is_an_error(tmp_path, compressed):
     path.write_bytes(content)
     with pytest.raises(CalibrationError, match=r"x.npz: the file is damaged"):
         list(open_reader(path, [X]))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(64,), (2, 1, 8), (1, 4), ("N", 4), ("T", "N")])
+def test_samples_along_a_new_first_axis(tmp_path, shape, order):
+    """An array with one axis more than the input holds a feed in each element, whatever the input's first axis is."""
+    spec = InputSpec("x", np.dtype(np.float32), shape)
+    one = tuple(dim if isinstance(dim, int) else 3 for dim in shape)
+    array = np.asarray(np.random.default_rng(0).standard_normal((5, *one)), np.float32, order=order)
+    reader = open_reader(written(tmp_path / "x.npz", x=array, labels=np.arange(5)), [spec])
+    assert reader.count == 5
+    feeds = list(reader.part(1, 5))
+    assert [feed["x"].shape for feed in feeds] == [one] * 4
+    np.testing.assert_array_equal(np.stack([feed["x"] for feed in feeds]), array[1:])
+    assert reader.part(1, 3).labels.tolist() == [1, 2]
+
+
+def test_inputs_with_and_without_a_batch_axis_go_together(tmp_path):
+    state = InputSpec("state", np.dtype(np.float32), (2, 1, 8))
+    states = np.random.default_rng(0).standard_normal((5, 2, 1, 8)).astype(np.float32)
+    feeds = list(open_reader(written(tmp_path / "x.npz", x=DATA, state=states), [X, state]))
+    assert [(feed["x"].shape, feed["state"].shape) for feed in feeds] == [((1, 2, 3), (2, 1, 8))] * 5
+    np.testing.assert_array_equal(feeds[3]["state"], states[3])
+    with pytest.raises(CalibrationError, match="different numbers of samples"):
+        open_reader(written(tmp_path / "y.npz", x=DATA, state=states[:4]), [X, state])
+
+
+def test_messages_say_which_forms_work(tmp_path):
+    flat = InputSpec("x", np.dtype(np.float32), (64,))
+    with pytest.raises(CalibrationError, match="samples go along the first axis, or along a new one in front of it"):
+        open_reader(written(tmp_path / "x.npz", x=np.zeros((10, 8, 8), np.float32)), [flat])
+    state = InputSpec("s", np.dtype(np.float32), (2, "N"))
+    with pytest.raises(CalibrationError, match="along a new first axis, or give a folder with one .npz a feed"):
+        open_reader(written(tmp_path / "y.npz", x=DATA, s=np.zeros((5, 2), np.float32)), [X, state])
+
+
+def npy(header, body=b"", version=(1, 0)):
+    """A numpy file with any header."""
+    text = header.encode()
+    size = len(text).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + size + text + body
+
+
+ODD = {
+    "huge": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (25000000000000, 2, 3), }\n"),
+    "huge fortran": npy("{'descr': '<f4', 'fortran_order': True, 'shape': (25000000000000, 2, 3), }\n"),
+    "negative": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2, 3), }\n"),
+    "beyond 64 bits": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1" + "0" * 40 + ", 2, 3), }\n"),
+    "short": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 2, 3), }\n", bytes(119)),
+    "long": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 2, 3), }\n", bytes(121)),
+    "open": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 2, 3"),
+    "no dict": npy("[1, 2]\n"),
+    "no type": npy("{'descr': 'zz', 'fortran_order': False, 'shape': (5,), }\n"),
+    "number for a shape": npy("{'descr': '<f4', 'fortran_order': False, 'shape': 3, }\n"),
+    "nested": npy("(" * 3000 + "\n"),
+    "version": npy("{}\n", version=(9, 9)),
+    "cut": b"\x93NUMPY\x01",
+    "empty": b"",
+    "newer": npy("{'descr': [('\u00e9', '<f4')], 'fortran_order': False, 'shape': (1,), }\n", bytes(4), (3, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("form", ["archive", "folder of npz", "folder of npy"])
+def test_odd_members_are_one_line(tmp_path, kind, form):
+    place = tmp_path / "data"
+    if form == "folder of npy":
+        place.mkdir()
+        (place / "a.npy").write_bytes(ODD[kind])
+    else:
+        file = place if form == "archive" else place / "a.npz"
+        file.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.npy", ODD[kind])
+    with pytest.raises(CalibrationError, match=r"\S") as caught:
+        list(open_reader(place, [X]))
+    assert "\n" not in str(caught.value)
+    assert "memory" not in str(caught.value)
+    assert len(str(caught.value)) < 500

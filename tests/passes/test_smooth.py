@@ -174,9 +174,9 @@ def test_statistics_that_do_not_fit_name_the_layer() -> None:
         smooth(model, plan, groups, statistics, {})
 
 
-def test_nothing_to_smooth_is_said() -> None:
-    result = onnxq.quantize(network(), preset="w4", smooth=0.5, calibration=samples(8), benchmark=False, force=True)
-    assert any(line.startswith("--smooth: nothing was smoothed") for line in result.warnings)
+def test_smoothing_where_no_activations_are_rounded_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"--smooth 0\.5: does nothing with preset w4"):
+        onnxq.quantize(network(), preset="w4", smooth=0.5, calibration=samples(8), benchmark=False, force=True)
 
 
 def test_smoothing_needs_samples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.history import Outcome, Suspect
+from onnxq.search.history import GIVEN_UP, Outcome, Suspect
 from onnxq.search.state import SearchState
 from onnxq.search.strategy import Found, search
 from onnxq.verify.budget import Limits
@@ -121,6 +122,44 @@ def test_the_budget_ends_it(attempts: int) -> None:
 def test_the_first_attempt_is_made_without_any_time() -> None:
     found = Network({"n0": 1.0}, NODES).search(budget=0.0)
     assert (len(found.trail), found.late) == (1, True)
+
+
+@given(st.integers(0, 40), st.integers(1, 8), st.sampled_from([0.1, 0.5, 1.5]))
+def test_what_was_broken_off_is_not_taken_for_a_failure(first: int, count: int, damage: float) -> None:
+    """An attempt that is given up says nothing: the search is then late, whatever else it found."""
+
+    class Slow(Network):
+        def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+            outcome = super().attempt(recipe, seconds)
+            if first < len(self.asked) <= first + count:
+                return Outcome(failure="given up", gave_up=True)
+            return outcome
+
+    network = Slow(dict.fromkeys(NODES[:9], damage), NODES)
+    found = network.search()
+    broken_off = [step for step in found.trail if step.outcome.gave_up]
+    assert found.late == bool(broken_off)
+    assert all(step.verdict == GIVEN_UP and not step.inside for step in broken_off)
+    assert not any(step.outcome.gave_up for step in found.trail if step.recipe in dict(found.inside))
+    if not broken_off:
+        assert found.inside or len(network.asked) > len(NODES) // 2
+
+
+def test_giving_up_in_the_descent_does_not_end_in_fewer_nodes() -> None:
+    """With 4 of 8 nodes float the time is over: fewer were not enough, so nothing below 4 is looked at again."""
+
+    class Slow(Network):
+        def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+            if len(self.floats(recipe)) >= 4:
+                self.asked.append(recipe)
+                return Outcome(failure="given up", gave_up=True)
+            return super().attempt(recipe, seconds)
+
+    network = Slow(dict.fromkeys(NODES[:8], 1.0), NODES)
+    found = network.search()
+    assert not found.inside
+    assert found.late
+    assert 3 not in {len(network.floats(recipe)) for recipe in network.asked}
 
 
 def test_more_time_is_never_worse() -> None:
@@ -247,6 +286,46 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: str) -> Non
 def test_a_state_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(OnnxqError, match=r"--search-state .*cannot be written"):
         SearchState(tmp_path / "no" / "state", "k", resume=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"outcome": {"drop": "much"}},
+        {"outcome": {"unknown": 1}},
+        {"outcome": {"failure": None}},
+        {"outcome": []},
+        {"seconds": "long"},
+        {"passed": None},
+    ],
+)
+def test_a_state_with_damaged_records_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    path = tmp_path / "state"
+    SearchState(path, "k", resume=False).put_outcome(START, Outcome(1.0, 30.0, 5.0, 7), 10.0)
+    content = json.loads(path.read_text())
+    (known,) = content["outcomes"].values()
+    known.update(damage)
+    path.write_text(json.dumps(content))
+    with pytest.raises(OnnxqError, match="is not the state of a search"):
+        SearchState(path, "k", resume=True)
+
+
+def test_statistics_that_an_earlier_process_gathered_are_paid_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("onnxq.search.state.time.monotonic", lambda: now[0])
+    first = SearchState(tmp_path / "state", "k", resume=False)
+    now[0] += 10.0
+    first.pay(("equalize",), 8.0)
+    first.put_outcome(START, Outcome(1.0), 20.0)
+    assert first.clock() == 10.0
+    again = SearchState(tmp_path / "state", "k", resume=True)
+    assert again.outcome(START, 20.0) is not None
+    assert again.paid(("equalize",)) == 8.0
+    now[0] += 9.0
+    again.pay(("equalize",), 9.0)
+    assert again.clock() == 10.0
 
 
 def test_an_attempt_that_was_broken_off_is_made_again_with_more_time(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
 import onnxq
+from onnxq.graph.files import io
+from onnxq.verify import integer_kernels
 from onnxq.verify.integer_kernels import float_layers
 
 
@@ -42,3 +46,13 @@ def test_what_onnxq_writes_has_none(tmp_path) -> None:  # type: ignore[no-untype
     assert result.output is not None
     assert float_layers(result.output) == []
     assert not any("unfolding" in line for line in result.warnings)
+
+
+def test_weights_beside_the_model_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, content = tmp_path / "m.onnx", onnx.load_from_string(model("Relu"))
+    onnx.save(content, path, save_as_external_data=True, size_threshold=0)
+    inside = path.stat().st_size
+    monkeypatch.setattr(integer_kernels, "MOST_BYTES", inside)
+    assert not integer_kernels.worth_a_look(path)
+    monkeypatch.setattr(integer_kernels, "MOST_BYTES", io.size_bytes(path))
+    assert integer_kernels.worth_a_look(path)

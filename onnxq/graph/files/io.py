@@ -26,8 +26,8 @@ from onnxq.graph.reading import declared
 
 __all__ = ["Source", "check_weights", "detached", "load", "model_hash", "size_bytes", "to_bytes", "to_proto"]
 
-Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
-"""Where a model comes from: a file, or a model in memory."""
+Source: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
+"""Where a model comes from: a file, the contents of one, or a model in memory."""
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes a model file may have before its weights go to a second file: protobuf's 2 GB with some slack."""
@@ -48,7 +48,7 @@ def load(source: Source) -> ir.Model:
     Weights in external files are mapped, not read; those in the protobuf are copied out of it once.
 
     Args:
-        source: path of an ``.onnx`` file, or a model in memory.
+        source: path of an ``.onnx`` file, its bytes, or a model in memory.
 
     Returns:
         A model that the caller may change freely.
@@ -58,6 +58,8 @@ def load(source: Source) -> ir.Model:
     """
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, "model", None)
+    if isinstance(source, bytes):
+        return _from_proto(_parsed(source, "model"), "model", None)
     path = Path(source)
     return _from_proto(_read(path), str(path), path.parent)
 
@@ -73,6 +75,10 @@ def _read(path: Path) -> onnx.ModelProto:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}; check the file's permissions") from None
+    return _parsed(content, path)
+
+
+def _parsed(content: bytes, path: Path | str) -> onnx.ModelProto:
     if not content:
         raise ModelError(f"{path}: the file is empty; export or download the model again")
     proto = onnx.ModelProto()
@@ -181,7 +187,7 @@ def _own_tensors(model: ir.Model, where: str, folder: Path | None) -> set[Path]:
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, own(attribute.as_tensor()))
+                    node.attributes[name] = ir.Attr(name, attribute.type, own(attribute.value))
                 elif attribute.type == ir.AttributeType.TENSORS:
                     node.attributes[name] = ir.AttrTensors(name, [own(t) for t in attribute.as_tensors()])
     return data.files

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, closest
 from onnxq.recipe.recipe import Recipe, Rule, matches
 
 
@@ -87,7 +86,7 @@ class Selection:
 
 
 def _nearest(pattern: str, names: set[str]) -> str:
-    near = difflib.get_close_matches(pattern, sorted(names), n=1, cutoff=0.5)
+    near = closest(pattern, sorted(names), cutoff=0.5)
     if near:
-        return f"did you mean {near[0]!r}? onnxq inspect --verbose lists the names"
+        return f"did you mean {near!r}? onnxq inspect --verbose lists the names"
     return "onnxq inspect --verbose lists the names; a pattern takes *, ? and […]"

@@ -362,3 +362,13 @@ def test_maps_are_refused_in_words() -> None:
     model.graph.output[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(scores))
     with pytest.raises(ModelError, match=r"value 'z' is a map, as ZipMap makes it.*zipmap"):
         io.load(model)
+
+
+def test_the_size_of_a_model_is_one_rule(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    content = io.to_bytes(io.load(proto))
+    saving.save(io.load(proto), tmp_path / "one.onnx")
+    saving.save(io.load(proto), tmp_path / "two.onnx", threshold=1000)
+    assert io.size_of(content) == len(content)
+    assert io.size_of(tmp_path / "one.onnx") == io.size_of(content)
+    assert io.size_of(tmp_path / "two.onnx") == sum(f.stat().st_size for f in tmp_path.glob("two*"))
+    assert io.size_of(tmp_path / "two.onnx") > 4 * 32 * 16

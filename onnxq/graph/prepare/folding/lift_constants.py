@@ -33,4 +33,5 @@ def lift(model: ir.Model) -> int:
 
 def _element_type(node: ir.Node) -> ir.DataType | None:
     attribute = node.attributes.get("value")
-    return None if attribute is None else attribute.as_tensor().dtype
+    tensor = None if attribute is None else walk.tensor_of(attribute)
+    return None if tensor is None else tensor.dtype

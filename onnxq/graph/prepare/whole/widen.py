@@ -204,10 +204,10 @@ def _attributes(graph: ir.Graph, kinds: Collection[ir.DataType], edges: _Edges, 
                 found += 1
                 if change:
                     node.attributes[name] = ir.AttrInt64(name, int(WIDE))
-            elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in kinds:
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in kinds:
                 found += 1
                 if change:
-                    node.attributes[name] = ir.AttrTensor(name, _wide_tensor(attribute.as_tensor()))
+                    node.attributes[name] = ir.AttrTensor(name, _wide_tensor(attribute.value))
     return found
 
 

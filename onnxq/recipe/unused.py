@@ -1,0 +1,108 @@
+"""Options that the chosen presets do not look at, as data: to give one is an error, not a silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from onnxq.errors import RecipeError
+from onnxq.recipe.presets import PRESETS, Preset
+from onnxq.recipe.recipe import Recipe, Rule
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Where an option has an effect.
+
+    Attributes:
+        by: whether a preset looks at a value.
+        why: what presets that do not look at it do instead.
+    """
+
+    by: Callable[[Preset, Any], bool]
+    why: str
+
+
+def _blocks(preset: Preset, value: object) -> bool:
+    return preset.weights == "blocks"
+
+
+def _static(preset: Preset, value: object) -> bool:
+    return preset.activations == "static"
+
+
+_RANGES = _Use(_static, "calibrates no ranges of activations")
+
+USES: dict[str, _Use] = {
+    "format": _Use(
+        lambda preset, value: preset.activations == "static" or preset.weights == "blocks",
+        "has one form only",
+    ),
+    "range": _RANGES,
+    "percentile": _RANGES,
+    "symmetric": _Use(
+        lambda preset, value: preset.activations == "static" or preset.weights == "blocks", "has no grid to choose"
+    ),
+    "per_channel": _Use(
+        lambda preset, value: preset.codebook in (None, "kmeans") and preset.name != "lut8",
+        "groups weights in its own way",
+    ),
+    "bias_correct": _Use(_static, "corrects no bias"),
+    "smooth": _Use(lambda preset, value: preset.activations is not None, "rounds no activations"),
+    "adaround": _Use(lambda preset, value: preset.weights == "integer", "rounds weights by --algorithm"),
+    "bits": _Use(
+        lambda preset, value: preset.weights == "blocks" or value == preset.bits,
+        "stores its weights in one way, and fewer bits would only make them coarser",
+    ),
+    "block_size": _Use(
+        lambda preset, value: preset.weights in ("blocks", "codebook") or preset.activations == "token",
+        "has no blocks of weights",
+    ),
+    "accuracy_level": _Use(_blocks, "packs no weights"),
+}
+"""Options that not every preset looks at. Others have messages of their own (algorithm, target_bits, outliers), bound
+what may happen rather than say what should (max_memory), or hold for every preset."""
+
+
+def refuse_unused(recipe: Recipe) -> None:
+    """Refuse a recipe with an option that none of its presets looks at.
+
+    The preset auto tries several forms, all of 8 bits.
+
+    Raises:
+        RecipeError: names the option, what the preset does, and presets that look at the option.
+    """
+    default = Recipe()
+    for field in fields(Recipe):
+        value = getattr(recipe, field.name)
+        if field.name in USES and value != getattr(default, field.name):
+            _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
+    for i, rule in enumerate(recipe.rules):
+        for field in fields(Rule):
+            value = getattr(rule, field.name)
+            if field.name in USES and value is not None:
+                _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
+
+
+def _check(option: str, name: str, value: object, presets: list[Preset]) -> None:
+    use = USES[name]
+    if any(use.by(form, value) for preset in presets for form in _forms(preset, name)):
+        return
+    others = [preset.name for preset in PRESETS.values() if preset.name != "auto" and use.by(preset, value)]
+    given = "" if value is True else f" {value}"
+    given = " false" if value is False else given
+    raise RecipeError(
+        f"{option}{given}: does nothing with preset {presets[0].name}, which {use.why}; leave it out, or use "
+        f"{', '.join(others)}"
+    )
+
+
+def _forms(preset: Preset, name: str) -> Iterator[Preset]:
+    """The presets that a preset may turn out to be."""
+    if preset.name != "auto":
+        yield preset
+    elif name == "bits":
+        yield PRESETS["w8a8"]
+    else:
+        yield from (PRESETS[form] for form in ("w8a8", "w8a8-dynamic", "w8a8-token", "w8"))

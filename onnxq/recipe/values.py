@@ -1,0 +1,85 @@
+"""Whether single values of a recipe make sense, and how they are shown where they do not."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from onnxq.errors import RecipeError, there_are
+from onnxq.recipe.presets import SYNONYMS
+
+BITS = (2, 3, 4, 8)
+_INTEGER_BITS = 62
+
+
+def check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the choices; the nearest is named."""
+    if value is not None and value not in choices:
+        synonyms = SYNONYMS if what.endswith("preset") else None
+        raise RecipeError(f"{what}: no {shown(value)}; {there_are(value, choices, synonyms=synonyms)}")
+
+
+def check_smooth(option: str, alpha: float | str | None) -> None:
+    """Refuse what is no α of SmoothQuant."""
+    if isinstance(alpha, str) and alpha != "auto":
+        raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
+
+
+def check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
+    """Refuse bits, blocks and levels that no kernel has."""
+    if bits is not None and bits not in BITS:
+        raise RecipeError(f"{option}bits: {bits} bits have no kernel; use {', '.join(map(str, BITS))}")
+    if block_size not in (None, 0) and (block_size < 16 or block_size > 256 or block_size & (block_size - 1)):
+        raise RecipeError(
+            f"{option}block-size: {block_size} has no kernel; use 16, 32, 64, 128 or 256, or 0 for columns"
+        )
+    if accuracy_level is not None and not 0 <= accuracy_level <= 4:
+        raise RecipeError(f"{option}accuracy-level: {accuracy_level} is not in 0…4; 0 is exact, 4 is fast")
+
+
+def check_keys(where: str, given: Iterable[str], known: list[str]) -> None:
+    """Refuse an unknown key; the nearest is named."""
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"{where}: no key {shown(key)}; {there_are(shown(key), known)}")
+
+
+def check_types(where: str, given: Mapping[str, Any], known: dict[str, tuple[type, ...]]) -> None:
+    """Refuse a value of another type than its key takes."""
+    for key, types in known.items():
+        value = given.get(key)
+        wrong = value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types))
+        if wrong or (isinstance(value, int) and value.bit_length() > _INTEGER_BITS):
+            wanted = {str: "text", bool: "true or false"}.get(types[0], "a number")
+            raise RecipeError(f"{where}: {key} is {shown(value)} ({type(value).__name__}); it takes {wanted}")
+
+
+def names(key: str, value: object) -> tuple[str, ...]:
+    """Names or patterns, of which one may stand alone; never the letters of it."""
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, Iterable) or isinstance(items, bytes | Mapping):
+        raise RecipeError(f"{key}: {shown(value)} is not a list of names; write [name, name]")
+    names = tuple(items)
+    if not all(isinstance(item, str) for item in names):
+        raise RecipeError(f"{key}: {shown(value)} is not a list of names; write [name, name]")
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as Python's own; anything else as it is."""
+    kind = getattr(type(value), "__module__", "")
+    return value.item() if kind == "numpy" and getattr(value, "shape", None) == () else value
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value in a message: short whatever it is, and however often it holds itself."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return "a number of very many digits"
+    return _SHORT.repr(value)
