@@ -25,16 +25,14 @@ class GPTQConfig:
     Attributes:
         damping: added to the diagonal of the Hessian, as a share of its mean.
         act_order: round the inputs with the largest second moment first. The groups stay where they are, with grids
-            fixed beforehand, so that no index of groups is stored.
-        static_groups: fix the grids of blocks beforehand, from the weight as given; without it a block's grid is
-            found when the block is reached, from the weight as corrected until then.
+            fixed beforehand, so that no index of groups is stored; without it a block's grid is found when the block is
+            reached, from the weight as corrected until then.
         grid: search of the ranges, with the error of each column counted as the objective counts it, 1/[H⁻¹]ᵢᵢ among
             the columns still to be rounded; None takes the extrema.
     """
 
     damping: float = 0.01
     act_order: bool = True
-    static_groups: bool = False
     grid: GridConfig | None = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
@@ -163,7 +161,7 @@ class _Sweep:
         self.scale = np.ones((blocks, weight.shape[0]), np.float32)
         self.zero_point = np.zeros((blocks, weight.shape[0]), np.float32)
         whole = not isinstance(spec.granularity, PerBlock)
-        self.fixed = whole or config.static_groups or config.act_order
+        self.fixed = whole or config.act_order
         # what a squared error of each column costs in the objective
         importance = np.empty(weight.shape[1])
         importance[order] = self.diagonal**2

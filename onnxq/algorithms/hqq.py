@@ -26,7 +26,6 @@ class HQQConfig:
         beta: weight of the quadratic term at the start.
         kappa: what beta is multiplied with after each iteration.
         iterations: how often outliers and zero point (or scale) are solved in turn.
-        refine_scale: once an affine grid's zero point is rounded to an integer, solve for the scale in the same way.
         grid: search of the ranges that it starts from; None takes the extrema.
     """
 
@@ -34,7 +33,6 @@ class HQQConfig:
     beta: float = 10.0
     kappa: float = 1.01
     iterations: int = 20
-    refine_scale: bool = True
     grid: GridConfig | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +77,7 @@ def hqq(weight: Array, spec: TensorSpec, config: HQQConfig | None = None) -> QTe
         if not spec.symmetric:
             solver.solve_zero_point()
             solver.round_zero_point()
-        if spec.symmetric or config.refine_scale:
-            solver.solve_scale()
+        solver.solve_scale()
         values[rows] = solver.values()
         at = rows if scale.shape[0] > 1 else slice(None)
         scale[at] = solver.scale.reshape(scale[at].shape)

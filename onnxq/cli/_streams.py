@@ -18,5 +18,9 @@ def say(text: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
+    if error:
+        from onnxq.report.printable import printable
+
+        text = printable(text, lines=True)
     stream.write(f"{text}\n")
     stream.flush()

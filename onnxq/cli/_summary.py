@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxq.cli._output import show_table, show_text
 from onnxq.report import text
+from onnxq.report.printable import printable
 
 
 def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: bool) -> None:
@@ -18,7 +19,7 @@ def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: 
         float_model: the model that went in.
         verbose: name every node, not only the first few of each reason.
     """
-    show_text(f"{float_model} -> {result['output']}")
+    show_text(printable(f"{float_model} -> {result['output']}"))
     show_text()
     _show_facts(text.quantization_facts(result))
     _show_tables(text.quantization_tables(result, everything=verbose))
@@ -90,7 +91,7 @@ def show_records(records: Sequence[Mapping[str, Any]], *, last: str = "", leave_
 def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in facts) + 2
     for name, value in facts:
-        show_text(f"{name:{width}}{value}")
+        show_text(f"{name:{width}}{printable(value)}")
 
 
 def _show_tables(tables: Iterable[text.Table]) -> None:

@@ -127,13 +127,42 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
     Raises:
         CalibrationError: no dict, a wrong or missing name, or an array of a wrong type, rank or shape.
     """
+    given, feed = feed, _by_name(feed, inputs)
     if not isinstance(feed, Mapping):
         raise CalibrationError(
-            f"{where}: is a {type(feed).__name__}, not a dict of arrays by input name; "
+            f"{where}: is a {type(given).__name__}, not a dict of arrays by input name; "
             f"give for example {{{', '.join(repr(spec.name) + ': array' for spec in inputs)}}}"
         )
-    check_names([str(name) for name in feed], inputs, where)
-    return {spec.name: check_array(np.asarray(feed[spec.name]), spec, where) for spec in inputs}
+    wanted = [spec.name for spec in inputs]
+    if not wanted or not all(name in feed for name in wanted):  # further columns of a data set are left alone
+        check_names([str(name) for name in feed], inputs, where)
+    return {spec.name: check_array(_array(feed[spec.name], spec.name, where), spec, where) for spec in inputs}
+
+
+def _by_name(feed: object, inputs: Sequence[InputSpec]) -> object:
+    """What data loaders give instead of a dict, as one: arrays in the order of the inputs, targets behind them."""
+    if isinstance(feed, Mapping):
+        return feed
+    entries = feed if isinstance(feed, tuple | list) else [feed]
+    if entries and isinstance(entries[0], Mapping):
+        return entries[0]
+    first = entries[: len(inputs)]
+    if not inputs or len(first) < len(inputs) or not all(hasattr(entry, "__array__") for entry in first):
+        return feed
+    return {spec.name: array for spec, array in zip(inputs, first, strict=True)}
+
+
+def _array(given: object, name: str, where: str) -> Array:
+    """An array of whatever holds one; a tensor that gradients flow to is taken out of its graph."""
+    for step in ("detach", "cpu"):
+        method = getattr(given, step, None)
+        given = method() if callable(method) else given
+    try:
+        return np.asarray(given)
+    except Exception as error:  # ragged lists, or what another library raises
+        raise CalibrationError(
+            f"{where}: input '{name}' is a {type(given).__name__} that makes no array ({error}); give np.asarray of it"
+        ) from error
 
 
 class FeedHash:

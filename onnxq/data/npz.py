@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
 import struct
 import tokenize
@@ -19,6 +20,8 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed, InputSpec, check_array, check_names
 from onnxq.errors import CalibrationError
 
+_MOST = 1 << 16
+"""Feeds of a file that are used; ranges have settled long before."""
 _OTHER_FORMS = "stack the samples along a new first axis, or give a folder with one .npz a feed"
 """What works where axis 0 of an input is no batch."""
 
@@ -26,8 +29,8 @@ LABELS = "labels"
 """Array with the class of each sample; not an input unless the model has one of that name."""
 
 DAMAGE = (
-    zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError, TypeError,
-    OverflowError, MemoryError, SyntaxError, LookupError, AttributeError, tokenize.TokenError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError, NotImplementedError, RuntimeError,
+    TypeError, OverflowError, MemoryError, SyntaxError, LookupError, AttributeError, tokenize.TokenError, struct.error,
 )  # fmt: skip
 """What reading a damaged archive raises."""
 
@@ -79,12 +82,14 @@ class NpzSource:
                 f"{path}: array '{LABELS}' has shape {label_member.shape} for {samples} samples; give one for each"
             )
         self._has_labels = label_member is not None
-        self.count = samples // self.batch
+        self.count = min(samples // self.batch, _MOST)
         if self.count == 0:
             raise CalibrationError(
                 f"{path}: holds {samples} samples, but the model takes {self.batch} at a time; add samples"
             )
-        if left := samples % self.batch:
+        if samples // self.batch > _MOST:
+            self.notes.append(f"{path}: the first {_MOST} of {samples // self.batch} samples are used")
+        elif left := samples % self.batch:
             self.notes.append(f"{path}: {left} of {samples} samples left over, the model takes {self.batch} at a time")
 
     def _count_samples(self) -> int:
@@ -286,10 +291,10 @@ def _checked_header(stream: IO[bytes], size: int, what: str) -> tuple[tuple[int,
     announced = math.prod(shape) * dtype.itemsize
     there = size - stream.tell()
     if not dtype.hasobject and (announced != there or any(length < 0 for length in shape)):
-        raise ValueError(f"{what} of shape {shape} takes {announced} bytes, and {there} are there")
+        raise ValueError(f"{what} of shape {str(shape)[:90]} takes {announced} bytes, and {there} are there")
     return shape, fortran, dtype
 
 
 def _bytes_of(member: _Member) -> int:
     """Bytes of one sample."""
-    return int(np.prod(member.shape[1:], dtype=np.int64)) * member.dtype.itemsize
+    return math.prod(member.shape[1:]) * member.dtype.itemsize

@@ -55,7 +55,7 @@ class Reader:
                 break
             except OnnxqError:
                 raise
-            except Exception as error:  # whatever the user's own code raises
+            except (Exception, SystemExit) as error:  # whatever the user's own code raises
                 raise CalibrationError(
                     f"calibration sample {index}: the reader raised {type(error).__name__}: {error}"
                 ) from error
@@ -150,7 +150,7 @@ def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the module is the user's own code
+    except (Exception, SystemExit) as error:  # the module is the user's own code
         raise CalibrationError(f"{text}: cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         if folder in sys.path:
@@ -165,7 +165,7 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
     if callable(given) and not made:
         try:
             given = given()
-        except Exception as error:  # the callable is the user's own code
+        except (Exception, SystemExit) as error:  # the callable is the user's own code
             raise CalibrationError(f"{where}: the call raised {type(error).__name__}: {error}") from error
     if isinstance(given, Mapping):
         raise CalibrationError(f"{where}: is one dict; give a list of feeds, for example [feed]")
@@ -184,7 +184,7 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
         raise CalibrationError(
             f"{where}: is a {type(given).__name__}; give {FORMS}, or an iterable of dicts of arrays by input name"
         ) from None
-    except Exception as error:  # the iterable is the user's own code
+    except (Exception, SystemExit) as error:  # the iterable is the user's own code
         raise CalibrationError(f"{where}: the reader raised {type(error).__name__}: {error}") from error
     return SpoolSource(iterator, inputs)
 

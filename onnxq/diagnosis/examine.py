@@ -117,14 +117,15 @@ def diagnose(
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    samples = open_data(found, prepared)
-    confirm(prepared, samples.first, clock, threads)
-    if quantized_model is None:
-        quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
-    else:
-        quantized = io.load(quantized_model)
-    measured = samples.held_out if quantized_model is None else samples.every
-    result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+    with prepared.watched():
+        samples = open_data(found, prepared)
+        confirm(prepared, samples.first, clock, threads)
+        if quantized_model is None:
+            quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
+        else:
+            quantized = io.load(quantized_model)
+        measured = samples.held_out if quantized_model is None else samples.every
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())

@@ -63,6 +63,11 @@ def calibrate_model(
     if not wanted.values and not wanted.second_moments:
         raise RecipeError("onnxq calibrate: no value of this model could be quantized; onnxq inspect says why")
     warnings: list[str] = [*prepared.notes, *reader.notes]
+
+    def save(partial: Statistics) -> None:
+        prepared.check_unchanged()
+        partial.save(path)
+
     started = time.perf_counter()
     statistics = calibrate(
         prepared.model,
@@ -76,11 +81,11 @@ def calibrate_model(
         threads=options.threads,
         provider=options.provider,
         start=start,
-        checkpoint=(lambda partial: partial.save(path)) if options.resume else None,
+        checkpoint=save if options.resume else None,
         warn=warnings.append,
     )
     elapsed = time.perf_counter() - started
     bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
     warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]
-    statistics.save(path)
+    save(statistics)
     return CalibrateResult(path, elapsed, statistics.samples, len(statistics), warnings, statistics)

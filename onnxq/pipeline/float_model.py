@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
+from onnxq.graph.files.external import READ_UP_TO
 from onnxq.graph.files.saved_by_runtime import note_of_fused
+from onnxq.graph.files.watch import Watch
 from onnxq.graph.prepare import prepare
-from onnxq.graph.prepare.whole import widen
+from onnxq.graph.prepare.whole import shapes, widen
 from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize
@@ -46,6 +49,7 @@ class Prepared:
         min_opset: what the operator set was to be raised to.
         versions: (operator set, IR version) of the user's model and of the prepared one.
         widened: the element types that became float32 inside.
+        watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
     """
 
@@ -66,6 +70,26 @@ class Prepared:
     versions: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     widened: Collection[ElementType] = ()
     widened_at_load: bool = False
+    watch: Watch | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Work that writes nothing; at its end the model's files have to be what they were when they were read.
+
+        Raises:
+            ModelError: they are not, and whatever else went wrong came of that.
+        """
+        try:
+            yield
+        except OnnxqError:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError if the model's files are not what they were when they were read."""
+        if self.watch is not None:
+            self.watch.check()
 
 
 def load_and_prepare(
@@ -85,17 +109,20 @@ def load_and_prepare(
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
     """
     with clock.step("load"):
+        watch = Watch.of(source) if is_path(source) else None
         model = io.load(source)
         check_weights(model)
         original: Path | bytes
         if is_path(source):
             original = Path(source)
             size = io.size_bytes(original)
+            if io.mapped_files(model) and size <= READ_UP_TO:
+                original = io.to_bytes(model)  # the runtime would map the weights, and die if they are cut
         else:
             original = io.to_bytes(model)
             size = len(original)
-        session, at_load = _opened(model, _name(source))
-        if at_load:
+        session, changed = _opened(model, _name(source))
+        if changed == "types" or (changed and not is_path(source)):
             original = io.to_bytes(model)
         inputs = session.input_specs
     with clock.step("prepare"):
@@ -110,18 +137,19 @@ def load_and_prepare(
             source=source,
             min_opset=max(target.min_opset, min_opset),
             widened=() if keep_halves else widen.EVERY,
-            widened_at_load=at_load,
+            widened_at_load=changed == "types",
+            watch=watch,
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)
     return prepared
 
 
-def _opened(model: Model, label: str) -> tuple[Session, bool]:
+def _opened(model: Model, label: str) -> tuple[Session, str]:
     """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
 
     Returns:
-        The session, and whether the model was changed.
+        The session, and what of the model was changed: "shapes" that it declares, "types", or nothing.
 
     Raises:
         ModelError: the runtime cannot load it, or an input or output is bfloat16, which numpy does not know.
@@ -133,11 +161,14 @@ def _opened(model: Model, label: str) -> tuple[Session, bool]:
             "with float32 or float16 inputs and outputs"
         )
     try:
-        return session_of(model, optimize=False, packed=False, label=label), False
-    except ModelError:
+        return session_of(model, optimize=False, packed=False, label=label), ""
+    except ModelError as error:
+        if shapes.forget(model):  # the runtime may believe one of these where its weights are elsewhere
+            with suppress(ModelError):
+                return session_of(model, optimize=False, packed=False, label=label), "shapes"
         if not widen.run(model, widen.EVERY):
-            raise
-    return session_of(model, optimize=False, packed=False, label=label), True
+            raise error
+    return session_of(model, optimize=False, packed=False, label=label), "types"
 
 
 def _prepare(prepared: Prepared, without: Collection[str]) -> None:

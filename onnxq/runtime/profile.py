@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -120,9 +121,10 @@ class Remembered:
         key = hashlib.sha256("\n".join((*machine, onnxruntime.__version__)).encode()).hexdigest()[:16]
         self._path = _cache_folder() / f"kernels-{key}.json"
         self._times: dict[str, dict[str, KernelTime]] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             for group, forms in json.loads(self._path.read_text("utf8")).items():
-                self._times[group] = {form: KernelTime(**times) for form, times in forms.items()}
+                with contextlib.suppress(ValueError, TypeError, AttributeError):
+                    self._times[group] = {form: _kernel_time(times) for form, times in forms.items()}
         self._changed = False
 
     def get(self, group: str, forms: Iterable[str]) -> dict[str, KernelTime] | None:
@@ -145,6 +147,22 @@ class Remembered:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(self._path, json.dumps(plain, sort_keys=True).encode())
         self._changed = False
+
+
+def _kernel_time(times: dict[str, Any]) -> KernelTime:
+    """Times from a file.
+
+    Raises:
+        TypeError: other names, or no numbers.
+        ValueError: a time that no kernel takes.
+    """
+    found = KernelTime(**times)
+    for value in (found.compute, found.quantize, found.dequantize):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(value)
+        if not 0 <= value < math.inf:
+            raise ValueError(value)
+    return found
 
 
 def _short(group: str) -> str:

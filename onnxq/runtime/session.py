@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +196,27 @@ def open_session(
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     label = label or (str(model) if isinstance(model, Path) else "model")
-    session = _opened(str(model) if isinstance(model, Path) else model, options, providers, label)
+    with ExitStack() as stack:
+        session = _opened(_as_source(model, options, stack), options, providers, label)
     session.source, session.optimize, session.threads = model, optimize, threads
     return session
+
+
+def _as_source(model: bytes | Path, options: onnxruntime.SessionOptions, stack: ExitStack) -> bytes | str:
+    """What the runtime is given: it takes no path that is not UTF-8, as all with an umlaut are under LC_ALL=C.
+
+    Of such a file it gets the contents, and a link of a plain name to the folder where its weights are.
+    """
+    if isinstance(model, bytes):
+        return model
+    try:
+        str(model).encode()
+    except UnicodeEncodeError:
+        link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "folder"
+        link.symlink_to(model.resolve().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(link))
+        return model.read_bytes()
+    return str(model)
 
 
 def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:

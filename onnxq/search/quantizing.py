@@ -66,7 +66,8 @@ def quantize_by(
     with ExitStack() as stack:
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
-        chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
+        with job.prepared.watched():
+            chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
@@ -75,6 +76,7 @@ def quantize_by(
         chosen.verdict.warnings += said
         if failures and not options.force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
+        job.prepared.check_unchanged()
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
     if chosen.trail and state is not None:

@@ -99,7 +99,7 @@ class Metric:
             value = self.function(Runner(session))
         except OnnxqError:
             raise
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise RecipeError(f"--metric {self.name}: it raised {type(error).__name__}: {error}") from error
         try:
             score = float(value)
@@ -152,7 +152,7 @@ def _imported(text: str) -> Function:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the module is the user's own code
+    except (Exception, SystemExit) as error:  # the module is the user's own code
         raise RecipeError(f"--metric {text}: cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         if folder in sys.path:

@@ -113,7 +113,7 @@ class SearchState:
             statistics = {str(key): float(seconds) for key, seconds in found.get("statistics", {}).items()}
         except OSError as error:
             raise OnnxqError(f"--search-state {path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise OnnxqError(
                 f"--search-state {path}: is not the state of a search; name another file, or delete this one"
             ) from None
@@ -151,6 +151,8 @@ def _check(*found: object) -> None:
                 kinds = {"str": str, "bool": bool, "str | None": str | None, "float | None": float | int | None}
                 if not isinstance(value, kinds.get(str(field.type), float | int)):
                     raise TypeError(field.name)
+                if isinstance(value, int):
+                    float(value)  # which a number of very many digits is too large for
 
 
 def forget(path: Path) -> None:

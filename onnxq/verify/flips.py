@@ -82,7 +82,7 @@ class Flips:
         count = np.convolve(self._count, pool, "same")
         noise = np.convolve(self._noise, pool, "same")
         deviation = np.sqrt(noise / np.maximum(count, 1))
-        with np.errstate(divide="ignore"):
+        with np.errstate(over="ignore"):
             ratio = np.where(deviation > 0, self._centers / np.maximum(deviation, 1e-300), np.inf)
         chances = np.array([0.5 * math.erfc(x / math.sqrt(2)) for x in ratio])
         return np.asarray(self._count * chances)

@@ -59,7 +59,9 @@ def by_angle(cosine: float) -> float:
 
     That is the probability that a random plane through the origin separates them (Goemans and Williamson 1995).
     """
-    return math.acos(min(1.0, max(-1.0, cosine))) / math.pi
+    if cosine > 1.0 - 1e-12:  # rounding
+        return 0.0
+    return math.acos(max(-1.0, cosine)) / math.pi
 
 
 def by_similarity(ratio: float) -> float:

@@ -284,15 +284,16 @@ class VectorMeasure:
     def add(self, expected: Array, got: Array, kept: Array | None = None) -> None:
         """Add one sample: vectors along the last axis; of the others, those that ``kept`` holds."""
         pair = [array[kept] if kept is not None else array.reshape(-1, array.shape[-1]) for array in (expected, got)]
-        left, right = (_unit(np.nan_to_num(array.astype(np.float64))) for array in pair)
-        self._cosines += float((left * right).sum())
+        left, right = (_unit(array) for array in pair)
+        nothing = ~(left.any(axis=-1) | right.any(axis=-1))
+        self._cosines += float((left * right).sum()) + int(np.count_nonzero(nothing))
         self._vectors += len(left)
         step = max(1, len(left) // 4)  # a sample of many positions leaves room for others
         self._kept.extend(zip(left[::step], right[::step], strict=True) if len(self._kept) < _VECTORS else ())
 
     def judged(self) -> Judged:
         """The figures: by the similarities of pairs, or by the angle where there are too few vectors for pairs."""
-        cosine = self._cosines / max(self._vectors, 1)
+        cosine = self._cosines / self._vectors if self._vectors else 1.0
         if len(self._kept) < _FEW:
             return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_angle(cosine))
         left, right = (np.stack([pair[model] for pair in self._kept]) for model in (0, 1))
@@ -304,6 +305,10 @@ class VectorMeasure:
 
 
 def _unit(vectors: Array) -> Array:
+    """Vectors of length 1; those of length 0 stay, and what is not finite counts as 0."""
+    vectors = np.nan_to_num(vectors.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
+    vectors = vectors / np.where(largest > 0, largest, 1.0)
     length = np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
     return np.asarray(vectors / np.where(length > 0, length, 1.0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,14 @@ def peak_memory(model: bytes | Path, feed: Feed, threads: int | None = 1) -> int
         command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(path), str(threads or 0)]
         command += [json.dumps(registered()), *map(str, files)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                check=False,
+                env={**os.environ, "PYTHONUTF8": "1"},  # paths are UTF-8 there, whatever the locale is here
+            )
         except subprocess.TimeoutExpired:
             raise ModelError(f"model: did not run once within {_TIMEOUT:.0f} s, so its memory is not known") from None
     if done.returncode != 0:

@@ -168,7 +168,7 @@ class OutputJudge:
         longest = max(output.shape, default=0)
         if output.ndim == 4 and min(output.shape[2:]) >= _IMAGE and output.shape[1] <= 4:
             return True
-        if output.size == longest * output.shape[0] and output.ndim >= 2 and longest >= _LONG:
+        if output.ndim >= 2 and longest >= _LONG and output.size == longest * output.shape[0]:
             return True
         return self._fact.activation == TANH and longest >= _LONG
 
@@ -186,6 +186,8 @@ class OutputJudge:
         self._samples += 1
         if expected.shape != got.shape or is_real(expected) != is_real(got):
             self._otherwise += _share_apart(expected, got)
+            return
+        if not expected.size:
             return
         if self._elements is not None:
             self._elements.add(expected, got)

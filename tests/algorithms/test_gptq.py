@@ -37,7 +37,7 @@ def brain_surgeon(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQC
     order = np.argsort(-np.diagonal(hessian), kind="stable") if config.act_order else np.arange(inputs)
     size = spec.granularity.size if isinstance(spec.granularity, PerBlock) else inputs
     work, out = weight.astype(np.float64), np.zeros(weight.shape)
-    static = config.act_order or config.static_groups or not isinstance(spec.granularity, PerBlock)
+    static = config.act_order or not isinstance(spec.granularity, PerBlock)
     full = np.linalg.inv(h)
     inverses = [np.linalg.inv(h[np.ix_(order[step:], order[step:])]) for step in range(inputs)]
     importance = np.zeros(inputs)
@@ -75,7 +75,7 @@ def brain_surgeon(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQC
 PLAIN = GPTQConfig(act_order=False, grid=None)
 CONFIGS = [
     PLAIN,
-    GPTQConfig(damping=0.1, static_groups=True, act_order=False, grid=None),
+    GPTQConfig(damping=0.1, act_order=False, grid=None),
     GPTQConfig(grid=None),
     GPTQConfig(act_order=False, grid=GridConfig(steps=5)),
     GPTQConfig(),
@@ -83,7 +83,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "static", "act_order", "searched", "default", "asymmetric"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "damped", "act_order", "searched", "default", "asymmetric"])
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_equals_the_direct_elimination(spec: TensorSpec, config: GPTQConfig) -> None:
     weight, x = draw(3)  # 72 inputs: blocks of 16, 32 and 128 are uneven

@@ -73,7 +73,7 @@ def test_float_zero_points_are_those_of_the_slow_solver(spec: TensorSpec) -> Non
     assert after.sum() < 0.995 * before.sum()
 
 
-@pytest.mark.parametrize("config", [HQQConfig(), HQQConfig(refine_scale=False), HQQConfig(grid=GridConfig(steps=6))])
+@pytest.mark.parametrize("config", [HQQConfig(), HQQConfig(grid=GridConfig(steps=6))])
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_no_group_is_worse_than_rounding_to_nearest(spec: TensorSpec, config: HQQConfig) -> None:
     weight = heavy(1)
@@ -82,7 +82,7 @@ def test_no_group_is_worse_than_rounding_to_nearest(spec: TensorSpec, config: HQ
     result = hqq(weight, spec, config)
     after = objective(weight, real(result), spec)
     assert (after <= before * 1.0001).all()
-    if config.refine_scale and spec.bits < 8:
+    if spec.bits < 8:
         assert after.sum() < 0.99 * before.sum()
     assert result.params.zero_point.dtype == result.values.dtype == spec.dtype.numpy
     assert spec.mirrored or (result.params.scale > 0).all()

@@ -252,13 +252,13 @@ OTHERS: list[tuple[str, dict[str, Any], list[str]]] = [
         {
             "models": [
                 {**TIMING, "name": "a", "ratio": 1.0},
-                {**TIMING, "name": "b", "ratio": 0.5, "peak_memory_bytes": None},
+                {**TIMING, "name": "b", "median_ms": 5.0, "ratio": 0.5, "peak_memory_bytes": None},
             ]
         },
         [
             "model median ms 10 % 90 % against first size peak memory",
             "a 2.500 2.250 3.000 - 57.3 kB 13.2 MB",
-            "b 2.500 2.250 3.000 2.00x slower 57.3 kB -",
+            "b 5.000 2.250 3.000 2.00x slower 57.3 kB -",
         ],
     ),
     (

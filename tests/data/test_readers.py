@@ -208,7 +208,7 @@ def test_ctrl_c_in_a_reader_passes_through():
         ({"x": np.zeros(4, np.float32)}, r"rank 1 with shape \(4,\), the model takes rank 2 with shape \(N, 4\)"),
         ({"x": np.zeros((1, 5), np.float32)}, "axis 1 has to be 4 long"),
         ({"x": np.array([[None] * 4])}, "holds Python objects"),
-        ({"x": np.zeros((1, 4), np.float32), "xx": 1}, "the model has no input 'xx'"),
+        ({"xx": np.zeros((1, 4), np.float32)}, "the model has no input 'xx'"),
     ],
 )
 @pytest.mark.parametrize("form", [list, iter])

@@ -135,7 +135,7 @@ def set_bounds(planned: Planned, low: float, high: float) -> None:
 
 
 def test_softmax_has_a_fixed_range_that_concat_leaves_alone() -> None:
-    planned = join("[soft] s = Softmax <axis = 1> (a)", left="s")
+    planned = join("[soft] s = Softmax <axis = -1> (a)", left="s")
     decision = planned.plan.values["s"]
     assert isinstance(decision, Fixed)
     values = planned.solve(statistics_of(planned, {"b": (0.0, 1.0)})).rewrite.values

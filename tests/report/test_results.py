@@ -74,7 +74,7 @@ def test_the_summary_of_quantize_says_it_all(result: QuantizeResult) -> None:
     warned = replace(result, warnings=["first warning", "second warning"])
     text = warned.summary()
     assert f"{result.sqnr_db:.1f} dB" in text
-    assert f"{result.latency_ratio:.2f}" in text
+    assert f"{result.latency_ms['float'] / result.latency_ms['quantized']:.2f}" in text  # of the times beside it
     assert "w8a8" in text and "qdq" in text and "cpu" in text
     assert "first warning" in text and "second warning" in text
     for name in ("stem", "act", "Conv", "Gemm"):
@@ -90,7 +90,7 @@ def test_the_summary_takes_what_is_not_known(result: QuantizeResult) -> None:
     assert "w8a8" in bare.summary()
     assert set(bare.to_dict()) >= KEYS
     assert replace(result, sqnr_db=math.inf).summary()
-    assert "slower" in replace(result, latency_ratio=0.5).summary()
+    assert "slower" in replace(result, latency_ms={"float": 1.0, "quantized": 2.0}).summary()
 
 
 def test_calibrate(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,35 @@ def test_a_float_and_an_integer_form_are_timed_in_one_go() -> None:
     same = build("g (float[4,64] x) => (float[4,64] y) { y = Exp (x) }").SerializeToString()
     found = kernel_times({"one": same, "two": same}, {"x": np.ones((4, 64), np.float32)})
     assert set(found) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 3, "x", {"f": None}, {"f": {"compute": "1"}}, {"f": {"compute": True}}, {"f": {"compute": -1.0}},
+            {"f": {"compute": float("nan")}}, {"f": {"compute": float("inf")}}, {"f": {"other": 1.0}}, {"f": {}}],
+)  # fmt: skip
+def test_what_does_not_parse_in_the_cache_is_dropped(
+    bad: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = Remembered(1)
+    kept.put("good", {"f": KernelTime(1.0)})
+    kept.put("bad", {"f": KernelTime(1.0)})
+    kept.save()
+    (path,) = (tmp_path / "onnxq").glob("kernels-*.json")
+    content = json.loads(path.read_text())
+    content[profile._short("bad")] = bad
+    path.write_text(json.dumps(dict(sorted(content.items(), key=lambda entry: entry[1] != bad))))
+    again = Remembered(1)
+    assert again.get("bad", ["f"]) is None
+    assert again.get("good", ["f"]) == {"f": KernelTime(1.0)}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b"3", b'{"a": '])
+def test_a_cache_that_is_none_holds_nothing(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = Remembered(1)
+    first.put("a", {"f": KernelTime(1.0)})
+    first.save()
+    (path,) = (tmp_path / "onnxq").glob("kernels-*.json")
+    path.write_bytes(content)
+    assert Remembered(1).get("a", ["f"]) is None

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +101,28 @@ def test_a_model_in_memory_shares_its_weights_and_keeps_them(make):
     del model, shared
     gc.collect()
     np.testing.assert_array_equal(session.run({"x": x})[0], expected)
+
+
+PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode there")
+@pytest.mark.parametrize("variables", [{"LANG": "C"}, {"LC_ALL": "C"}, PLAIN_C], ids=["LANG", "LC_ALL", "ASCII"])
+@pytest.mark.parametrize("external", [False, True])
+def test_a_path_that_is_not_ascii_opens_whatever_the_locale(make, tmp_path, variables, external):
+    folder = tmp_path / "größe"
+    folder.mkdir()
+    saving.save(make("chain"), folder / "modèle.onnx", threshold=0 if external else 10**9)
+    script = (
+        "import sys, pathlib; from onnxq.runtime.session import open_session; "
+        "print(len(open_session(pathlib.Path(sys.argv[1]), threads=1).input_specs))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONUTF8")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder / "modèle.onnx"],
+        env={**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().isdigit()

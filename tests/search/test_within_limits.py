@@ -251,7 +251,7 @@ def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
         ),
         ({"metric": "no_such_module:f", "max_drop": 1.0}, "cannot be imported: ModuleNotFoundError"),
         ({"metric": "math:pi", "max_drop": 1.0}, "is a float, not a function"),
-        ({"metric": 3, "max_drop": 1.0}, "metric: is a int; give"),
+        ({"metric": 3, "max_drop": 1.0}, "metric is 3 .int.; it takes"),
         ({"resume": True, "search_state": "s"}, "no search to go on with; pass --max-drop or --min-sqnr"),
         ({"resume": True, "min_sqnr": 9.0}, "no search to go on with; name its file with --search-state"),
         ({"metric": "perplexity", "max_drop": 1.0}, "--metric perplexity: cannot be given"),

@@ -288,3 +288,48 @@ def test_lists_of_other_lengths_count_by_what_is_missing() -> None:
     found = judges.judged()["y"]
     assert found is not None
     assert found.loss == pytest.approx(0.1)
+
+
+SHAPES = [
+    (),
+    (0,),
+    (1,),
+    (7,),
+    (0, 3),
+    (3, 0),
+    (1, 1),
+    (4, 4),
+    (5, 30),
+    (20, 1, 30),
+    (1, 0, 6),
+    (1, 6, 20),
+    (1, 3, 8, 8),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_, np.str_])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_output_is_judged(shape: tuple[int, ...], dtype: type) -> None:
+    """Empty ones, single numbers, extremes and what is not finite: a loss in 0…1, and 0 for what is equal."""
+    noise = np.random.default_rng(0).normal(0, 3, shape)
+    extremes = np.full(shape, 6e4 if dtype == np.float16 else 3e38) if np.dtype(dtype).kind == "f" else noise
+    facts = [OutputFact(activation) for activation in (SOFTMAX, SIGMOID, LINEAR, MIXED, UNKNOWN)]
+    facts += [OutputFact(embedding=True), OutputFact(state_of="h"), OutputFact(LINEAR, like_input=True)]
+    finite = np.dtype(dtype).kind != "f"
+    for made in (
+        noise,
+        np.zeros(shape),
+        extremes,
+        *([] if finite else [np.full(shape, np.nan), np.full(shape, np.inf)]),
+    ):
+        output = np.asarray(made).astype(dtype)
+        for fact in facts:
+            for other in (output, np.asarray(np.abs(noise)).astype(dtype), output[:0] if output.ndim else output):
+                judges = OutputJudges({"y": fact})
+                for _ in range(2):
+                    judges.add(FEED, {"y": output}, {"y": other})
+                found = judges.judged()["y"]
+                assert found is not None
+                assert 0.0 <= found.loss <= 1.0
+                assert not math.isnan(found.value)
+                assert other is not output or found.loss == 0.0

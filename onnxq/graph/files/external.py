@@ -1,9 +1,10 @@
-"""Weights in files beside the model: found only inside the model's folder, and mapped into memory."""
+"""Weights in files beside the model: found only inside the model's folder, read or, if long, mapped into memory."""
 
 from __future__ import annotations
 
 import math
 import mmap
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -11,6 +12,9 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
+
+READ_UP_TO = 512 * 2**20
+"""Bytes of a file that is read into memory; longer ones are mapped, and a cut one then ends the process."""
 
 
 class DataFiles:
@@ -48,7 +52,7 @@ class DataFiles:
         if ".." in PurePosixPath(location.replace("\\", "/")).parts:
             raise ModelError(f"{what} leaves the model's folder; only files inside it are read")
         root = self._folder.resolve()
-        file = (self._folder / location).resolve()
+        file = (self._folder / os.fsdecode(location.encode())).resolve()  # a file name is bytes, whatever the locale
         if not file.is_relative_to(root):
             raise ModelError(f"{what} is a link that leaves the model's folder; put the file itself there")
         if not file.exists():
@@ -86,8 +90,8 @@ class DataFiles:
     def _mapped(self, file: Path) -> Array:
         if file not in self._bytes:
             self.files.add(file)
-            if file.stat().st_size == 0:
-                self._bytes[file] = np.zeros(0, np.uint8)
+            if file.stat().st_size <= READ_UP_TO:
+                self._bytes[file] = np.fromfile(file, np.uint8)
             else:
                 with file.open("rb") as stream:
                     mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

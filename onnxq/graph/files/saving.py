@@ -55,7 +55,7 @@ def save(
     _check_target(target, path)
     inputs = _inputs(model, source)
     _check_not_input(path, target, inputs)
-    with io.detached(model, _weights_name(target, "0" * _DIGITS)) as (proto, tensors):
+    with io.detached(model, "0" * len(os.fsencode(_weights_name(target, "0" * _DIGITS)))) as (proto, tensors):
         size = len(io.serialized(proto, path))
     try:
         if tensors and size + sum(tensor.nbytes for tensor in tensors) > threshold:
@@ -106,6 +106,20 @@ def _weights_name(target: Path, digest: str) -> str:
     return f"{target.name}.{digest[:_DIGITS]}.data"
 
 
+def _as_location(weights: Path) -> str:
+    """The name by which the model knows its weights: their file name in UTF-8, whatever the locale.
+
+    Raises:
+        OnnxqError: it is not UTF-8.
+    """
+    try:
+        return os.fsencode(weights.name).decode()
+    except UnicodeDecodeError:
+        raise OnnxqError(
+            f"{weights}: the name of a model with weights beside it has to be UTF-8; choose another output"
+        ) from None
+
+
 def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
     digest = hashlib.sha256()
 
@@ -119,7 +133,7 @@ def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str],
         data_target = target.with_name(_weights_name(target, digest.hexdigest()))
         _check_target(data_target, data_target)
         _check_not_input(data_target, data_target, inputs)
-        with io.detached(model, data_target.name) as (proto, _):
+        with io.detached(model, _as_location(data_target)) as (proto, _):
             content = io.serialized(proto, path)
         # The lock on the weights lasts until the model that reads them is in place.
         with atomic.staged(target, content) as new:
