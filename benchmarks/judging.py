@@ -175,7 +175,7 @@ def text(rows: list[dict[str, Any]], facts: dict[str, str]) -> str:
     cells = []
     for row in rows:
         if row.get("error"):
-            cells.append((row["model"], row["form"], "nothing to do", *[""] * 5))
+            cells.append((row["model"], row["form"], row["error"].partition(" (")[0].rpartition(": ")[2], *[""] * 5))
             continue
         mark = "passes" if row in wrong else "strict" if row in strict else ""
         percent = None if row["loss"] is None else 100 * row["loss"]

@@ -22,7 +22,7 @@ from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
-from onnxq.runtime.custom_ops import Libraries, with_custom_ops
+from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
@@ -224,7 +224,7 @@ def calibrate(
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
-    check_destination(path, (model, found))
+    check_destination(path, (model, found, *registered()))
     return calibrate_model(model, path, found, options, Clock(progress))
 
 

@@ -32,6 +32,21 @@ def show_warnings(warnings: Iterable[str]) -> None:
         say(f"warning: {' '.join(str(warning).split())}", error=True)
 
 
+def end_with(failures: Iterable[str]) -> None:
+    """Say which limits were missed and leave with 3; standard output has the result already.
+
+    Raises:
+        click.exceptions.Exit: one was missed.
+    """
+    import click
+
+    lines = list(failures)
+    for line in lines:
+        say(f"error: {line}", error=True)
+    if lines:
+        raise click.exceptions.Exit(3)
+
+
 def show_table(table: Table) -> None:
     """Print a table: on a terminal in its width, else as wide as it needs to be."""
     if sys.stdout is None or not sys.stdout.isatty():

@@ -24,7 +24,7 @@ from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report import text
-from onnxq.runtime.custom_ops import Libraries, with_custom_ops
+from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
 
@@ -111,7 +111,7 @@ def diagnose(
     place = Path(recipe_out) if recipe_out is not None else None
     found = data if data is not None else find_calibration(float_model)
     if place is not None:
-        read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe)
+        read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe, *registered())
         saving.check_destination(place, read)
     target = target_named(given.target)
     prepared = load_and_prepare(float_model, target, clock)

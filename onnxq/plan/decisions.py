@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from onnxq.core.spec import QParams, TensorSpec
+from onnxq.core.spec import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,6 @@ class Calibrated:
     spec: TensorSpec
     range_method: str
     within: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """Parameters known beforehand (Softmax on integers lies in 0…1)."""
-
-    params: QParams
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Keep:
     reason: str
 
 
-Decision = Calibrated | Fixed | SharedWith | Derived | Keep
+Decision = Calibrated | SharedWith | Derived | Keep
 
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
 DYNAMIC, WEIGHT = "dynamic", "weight"

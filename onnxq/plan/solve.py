@@ -21,7 +21,6 @@ from onnxq.plan.decisions import (
     Calibrated,
     Decision,
     Derived,
-    Fixed,
     Plan,
     SharedWith,
 )
@@ -125,8 +124,6 @@ class _Ranges:
         """Scale and zero point of a value."""
         root = self._root(name)
         decision = self._plan.values[root]
-        if isinstance(decision, Fixed):
-            return decision.params
         if root not in self._params:
             low, high = self.found[root]
             params = params_from_range(low, high, _spec(self._plan, decision))
@@ -147,13 +144,11 @@ class _Ranges:
 
     def _join(self, name: str, decision: Derived) -> None:
         roots = list(dict.fromkeys(self._root(value) for value in decision.values))
-        each = [self._range(root) for root in roots]
+        each = [self.found[root] for root in roots]
         low, high = min(r[0] for r in each), max(r[1] for r in each)
         self.found[name] = (low, high)
         shareable = all(
-            not isinstance(self._plan.values[root], Fixed)
-            and high - low <= SHARED_WIDENING * (r[1] - r[0])
-            and self._within_clamp(root, low, high)
+            high - low <= SHARED_WIDENING * (r[1] - r[0]) and self._within_clamp(root, low, high)
             for root, r in zip(roots, each, strict=True)
         )
         if shareable:
@@ -168,13 +163,6 @@ class _Ranges:
         return [
             bounds for name, bounds in self._clamps.items() if name in self._plan.values and self._root(name) == root
         ]
-
-    def _range(self, root: str) -> Range:
-        decision = self._plan.values[root]
-        if isinstance(decision, Fixed):
-            scale, zero = float(decision.params.scale.reshape(())), int(decision.params.zero_point.reshape(()))
-            return scale * (decision.params.spec.qmin - zero), scale * (decision.params.spec.qmax - zero)
-        return self.found[root]
 
 
 def clamps_exactly(params: QParams, bounds: Range) -> bool:

@@ -26,6 +26,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
+from onnxq.runtime.custom_ops import registered
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
@@ -53,7 +54,8 @@ class Options:
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
-        return [model, calibration, self.calibration, self.statistics, self.recipe_file, self.metric]
+        given = (self.calibration, self.statistics, self.recipe_file, self.metric)
+        return [model, calibration, *given, *registered()]
 
 
 def quantize_by(

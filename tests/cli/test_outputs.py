@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from onnxq.cli._app import app
@@ -25,11 +26,11 @@ OUTPUTS = {
     "targets": {},
 }
 INPUTS = {
-    "quantize": {"model": "", "stats": "--stats", "recipe": "--recipe"},
-    "calibrate": {"model": ""},
-    "diagnose": {"float_model": "", "quantized_model": "", "recipe": "--recipe"},
-    "compare": {"float_model": "", "quantized_model": ""},
-    "benchmark": {"models": ""},
+    "quantize": {"model": "", "stats": "--stats", "recipe": "--recipe", "custom_ops": "--custom-ops"},
+    "calibrate": {"model": "", "custom_ops": "--custom-ops"},
+    "diagnose": {"float_model": "", "quantized_model": "", "recipe": "--recipe", "custom_ops": "--custom-ops"},
+    "compare": {"float_model": "", "quantized_model": "", "custom_ops": "--custom-ops"},
+    "benchmark": {"models": "", "custom_ops": "--custom-ops"},
     "inspect": {"model": ""},
     "presets": {},
     "targets": {},
@@ -61,12 +62,15 @@ def written(tmp_path_factory: pytest.TempPathFactory, module_cnn: onnx.ModelProt
     quantized, recipe = folder / "q.onnx", folder / "recipe.yaml"
     onnxq.quantize(model, quantized, calibration=data, preset="w8a8", benchmark=False)
     recipe.write_text("preset: w8a8\n")
+    library = folder / "ops.so"
+    library.write_bytes(b"operators")
     return {
         "model": model,
         "float_model": model,
         "quantized_model": quantized,
         "stats": stats,
         "recipe": recipe,
+        "custom_ops": library,
         "weights": io.weight_files(model)[0],
         "calibration": data,
     }
@@ -89,7 +93,8 @@ CASES = [
 
 @pytest.mark.parametrize("link", [False, True], ids=["itself", "link"])
 @pytest.mark.parametrize(("command", "output", "used"), CASES)
-def test_an_output_that_is_an_input_is_refused(run, written, tmp_path, command, output, used, link):
+def test_an_output_that_is_an_input_is_refused(run, written, tmp_path, monkeypatch, command, output, used, link):
+    monkeypatch.setattr(onnxruntime.SessionOptions, "register_custom_ops_library", lambda options, path: None)
     before = {path: path.read_bytes() for path in written.values()}
     place = written[used]
     if link:

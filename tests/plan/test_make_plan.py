@@ -13,7 +13,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
-from onnxq.plan.decisions import Calibrated, Fixed, SharedWith
+from onnxq.plan.decisions import Calibrated, SharedWith
 from onnxq.plan.make_plan import MIN_STORED, ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.targets import target_named
@@ -178,8 +178,8 @@ def test_the_target_and_the_recipe_decide_the_grids() -> None:
     assert isinstance(affine, Calibrated) and affine.spec.dtype is QType.UINT8 and not affine.spec.symmetric
     symmetric = plan_of(proto, symmetric=True).plan.values["x"]
     assert isinstance(symmetric, Calibrated) and symmetric.spec.symmetric
-    fixed = plan_of(proto, include=("*",)).plan.values["m"]
-    assert isinstance(fixed, Fixed) and float(fixed.params.scale) == pytest.approx(1 / 255)
+    bounded = plan_of(proto, include=("*",)).plan.values["m"]
+    assert isinstance(bounded, Calibrated) and (bounded.range_method, bounded.within) == ("minmax", (0.0, 1.0))
 
 
 def test_the_plan_knows_every_value_that_needs_statistics_beforehand() -> None:

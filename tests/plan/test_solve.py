@@ -14,7 +14,7 @@ from onnxq.core.spec import QParams, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.plan import solve as solve_module
-from onnxq.plan.decisions import Derived, Fixed, SharedWith
+from onnxq.plan.decisions import Derived, SharedWith
 from onnxq.plan.solve import SHARED_WIDENING, clamps_exactly, solve
 from onnxq.stats.statistics import Statistics
 from tests.graph.build import build, weights
@@ -134,16 +134,12 @@ def set_bounds(planned: Planned, low: float, high: float) -> None:
         value.const_value = onnx_ir.tensor(np.array(bound, np.float32))
 
 
-def test_softmax_has_a_fixed_range_that_concat_leaves_alone() -> None:
+@pytest.mark.parametrize("seen, high", [((0.0, 0.02), 0.02), ((0.0, 1.0), 1.0), ((0.0, 1.5), 1.0)])
+def test_an_insisted_softmax_is_calibrated_within_its_bounds(seen: tuple[float, float], high: float) -> None:
     planned = join("[soft] s = Softmax <axis = -1> (a)", left="s")
-    decision = planned.plan.values["s"]
-    assert isinstance(decision, Fixed)
-    values = planned.solve(statistics_of(planned, {"b": (0.0, 1.0)})).rewrite.values
-    assert values["s"] is decision.params
-    assert (float(values["s"].scale), int(values["s"].zero_point)) == (np.float32(1 / 255), 0)
-    wide = planned.solve(statistics_of(planned, {"b": (-3.0, 3.0)})).rewrite.values
-    assert values["s"] is wide["s"]
-    assert same(wide["c"], params_from_range(-3.0, 3.0, UINT8))
+    values = planned.solve(statistics_of(planned, {"s": seen, "b": (-3.0, 3.0)})).rewrite.values
+    assert same(values["s"], params_from_range(0.0, high, UINT8))
+    assert same(values["c"], params_from_range(-3.0, 3.0, UINT8))
 
 
 BOUNDS = {

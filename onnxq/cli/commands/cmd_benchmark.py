@@ -19,7 +19,7 @@ from onnxq.cli._options import (
     output_options,
     threads_option,
 )
-from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_benchmark
 
@@ -52,12 +52,20 @@ from onnxq.cli._summary import show_benchmark
     group="Measurement",
     help="Time to spend on each model.",
 )
+@option(
+    "--min-speedup",
+    type=FiniteRange(min=0, min_open=True),
+    metavar="X",
+    group="Measurement",
+    help="Exit with 3 if any later model is not at least X times as fast as the first.",
+)
 @output_options
 def command(
     models: tuple[Path, ...],
     calibration: str | None,
     threads: int | None,
     seconds: float,
+    min_speedup: float | None,
     custom_ops: tuple[Path, ...],
     as_json: bool,
     **_: Any,
@@ -78,3 +86,10 @@ def command(
     else:
         show_benchmark(result.to_dict())
     show_warnings(getattr(result, "warnings", ()))
+    if min_speedup is not None:
+        rows = result.to_dict()["models"]
+        end_with(
+            f"{row['name']}: {row['ratio']:.2f}x as fast as {rows[0]['name']}, less than --min-speedup {min_speedup:g}"
+            for row in rows[1:]
+            if row["ratio"] < min_speedup
+        )

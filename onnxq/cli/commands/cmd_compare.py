@@ -11,15 +11,17 @@ from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
     FILE,
+    FiniteRange,
     GroupedCommand,
     custom_ops_option,
     examples,
     option,
     output_options,
 )
-from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_comparison
+from onnxq.report.text import decibels
 
 
 @click.command(
@@ -48,6 +50,13 @@ from onnxq.cli._summary import show_comparison
     group="Data",
     help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It must be there.",
 )
+@option(
+    "--min-sqnr",
+    type=FiniteRange(),
+    metavar="DB",
+    group="Data",
+    help="Exit with 3 if an output has a lower signal-to-noise ratio than this, in decibels.",
+)
 @custom_ops_option("Data")
 @output_options
 def command(
@@ -55,6 +64,7 @@ def command(
     quantized_model: Path,
     calibration: str,
     metric: str | None,
+    min_sqnr: float | None,
     custom_ops: tuple[Path, ...],
     as_json: bool,
     **_: Any,
@@ -76,3 +86,10 @@ def command(
     else:
         show_comparison(result.to_dict())
     show_warnings(getattr(result, "warnings", ()))
+    if min_sqnr is not None:
+        found = [(name, output["sqnr_db"]) for name, output in result.to_dict()["outputs"].items()]
+        end_with(
+            f"{name}: SQNR of {decibels(ratio)}, lower than --min-sqnr {min_sqnr:g}"
+            for name, ratio in found
+            if ratio is not None and not float(ratio) >= min_sqnr
+        )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from onnxq.core.affine import params_from_range
 from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, activation_positions, gives_float, row_of
 from onnxq.graph.types import Graph, Node
-from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, Fixed, NodePlan, SharedWith
+from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, NodePlan, SharedWith
 from onnxq.plan.placement.candidates import Candidate, Survey, joined_rule
 from onnxq.plan.placement.select import Selection
 from onnxq.recipe.recipe import Recipe
@@ -42,7 +41,6 @@ def decide_values(
             if output.name in read and output.name not in written:
                 row, rule = row_of(node), selection.of(node.name or "", node.op_type).rule
                 if row is not None and row.fixed_range is not None and rule.range is None:
-                    # All of what was seen, and no more than there can be: a Softmax over many seldom comes near 1.
                     values[output.name or ""] = Calibrated(spec, "minmax", within=row.fixed_range)
                 else:
                     values[output.name or ""] = Calibrated(spec, rule.range or recipe.range)
@@ -68,7 +66,9 @@ def _decide_outputs(
             assert source is not None
             values[name] = SharedWith(source.name or "")
         elif row.fixed_range is not None:
-            values[name] = Fixed(params_from_range(*row.fixed_range, spec))
+            # All of what was seen, and no more than there can be: a Softmax over many seldom comes near 1.
+            rule = joined_rule(candidate, selection)
+            values[name] = Calibrated(spec, rule.range or "minmax", within=row.fixed_range)
         elif node.op_type == "Concat" and candidate.clamp is None and _can_share(node):
             values[name] = Derived(tuple(v.name or "" for v in node.inputs if v is not None), "union")
         else:
