@@ -27,10 +27,11 @@ from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
-from onnxq.search.within_limits import Wish, choose
+from onnxq.search.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 
@@ -69,7 +70,7 @@ def quantize_by(
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
-            chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
+            chosen = choose(job, SearchOptions(metric, state, options.resume), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
