@@ -22,8 +22,7 @@ from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
-from onnxq.verify.integer_kernels import worth_a_look
-from onnxq.verify.loads import check
+from onnxq.verify.loads import check, worth_a_look
 
 LOW_SQNR_DB = 10.0
 """Below this a warning is due: the noise is a third of the signal's amplitude."""
