@@ -21,7 +21,7 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_comparison
-from onnxq.report.text import decibels
+from onnxq.report.words import decibels
 
 
 @click.command(
