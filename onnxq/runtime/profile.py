@@ -19,7 +19,7 @@ from typing import Any
 
 import onnxruntime
 
-from onnxq.core import atomic
+from onnxq.core import atomic, scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.runtime.session import Session, open_session
@@ -63,10 +63,10 @@ def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None
     Returns:
         A time for each model; one that cannot be loaded or run is left out.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with scratch.folder() as folder:
         sessions: dict[str, Session] = {}
         for name, content in models.items():
-            prefix = Path(folder) / secrets.token_hex(4)
+            prefix = folder / secrets.token_hex(4)
             with contextlib.suppress(ModelError):
                 session = open_session(content, threads=threads, profile=prefix, label=name)
                 session.run(feed)
