@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import unfolded_layers
@@ -115,8 +115,8 @@ def _check(
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
     if not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch.folder() as folder:
+        path = folder / "optimized.onnx"
         try:
             sessions = check(quantized, feed, threads=threads, run=feed is not None, original=original, save_to=path)
             slow = unfolded_layers(path)

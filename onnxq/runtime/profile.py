@@ -8,14 +8,13 @@ import json
 import math
 import secrets
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxq.core import atomic
+from onnxq.core import atomic, scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.runtime.machine import cache_folder, machine_key
@@ -60,10 +59,10 @@ def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None
     Returns:
         A time for each model; one that cannot be loaded or run is left out.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with scratch.folder() as folder:
         sessions: dict[str, Session] = {}
         for name, content in models.items():
-            prefix = Path(folder) / secrets.token_hex(4)
+            prefix = folder / secrets.token_hex(4)
             with contextlib.suppress(ModelError):
                 session = open_session(content, threads=threads, profile=prefix, label=name)
                 session.run(feed)

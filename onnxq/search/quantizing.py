@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from onnxq.core import scratch
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -65,6 +67,7 @@ def quantize_by(
 ) -> QuantizeResult:
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
     refuse_unused(given)
+    scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack:

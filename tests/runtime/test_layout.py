@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 
 import numpy as np
 import onnx
@@ -77,7 +78,7 @@ def test_the_usual_session_is_the_way_out(monkeypatch, error):
 
 
 def test_the_temporary_folder_goes_with_the_session(monkeypatch, tmp_path):
-    monkeypatch.setattr(layout.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     session = unordered_session(convolutions(), threads=1)
     assert len(list(tmp_path.iterdir())) == 1
     del session
