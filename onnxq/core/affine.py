@@ -384,18 +384,3 @@ def fake_quantize(x: Array, params: QParams) -> Array:
         piece = x[index].astype(work, copy=False)
         _dequantize_slab(_quantize_slab(piece, scale, zero_point, params.spec), scale, zero_point, out[index])
     return out
-
-
-__all__ = [
-    "dequantize",
-    "dynamic_params",
-    "expand_blocks",
-    "fake_quantize",
-    "params_for",
-    "params_from_range",
-    "quantize",
-    "quantize_tensor",
-    "reduce_range",
-    "scale_shape",
-    "to_storage",
-]

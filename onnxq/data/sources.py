@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.core.scratch import Scratch
 from onnxq.data.feeds import Feed, InputSpec, check_feed
 from onnxq.data.npz import LABELS, load_npy, load_npz, npz_names
 from onnxq.errors import CalibrationError
@@ -168,8 +167,9 @@ class SpoolSource:
         self._inputs = list(inputs)
         self._samples: Iterator[Any] | None = samples
         self._stored = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxq-samples-"))
-        weakref.finalize(self, shutil.rmtree, str(self._folder), ignore_errors=True)
+        made = Scratch.make()
+        self._folder = made.path
+        weakref.finalize(self, made.remove)
 
     @property
     def count(self) -> int | None:

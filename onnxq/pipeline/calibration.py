@@ -16,7 +16,7 @@ from onnxq.pipeline.job import Data, Job, probe_shapes
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.session import CPU
 from onnxq.stats.statistics import Statistics
 from onnxq.targets.target import Target
@@ -73,16 +73,18 @@ def calibrate_model(
         prepared.model,
         wanted.values,
         reader,
+        Run(
+            progress=clock.report("calibrate"),
+            threads=options.threads,
+            provider=options.provider,
+            start=start,
+            checkpoint=save if options.resume else None,
+            warn=warnings.append,
+        ),
         image_means=wanted.image_means,
         row_means=wanted.row_means,
         moments=wanted.second_moments,
         peaks=wanted.channel_peaks,
-        progress=clock.report("calibrate"),
-        threads=options.threads,
-        provider=options.provider,
-        start=start,
-        checkpoint=save if options.resume else None,
-        warn=warnings.append,
     )
     elapsed = time.perf_counter() - started
     bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}

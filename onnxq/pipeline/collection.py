@@ -10,7 +10,7 @@ from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
 from onnxq.plan.make_plan import Wanted
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.grouped_moments import GroupedMoments, in_groups
 from onnxq.stats.statistics import Statistics
 
@@ -27,7 +27,8 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
     Raises:
         CalibrationError: the data does not fit the model.
     """
-    model, recipe, clock, threads = job.prepared.model, job.recipe, job.clock, job.threads
+    model, recipe, clock = job.prepared.model, job.recipe, job.clock
+    run = Run(clock.report("calibrate"), job.threads, warn=warnings.append)
     groups = in_groups(wanted.second_moments, recipe.max_memory * 2**30)
     at_once = len(groups) <= 1
     if at_once or wanted.values:
@@ -36,19 +37,17 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
                 model,
                 wanted.values,
                 samples,
+                run,
                 image_means=wanted.image_means,
                 row_means=wanted.row_means,
                 moments=wanted.second_moments if at_once else (),
                 peaks=wanted.channel_peaks if at_once else (),
-                progress=clock.report("calibrate"),
-                threads=threads,
-                warn=warnings.append,
             )
     else:
         statistics = Statistics(io.model_hash(model))
     if not at_once:
         statistics.later = frozenset(wanted.second_moments)
-        statistics.source = _by_group(job, groups, samples, warnings)
+        statistics.source = _by_group(job, groups, samples, run)
         warnings.append(
             f"--max-memory {recipe.max_memory:g}: the second moments of {len(wanted.second_moments)} layer inputs do "
             f"not fit together, so the samples are run {len(groups)} times"
@@ -56,19 +55,11 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
     return statistics
 
 
-def _by_group(job: Job, groups: list[list[str]], samples: Reader, warnings: list[str]) -> Callable[[str], Statistics]:
-    clock = job.clock
-    source = GroupedMoments(
-        job.prepared.model,
-        groups,
-        samples,
-        threads=job.threads,
-        progress=clock.report("calibrate"),
-        warn=warnings.append,
-    )
+def _by_group(job: Job, groups: list[list[str]], samples: Reader, run: Run) -> Callable[[str], Statistics]:
+    source = GroupedMoments(job.prepared.model, groups, samples, run)
 
     def timed(name: str) -> Statistics:
-        with clock.step("calibrate"):
+        with job.clock.step("calibrate"):
             return source(name)
 
     return timed

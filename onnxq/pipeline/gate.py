@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import unfolded_layers
@@ -22,8 +22,7 @@ from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
-from onnxq.verify.integer_kernels import worth_a_look
-from onnxq.verify.loads import check
+from onnxq.verify.loads import check, worth_a_look
 
 LOW_SQNR_DB = 10.0
 """Below this a warning is due: the noise is a third of the signal's amplitude."""
@@ -116,8 +115,8 @@ def _check(
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
     if not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch.folder() as folder:
+        path = folder / "optimized.onnx"
         try:
             sessions = check(quantized, feed, threads=threads, run=feed is not None, original=original, save_to=path)
             slow = unfolded_layers(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.errors import ModelError
@@ -117,7 +117,7 @@ def contents(model: Model, stack: ExitStack) -> bytes | Path:
     try:
         return io.to_bytes(model)
     except ModelError:
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "model.onnx"
+        path = stack.enter_context(scratch.folder()) / "model.onnx"
         saving.save(model, path)
         return path
 

@@ -12,7 +12,7 @@ from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_b
 from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.activations.body_probes import witnesses
 from onnxq.plan.activations.dynamic import plan_dynamic
-from onnxq.plan.activations.values import decide_values
+from onnxq.plan.activations.value_decisions import decide_values
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,

@@ -18,24 +18,51 @@ from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, with_
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.padding import Masks, Padding
 from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the samples done and their number (None where that is not known)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the samples are run.
+
+    Attributes:
+        progress: called after each sample.
+        threads: threads an operator may use; None lets the runtime choose.
+        provider: execution provider to run on.
+        start: statistics of the first ``start.samples`` feeds, of an interrupted run: those feeds are skipped and the
+            object is continued in place.
+        checkpoint: called with the statistics so far after every ``checkpoint_every`` samples.
+        checkpoint_every: samples between checkpoints.
+        warn: called with a line for each value that has no statistics, and why.
+    """
+
+    progress: Progress | None = None
+    threads: int | None = None
+    provider: str = CPU
+    start: Statistics | None = None
+    checkpoint: Callable[[Statistics], None] | None = None
+    checkpoint_every: int = 32
+    warn: Callable[[str], None] | None = None
+
+    def note(self, line: str) -> None:
+        """Warn, if anyone listens."""
+        if self.warn is not None:
+            self.warn(line)
+
+
+_PLAINLY = Run()
 
 
 def calibrate(
     model: Model,
     values: Iterable[str],
     reader: Iterable[Feed],
+    run: Run = _PLAINLY,
     *,
-    progress: Progress | None = None,
-    threads: int | None = None,
-    provider: str = CPU,
-    start: Statistics | None = None,
-    checkpoint: Callable[[Statistics], None] | None = None,
-    checkpoint_every: int = 32,
-    warn: Callable[[str], None] | None = None,
     image_means: Iterable[str] = (),
     row_means: Iterable[str] = (),
     moments: Iterable[str] = (),
@@ -48,14 +75,7 @@ def calibrate(
         values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no
             sample runs has a statistic of nothing.
         reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
-        progress: called after each sample.
-        threads: threads an operator may use; None lets the runtime choose.
-        provider: execution provider to run on.
-        start: statistics of the first ``start.samples`` feeds, of an interrupted run: those feeds are skipped and the
-            object is continued in place.
-        checkpoint: called with the statistics so far after every ``checkpoint_every`` samples.
-        checkpoint_every: samples between checkpoints.
-        warn: called with a line for each value that has no statistics, and why.
+        run: threads, provider, progress, where to go on.
         image_means: values of (N, C, spatial …) whose channel means are wanted too.
         row_means: values of (N, C) whose channel means are wanted too; others of these are left out.
         moments: values of (…, C) whose second moments are wanted. Positions that the feed's attention mask calls
@@ -72,27 +92,23 @@ def calibrate(
             of another model or other data.
         ModelError: the runtime cannot load the model.
     """
-    provider = provider_named(provider)
-    statistics = start if start is not None else Statistics()
+    provider = provider_named(run.provider)
+    statistics = run.start if run.start is not None else Statistics()
     model_hash = io.model_hash(model)
-    if start is not None and start.model_hash != model_hash:
+    if run.start is not None and statistics.model_hash != model_hash:
         raise CalibrationError("saved statistics: they are of another model; calibrate this one from the beginning")
     statistics.model_hash = model_hash
-    done = statistics.samples
     ranges, moments, peaks = dict.fromkeys(values), dict.fromkeys(moments), dict.fromkeys(peaks)
-    note = warn or (lambda line: None)
-    augmented = _augmented(model, [*ranges, *moments, *peaks], threads, note)
+    augmented = _augmented(model, [*ranges, *moments, *peaks], run)
     for name in augmented.missing:
-        note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
-    total = _length(reader)
-    digest = FeedHash()
+        run.note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
     pooled = add_channel_means(augmented, image_means)
     masks = Masks.of(model)
     if masks.fixed or moments or peaks:  # where the tokens lie has to be known, or which channel is which
-        session = session_of(augmented.model, threads=threads, providers=providers_from(provider))
+        session = session_of(augmented.model, threads=run.threads, providers=providers_from(provider))
     else:
-        session = unordered_session(augmented.model, threads=threads, provider=provider)
-    fetch, from_feed = _wanted(augmented, session, note)
+        session = unordered_session(augmented.model, threads=run.threads, provider=provider)
+    fetch, from_feed = _wanted(augmented, session, run.note)
     wanted = _Wanted(
         fetch,
         from_feed,
@@ -106,8 +122,20 @@ def calibrate(
     for name in augmented.inner:
         if name not in statistics:
             statistics.put(name, ValueStatistic())
+    _stream(session, reader, statistics, wanted, masks, run)
+    return statistics
+
+
+def _stream(
+    session: Session, reader: Iterable[Feed], statistics: Statistics, wanted: _Wanted, masks: Masks, run: Run
+) -> None:
+    """Run the feeds that the statistics have not seen yet, and fold what comes out in.
+
+    Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
+    """
+    total, done = _length(reader), statistics.samples
+    digest = FeedHash()
     index = -1
-    # Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
     with ThreadPoolExecutor(1) as pool:
         folding: Future[None] | None = None
         for index, feed in enumerate(reader):
@@ -122,33 +150,32 @@ def calibrate(
                 state = (index + 1, digest.hexdigest())
                 folding = pool.submit(_fold, statistics, arrays, wanted, state, padding, samples_in(feed))
                 del arrays
-                if checkpoint is not None and (index + 1) % checkpoint_every == 0:
+                if run.checkpoint is not None and (index + 1) % run.checkpoint_every == 0:
                     folding.result()
-                    checkpoint(statistics)
+                    run.checkpoint(statistics)
             elif index + 1 == done and digest.hexdigest() != statistics.data_hash:
                 raise CalibrationError(
                     f"saved statistics: they are of other data (its first {done} samples differ); "
                     "calibrate from the beginning"
                 )
-            if progress is not None:
-                progress(index + 1, total)
+            if run.progress is not None:
+                run.progress(index + 1, total)
         if folding is not None:
             folding.result()
     if index < 0:
         raise CalibrationError("calibration data: there is not one sample; give at least one feed")
     if index + 1 < done:
         raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
-    return statistics
 
 
-def _augmented(model: Model, values: list[str], threads: int | None, note: Callable[[str], None]) -> Augmented:
+def _augmented(model: Model, values: list[str], run: Run) -> Augmented:
     """The model with further outputs; without values of bodies where the runtime does not take it with them."""
     augmented = with_outputs(model, values)
     if augmented.inner:
         try:
-            session_of(augmented.model, threads=threads, optimize=False, packed=False)
+            session_of(augmented.model, threads=run.threads, optimize=False, packed=False)
         except ModelError as error:
-            note(f"values inside bodies have no statistics, since the runtime does not hand them out: {error}")
+            run.note(f"values inside bodies have no statistics, since the runtime does not hand them out: {error}")
             return with_outputs(model, [name for name in values if name not in augmented.inner])
     return augmented
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import MissingExtraError, ModelError, OnnxqError, RecipeError
 from onnxq.graph import walk
@@ -82,13 +82,13 @@ def fuse(model: Model, model_type: str, feed: Feed, *, skip_norms: bool = True, 
         )
     tried = TRIED if model_type == "auto" else (model_type,)
     best, notes = Fused(None), []
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        source = Path(folder) / "model.onnx"
+    with scratch.folder() as folder:
+        source = folder / "model.onnx"
         source.write_bytes(_contents(model))
         for index, name in enumerate(tried):
             if index >= 2 and best.model is not None:
                 break
-            result = Path(folder) / f"{name}.onnx"
+            result = folder / f"{name}.onnx"
             failure = _run(source, result, name, _heads(model), skip_norms, walk.opset(model))
             found = Fused(None, note=failure) if failure else _checked(model, result, feed, threads)
             if found.model is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from onnxq.data.feeds import Feed
 from onnxq.graph.views.outputs import Model
-from onnxq.runtime.calibrate import Progress, calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.stats.second_moment import moment_bytes
 from onnxq.stats.statistics import Statistics
 
@@ -38,10 +38,7 @@ class GroupedMoments:
         model: Model,
         groups: list[list[str]],
         reader: Iterable[Feed],
-        *,
-        threads: int | None = None,
-        progress: Progress | None = None,
-        warn: Callable[[str], None] | None = None,
+        run: Run,
     ) -> None:
         """Remember what to run; nothing is run yet.
 
@@ -49,16 +46,12 @@ class GroupedMoments:
             model: as for `calibrate`; must not be changed until the last group has been asked for.
             groups: names of values, as `in_groups` gives them.
             reader: feeds that can be read any number of times.
-            threads: as for `calibrate`.
-            progress: as for `calibrate`.
-            warn: as for `calibrate`.
+            run: as for `calibrate`.
         """
         self._model = model
         self._groups = {name: group for group in groups for name in group}
         self._reader = reader
-        self._threads = threads
-        self._progress = progress
-        self._warn = warn
+        self._run = run
         self.runs = 0
 
     def __call__(self, name: str) -> Statistics:
@@ -73,9 +66,7 @@ class GroupedMoments:
             self._model,
             (),
             self._reader,
+            self._run,
             moments=group,
             peaks=group,
-            progress=self._progress,
-            threads=self._threads,
-            warn=self._warn,
         )

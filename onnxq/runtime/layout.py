@@ -9,11 +9,9 @@ is done depends on the model alone, so that shards of a run are made alike and m
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 import weakref
-from pathlib import Path
 
+from onnxq.core.scratch import Scratch
 from onnxq.errors import OnnxqError
 from onnxq.graph.views.outputs import Model, has_operator, weight_bytes, without_reorders
 from onnxq.runtime.session import CPU, Session, open_session, providers_from, session_of
@@ -41,16 +39,16 @@ def unordered_session(model: Model, *, threads: int | None = None, provider: str
 
 
 def _blocked_session(model: Model, threads: int | None) -> Session:
-    folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
+    made = Scratch.make()
     try:
-        path = folder / "optimized.onnx"
+        path = made.path / "optimized.onnx"
         session = session_of(model, threads=threads, save_to=path)
         content = without_reorders(path)
         if content is not None:
             path.write_bytes(content)
             session = open_session(path, threads=threads, label="model")
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        made.remove()
         raise
-    weakref.finalize(session, shutil.rmtree, str(folder), ignore_errors=True)  # the runtime maps its weights
+    weakref.finalize(session, made.remove)  # the runtime maps its weights
     return session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 
+from onnxq.core import scratch
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph.views.outputs import Model, without_weights
@@ -212,7 +212,7 @@ def _as_source(model: bytes | Path, options: onnxruntime.SessionOptions, stack: 
     try:
         str(model).encode()
     except UnicodeEncodeError:
-        link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))) / "folder"
+        link = stack.enter_context(scratch.folder()) / "folder"
         link.symlink_to(model.resolve().parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(link))
         return model.read_bytes()

@@ -14,6 +14,12 @@ from onnxq.recipe.recipe import Recipe, Rule
 FLOAT, STORED, STATIC, DYNAMIC, TOKEN = "float", "w8", "w8a8", "w8a8-dynamic", "w8a8-token"
 """The forms a layer can have, by the presets that give it."""
 
+ROUNDED_AT_INFERENCE = frozenset(["MatMul", "Gemm", "LSTM", "Attention", "QAttention", "Gather", "Einsum"])
+"""Operators that can quantize what they read at inference."""
+
+CLEANED = "cleaned"
+"""Name of the float model as preparing left it."""
+
 MIXED = "mixed"
 """Name of a model whose layers have several forms."""
 

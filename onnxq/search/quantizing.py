@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from onnxq.core import scratch
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -27,10 +29,11 @@ from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.score import Function, search_metric
 from onnxq.search.state import forget
-from onnxq.search.within_limits import Wish, choose
+from onnxq.search.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 
@@ -49,6 +52,7 @@ class Options:
     metric: str | Function | None = None
     search_state: str | os.PathLike[str] | None = None
     resume: bool = False
+    cache: bool = True
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
 
@@ -63,13 +67,14 @@ def quantize_by(
 ) -> QuantizeResult:
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
     refuse_unused(given)
+    scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack:
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
-            chosen = choose(job, Wish(metric, state, options.resume), timed=options.benchmark)
+            chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures

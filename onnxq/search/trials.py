@@ -14,14 +14,16 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
+from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
+from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.search.choice import FLOAT, LayerChoice, Outcome, insisted
+from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, STORED, LayerChoice, Outcome, insisted
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
@@ -135,7 +137,33 @@ class Trials:
         self._signatures[signature] = name
         content = contents(built.model, self.job.stack)
         trial = self.made[name] = Trial(name, built, content, io.size_of(content))
+        if trial.size > self.job.prepared.size and not insisted(self.job.recipe):
+            trial.refused = f"larger than float ({trial.size} bytes against {self.job.prepared.size})"
         return trial
+
+    def add_cleaned(self) -> Trial | None:
+        """The prepared float model itself as a candidate; None where it would be larger than the user's."""
+        job = self.job
+        model = job.prepared.model.clone()
+        model.meta.update(job.prepared.model.meta)
+        narrow(model)
+        base = next((trial.built.plan.nodes for trial in self.made.values()), {})
+        kept = "no quantized candidate was inside the accuracy budget"
+        nodes = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in base.items()}
+        content = contents(model, self.job.stack)
+        size = io.size_of(content)
+        if size > job.prepared.size * (1 + SAME_SIZE):
+            return None
+        built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(nodes, {}), None)
+        built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
+        trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
+        return trial
+
+    @staticmethod
+    def loss(trial: Trial) -> float:
+        """What a trial loses against float; infinity where nobody knows."""
+        known = trial.comparison.loss if trial.comparison is not None else None
+        return math.inf if known is None else known
 
     def _drop(self, name: str, reason: str) -> None:
         self.dropped.append((name, reason))
@@ -239,6 +267,8 @@ class Trials:
         for trial, comparison in zip(chosen, found, strict=True):
             trial.comparison = comparison
             trial.refused = self.outside(comparison)
+            if trial.refused:
+                trial.session = None  # its arena and its threads are given back
 
     def outside(self, comparison: Comparison) -> str:
         """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""

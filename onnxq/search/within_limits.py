@@ -22,12 +22,9 @@ from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Job, contents
-from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
-from onnxq.search import auto
-from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.search.history import Outcome, Suspect
 from onnxq.search.limits import Judge
 from onnxq.search.score import Metric
@@ -46,9 +43,6 @@ _FINALISTS = 3
 _FASTER = 1.05
 """A finalist has to be this much faster, measured, to win over the one that is expected to be fastest."""
 
-_WORTH_IT = 1.05
-"""Times faster than float from which a model is worth a search where ``auto`` gave float back."""
-
 _VERIFIED = 5
 """Models inside the limits that are verified in full, one after the other, until one passes."""
 
@@ -57,62 +51,20 @@ _HELD = 4
 
 
 @dataclass(frozen=True)
-class Wish:
+class SearchOptions:
     """What the user said of the search.
 
     Attributes:
         metric: what --max-drop is about.
         state: file that holds what was measured so far; None for none.
         resume: go on from that file.
+        cache: take what an earlier run with the same model, samples and machine has chosen.
     """
 
     metric: Metric
     state: Path | None = None
     resume: bool = False
-
-
-def choose(job: Job, wish: Wish, *, timed: bool) -> Chosen:
-    """Make the model that the recipe stands for, and search for another one if it is outside the recipe's limits.
-
-    Args:
-        job: what is to be quantized, and how.
-        wish: of the search.
-        timed: measure latency.
-
-    Raises:
-        RecipeError: options that make no sense for the model, or that quantize nothing.
-        CalibrationError: data or statistics that do not fit it.
-    """
-    limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
-    if wish.resume and (limits == Limits() or wish.state is None):
-        missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
-        raise RecipeError(f"--resume: there is no search to go on with; {missing}")
-    own = not wish.metric.is_default
-    if job.recipe.preset == "auto" and not own:
-        return _beyond_auto(job, wish, limits, timed=timed)
-    if job.recipe.preset == "auto":
-        has_ranges = job.data is not None or job.statistics is not None
-        job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
-    return _with_limits(job, wish, limits, timed=timed)
-
-
-def _beyond_auto(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
-    """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
-    started = time.monotonic()
-    first = auto.choose(job)
-    if job.data is None or not _too_rough(first):
-        return first
-    left = max(job.budget - (time.monotonic() - started), 0.0)
-    static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
-    asked = limits if limits != Limits() else Limits.or_budget(None, None)
-    try:
-        found = _with_limits(static, wish, asked, timed=timed)
-    except OnnxqError as error:
-        first.warnings.append(f"no search from static integers: {error}")
-        return first
-    if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
-        return first
-    return replace(found, candidates=_with_row(first, found, job.recipe))
+    cache: bool = False
 
 
 def _hold(chosen: Chosen, limits: Limits) -> None:
@@ -122,42 +74,17 @@ def _hold(chosen: Chosen, limits: Limits) -> None:
         chosen.verdict.failures.append(missed)
 
 
-def _too_rough(first: Chosen) -> bool:
-    """Whether ``auto`` gave float back although a model that missed the limits is faster."""
-    refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
-    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
-
-
-def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
-    """The candidates of ``auto``, and in front of them the model that a search found, which is the one chosen."""
-    assert found.built is not None
-    others = [
-        row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
-    ]
-    timings, content = found.verdict.timings, found.content
-    row = candidate_row(
-        f"{found.preset} (searched)",
-        timings[1] if len(timings) > 1 else None,
-        found.verdict.comparison,
-        len(content) if isinstance(content, bytes) else io.size_bytes(content),
-        "chosen",
-        how_to_get(found.built.recipe, given),
-    )
-    rows = [row, *others]
-    mark_frontier(rows)
-    return rows
-
-
-def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen:
-    own = not wish.metric.is_default
+def with_limits(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
+    """Make the model of a named preset, and search from it where it is outside the limits."""
+    own = not options.metric.is_default
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
     first = make(gated, timed=timed)
     if limits == Limits():
         return first
     if job.data is None:
-        return _judged_alone(gated, wish.metric, limits, first) if own else first
-    work = Judge(gated, job.data, wish.metric, limits)
+        return _judged_alone(gated, options.metric, limits, first) if own else first
+    work = Judge(gated, job.data, options.metric, limits)
     outcome = work.judge(first)
     if not work.can_tell(outcome):
         return first
@@ -168,7 +95,7 @@ def _with_limits(job: Job, wish: Wish, limits: Limits, *, timed: bool) -> Chosen
         if own and outcome.shortfall(limits) > 0.0:
             first.verdict.failures.append(f"{work.figures(outcome)}, and that is outside {work.asked}")
         return first
-    return _Search(gated, wish, work, first, outcome).run(timed=timed)
+    return _Search(gated, options, work, first, outcome).run(timed=timed)
 
 
 def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
@@ -189,7 +116,7 @@ class _LateError(Exception):
     """An attempt takes longer than it may."""
 
 
-class _Patience(Clock):
+class _Deadline(Clock):
     """A clock that breaks a step off once it is clear that it takes too long."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
@@ -224,12 +151,12 @@ class _Held:
 class _Search:
     """One search, and the models that it builds."""
 
-    def __init__(self, job: Job, wish: Wish, work: Judge, first: Chosen, outcome: Outcome) -> None:
+    def __init__(self, job: Job, options: SearchOptions, work: Judge, first: Chosen, outcome: Outcome) -> None:
         assert first.built is not None
-        self._job, self._wish, self._work = job, wish, work
+        self._job, self._options, self._work = job, options, work
         self._start = job.recipe
         self._first = first
-        self._state = SearchState(wish.state, _key(job, work, wish), resume=wish.resume)
+        self._state = SearchState(options.state, _key(job, work, options), resume=options.resume)
         self._held: dict[Recipe, _Held] = {self._start: _Held(first.built, first.content, ExitStack())}
         self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.built.statistics}
         self._count = 0
@@ -259,7 +186,7 @@ class _Search:
             return known
         try:
             again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
-            held = self._model(recipe, _Patience(self._job.clock, seconds + again))
+            held = self._model(recipe, _Deadline(self._job.clock, seconds + again))
             outcome = self._work.measure(held.built, held.content)
         except _LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
@@ -359,7 +286,7 @@ class _Search:
             said = f"what keeps {self._work.asked} fails verification ({failed[0]})"
         said += f"; the best ({best}): {self._work.figures(found.outcome)}"
         if found.late:
-            more = "--resume goes on" if self._wish.state is not None else "search again"
+            more = "--resume goes on" if self._options.state is not None else "search again"
             said += f"; --budget {job.budget:g} s were over: {more} with a larger one"
         else:
             self._state.remove()
@@ -391,7 +318,7 @@ class _Search:
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
         _hold(chosen, self._work.limits)
-        if not self._wish.metric.is_default and not verdict.failures:
+        if not self._options.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
             if outcome.shortfall(self._work.limits) > 0.0:
                 verdict.failures.append(self._work.figures(outcome))
@@ -422,14 +349,14 @@ def _rewrites(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.equalize, recipe.smooth, recipe.outliers, tuple(rule.smooth for rule in recipe.rules if rule.smooth))
 
 
-def _key(job: Job, work: Judge, wish: Wish) -> str:
+def _key(job: Job, work: Judge, options: SearchOptions) -> str:
     """What a state belongs to: the model, the samples and everything that was asked for."""
     parts = [
         __version__,
         io.model_hash(job.prepared.model),
         work.data.every.hash,
         job.recipe.to_yaml(),
-        wish.metric.name,
+        options.metric.name,
         repr(work.limits),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

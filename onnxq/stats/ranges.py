@@ -18,7 +18,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.stats.histogram import HALF
-from onnxq.stats.statistics import ValueStatistic
+from onnxq.stats.value_statistic import ValueStatistic
 
 DEFAULT_PERCENTILE = 99.99
 

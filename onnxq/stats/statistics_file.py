@@ -10,6 +10,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats.means import ChannelMeans
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment, packed_size
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.value_statistic import ValueStatistic
 
 FORMAT = "onnxq-statistics"
 VERSION = 2
@@ -51,7 +52,21 @@ _DAMAGE = (
 )
 
 
-def save(statistics: Statistics, path: Path) -> None:
+@dataclass(frozen=True)
+class Content:
+    """What a file holds: the saved fields of `onnxq.stats.statistics.Statistics`, under their names there."""
+
+    model_hash: str
+    data_hash: str
+    samples: int
+    masks: tuple[str, ...]
+    values: dict[str, ValueStatistic]
+    means: dict[str, ChannelMeans]
+    moments: dict[str, SecondMoment]
+    peaks: dict[str, ChannelPeaks]
+
+
+def save(statistics: Content, path: Path) -> None:
     """Write statistics, all or nothing.
 
     Equal statistics give equal bytes.
@@ -81,9 +96,9 @@ def _archive(arrays: dict[str, Array]) -> bytes:
     return content.getvalue()
 
 
-def _pack(statistics: Statistics) -> dict[str, Array]:
-    names = list(statistics)
-    values = [statistics[name].to_arrays() for name in names]
+def _pack(statistics: Content) -> dict[str, Array]:
+    names = sorted(statistics.values)
+    values = [statistics.values[name].to_arrays() for name in names]
 
     def stacked(key: str, like: Array) -> Array:
         return np.stack([value[key] for value in values]) if values else like
@@ -113,7 +128,7 @@ def _pack(statistics: Statistics) -> dict[str, Array]:
     }
 
 
-def _pack_means(statistics: Statistics) -> dict[str, Array]:
+def _pack_means(statistics: Content) -> dict[str, Array]:
     means = {name: means for name, means in sorted(statistics.means.items()) if means.sums is not None}
     sums = [m.sums for m in means.values() if m.sums is not None]
     return {
@@ -169,7 +184,7 @@ def _unpack_all(
     return states
 
 
-def load(path: Path) -> Statistics:
+def load(path: Path) -> Content:
     """Read a file that `save` wrote.
 
     Raises:
@@ -206,19 +221,29 @@ def load(path: Path) -> Statistics:
         raise CalibrationError(f"{path}: damaged statistics file ({reason}); {remedy} again") from None
 
 
-def _unpack(packed: dict[str, Array]) -> Statistics:
+def _unpack(packed: dict[str, Array]) -> Content:
     names = packed["names"]
     rows = {len(names), *(len(packed[key]) for key in ("extrema", "counters", "ranks", "spans"))}
     if len(rows) != 1 or names.dtype.kind != "U" or len(set(names.tolist())) != len(names):
         raise CalibrationError("its arrays do not belong together")
-    statistics = Statistics(str(packed["model_hash"]), str(packed["data_hash"]), int(packed["samples"]))
-    statistics.masks = tuple(packed["masks"].tolist()) if "masks" in packed else ()
-    statistics.means = _unpack_means(packed)
+    moments: dict[str, dict[str, Array]] = {}
+    peaks: dict[str, dict[str, Array]] = {}
     if "moment_names" in packed:
         moments = _unpack_all(packed, "moment", ("high", "low"), packed_size)
-        statistics.moments = {name: SecondMoment.from_arrays(state) for name, state in moments.items()}
         peaks = _unpack_all(packed, "peak", ("highest", "high", "low"), lambda channels: channels)
-        statistics.peaks = {name: ChannelPeaks.from_arrays(state) for name, state in peaks.items()}
+    return Content(
+        model_hash=str(packed["model_hash"]),
+        data_hash=str(packed["data_hash"]),
+        samples=int(packed["samples"]),
+        masks=tuple(packed["masks"].tolist()) if "masks" in packed else (),
+        values=_unpack_values(packed, names.tolist()),
+        means=_unpack_means(packed),
+        moments={name: SecondMoment.from_arrays(state) for name, state in moments.items()},
+        peaks={name: ChannelPeaks.from_arrays(state) for name, state in peaks.items()},
+    )
+
+
+def _unpack_values(packed: dict[str, Array], names: list[str]) -> dict[str, ValueStatistic]:
     shape_ends = np.cumsum(packed["ranks"])
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
     lengths = packed.get("power_lengths", np.zeros(len(names), np.int64))
@@ -226,20 +251,18 @@ def _unpack(packed: dict[str, Array]) -> Statistics:
     if len(lengths) != len(names) or lengths.sum() != len(powers) or (lengths < 0).any():
         raise CalibrationError("its arrays of powers do not belong together")
     power_ends = np.cumsum(lengths)
-    for row, name in enumerate(names.tolist()):
+    values = {}
+    for row, name in enumerate(names):
         shape_start = int(shape_ends[row - 1]) if row else 0
         count_start = int(count_ends[row - 1]) if row else 0
-        statistics.put(
-            name,
-            ValueStatistic.from_arrays(
-                {
-                    "extrema": packed["extrema"][row],
-                    "counters": packed["counters"][row],
-                    "shape": packed["shapes"][shape_start : int(shape_ends[row])],
-                    "span": packed["spans"][row],
-                    "counts": packed["counts"][count_start : int(count_ends[row])],
-                    "powers": powers[int(power_ends[row] - lengths[row]) : int(power_ends[row])],
-                }
-            ),
+        values[name] = ValueStatistic.from_arrays(
+            {
+                "extrema": packed["extrema"][row],
+                "counters": packed["counters"][row],
+                "shape": packed["shapes"][shape_start : int(shape_ends[row])],
+                "span": packed["spans"][row],
+                "counts": packed["counts"][count_start : int(count_ends[row])],
+                "powers": powers[int(power_ends[row] - lengths[row]) : int(power_ends[row])],
+            }
         )
-    return statistics
+    return values

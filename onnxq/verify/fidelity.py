@@ -156,3 +156,18 @@ class _Share:
 
 def _is_real(array: Array) -> bool:
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        name: what ``--metric`` takes.
+        quantized: of the quantized model.
+        reference: of the float model; None where the figure compares the two.
+    """
+
+    name: str
+    quantized: float
+    reference: float | None = None

@@ -7,9 +7,18 @@ from typing import Any, cast
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError, VerificationError
+from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_model, complaints
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
+
+MOST_BYTES = 512 * 2**20
+"""Larger models are not written out as the runtime optimizes them, for a look at what it runs."""
+
+
+def worth_a_look(model: bytes | Path) -> bool:
+    """Whether the model is small enough to be written out once more."""
+    return io.size_of(model) <= MOST_BYTES
 
 
 def check(

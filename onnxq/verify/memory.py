@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from onnxq.core import scratch
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
@@ -53,8 +53,7 @@ def peak_memory(model: bytes | Path, feed: Feed, threads: int | None = 1) -> int
     """
     if not _STATUS.exists():
         return None
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        folder = Path(name)
+    with scratch.folder() as folder:
         path = model
         if not isinstance(path, Path):
             path = folder / "model.onnx"

@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError, there_are
-
-if TYPE_CHECKING:
-    from onnxq.verify.compare import Comparison
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure.
-
-    Attributes:
-        name: what ``--metric`` takes.
-        quantized: of the quantized model.
-        reference: of the float model; None where the figure compares the two.
-    """
-
-    name: str
-    quantized: float
-    reference: float | None = None
+from onnxq.verify.compare import Comparison
+from onnxq.verify.fidelity import Metric
 
 
 def _both(found: Mapping[str, float] | None) -> tuple[float, float | None] | None:

@@ -32,6 +32,47 @@ def test_compare(run: Callable[..., Result], models: list[Path], limit: str, cod
     assert ("lower than --min-sqnr 90" in done.stderr) == (code == 3)
 
 
+@pytest.fixture
+def classes(tmp_path: Path) -> list[Path]:
+    """Two classifiers that disagree about one of four samples, which have labels; the first is always right."""
+    text = "g (float[N,4] x) => (float[N,4] y) { z = MatMul (x, w) y = Softmax <axis = 1> (z) }"
+    other = np.eye(4, dtype=np.float32)[[1, 1, 2, 3]]
+    for name, matrix in (("a", np.eye(4, dtype=np.float32)), ("b", other)):
+        onnx.save(build(text, w=matrix), tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "d.npz", x=4 * np.eye(4, dtype=np.float32), labels=np.arange(4))
+    np.savez(tmp_path / "unlabelled.npz", x=4 * np.eye(4, dtype=np.float32))
+    return [tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "d.npz", tmp_path / "unlabelled.npz"]
+
+
+@pytest.mark.parametrize("metric", [[], ["--metric", "top1"], ["--metric", "accuracy"]])
+@pytest.mark.parametrize(("limit", "code"), [("25", 0), ("24", 3)])
+def test_a_fall_of_the_metric(
+    run: Callable[..., Result], classes: list[Path], metric: list[str], limit: str, code: int
+) -> None:
+    a, b, data, _ = classes
+    done = run("compare", a, b, "-c", data, "--max-drop", limit, *metric)
+    assert done.exit_code == code
+    assert "accuracy" in done.stdout
+    assert ("accuracy falls by 25" in done.stderr and "--max-drop allows 24" in done.stderr) == (code == 3)
+    assert run("compare", a, a, "-c", data, "--max-drop", "0", *metric).exit_code == 0
+
+
+def test_agreement_falls_where_there_are_no_labels(run: Callable[..., Result], classes: list[Path]) -> None:
+    a, b, _, data = classes
+    done = run("compare", a, b, "-c", data, "--max-drop", "1", "--min-sqnr", "200")
+    assert done.exit_code == 3
+    assert "top-1 agreement falls by 25.00 points" in done.stderr
+    assert "lower than --min-sqnr 200" in done.stderr
+
+
+@pytest.mark.parametrize("metric", ["sqnr", "cosine"])
+def test_a_figure_that_falls_in_no_units(run: Callable[..., Result], classes: list[Path], metric: str) -> None:
+    a, b, data, _ = classes
+    done = run("compare", a, b, "-c", data, "--max-drop", "1", "--metric", metric)
+    assert done.exit_code == 2
+    assert f"--metric {metric} has no units to fall in" in done.stderr
+
+
 @pytest.mark.parametrize(("limit", "code"), [("0.0001", 0), ("1000", 3)])
 def test_benchmark(run: Callable[..., Result], models: list[Path], limit: str, code: int) -> None:
     a, b, data = models

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -236,7 +237,7 @@ def test_types_that_numpy_files_do_not_know_survive_the_spool():
 
 
 def test_the_spool_reads_ahead_no_further_than_asked_and_cleans_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     taken = []
     reader = open_reader((taken.append(i) or feed(i) for i in range(9)), INPUTS)
     assert values(reader.part(0, 2)) == [0, 1]

@@ -11,7 +11,7 @@ from onnxq.errors import CalibrationError
 from onnxq.graph.files import io
 from onnxq.passes.awq_scales import scale_for_weights
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.stats.statistics import Statistics
 from tests.correlated_models import network, samples
 from tests.graph.build import build, run, same
@@ -28,7 +28,7 @@ def plan_of(algorithm="awq", layers=LAYERS, bits=4, **other_bits):
 
 
 def statistics_of(model, *values):
-    return calibrate(model, [], samples(20), moments=values, peaks=values, threads=1)
+    return calibrate(model, [], samples(20), Run(threads=1), moments=values, peaks=values)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_weight_that_something_else_reads_is_left_alone():
     )
     model = io.load(build(text, W=table, g=np.linspace(0.1, 9, 64, dtype=np.float32)))
     feeds = [{**feed, "i": np.array([1, 2])} for feed in samples(10)]
-    statistics = calibrate(model, [], feeds, moments=["n"], peaks=["n"], threads=1)
+    statistics = calibrate(model, [], feeds, Run(threads=1), moments=["n"], peaks=["n"])
     assert scale_for_weights(model, plan_of(layers=("down",)), statistics) == {}
 
 

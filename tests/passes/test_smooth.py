@@ -22,7 +22,7 @@ from onnxq.passes.smooth import smooth, smoothable
 from onnxq.plan.decisions import DYNAMIC, FLOAT, INTEGER, NodePlan, Plan
 from onnxq.plan.weights.needed_moments import layer_input
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.sampled_rows import sample_rows
 from onnxq.runtime.session import session_of
 from tests.correlated_models import network, samples
@@ -42,7 +42,7 @@ def smoothed(model, plan, alpha, feeds=None, alphas=None):
     """Smooth a loaded model, with statistics of itself."""
     feeds = feeds or samples(20)
     groups = smoothable(model, plan, alphas or dict.fromkeys(plan.nodes, alpha))
-    statistics = calibrate(model, [], feeds, peaks=list(groups), threads=1)
+    statistics = calibrate(model, [], feeds, Run(threads=1), peaks=list(groups))
     reader = open_reader(feeds, session_of(model, threads=1).input_specs)
     rows = sample_rows(model, list(groups), reader, rows=200, threads=1)
     return smooth(model, plan, groups, statistics, rows)
@@ -168,7 +168,7 @@ def test_statistics_that_do_not_fit_name_the_layer() -> None:
     model = io.load(network())
     plan = plan_of()
     groups = smoothable(model, plan, dict.fromkeys(LAYERS, 0.5))
-    statistics = calibrate(model, [], samples(2), peaks=["h"], threads=1)
+    statistics = calibrate(model, [], samples(2), Run(threads=1), peaks=["h"])
     statistics.peaks["n"] = statistics.peaks["h"]
     with pytest.raises(CalibrationError, match="MatMul 'gate': smooth: magnitudes of shape"):
         smooth(model, plan, groups, statistics, {})
@@ -210,7 +210,7 @@ def test_padding_has_no_part_in_magnitudes_and_rows() -> None:
         clean.append({"x": x[:, :5], "attention_mask": mask[:, :5]})
     found = []
     for feeds in (clean, padded):
-        peaks = calibrate(model, [], feeds, peaks=["n"], threads=1).peaks["n"].highest
+        peaks = calibrate(model, [], feeds, Run(threads=1), peaks=["n"]).peaks["n"].highest
         reader = open_reader(feeds, session_of(model, threads=1).input_specs)
         found.append((peaks, sample_rows(model, ["n"], reader, rows=60, threads=1)["n"]))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)

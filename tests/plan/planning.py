@@ -19,7 +19,7 @@ from onnxq.plan.placement.candidates import Survey, survey
 from onnxq.plan.placement.select import Selection
 from onnxq.plan.solve import Solution, solve
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.probe import probe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
@@ -52,7 +52,12 @@ class Planned:
     def statistics(self) -> Statistics:
         wanted = wanted_by(self.model, self.plan, means=True)
         return calibrate(
-            self.model, wanted.values, self.feeds, image_means=wanted.image_means, row_means=wanted.row_means, threads=1
+            self.model,
+            wanted.values,
+            self.feeds,
+            Run(threads=1),
+            image_means=wanted.image_means,
+            row_means=wanted.row_means,
         )
 
     def solve(self, statistics: Statistics | None = None, *, correct_bias: bool = False) -> Solution:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.grouped_moments import GroupedMoments, in_groups
 from onnxq.stats.second_moment import moment_bytes
 from onnxq.stats.statistics import Statistics
@@ -38,7 +38,7 @@ def rows_of(samples):
 @pytest.mark.parametrize("masked", [False, True])
 def test_moments_and_magnitudes_of_inner_values_and_of_inputs(make, masked):
     samples = feeds(masked)
-    found = calibrate(make(MODEL), ["r"], samples, moments=["e", "x"], peaks=["e"], threads=1)
+    found = calibrate(make(MODEL), ["r"], samples, Run(threads=1), moments=["e", "x"], peaks=["e"])
     x = rows_of(samples)
     exact = np.exp(np.maximum(x, 0))
     np.testing.assert_allclose(found.moments["e"].matrix, exact.T @ exact, rtol=1e-5)
@@ -53,14 +53,14 @@ def test_moments_and_magnitudes_of_inner_values_and_of_inputs(make, masked):
 
 def test_shards_merge_to_the_whole(make):
     samples = feeds()
-    whole = calibrate(make(MODEL), [], samples, moments=["e"], threads=1)
-    parts = [calibrate(make(MODEL), [], part, moments=["e"], threads=1) for part in (samples[:1], samples[1:])]
+    whole = calibrate(make(MODEL), [], samples, Run(threads=1), moments=["e"])
+    parts = [calibrate(make(MODEL), [], part, Run(threads=1), moments=["e"]) for part in (samples[:1], samples[1:])]
     assert Statistics.merge(*parts).moments == whole.moments
 
 
 def test_what_is_no_value_of_real_numbers_has_none(make):
     lines = []
-    found = calibrate(make(MODEL), [], feeds(), moments=["e", "m", "nothing"], threads=1, warn=lines.append)
+    found = calibrate(make(MODEL), [], feeds(), Run(threads=1, warn=lines.append), moments=["e", "m", "nothing"])
     assert list(found.moments) == ["e"]
     assert [line.split(":")[0] for line in lines] == ["value 'nothing'", "value 'm'"]
 
@@ -69,7 +69,7 @@ def test_channels_that_change_are_an_error(make):
     model = make("g (float[N,M] x) => (float[N,M] y) { y = Relu(x) }")
     samples = [{"x": np.ones((2, n), np.float32)} for n in (3, 4)]
     with pytest.raises(CalibrationError, match="value 'y': update: 4 channels where there were 3"):
-        calibrate(model, [], samples, moments=["y"], threads=1)
+        calibrate(model, [], samples, Run(threads=1), moments=["y"])
 
 
 def test_convolutions_give_their_channels_in_order(make):
@@ -82,7 +82,7 @@ def test_convolutions_give_their_channels_in_order(make):
     x = RNG.normal(size=(1, 16, 4, 4)).astype(np.float32)
     w = np.array([i % 7 - 3.0 for i in range(256)]).reshape(16, 16)
     c = np.einsum("oi,nihw->nohw", w, x).reshape(-1, 4).astype(np.float64)
-    found = calibrate(model, [], [{"x": x}], moments=["c"], threads=1)
+    found = calibrate(model, [], [{"x": x}], Run(threads=1), moments=["c"])
     np.testing.assert_allclose(found.moments["c"].matrix, c.T @ c, rtol=1e-4)
 
 
@@ -96,8 +96,8 @@ def test_groups_fit_the_budget_and_keep_the_order():
 
 def test_each_group_is_run_once_and_gives_what_one_pass_gives(make):
     samples = feeds()
-    whole = calibrate(make(MODEL), [], samples, moments=["r", "e", "y"], peaks=["r", "e", "y"], threads=1)
-    source = GroupedMoments(make(MODEL), [["r", "e"], ["y"]], samples, threads=1)
+    whole = calibrate(make(MODEL), [], samples, Run(threads=1), moments=["r", "e", "y"], peaks=["r", "e", "y"])
+    source = GroupedMoments(make(MODEL), [["r", "e"], ["y"]], samples, Run(threads=1))
     statistics = Statistics()
     statistics.source, statistics.later = source, frozenset("rey")
     assert statistics.of_input("nothing") is None
@@ -114,7 +114,7 @@ def test_each_group_is_run_once_and_gives_what_one_pass_gives(make):
 
 
 def test_a_value_that_has_none_is_asked_for_once(make):
-    source = GroupedMoments(make(MODEL), [["m"]], feeds(), threads=1)
+    source = GroupedMoments(make(MODEL), [["m"]], feeds(), Run(threads=1))
     statistics = Statistics()
     statistics.source, statistics.later = source, frozenset("m")
     assert statistics.of_input("m") is None

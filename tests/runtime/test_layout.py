@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
 from onnxq.graph.views.outputs import value_names, with_outputs
 from onnxq.runtime import layout
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.session import session_of
 from tests.graph.build import build, weights
@@ -59,9 +60,9 @@ def test_every_output_has_the_same_elements_and_shape():
 def test_statistics_are_those_of_the_usual_session(monkeypatch):
     model, samples = convolutions(), [feed(), feed(3, 6, 6, seed=2)]
     names = ["x", *value_names(model)]
-    fast = calibrate(model, names, samples, threads=1)
+    fast = calibrate(model, names, samples, Run(threads=1))
     monkeypatch.setattr(layout, "_MOST_WEIGHTS", 0)
-    usual = calibrate(model, names, samples, threads=1)
+    usual = calibrate(model, names, samples, Run(threads=1))
     assert list(fast) == list(usual) == sorted(names)
     for name in names:
         assert fast[name] == usual[name]  # arrays this small are counted whole
@@ -77,7 +78,7 @@ def test_the_usual_session_is_the_way_out(monkeypatch, error):
 
 
 def test_the_temporary_folder_goes_with_the_session(monkeypatch, tmp_path):
-    monkeypatch.setattr(layout.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     session = unordered_session(convolutions(), threads=1)
     assert len(list(tmp_path.iterdir())) == 1
     del session
@@ -101,7 +102,7 @@ def test_a_value_that_a_body_reads_is_put_in_order():
     proto = build(text, w=weights(16, 16, 3, 3), s=scale)
     feed = {"x": np.random.default_rng(0).normal(size=(1, 16, 9, 9)).astype(np.float32), "c": np.array(True)}
     model = io.load(proto)
-    found = calibrate(model, ["a", "p"], [feed], threads=1)
+    found = calibrate(model, ["a", "p"], [feed], Run(threads=1))
     straight = session_of(model, optimize=False, threads=1).run(feed)[0]
     assert found["p"].high == pytest.approx(float(straight.max()), rel=1e-4)
     assert found["p"].low == pytest.approx(float(straight.min()), rel=1e-4)

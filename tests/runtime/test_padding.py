@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxq.graph.files import io
-from onnxq.runtime.calibrate import calibrate
+from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.padding import Masks
 from onnxq.stats.statistics import Statistics
 from tests.graph.build import build
@@ -37,7 +37,7 @@ VALUES = ["x", "h", "wide", "image"]
 
 
 def run(feeds, **names):
-    return calibrate(model(**names), VALUES, feeds, threads=1)
+    return calibrate(model(**names), VALUES, feeds, Run(threads=1))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int64", np.int64), ("bool", np.bool_), ("float", np.float32)])
@@ -93,7 +93,7 @@ def test_a_fixed_axis_is_no_axis_of_positions():
     }
     """
     x = np.full((1, 5, 3), 9, np.float32)
-    found = calibrate(io.load(build(text)), ["y"], [{"mask": np.array([[1, 0, 0, 0, 0]]), "image": x}], threads=1)
+    found = calibrate(io.load(build(text)), ["y"], [{"mask": np.array([[1, 0, 0, 0, 0]]), "image": x}], Run(threads=1))
     assert found["y"].count == 15
 
 

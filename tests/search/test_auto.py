@@ -85,8 +85,12 @@ class Times:
     def benchmark(self, models: Mapping[str, object], feeds: Iterable[object], **options: object) -> list[Timing]:
         assert list(feeds), "there is something to run"
         self.asked.append(list(models))
-        taken = {name: self.models.get(name, self.models.get(name.split(" ")[0], 1.0)) for name in models}
+        taken = {name: self.time_of(name) for name in models}
         return [Timing(name, ms, ms, ms, 1, taken["float"] / ms, 0) for name, ms in taken.items()]
+
+    def time_of(self, name: str) -> float:
+        """What a test does not name takes as long as float."""
+        return self.models.get(name, self.models.get(name.split(" ")[0], self.models["float"]))
 
     def kernel_times(self, models: Mapping[str, bytes], feed: object, **options: object) -> dict[str, KernelTime]:
         return {form: KernelTime(self.kernels.get(form, 10.0)) for form in models}
@@ -198,8 +202,8 @@ def test_layers_take_their_fastest_form_and_the_report_says_why(times: Times) ->
     choices = {entry["node"]: entry for entry in json.loads(dumps(result.to_dict()))["choices"]}
     assert set(choices) >= {"lstm", "fc"}
     lstm = choices["lstm"]
-    assert lstm["choice"].startswith("w8a8-")
-    assert lstm["alternatives"][lstm["choice"]]["time_us"] == 10.0
+    assert lstm["choice"].startswith("w8a8")  # w8a8 itself runs an LSTM as w8a8-dynamic does
+    assert lstm["alternatives"]["w8a8-dynamic"]["time_us"] == 10.0
     assert lstm["alternatives"]["w8"]["time_us"] == 30.0
     assert lstm["alternatives"][lstm["choice"]]["sqnr_db"] > 20
     assert lstm["alternatives"]["float"]["sqnr_db"] is None
@@ -240,7 +244,7 @@ def test_equal_forms_are_tried_once(times: Times) -> None:
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0}
     model = build("g (float[N,16,12,12] x) => (float[N,32,10,10] y) { [c] y = Conv (x, w) }", w=weights(32, 16, 3, 3))
     rows = table(onnxq.quantize(model, calibration=drawn(2, 16, 12, 12), threads=1))
-    assert rows["w8a8-dynamic"]["verdict"] == rows["w8a8-token"]["verdict"] == "the same model as w8"
+    assert "w8a8-dynamic" not in rows, "a convolution has no such form"
     assert all("w8a8-dynamic" not in asked for asked in times.asked)
 
 
@@ -265,7 +269,7 @@ def test_without_time_the_first_form_ships_and_a_warning_says_so(times: Times) -
 
 
 def test_limits_are_kept_by_a_slower_form(times: Times) -> None:
-    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0, "w8a8-token": 2.0}
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0, "w8a8-token": 2.0, "mixed": 1.5}
     times.kernels = {"float": 30.0, "w8": 30.0, "w8a8": 10.0, "w8a8-dynamic": 20.0, "w8a8-token": 20.0}
     loose = auto("convnet")
     limit = (loose.sqnr_db or 0.0) + 0.5
@@ -282,7 +286,7 @@ def test_a_limit_that_no_form_reaches_gives_float_back(times: Times) -> None:
     times.models = {"float": 4.0}
     result = auto("mlp", min_sqnr=500.0)
     assert result.preset == "float"
-    rows = [row for row in result.candidates if row["latency_ratio"] and row["name"] != "float"]
+    rows = [row for row in result.candidates if row["latency_ratio"] and row["name"] not in ("float", "cleaned")]
     assert len(rows) >= 4 and all(row["verdict"].endswith("--min-sqnr asks for 500") for row in rows)
 
 
@@ -413,7 +417,7 @@ def test_what_is_written_is_what_the_table_calls_chosen(
     share = float(draw.uniform(0.0, 1.0))
 
     def failures(self: object, comparison: Any) -> list[str]:
-        decibels = np.random.default_rng(int(1000 * (comparison.sqnr_db or 0.0)) + seed)
+        decibels = np.random.default_rng(int(1000 * min(comparison.sqnr_db or 0.0, 999.0)) + seed)
         return [] if decibels.uniform() < share else ["outside"]
 
     monkeypatch.setattr(budget.Limits, "failures", failures)

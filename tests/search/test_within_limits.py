@@ -23,7 +23,7 @@ from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import Verdict
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
-from onnxq.search import auto, within_limits
+from onnxq.search import choosing
 from onnxq.search.score import Runner
 from tests.graph.build import Array, build, run
 
@@ -212,7 +212,7 @@ def test_dynamic_scales_are_searched_too() -> None:
     assert [name for name, op_type, _ in result.kept_float if op_type == "Gemm"] == [f"layer{BAD}"]
 
 
-def refused_by_accuracy(job: Any) -> auto.Chosen:
+def refused_by_accuracy(job: Any) -> Chosen:
     """What ``auto`` gives where static integers are faster and miss the limits."""
     candidates = [
         {"name": "w8a8", "latency_ratio": 3.0, "size_bytes": 9, "loss": 0.2, "verdict": "4.6 dB"},
@@ -225,8 +225,8 @@ def refused_by_accuracy(job: Any) -> auto.Chosen:
 def test_where_auto_gives_float_back_for_accuracy_static_integers_are_searched(
     monkeypatch: pytest.MonkeyPatch, worth: float, preset: str
 ) -> None:
-    monkeypatch.setattr(within_limits.auto, "choose", refused_by_accuracy)
-    monkeypatch.setattr(within_limits, "_WORTH_IT", worth)
+    monkeypatch.setattr(choosing.auto, "choose", refused_by_accuracy)
+    monkeypatch.setattr(choosing, "_WORTH_IT", worth)
     result = quantize(preset="auto", benchmark=True, seconds=0.01, min_sqnr=DB)
     assert result.preset == preset
     assert bool(result.trail) == (preset == "w8a8")

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from onnxq.errors import CalibrationError
 from onnxq.stats.powers import SamplePowers
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e-30, 3e38])
 batches = st.lists(hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3)), elements=numbers), max_size=5)

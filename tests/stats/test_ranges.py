@@ -15,7 +15,7 @@ from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.stats.histogram import HALF
 from onnxq.stats.ranges import RANGE_METHODS, _ExpectedError, compute_range, kl_divergences
-from onnxq.stats.statistics import ValueStatistic
+from onnxq.stats.value_statistic import ValueStatistic
 
 U8, S8 = TensorSpec(QType.UINT8), TensorSpec(QType.INT8, symmetric=True)
 U4, S4 = TensorSpec(QType.UINT4), TensorSpec(QType.INT4, symmetric=True)

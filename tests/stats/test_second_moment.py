@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from onnxq.errors import CalibrationError
-from onnxq.stats import statistics_file
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment, moment_bytes, packed_size
 from onnxq.stats.statistics import Statistics
 
@@ -176,7 +175,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
     statistics.update_moments("a", correlated(4, 20))
     statistics.update_peaks("a", correlated(4, 20))
     path = tmp_path / "s.npz"
-    statistics_file.save(statistics, path)
+    statistics.save(path)
     with np.load(path) as archive:
         content = {key: archive[key] for key in archive.files}
     np.savez(path, **{**content, **damage})

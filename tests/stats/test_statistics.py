@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from onnxq.errors import CalibrationError
 from onnxq.stats import histogram as histogram_module
 from onnxq.stats.histogram import HALF, SAMPLED, Histogram, exponent_of, stride
-from onnxq.stats.statistics import Statistics, ValueStatistic, combine_hashes
+from onnxq.stats.statistics import Statistics, combine_hashes
+from onnxq.stats.value_statistic import ValueStatistic
 
 numbers = st.floats(width=32, allow_subnormal=True) | st.sampled_from(
     [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3e38, -3e38, 2.0**-100, -(2.0**11), 2.0**12]

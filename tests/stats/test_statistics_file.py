@@ -11,7 +11,8 @@ import pytest
 
 from onnxq.errors import CalibrationError
 from onnxq.stats import statistics_file
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 
 def some_statistics(values=3):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +22,14 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_comparison
-from onnxq.report.text import decibels
+from onnxq.errors import RecipeError, there_are
+from onnxq.report.words import decibels
+
+if TYPE_CHECKING:
+    from onnxq.verify.compare import Comparison
+
+DROPS = ("top1", "accuracy", "perplexity", "divergence")
+"""What --max-drop can be about."""
 
 
 @click.command(
@@ -57,6 +65,14 @@ from onnxq.report.text import decibels
     group="Data",
     help="Exit with 3 if an output has a lower signal-to-noise ratio than this, in decibels.",
 )
+@option(
+    "--max-drop",
+    type=FiniteRange(min=0),
+    metavar="X",
+    group="Data",
+    help="Exit with 3 if the quantized model is worse by more than this: in points of accuracy (with labels), else of "
+    "top-1 agreement or of unchanged decisions, or in the units of --metric accuracy, perplexity or divergence.",
+)
 @custom_ops_option("Data")
 @output_options
 def command(
@@ -65,6 +81,7 @@ def command(
     calibration: str,
     metric: str | None,
     min_sqnr: float | None,
+    max_drop: float | None,
     custom_ops: tuple[Path, ...],
     as_json: bool,
     **_: Any,
@@ -77,6 +94,8 @@ def command(
     """
     from onnxq import api
 
+    if max_drop is not None and metric is not None and metric not in DROPS:
+        raise RecipeError(f"--max-drop: --metric {metric} has no units to fall in; {there_are(metric, DROPS)}")
     with working(as_json) as progress:
         if progress is not None:
             progress("compare", 0, None)
@@ -86,10 +105,19 @@ def command(
     else:
         show_comparison(result.to_dict())
     show_warnings(getattr(result, "warnings", ()))
-    if min_sqnr is not None:
-        found = [(name, output["sqnr_db"]) for name, output in result.to_dict()["outputs"].items()]
-        end_with(
-            f"{name}: SQNR of {decibels(ratio)}, lower than --min-sqnr {min_sqnr:g}"
-            for name, ratio in found
-            if ratio is not None and not float(ratio) >= min_sqnr
-        )
+    end_with(_misses(result, metric, min_sqnr, max_drop))
+
+
+def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_drop: float | None) -> Iterator[str]:
+    from onnxq.search.score import TOP1, Metric
+    from onnxq.verify.budget import Limits
+
+    for name, output in result.outputs.items():
+        if min_sqnr is not None and output.sqnr_db is not None and not output.sqnr_db >= min_sqnr:
+            yield f"{name}: SQNR of {decibels(output.sqnr_db)}, lower than --min-sqnr {min_sqnr:g}"
+    if max_drop is None:
+        return
+    if metric in (None, TOP1):
+        yield from Limits(max_drop=max_drop).failures(result)
+    elif not (fall := Metric(metric).fall(result)) <= max_drop:
+        yield f"{Metric(metric).change(fall)} and --max-drop allows {max_drop:g}"

@@ -28,6 +28,7 @@ from onnxq.graph.prepare.operators import (
     unit_axes,
 )
 from onnxq.graph.prepare.whole import (
+    drop_unused,
     eliminate,
     functions,
     initializer_inputs,
@@ -35,7 +36,6 @@ from onnxq.graph.prepare.whole import (
     lower_opset,
     opset,
     shapes,
-    unused,
     widen,
 )
 
@@ -168,7 +168,7 @@ _PASSES: dict[str, _Pass] = {
     "axes_pairs": axes_pairs.run,
     "padding": pads.run,
     "pooling": pooling.run,
-    "unused": unused.run,
+    "unused": drop_unused.run,
 }
 
 _FORMS: dict[str, _Pass] = {

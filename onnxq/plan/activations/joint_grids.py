@@ -17,7 +17,8 @@ from onnxq.graph.reading.ops import Kind, row_of
 from onnxq.graph.types import Model, Node, Value
 from onnxq.plan.activations.low_sqnr import LEAST_SQNR_DB
 from onnxq.plan.decisions import INTEGER, Calibrated, Plan, SharedWith
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 _TYPICAL = 0.5
 """The sample that stands for a value: half of the others are quieter."""

@@ -13,7 +13,8 @@ from onnxq.core.affine import params_from_range
 from onnxq.core.error_measures import decibels
 from onnxq.plan.decisions import Calibrated, Plan
 from onnxq.stats.ranges import compute_range
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 QUIET_SHARE = 0.1
 """Share of the samples that may be quieter than the one that counts."""

@@ -6,7 +6,8 @@ from onnxq.graph import walk
 from onnxq.graph.types import Model
 from onnxq.plan.activations.body_probes import never_run
 from onnxq.plan.decisions import Calibrated, Plan, SharedWith
-from onnxq.stats.statistics import Statistics, ValueStatistic
+from onnxq.stats.statistics import Statistics
+from onnxq.stats.value_statistic import ValueStatistic
 
 WIDEST_LOGITS = 128.0
 """Width of a logit above which half a step of an 8-bit grid changes a probability by a quarter and more."""

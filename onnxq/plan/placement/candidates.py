@@ -167,6 +167,8 @@ def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | Non
         if node.op_type == "MatMul" and walk.is_constant(node.inputs[0]):
             return "its left operand is constant"
     if not positions or all(walk.is_constant(value) for value in values):
+        if any(value is not None and not walk.is_constant(value) for value in node.inputs):
+            return "the numbers that it would quantize are constant"
         return "all its inputs are constant"
     if row.kind is Kind.REQUANTIZING:
         for array in map(walk.const_array, values):

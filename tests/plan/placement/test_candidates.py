@@ -30,6 +30,12 @@ def reason(head: str, body: str, **constants: object) -> str:
 
 
 REASONS = {
+    "table": (
+        "g (int64[N] i) => (float[N,4] y)",
+        "[t] y = Gather (table, i)",
+        {"table": np.ones((3, 4), np.float32)},
+        "the numbers that it would quantize are constant",
+    ),
     "no kernel": (HEAD, "[t] y = Sin (x)", {}, "cpu has no integer kernel for Sin"),
     "computed weight": (HEAD, "[t] y = Conv (x, v)", {}, "its weight is not constant"),
     "computed bias": (HEAD, "[t] y = Conv (x, w, p)", {"w": W}, "its bias is not constant"),

@@ -11,8 +11,8 @@ import pytest
 
 import onnxq
 from onnxq.graph.files import io
-from onnxq.verify import integer_kernels
-from onnxq.verify.integer_kernels import float_layers
+from onnxq.graph.reading.optimized import unfolded_layers
+from onnxq.verify import loads
 
 
 def model(activation: str) -> bytes:
@@ -36,15 +36,22 @@ def model(activation: str) -> bytes:
     return proto.SerializeToString()
 
 
+def float_layers(content: bytes | Path, folder: Path) -> list[str]:
+    """Names of the layers that the runtime computes in float although their weights are integers."""
+    path = folder / "optimized.onnx"
+    loads.check(content, run=False, save_to=path)
+    return unfolded_layers(path)
+
+
 @pytest.mark.parametrize(("activation", "expected"), [("", 0), ("Relu", 1)])
-def test_a_gemm_that_is_joined_with_its_activation_is_found(activation: str, expected: int) -> None:
-    assert len(float_layers(model(activation))) == expected
+def test_a_gemm_that_is_joined_with_its_activation_is_found(activation: str, expected: int, tmp_path: Path) -> None:
+    assert len(float_layers(model(activation), tmp_path)) == expected
 
 
 def test_what_onnxq_writes_has_none(tmp_path) -> None:  # type: ignore[no-untyped-def]
     result = onnxq.quantize("models/digits_resnet.onnx", tmp_path / "q.onnx", benchmark=False)
     assert result.output is not None
-    assert float_layers(result.output) == []
+    assert float_layers(result.output, tmp_path) == []
     assert not any("unfolding" in line for line in result.warnings)
 
 
@@ -52,7 +59,7 @@ def test_weights_beside_the_model_count(tmp_path: Path, monkeypatch: pytest.Monk
     path, content = tmp_path / "m.onnx", onnx.load_from_string(model("Relu"))
     onnx.save(content, path, save_as_external_data=True, size_threshold=0)
     inside = path.stat().st_size
-    monkeypatch.setattr(integer_kernels, "MOST_BYTES", inside)
-    assert not integer_kernels.worth_a_look(path)
-    monkeypatch.setattr(integer_kernels, "MOST_BYTES", io.size_bytes(path))
-    assert integer_kernels.worth_a_look(path)
+    monkeypatch.setattr(loads, "MOST_BYTES", inside)
+    assert not loads.worth_a_look(path)
+    monkeypatch.setattr(loads, "MOST_BYTES", io.size_bytes(path))
+    assert loads.worth_a_look(path)

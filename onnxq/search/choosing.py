@@ -1,0 +1,98 @@
+"""The model that a recipe stands for: of a named preset, what ``auto`` finds, or a search within limits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from onnxq.errors import OnnxqError, RecipeError
+from onnxq.graph.files import io
+from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.job import Job
+from onnxq.pipeline.planning import settle_preset
+from onnxq.recipe.recipe import Recipe
+from onnxq.search import auto
+from onnxq.search.choice_cache import recall, remember
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.within_limits import SearchOptions, with_limits
+from onnxq.verify.budget import Limits
+
+_WORTH_IT = 1.05
+"""Times faster than float from which a model is worth a search where ``auto`` gave float back."""
+
+
+def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
+    """Make the model that the recipe stands for, and search for another one if it is outside the recipe's limits.
+
+    Args:
+        job: what is to be quantized, and how.
+        options: of the search.
+        timed: measure latency.
+
+    Raises:
+        RecipeError: options that make no sense for the model, or that quantize nothing.
+        CalibrationError: data or statistics that do not fit it.
+    """
+    limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
+    if options.resume and (limits == Limits() or options.state is None):
+        missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
+        raise RecipeError(f"--resume: there is no search to go on with; {missing}")
+    own = not options.metric.is_default
+    if job.recipe.preset == "auto" and not own:
+        return _beyond_auto(job, options, limits, timed=timed)
+    if job.recipe.preset == "auto":
+        has_ranges = job.data is not None or job.statistics is not None
+        job = replace(job, recipe=settle_preset(job.recipe, has_ranges))
+    return with_limits(job, options, limits, timed=timed)
+
+
+def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
+    """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
+    started = time.monotonic()
+    known = recall(job) if options.cache else None
+    if known is not None:
+        return known
+    first = auto.choose(job)
+    if job.data is None or not _too_rough(first):
+        if options.cache:
+            remember(job, first)
+        return first
+    left = max(job.budget - (time.monotonic() - started), 0.0)
+    static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
+    asked = limits if limits != Limits() else Limits.or_budget(None, None)
+    ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads
+    try:
+        found = with_limits(static, ours, asked, timed=timed)
+    except OnnxqError as error:
+        first.warnings.append(f"no search from static integers: {error}")
+        return first
+    if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
+        return first
+    return replace(found, candidates=_with_row(first, found, job.recipe))
+
+
+def _too_rough(first: Chosen) -> bool:
+    """Whether ``auto`` gave float back although a model that missed the limits is faster."""
+    refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
+    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+
+
+def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
+    """The candidates of ``auto``, and in front of them the model that a search found, which is the one chosen."""
+    assert found.built is not None
+    others = [
+        row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
+    ]
+    timings = found.verdict.timings
+    row = candidate_row(
+        f"{found.preset} (searched)",
+        timings[1] if len(timings) > 1 else None,
+        found.verdict.comparison,
+        io.size_of(found.content),
+        "chosen",
+        how_to_get(found.built.recipe, given),
+    )
+    rows = [row, *others]
+    mark_frontier(rows)
+    return rows

@@ -1,0 +1,216 @@
+"""Models whose layers have several forms: the fastest of each, and gentler ones where accuracy is missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxq.graph.files import io
+from onnxq.pipeline.job import Job
+from onnxq.recipe.recipe import Recipe
+from onnxq.search import choice as chooser
+from onnxq.search import layers
+from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
+from onnxq.search.trials import Trial, Trials
+from onnxq.stats.statistics import Statistics
+
+_LAYERS_SHARE = 0.5
+"""Share of the time that is left which measuring layers may take."""
+
+_DAMAGE_SHARE = 0.3
+"""Share of the time that is left which finding the layers that cost accuracy may take."""
+
+_RANGES = ("minmax", "percentile")
+"""Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
+
+
+@dataclass(frozen=True)
+class _Demotion:
+    """What layers are given back from.
+
+    Attributes:
+        base: the form that costs accuracy.
+        choices: the form of each layer before any is given back.
+        recipe: of the model that has them.
+    """
+
+    base: str
+    choices: Mapping[str, LayerChoice]
+    recipe: Recipe
+
+
+class Mixing:
+    """Measures the layers of a job and builds candidates of them.
+
+    Attributes:
+        layers: those worth a measurement, by name; empty until `measure` has run.
+    """
+
+    def __init__(self, job: Job, trials: Trials) -> None:
+        """Start with nothing measured."""
+        self._job, self._trials = job, trials
+        self.layers: dict[str, Layer] = {}
+        self._bench: layers.Bench | None = None
+
+    def measure(self) -> None:
+        """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
+        job, trials = self._job, self._trials
+        running = {name: trial.built for name, trial in trials.made.items() if not trial.refused}
+        plans = {name: (built.recipe, built.plan) for name, built in running.items()}
+        found = layers.find_layers(job.prepared, job.recipe, plans)
+        if not found or trials.out_of_time("layers were not measured"):
+            return
+        self.layers = found
+        bench = self._bench = layers.Bench(
+            job.prepared,
+            job.recipe,
+            job.target,
+            _of_prepared(trials.statistics, job),
+            job.timed_threads,
+            real=job.data is not None,
+            deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
+        )
+        forms = [form for form in layers.FORMS if form in plans]
+        if not layers.measure(bench, found, trials.feed, forms, job.clock):
+            trials.cut_short("some layers were not measured")
+        base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
+        if base is not None:
+            self._build_mixed(MIXED, base, chooser.fastest_forms(found.values(), base))
+
+    def _build_mixed(
+        self, name: str, base: str, choices: Mapping[str, LayerChoice], like: Recipe | None = None
+    ) -> Trial | None:
+        given = self._job.recipe
+        if like is not None:  # its ranges and rewrites, without the rules that it has
+            given = replace(given, range=like.range, equalize=like.equalize)
+        forms = {layer: choice.form for layer, choice in choices.items()}
+        recipe = chooser.as_recipe(given, base, self.layers.values(), forms)
+        if recipe.rules == given.rules:
+            return None
+        trial = self._trials.build(name, recipe)
+        if trial is not None:
+            trial.reasons = dict(choices)
+            self._trials.open(trial)
+        return trial
+
+    def form(self, trial: Trial, name: str) -> str:
+        """The form that a layer has in a candidate."""
+        built = trial.built
+        if name not in built.plan.nodes:
+            return FLOAT
+        return layers.form_of(built.plan, name, built.recipe, self._job.prepared.sources)
+
+    # Accuracy.
+
+    def demote(self) -> None:
+        """Where the fastest model has static layers and too much error, look for one nearly as fast that has less.
+
+        What costs no time comes first: other ranges, equalized weights. Then the layers that do most damage get a
+        gentler form, or stay float; and where nothing static is inside, so do those of the model of stored weights.
+        """
+        trials = self._trials
+        start = self._too_coarse()
+        if start is None or self._bench is None:
+            return
+        kept = self._at_full_speed(start)
+        if kept is None:
+            self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
+            layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            least = min(self._refined(start), key=trials.loss)
+            forms = {name: self.form(least, name) for name in self.layers}
+            order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
+            as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
+            gentle = {layer.name: chooser.gentler(layer) for layer in order}
+            plan = _Demotion(STATIC, as_it_is, least.built.recipe)
+            kept = self._fewest(order, gentle, plan, "gentler")
+            if kept is None:
+                kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+        if kept is None:
+            kept = self._spare_weights()
+        if kept is not None:
+            leaders = chooser.ranked(trials.outcomes())
+            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    def _refined(self, start: Trial) -> list[Trial]:
+        """The start, and the models that differ from it by what costs no time."""
+        return [start, *(trial for trial in self._trials.made.values() if trial.name.startswith(f"{start.name} ("))]
+
+    def _at_full_speed(self, start: Trial) -> Trial | None:
+        """The same layers in the same forms with other ranges, or with equalized weights; None if none is inside."""
+        recipe, trials = start.built.recipe, self._trials
+        tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
+        if not recipe.equalize:
+            tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
+        if self._job.recipe.range is not None:
+            tries = {name: other for name, other in tries.items() if other.range == recipe.range}
+        for name, other in tries.items():
+            if trials.out_of_time("no other ranges were tried"):
+                return None
+            trial = trials.build(name, other)
+            if trial is None:
+                continue
+            trial.reasons = dict(start.reasons)
+            trials.open(trial)
+            trials.compare([trial])
+            if not trial.refused:
+                return trial
+        return None
+
+    def _spare_weights(self) -> Trial | None:
+        """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
+        trials = self._trials
+        stored = trials.made.get(STORED)
+        if stored is None or not stored.refused or stored.comparison is None:
+            return None
+        order = chooser.by_damage(self.layers.values(), STORED)
+        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
+        start = _Demotion(STORED, as_it_is, stored.built.recipe)
+        return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
+
+    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Demotion, how: str) -> Trial | None:
+        """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
+
+        First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
+        """
+        trials = self._trials
+        enough: tuple[int, Trial] | None = None
+        too_few, count = 0, min(1, len(order))
+        while count > too_few and not trials.out_of_time("no further layers were given a gentler form"):
+            self._job.clock.report("accuracy")(count, len(order))
+            choices = dict(start.choices)
+            for layer in order[:count]:
+                error = layer.forms[start.base].error_db
+                what = "static costs" if start.base == STATIC else f"{start.base} costs"
+                reason = f"{what} accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
+                choices[layer.name] = LayerChoice(forms[layer.name], reason)
+            trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
+            if trial is not None:
+                trials.compare([trial])
+            if trial is not None and not trial.refused:
+                enough = count, trial
+            else:
+                too_few = count
+            count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2
+        return None if enough is None else enough[1]
+
+    def _too_coarse(self) -> Trial | None:
+        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
+        inside = chooser.ranked(self._trials.outcomes())
+        reached = max((outcome.ratio for outcome in inside), default=0.0) * (1 + chooser.NOISE)
+        ratios = {
+            trial.name: trial.timing.ratio
+            for trial in self._trials.made.values()
+            if trial.name in (STATIC, MIXED) and trial.refused and trial.comparison is not None and trial.timing
+        }
+        fastest = max(sorted(ratios), key=lambda name: ratios[name], default=None)
+        if fastest is None or ratios[fastest] <= reached or self._job.data is None:
+            return None
+        return self._trials.made[fastest]
+
+
+def _of_prepared(statistics: Statistics | None, job: Job) -> Statistics | None:
+    """The ranges, if they are of the model as it was prepared and no rewrite came between."""
+    if statistics is None or statistics.model_hash != io.model_hash(job.prepared.model):
+        return None
+    return statistics
