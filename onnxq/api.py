@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
-from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
@@ -78,6 +78,7 @@ def quantize(
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -132,6 +133,7 @@ def quantize(
         search_state: file that keeps what a search has measured, removed at success; None takes
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
+        cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
@@ -144,46 +146,10 @@ def quantize(
         CalibrationError: data or statistics that do not fit it.
         VerificationError: the result failed verification; nothing was written.
     """
-    given = Recipe.given(recipe).override(
-        preset=preset,
-        format=format,
-        range=range,
-        percentile=percentile,
-        per_channel=per_channel,
-        symmetric=symmetric,
-        bias_correct=bias_correct,
-        equalize=equalize,
-        smooth=smooth,
-        outliers=outliers,
-        adaround=adaround,
-        target=target,
-        fuse=fuse,
-        include=include,
-        exclude=exclude,
-        op_types=op_types,
-        bits=bits,
-        block_size=block_size,
-        algorithm=algorithm,
-        accuracy_level=accuracy_level,
-        target_bits=target_bits,
-        min_sqnr=min_sqnr,
-        max_drop=max_drop,
-        max_memory=max_memory,
-    )
-    options = Options(
-        calibration=calibration,
-        statistics=statistics,
-        force=force,
-        threads=threads,
-        benchmark=benchmark,
-        seconds=seconds,
-        budget=budget,
-        metric=metric,
-        search_state=search_state,
-        resume=resume,
-        progress=progress,
-        recipe_file=None if isinstance(recipe, Recipe) else recipe,
-    )
+    named = dict(locals())  # the options, by the names that a recipe and a run have for them
+    given = Recipe.given(recipe).override(**{name: named[name] for name in RECIPE_OPTIONS})
+    run = {field.name: named[field.name] for field in fields(Options) if field.name in named}
+    options = Options(**run, recipe_file=None if isinstance(recipe, Recipe) else recipe)
     return quantize_by(given, model, output, options)
 
 

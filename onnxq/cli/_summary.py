@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.cli._output import show_table, show_text
-from onnxq.report import text
+from onnxq.report.facts import inspection_facts, quantization_facts, token_facts
 from onnxq.report.printable import printable
+from onnxq.report.tables import (
+    Table,
+    benchmark_table,
+    comparison_table,
+    diagnosis_table,
+    inspection_tables,
+    quantization_tables,
+)
+from onnxq.report.words import cell, decibels
 
 
 def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: bool) -> None:
@@ -21,25 +30,25 @@ def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: 
     """
     show_text(printable(f"{float_model} -> {result['output']}"))
     show_text()
-    _show_facts(text.quantization_facts(result))
-    _show_tables(text.quantization_tables(result, everything=verbose))
+    _show_facts(quantization_facts(result))
+    _show_tables(quantization_tables(result, everything=verbose))
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:
     """Print a line for each output, and the accuracy of both models where it is known."""
     samples = result["samples"]
     show_text(f"{samples} sample{'s' if samples != 1 else ''}")
-    _show_tables([text.comparison_table(result)])
+    _show_tables([comparison_table(result)])
     accuracy = result.get("accuracy")
     if accuracy:
         show_text()
         show_text(f"accuracy  {100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %")
-    for name, phrase in text.token_facts(result):
+    for name, phrase in token_facts(result):
         show_text(f"{name}  {phrase}")
     metric = result.get("metric")
     if metric:
-        before = "" if metric["reference"] is None else f"{text.cell(metric['reference'])} -> "
-        show_text(f"metric    {metric['name']}: {before}{text.cell(metric['quantized'])}")
+        before = "" if metric["reference"] is None else f"{cell(metric['reference'])} -> "
+        show_text(f"metric    {metric['name']}: {before}{cell(metric['quantized'])}")
 
 
 def show_diagnosis(result: Mapping[str, Any], *, verbose: bool) -> None:
@@ -50,8 +59,8 @@ def show_diagnosis(result: Mapping[str, Any], *, verbose: bool) -> None:
         verbose: all nodes, not only the worst.
     """
     for name, ratio in result["outputs"].items():
-        show_text(f"output {name}: {text.decibels(ratio)} over {result['samples']} samples")
-    _show_tables([text.diagnosis_table(result, everything=verbose)])
+        show_text(f"output {name}: {decibels(ratio)} over {result['samples']} samples")
+    _show_tables([diagnosis_table(result, everything=verbose)])
     if result["recipe_path"] is not None:
         show_text()
         show_text(f"recipe    {result['recipe_path']}")
@@ -59,7 +68,7 @@ def show_diagnosis(result: Mapping[str, Any], *, verbose: bool) -> None:
 
 def show_benchmark(result: Mapping[str, Any]) -> None:
     """Print a line for each model."""
-    show_table(text.benchmark_table(result))
+    show_table(benchmark_table(result))
 
 
 def show_inspection(result: Mapping[str, Any], *, verbose: bool) -> None:
@@ -69,8 +78,8 @@ def show_inspection(result: Mapping[str, Any], *, verbose: bool) -> None:
         result: the JSON form of the result.
         verbose: name every node and every weight.
     """
-    _show_facts(text.inspection_facts(result))
-    _show_tables(text.inspection_tables(result, everything=verbose))
+    _show_facts(inspection_facts(result))
+    _show_tables(inspection_tables(result, everything=verbose))
 
 
 def show_records(records: Sequence[Mapping[str, Any]], *, last: str = "", leave_out: Iterable[str] = ()) -> None:
@@ -83,9 +92,9 @@ def show_records(records: Sequence[Mapping[str, Any]], *, last: str = "", leave_
     """
     keys = dict.fromkeys(name for record in records for name in record if name not in set(leave_out))
     names = sorted(keys, key=lambda name: name == last)
-    rows = [tuple(text.cell(record.get(name)) for name in names) for record in records]
+    rows = [tuple(cell(record.get(name)) for name in names) for record in records]
     header = tuple(name.replace("_", " ") for name in names)
-    show_table(text.Table(header, rows, long=(len(names) - 1,)))
+    show_table(Table(header, rows, long=(len(names) - 1,)))
 
 
 def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -94,7 +103,7 @@ def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
         show_text(f"{name:{width}}{printable(value)}")
 
 
-def _show_tables(tables: Iterable[text.Table]) -> None:
+def _show_tables(tables: Iterable[Table]) -> None:
     for table in tables:
         show_text()
         show_table(table)

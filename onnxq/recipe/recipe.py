@@ -13,7 +13,16 @@ from typing import Any
 from onnxq.errors import RecipeError
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
-from onnxq.recipe.values import check_choice, check_keys, check_smooth, check_types, check_weights, names, plain
+from onnxq.recipe.values import (
+    check_choice,
+    check_keys,
+    check_smooth,
+    check_types,
+    check_weights,
+    field_types,
+    names,
+    plain,
+)
 
 FORMATS = ("qdq", "qoperator")
 RANGES = ("minmax", "percentile", "entropy", "mse")
@@ -288,17 +297,11 @@ class Recipe:
         return cls.from_yaml(text, where=f"--recipe {path}")
 
 
-_RECIPE_TYPES: dict[str, tuple[type, ...]] = {
-    "preset": (str,), "format": (str,), "range": (str,), "percentile": (int, float), "per_channel": (bool,),
-    "symmetric": (bool,), "bias_correct": (bool,), "target": (str,), "min_sqnr": (int, float), "max_drop": (int, float),
-    "bits": (int,), "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "target_bits": (int, float),
-    "fuse": (str,), "smooth": (int, float, str), "equalize": (bool,), "adaround": (bool,), "outliers": (int, float),
-    "max_memory": (int, float),
-}  # fmt: skip
-_RULE_TYPES: dict[str, tuple[type, ...]] = {
-    "match": (str,), "quantize": (bool,), "range": (str,), "per_channel": (bool,), "preset": (str,), "bits": (int,),
-    "block_size": (int,), "algorithm": (str,), "accuracy_level": (int,), "smooth": (int, float, str),
-}  # fmt: skip
+_RECIPE_TYPES = field_types(Recipe)
+_RULE_TYPES = field_types(Rule)
+
+RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name != "rules")
+"""Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
 
 def _settle(made: Rule | Recipe, where: str, types: dict[str, tuple[type, ...]]) -> None:

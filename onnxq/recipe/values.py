@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from onnxq.errors import RecipeError, there_are
 from onnxq.recipe.presets import SYNONYMS
@@ -45,6 +46,19 @@ def check_keys(where: str, given: Iterable[str], known: list[str]) -> None:
     for key in given:
         if key not in known:
             raise RecipeError(f"{where}: no key {shown(key)}; {there_are(shown(key), known)}")
+
+
+def field_types(made: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field of a dataclass takes by its annotation, without None; a float may be whole.
+
+    Fields that hold several values are left out: `names` and rules have checks of their own.
+    """
+    found = {}
+    for name, hint in get_type_hints(made).items():
+        types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+        if get_origin(hint) is not tuple:
+            found[name] = tuple(dict.fromkeys([*([int] if float in types else []), *types]))
+    return found
 
 
 def check_types(where: str, given: Mapping[str, Any], known: dict[str, tuple[type, ...]]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.report import text
+from onnxq.report.facts import inspection_facts, quantization_facts
+from onnxq.report.tables import Table, benchmark_table, inspection_tables, quantization_tables
 
 if TYPE_CHECKING:
     from onnxq.graph.types import Proto
@@ -134,7 +135,7 @@ class QuantizeResult:
             everything: all nodes by name, not only the first.
         """
         result = self.to_dict()
-        page = _page(text.quantization_facts(result), text.quantization_tables(result, everything=everything))
+        page = _page(quantization_facts(result), quantization_tables(result, everything=everything))
         return "\n".join([page, *([""] if self.warnings else []), *(f"warning: {line}" for line in self.warnings)])
 
 
@@ -191,7 +192,7 @@ class BenchmarkResult:
 
     def summary(self) -> str:
         """A line a model."""
-        return text.benchmark_table(self.to_dict()).text()
+        return benchmark_table(self.to_dict()).text()
 
 
 @dataclass
@@ -224,10 +225,10 @@ class Inspection:
             everything: all names and weights, not only the first.
         """
         result = self.to_dict()
-        return _page(text.inspection_facts(result), text.inspection_tables(result, everything=everything))
+        return _page(inspection_facts(result), inspection_tables(result, everything=everything))
 
 
-def _page(facts: Sequence[tuple[str, str]], tables: Sequence[text.Table]) -> str:
+def _page(facts: Sequence[tuple[str, str]], tables: Sequence[Table]) -> str:
     width = max(len(name) for name, _ in facts) + 2
     lines = [f"{name:{width}}{value}" for name, value in facts]
     return "\n\n".join(["\n".join(lines), *(table.text() for table in tables)])

@@ -43,7 +43,7 @@ def test_the_json_object_has_trail_and_recipe(run: Run, given: list[str], tmp_pa
     assert result["sqnr_db"] >= DB
     assert result["trail"][0]["tried"] == "as given"
     assert set(result["trail"][0]) == {
-        *("tried", "drop", "sqnr_db", "size", "estimated_us", "seconds", "inside", "kept", "verdict")
+        *("tried", "drop", "sqnr_db", "size", "estimated_us", "seconds", "inside", "kept", "verdict", "loss")
     }
     assert f"match: layer{BAD}" in result["recipe"]
     (tmp_path / "found.yaml").write_text(result["recipe"])

@@ -23,7 +23,7 @@ from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_comparison
 from onnxq.errors import RecipeError, there_are
-from onnxq.report.text import decibels
+from onnxq.report.words import decibels
 
 if TYPE_CHECKING:
     from onnxq.verify.compare import Comparison

@@ -23,7 +23,9 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
+from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.recipe.rounding import ROUNDINGS
+from onnxq.recipe.values import BITS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -90,7 +92,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--format",
-    type=click.Choice(["qdq", "qoperator"]),
+    type=click.Choice(FORMATS),
     group=_HOW,
     default_text="the target's, qdq",
     help="What is written: QuantizeLinear and DequantizeLinear around float operators, or integer operators.",
@@ -98,7 +100,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @option(
     "--range",
     "range_method",
-    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    type=click.Choice(RANGES),
     group=_HOW,
     default_text="mse",
     help="How the range of an activation is found from its statistics.",
@@ -167,7 +169,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--bits",
-    type=click.Choice(["2", "3", "4", "8"]),
+    type=click.Choice([str(bits) for bits in BITS]),
     callback=lambda ctx, parameter, value: int(value) if value is not None else None,
     group=_HOW,
     default_text="the preset's",
@@ -301,6 +303,12 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Do not measure latency; auto then means w8a8 with data, else w8.",
 )
+@option(
+    "--no-cache",
+    is_flag=True,
+    group=_PROOF,
+    help="Measure anew what auto has measured before for the same model, data, options and machine.",
+)
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
@@ -315,6 +323,7 @@ def command(
     percentile: float | None,
     stats: Path | None,
     no_benchmark: bool,
+    no_cache: bool,
     budget: float | None,
     as_json: bool,
     verbose: bool,
@@ -345,6 +354,7 @@ def command(
             range=range_method,
             statistics=stats,
             benchmark=not no_benchmark,
+            cache=not no_cache,
             progress=progress,
             **options,
         )

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from onnxq.report import text
+from onnxq.report.facts import quantization_facts
+from onnxq.report.tables import ROWS_SHOWN, Table, quantization_tables
+from onnxq.report.words import cell, change_of_size, decibels, in_bytes, speed
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,7 @@ from onnxq.report import text
     ],
 )
 def test_ratios_in_words(ratio: float | None, words: str) -> None:
-    assert text.speed(ratio) == words
+    assert speed(ratio) == words
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_ratios_in_words(ratio: float | None, words: str) -> None:
     ],
 )
 def test_sqnr_in_words(sqnr: float | None, words: str) -> None:
-    assert text.decibels(sqnr) == words
+    assert decibels(sqnr) == words
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_sqnr_in_words(sqnr: float | None, words: str) -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_345_678, "2.3 MB"), (7.5e9, "7.50 GB")],
 )
 def test_sizes_in_words(size: float, words: str) -> None:
-    assert text.in_bytes(size) == words
+    assert in_bytes(size) == words
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_sizes_in_words(size: float, words: str) -> None:
     ],
 )
 def test_cells(value: object, words: str) -> None:
-    assert text.cell(value) == words
+    assert cell(value) == words
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_cells(value: object, words: str) -> None:
     ],
 )
 def test_changes_of_size_in_words(before: float, after: float, words: str) -> None:
-    assert text.change_of_size(before, after) == words
+    assert change_of_size(before, after) == words
 
 
 RESULT: dict[str, Any] = {
@@ -105,7 +107,7 @@ RESULT: dict[str, Any] = {
 
 
 def test_the_figures_of_a_quantization() -> None:
-    assert text.quantization_facts(RESULT) == [
+    assert quantization_facts(RESULT) == [
         ("preset", "w8a8 (qdq, for cpu), in 1.2 s"),
         ("size", "4.0 kB -> 1.0 kB, 4.00x smaller"),
         ("latency", "0.5 ms -> 0.25 ms, 2.00x faster than float"),
@@ -115,29 +117,29 @@ def test_the_figures_of_a_quantization() -> None:
 
 
 def test_weights_alone_have_no_format() -> None:
-    (_, words), *_ = text.quantization_facts({**RESULT, "preset": "w8", "format": None})
+    (_, words), *_ = quantization_facts({**RESULT, "preset": "w8", "format": None})
     assert words == "w8 (weights only, for cpu), in 1.2 s"
 
 
 def test_layers_with_stored_weights_are_counted_apart() -> None:
-    coverage, _ = text.quantization_tables(RESULT)
+    coverage, _ = quantization_tables(RESULT)
     assert coverage.header == ("operator", "nodes", "on integers", "weights stored", "float")
     assert coverage.rows == [("Conv", "6", "3", "2", "1"), ("Relu", "1", "1", "-", "-")]
 
 
 def test_nodes_with_one_reason_are_one_row_whatever_their_times() -> None:
-    _, kept = text.quantization_tables(RESULT)
+    _, kept = quantization_tables(RESULT)
     assert kept.rows == [
         ("2", "slower on integers here; stored as int8", "c1, c2"),
         ("1", "slower on integers here", "c0"),
     ]
-    _, everything = text.quantization_tables(RESULT, everything=True)
+    _, everything = quantization_tables(RESULT, everything=True)
     assert len(everything.rows) == 3
     assert "about 12 µs against 8 µs" in everything.text()
 
 
 def test_a_table_as_text_is_aligned() -> None:
-    table = text.Table(("name", "n"), [("a", "1"), ("bbbbb", "22")], right=(1,), more="and 3 more")
+    table = Table(("name", "n"), [("a", "1"), ("bbbbb", "22")], right=(1,), more="and 3 more")
     assert table.text().splitlines() == ["name    n", "a       1", "bbbbb  22", "and 3 more"]
 
 
@@ -147,7 +149,7 @@ def step(tried: str, verdict: str, **more: Any) -> dict[str, Any]:
 
 
 def trail_of(*steps: dict[str, Any], everything: bool = False) -> list[str]:
-    tables = text.quantization_tables({**RESULT, "trail": list(steps)}, everything=everything)
+    tables = quantization_tables({**RESULT, "trail": list(steps)}, everything=everything)
     return tables[0].text().splitlines()
 
 
@@ -171,9 +173,9 @@ def test_a_long_trail_is_cut_to_what_led_to_the_choice() -> None:
     steps += [step(f"kept {i}", "better, kept") for i in range(20)]
     steps += [step("this", "inside the limit, chosen"), step("late", "inside the limit")]
     lines = trail_of(*steps)
-    assert len(lines) == text.ROWS_SHOWN + 2
+    assert len(lines) == ROWS_SHOWN + 2
     assert lines[1].startswith("as given")
     assert lines[-2].endswith("inside the limit, chosen")
-    assert lines[-1] == f"and {len(steps) - text.ROWS_SHOWN} more; --verbose shows all"
+    assert lines[-1] == f"and {len(steps) - ROWS_SHOWN} more; --verbose shows all"
     assert not any(line.startswith("useless") for line in lines)
     assert len(trail_of(*steps, everything=True)) == len(steps) + 1

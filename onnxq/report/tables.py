@@ -1,4 +1,4 @@
-"""Results for people: the JSON form of each as figures in words and as tables."""
+"""Results as tables of text, from the JSON form of each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxq.report.printable import printable
+from onnxq.report.words import cell, decibels, in_bytes, shares, speed, times_faster
 
 NAMES_SHOWN = 3
 ROWS_SHOWN = 12
 _ROWS_TOO_FEW = 2
 """Rows that are not worth leaving out."""
-
-_SAME_SPEED = 0.03
-"""Differences of this much come and go from one measurement to the next."""
 
 _FIGURES = re.compile(r": about [\d.]+ µs[^;]*")
 """What a reason says of one node's times, such as ``: about 31 µs against 11 µs``."""
@@ -57,105 +55,6 @@ class Table:
             ]
             lines.append("  ".join(cells).rstrip())
         return "\n".join([*lines, *filter(None, [self.more])])
-
-
-def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures of a quantization as pairs of a name and a phrase.
-
-    Args:
-        result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
-    """
-    how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
-    if result["preset"] == "float":
-        how = "as it was"
-    facts = [
-        ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
-        ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
-        *(
-            [("weights", f"{result['bits_per_weight']:.2f} bits each, scales included")]
-            if result.get("bits_per_weight")
-            else []
-        ),
-        *_outliers(result.get("at_inference") or ()),
-        ("latency", latency(result)),
-        ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
-    ]
-    if result["top1_agreement"] is not None:
-        several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
-        where = f", output {result['class_output']}" if several else ""
-        facts.append(("top-1", f"agrees with the float model on {100 * result['top1_agreement']:.1f} %{where}"))
-    facts += _loss(result)
-    accuracy = result.get("accuracy")
-    if accuracy:
-        facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
-    return facts + token_facts(result)
-
-
-def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The share of decisions that is expected to change, and the output that it is of."""
-    loss, outputs = result.get("loss"), result.get("outputs") or {}
-    worst = next((name for name, output in outputs.items() if output.get("loss") == loss), None)
-    if loss is None or worst is None:
-        return []
-    where = f" of output {worst}" if len(outputs) > 1 else ""
-    return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
-
-
-def shares(value: float) -> str:
-    """A share in percent, with two digits that count."""
-    percent = 100 * value
-    if 0 < percent < 0.01:
-        return "< 0.01 %"
-    return f"{percent:.1f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
-
-
-def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The share of channels that layers compute in float, where some do."""
-    split = [node for node in nodes if node.get("outlier_channels")]
-    if not split:
-        return []
-    products = [node for node in nodes if node["form"] in ("token", "split")]
-    share = sum(node["outlier_channels"] for node in split) / sum(node["channels"] for node in split)
-    return [("outliers", f"{share:.2%} of the input channels of {len(split)} of {len(products)} layers stay float")]
-
-
-def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Perplexity and agreement over tokens, where they are known."""
-    facts = []
-    perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
-    if perplexity:
-        change = 100 * (perplexity["quantized"] / perplexity["float"] - 1)
-        facts.append(("perplexity", f"{perplexity['float']:.4g} -> {perplexity['quantized']:.4g} ({change:+.2f} %)"))
-    if agreement is not None:
-        apart = result.get("token_divergence")
-        more = "" if apart is None else f", divergence {apart:.3g} nats"
-        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
-    return facts
-
-
-def latency(result: Mapping[str, Any]) -> str:
-    """The times of both models and how they compare."""
-    times = result.get("latency_ms") or {}
-    if len(times) < 2 or result["latency_ratio"] is None:
-        return speed(result["latency_ratio"])
-    before, after = times["float"], times["quantized"]
-    return f"{before:.3g} ms -> {after:.3g} ms, {speed(_times(before, after))}"
-
-
-def _times(before: float, after: float) -> float | None:
-    """How many times faster: of the two figures that stand beside it, not of pairs of runs."""
-    return before / after if after > 0 else None
-
-
-def _over_samples(outputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many samples an SQNR is over, and which of several outputs it is of."""
-    real = {name: output for name, output in outputs.items() if output["sqnr_db"] is not None}
-    if not real:
-        return ""
-    worst = min(real, key=lambda name: float(real[name]["sqnr_db"]))
-    count = real[worst]["samples"]
-    samples = f"over {count} sample{'s' if count != 1 else ''}"
-    return f" {samples}" if len(real) == 1 else f" {samples}, worst of {len(real)} outputs ({worst})"
 
 
 def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) -> list[Table]:
@@ -279,7 +178,7 @@ def benchmark_table(result: Mapping[str, Any]) -> Table:
             f"{row['median_ms']:.3f}",
             f"{row['p10']:.3f}",
             f"{row['p90']:.3f}",
-            "-" if index == 0 else speed(_times(models[0]["median_ms"], row["median_ms"]), than=""),
+            "-" if index == 0 else speed(times_faster(models[0]["median_ms"], row["median_ms"]), than=""),
             in_bytes(row["size_bytes"]),
             "-" if row["peak_memory_bytes"] is None else in_bytes(row["peak_memory_bytes"]),
         )
@@ -287,24 +186,6 @@ def benchmark_table(result: Mapping[str, Any]) -> Table:
     ]
     header = ("model", "median ms", "10 %", "90 %", "against first", "size", "peak memory")
     return Table(header, rows, right=(1, 2, 3, 5, 6), long=(0,))
-
-
-def inspection_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Facts of a model as pairs of a name and a phrase; a list takes one pair an entry, the later ones unnamed.
-
-    Args:
-        result: what `onnxq.report.results.Inspection.to_dict` gives.
-    """
-    facts = []
-    for name, value in result["facts"].items():
-        shown = name.removesuffix("_bytes").replace("_", " ")
-        if name == "quantized":
-            facts.append((shown, ", ".join(value) or "nothing"))
-        elif isinstance(value, (list, tuple)):
-            facts.extend((shown if not i else "", cell(entry)) for i, entry in enumerate(value))
-        else:
-            facts.append((shown, in_bytes(value) if name == "size_bytes" else cell(value)))
-    return facts
 
 
 def inspection_tables(result: Mapping[str, Any], *, everything: bool = False) -> list[Table]:
@@ -427,63 +308,3 @@ def _listed(names: Sequence[str], everything: bool) -> str:
     shown = names if everything else names[:NAMES_SHOWN]
     left = len(names) - len(shown)
     return ", ".join(shown) + (f" and {left} more" if left else "")
-
-
-def speed(ratio: float | None, than: str = "float") -> str:
-    """Say how a latency compares.
-
-    Args:
-        ratio: latency of the reference over this one's.
-        than: the reference; empty where the context says it.
-    """
-    if ratio is None or not math.isfinite(ratio) or ratio <= 0:
-        return "not measured"
-    if abs(ratio - 1) < _SAME_SPEED:
-        return f"about as fast as {than}" if than else "about as fast"
-    words = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
-    return f"{words} than {than}" if than else words
-
-
-def change_of_size(before: float, after: float) -> str:
-    """Say how a file has changed."""
-    ratio = before / after
-    if round(ratio, 2) == 1:
-        change = "as large as before"
-    else:
-        change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
-    return f"{in_bytes(before)} -> {in_bytes(after)}, {change}"
-
-
-def decibels(sqnr: float | None) -> str:
-    """Say a signal-to-noise ratio."""
-    if sqnr is None:
-        return "not measured"
-    if math.isnan(sqnr):
-        return "undefined: an output is not finite"
-    if math.isinf(sqnr):
-        return "outputs are equal" if sqnr > 0 else "no signal: an output is zero or not finite"
-    return f"{sqnr:.1f} dB"
-
-
-def in_bytes(size: float) -> str:
-    """Say a size in the unit that fits it, with powers of ten."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def cell(value: object) -> str:
-    """Put any value into a few words, for a table."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {cell(entry)}".strip() for key, entry in value.items()) or "-"
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(cell(entry) for entry in value) or "-"
-    return str(value)

@@ -1,0 +1,103 @@
+"""What a result comes to, as pairs of a name and a phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares
+
+
+def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of a quantization as pairs of a name and a phrase.
+
+    Args:
+        result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
+    """
+    how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
+    if result["preset"] == "float":
+        how = "as it was"
+    facts = [
+        ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
+        ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
+        *(
+            [("weights", f"{result['bits_per_weight']:.2f} bits each, scales included")]
+            if result.get("bits_per_weight")
+            else []
+        ),
+        *_outliers(result.get("at_inference") or ()),
+        ("latency", latency(result)),
+        ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
+    ]
+    if result["top1_agreement"] is not None:
+        several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
+        where = f", output {result['class_output']}" if several else ""
+        facts.append(("top-1", f"agrees with the float model on {100 * result['top1_agreement']:.1f} %{where}"))
+    facts += _loss(result)
+    accuracy = result.get("accuracy")
+    if accuracy:
+        facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
+    return facts + token_facts(result)
+
+
+def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The share of decisions that is expected to change, and the output that it is of."""
+    loss, outputs = result.get("loss"), result.get("outputs") or {}
+    worst = next((name for name, output in outputs.items() if output.get("loss") == loss), None)
+    if loss is None or worst is None:
+        return []
+    where = f" of output {worst}" if len(outputs) > 1 else ""
+    return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
+
+
+def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The share of channels that layers compute in float, where some do."""
+    split = [node for node in nodes if node.get("outlier_channels")]
+    if not split:
+        return []
+    products = [node for node in nodes if node["form"] in ("token", "split")]
+    share = sum(node["outlier_channels"] for node in split) / sum(node["channels"] for node in split)
+    return [("outliers", f"{share:.2%} of the input channels of {len(split)} of {len(products)} layers stay float")]
+
+
+def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Perplexity and agreement over tokens, where they are known."""
+    facts = []
+    perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
+    if perplexity:
+        change = 100 * (perplexity["quantized"] / perplexity["float"] - 1)
+        facts.append(("perplexity", f"{perplexity['float']:.4g} -> {perplexity['quantized']:.4g} ({change:+.2f} %)"))
+    if agreement is not None:
+        apart = result.get("token_divergence")
+        more = "" if apart is None else f", divergence {apart:.3g} nats"
+        facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
+    return facts
+
+
+def _over_samples(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many samples an SQNR is over, and which of several outputs it is of."""
+    real = {name: output for name, output in outputs.items() if output["sqnr_db"] is not None}
+    if not real:
+        return ""
+    worst = min(real, key=lambda name: float(real[name]["sqnr_db"]))
+    count = real[worst]["samples"]
+    samples = f"over {count} sample{'s' if count != 1 else ''}"
+    return f" {samples}" if len(real) == 1 else f" {samples}, worst of {len(real)} outputs ({worst})"
+
+
+def inspection_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Facts of a model as pairs of a name and a phrase; a list takes one pair an entry, the later ones unnamed.
+
+    Args:
+        result: what `onnxq.report.results.Inspection.to_dict` gives.
+    """
+    facts = []
+    for name, value in result["facts"].items():
+        shown = name.removesuffix("_bytes").replace("_", " ")
+        if name == "quantized":
+            facts.append((shown, ", ".join(value) or "nothing"))
+        elif isinstance(value, (list, tuple)):
+            facts.extend((shown if not i else "", cell(entry)) for i, entry in enumerate(value))
+        else:
+            facts.append((shown, in_bytes(value) if name == "size_bytes" else cell(value)))
+    return facts
