@@ -41,13 +41,18 @@ HOMES = {
     "google": ["graph"],  # protobuf, which onnx is made of
     "onnxruntime": ["runtime"],
     "ray": ["runtime/ray_engine.py"],
+    "threadpoolctl": ["core/processors.py"],
     "torch": ["qat"],
     "yaml": ["recipe"],
     "click": ["cli"],
     "rich": ["cli"],
     "jinja2": ["report"],
 }
-NUMBERS_ONLY = {"core": {"numpy", "ml_dtypes"}, "stats": {"numpy"}, "algorithms": {"numpy", "ml_dtypes"}}
+NUMBERS_ONLY = {
+    "core": {"numpy", "ml_dtypes", "threadpoolctl"},
+    "stats": {"numpy"},
+    "algorithms": {"numpy", "ml_dtypes"},
+}
 FREE = {"numpy", "ml_dtypes"} | set(sys.stdlib_module_names)
 HEAVY = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "ray", "numpy"]
 

@@ -116,7 +116,7 @@ def output_options(function: F) -> F:
     return option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")(function)
 
 
-def threads_option(group: str, default_text: str = "onnxruntime's own choice") -> Callable[[F], F]:
+def threads_option(group: str, default_text: str = "the processors that are free") -> Callable[[F], F]:
     """Add --threads."""
     return option(
         "--threads",

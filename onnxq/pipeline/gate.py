@@ -135,9 +135,10 @@ def _check(
 def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, Session], verdict: Verdict) -> None:
     prepared, data, threads = job.prepared, job.data, job.threads
     feeds = list(itertools.islice(data.held_out, _TIMED_FEEDS)) if data is not None else [feed]
-    # Latency is that of one thread unless a number is given; the sessions that are open serve where theirs is the same.
+    # Latency is that of one thread unless a number is given. The open sessions serve where they have no second thread:
+    # several wait for each other otherwise than where they are timed.
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
-    if threads is not None:
+    if threads == 1:
         models = {name: sessions[name] for name in models}
     verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:

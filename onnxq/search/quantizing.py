@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.core.processors import blas_threads
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -70,7 +71,7 @@ def quantize_by(
     scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
-    with ExitStack() as stack:
+    with ExitStack() as stack, blas_threads():
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():

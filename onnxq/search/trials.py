@@ -196,7 +196,7 @@ class Trials:
             ModelError: there is none.
         """
         job = self.job
-        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
+        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model", timed=True)
         self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
         self._float.run(self.feed)
 
@@ -204,10 +204,12 @@ class Trials:
         """Load and run a candidate once; one that fails is refused."""
         with self.job.clock.step("candidates"):
             try:
-                trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name)
+                trial.session = open_session(
+                    trial.content, threads=self.job.timed_threads, label=trial.name, timed=True
+                )
                 trial.session.run(self.feed)
             except ModelError as error:
-                trial.refused = f"does not run: {error}"
+                trial.refused, trial.session = f"does not run: {error}", None
 
     def time(self, trials: Iterable[Trial]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
