@@ -142,7 +142,7 @@ class Mixing:
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
         if not recipe.equalize:
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
-        if self._job.recipe.range is not None:
+        if self._job.recipe.range != Recipe().range:  # the user chose one
             tries = {name: other for name, other in tries.items() if other.range == recipe.range}
         for name, other in tries.items():
             if trials.out_of_time("no other ranges were tried"):
@@ -172,6 +172,7 @@ class Mixing:
         """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
 
         First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
+        A model picked because it is just inside is outside on other samples half of the time: it has to be well inside.
         """
         trials = self._trials
         enough: tuple[int, Trial] | None = None
@@ -187,7 +188,7 @@ class Mixing:
             trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
             if trial is not None:
                 trials.compare([trial])
-            if trial is not None and not trial.refused:
+            if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
             else:
                 too_few = count

@@ -29,6 +29,7 @@ from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
@@ -43,6 +44,9 @@ _ROUNDS, _TIME_SHARE = 20, 0.2
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
+
+_MARGIN = 0.5
+"""Share of the budget that a model may take which was searched until it was inside."""
 
 _SANE_SQNR_DB = 10.0
 """On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
@@ -158,6 +162,13 @@ class Trials:
         built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
+
+    def has_margin(self, trial: Trial) -> bool:
+        """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
+        recipe, found = self.job.recipe, trial.comparison
+        if recipe.min_sqnr is not None or recipe.max_drop is not None or found is None or found.loss is None:
+            return True
+        return found.loss <= BUDGET * _MARGIN
 
     @staticmethod
     def loss(trial: Trial) -> float:
@@ -362,4 +373,5 @@ def _signature(built: Built) -> tuple[Any, ...]:
         )
         for name, node in built.plan.nodes.items()
     )
-    return (nodes, tuple(built.plan.values))
+    rewritten = (built.recipe.equalize, built.recipe.smooth, built.recipe.range if built.plan.values else None)
+    return (nodes, tuple(built.plan.values), rewritten)
