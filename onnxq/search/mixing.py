@@ -152,7 +152,7 @@ class Mixing:
                 continue
             trial.reasons = dict(start.reasons)
             trials.open(trial)
-            trials.compare([trial])
+            trials.glance(trial)
             if not trial.refused:
                 return trial
         return None
@@ -187,7 +187,7 @@ class Mixing:
                 choices[layer.name] = LayerChoice(forms[layer.name], reason)
             trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
             if trial is not None:
-                trials.compare([trial])
+                trials.glance(trial)
             if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
             else:
