@@ -21,6 +21,12 @@ _LAYERS_SHARE = 0.5
 _DAMAGE_SHARE = 0.3
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
+_NEARLY = 0.8
+"""Share of the static model's speed from which stored weights are worth as much as a static model in part."""
+
+_MANY = 16
+"""Layers that were given back without coming near the budget: more of them will not do."""
+
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
 
@@ -114,6 +120,8 @@ class Mixing:
         if start is None or self._bench is None:
             return
         kept = self._at_full_speed(start)
+        if kept is None and self._nearly_as_fast(start):
+            kept = self._spare_weights()
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
@@ -131,6 +139,13 @@ class Mixing:
         if kept is not None:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    def _nearly_as_fast(self, start: Trial) -> bool:
+        """Whether stored weights are about as fast as the static model, so that layers given back gain nothing more."""
+        stored = self._trials.made.get(STORED)
+        if stored is None or stored.timing is None or start.timing is None:
+            return False
+        return stored.timing.ratio >= _NEARLY * start.timing.ratio
 
     def _refined(self, start: Trial) -> list[Trial]:
         """The start, and the models that differ from it by what costs no time."""
@@ -190,6 +205,8 @@ class Mixing:
                 trials.glance(trial)
             if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
+            elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
+                return None
             else:
                 too_few = count
             count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2

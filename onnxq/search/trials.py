@@ -173,6 +173,10 @@ class Trials:
             return True
         return found.loss <= BUDGET * _MARGIN
 
+    def hopeless(self, trial: Trial) -> bool:
+        """Whether a trial misses the default budget by far."""
+        return self.loss(trial) > _HOPELESS * BUDGET
+
     @staticmethod
     def loss(trial: Trial) -> float:
         """What a trial loses against float; infinity where nobody knows."""
@@ -262,7 +266,7 @@ class Trials:
         """Compare a candidate on a few samples, and on all of them unless it is far outside the budget on those."""
         if self.job.data is not None and self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None:
             self.compare([trial], feeds=_GLANCE)
-            if self.loss(trial) > _HOPELESS * BUDGET or (trial.session is None and not math.isfinite(self.loss(trial))):
+            if self.hopeless(trial) or (trial.session is None and not math.isfinite(self.loss(trial))):
                 return
             if trial.session is None:
                 self.open(trial)
