@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
-    from onnxq.recipe.recipe import Recipe
+    from onnxq.recipe.recipe import Recipe, Rule
     from onnxq.stats.statistics import Statistics
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "OnnxqError",
     "Recipe",
     "RecipeError",
+    "Rule",
     "Statistics",
     "TargetError",
     "VerificationError",
@@ -55,6 +56,7 @@ _HOMES = {
     "OnnxqError": "onnxq.errors",
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",
+    "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
     "VerificationError": "onnxq.errors",

@@ -19,6 +19,7 @@ PUBLIC = [
     "OnnxqError",
     "Recipe",
     "RecipeError",
+    "Rule",
     "Statistics",
     "TargetError",
     "VerificationError",
