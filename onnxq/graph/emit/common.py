@@ -169,7 +169,7 @@ def to_float(builder: Builder, node: ir.Node, operands: list[list[ir.Value | Non
 
 
 def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
-    """Store weights as integers that are unfolded to float once, when the model is loaded.
+    """Store weights as integers that are dequantized to float once, when the model is loaded.
 
     Cast → Mul of an initializer is constant-folded by ONNX Runtime; a DequantizeLinear is not, and would run at every
     inference. Both lie in the graph that held the float weight: where that is a body, the runtime lays out the weight
@@ -358,7 +358,7 @@ _PROPAGATED = frozenset("MaxPool Reshape Slice Squeeze Transpose Unsqueeze".spli
 
 
 def shield_bodies(builder: Builder) -> None:
-    """Put Q and DQ between a float node that a DQ may be moved past and bodies of If, Loop or Scan that read it.
+    """Put Q and DQ between a float node that a DQ may be moved past and subgraphs of If, Loop or Scan that read it.
 
     ONNX Runtime (seen in 1.32) looks for the reader among the inputs of the If, where values that a body captures are
     not, and ends the process. What moves numbers of a grid gives numbers of that grid, so this changes none.

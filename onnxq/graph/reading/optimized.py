@@ -11,8 +11,8 @@ from onnxq.graph.names import scopes
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
-def unfolded_layers(path: Path) -> list[str]:
-    """Names of the layers whose weight is unfolded to float at every inference.
+def dequantized_layers(path: Path) -> list[str]:
+    """Names of the layers whose weight is dequantized to float at every inference.
 
     Args:
         path: a model that ONNX Runtime saved after its optimizations.
