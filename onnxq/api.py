@@ -78,6 +78,7 @@ def quantize(
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -132,6 +133,7 @@ def quantize(
         search_state: file that keeps what a search has measured, removed at success; None takes
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
+        cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -43,6 +44,12 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "zoo": ("no ../shared/zoo beside the project", lambda config: not (ZOO / "zoo.py").is_file()),
     "browser": ("playwright is not installed", _lacks("playwright")),
 }
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees what another one, or the developer, has measured; the folder is made when something is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -107,11 +107,13 @@ class Plan:
         nodes: one entry for each node that computes with real numbers, in graph order.
         values: one entry for each activation that has an integer form.
         notes: what the user should know about the plan as a whole.
+        guarded: nodes that stay float for the sake of accuracy, whatever is faster; only the user overrides it.
     """
 
     nodes: dict[str, NodePlan]
     values: dict[str, Decision]
     notes: tuple[str, ...] = ()
+    guarded: frozenset[str] = frozenset()
 
     @property
     def calibrated(self) -> list[str]:

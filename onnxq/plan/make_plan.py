@@ -90,11 +90,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
-            found.keep(name, f"value {bad!r} {wrong[bad]}")
+            found.guard(name, f"value {bad!r} {wrong[bad]}")
     logs = before_logs(graph)
     for name in logs & found.candidates.keys():
         if not found.candidates[name].choice.insisted:
-            found.keep(name, _BEFORE_LOG)
+            found.guard(name, _BEFORE_LOG)
     static = any(preset.activations == "static" for preset in _presets(recipe))
     for name in list(found.candidates):
         candidate = found.candidates[name]
@@ -120,7 +120,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     if target.adds_bias:
         nodes = _with_biases(nodes, found, selection)
     notes = tuple(notes_on(nodes.values(), recipe))
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
+    ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
+    return Plan(ordered, values, notes, frozenset(found.guarded))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:

@@ -141,6 +141,6 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "statistics": _statistics,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
-    "force": _flag, "benchmark": _flag, "resume": _flag, "moments": _flag, "memory": _flag,
+    "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,
 }  # fmt: skip
 """By name of the argument. Those of a recipe are checked where a recipe is made, samples where they are read."""

@@ -86,6 +86,7 @@ class Layer:
         leaves: a float node reads its output, so that a static form has to convert it.
         default: the form that each model gives it, by the model's preset.
         clamp: name of the Relu or Clip behind it that its static form does as well.
+        guarded: it has no static form, for the sake of accuracy.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Layer:
     leaves: bool = False
     default: dict[str, str] = field(default_factory=dict)
     clamp: str | None = None
+    guarded: bool = False
 
     def cost(self, form: str) -> float | None:
         """Time of a form with the conversions that it needs where the layer stands, in µs; None where unknown.

@@ -13,6 +13,7 @@ from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
+from onnxq.search.choice_cache import recall, remember
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.search.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
@@ -49,8 +50,13 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
 def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
     """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
     started = time.monotonic()
+    known = recall(job) if options.cache else None
+    if known is not None:
+        return known
     first = auto.choose(job)
     if job.data is None or not _too_rough(first):
+        if options.cache:
+            remember(job, first)
         return first
     left = max(job.budget - (time.monotonic() - started), 0.0)
     static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)

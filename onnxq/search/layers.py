@@ -77,8 +77,11 @@ def find_layers(prepared: Prepared, recipe: Recipe, plans: Mapping[str, tuple[Re
         if not heavy or settled or set(default.values()) <= {FLOAT}:
             continue
         enters, leaves = _edges(node, static)
+        guarded = static is not None and name in static.guarded
         clamp = static.nodes[name].folds if static is not None and name in static.nodes else None
-        layers[name] = Layer(name, node.op_type, enters=enters, leaves=leaves, default=default, clamp=clamp)
+        layers[name] = Layer(
+            name, node.op_type, enters=enters, leaves=leaves, default=default, clamp=clamp, guarded=guarded
+        )
     return layers
 
 
@@ -191,7 +194,7 @@ def _measure_one(
     data = Data(reader, reader, feed, reader)
     models = {FLOAT: content}
     for form in forms:
-        if form != STATIC and layer.default.get(form) != form:
+        if layer.guarded if form == STATIC else layer.default.get(form) != form:
             continue  # the whole model's plan has seen that there is none
         with contextlib.suppress(OnnxqError):  # a form that the layer cannot have
             models[form] = _in_form(bench, prepared, form, data)

@@ -52,6 +52,7 @@ class Options:
     metric: str | Function | None = None
     search_state: str | os.PathLike[str] | None = None
     resume: bool = False
+    cache: bool = True
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
 
@@ -73,7 +74,7 @@ def quantize_by(
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
-            chosen = choose(job, SearchOptions(metric, state, options.resume), timed=options.benchmark)
+            chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures

@@ -58,11 +58,13 @@ class SearchOptions:
         metric: what --max-drop is about.
         state: file that holds what was measured so far; None for none.
         resume: go on from that file.
+        cache: take what an earlier run with the same model, samples and machine has chosen.
     """
 
     metric: Metric
     state: Path | None = None
     resume: bool = False
+    cache: bool = False
 
 
 def _hold(chosen: Chosen, limits: Limits) -> None:

@@ -169,6 +169,7 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
                 "metric": "pkg.mod:score",
                 "search_state": Path("state.json"),
                 "resume": True,
+                "cache": True,
                 "benchmark": False,
                 "force": True,
                 "progress": None,

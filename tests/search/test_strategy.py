@@ -252,9 +252,8 @@ def test_a_killed_search_goes_on_where_it_was_to_the_same_result(tmp_path: Path,
     with pytest.raises(Killed, match="middle"):
         continued(tmp_path / "b", before := network(), die_at, resume=False)
     resumed = continued(tmp_path / "b", after := network(), None, resume=True)
-    assert [(step.recipe, step.outcome) for step in resumed.history] == [
-        (s.recipe, s.outcome) for s in straight.history
-    ]
+    steps, expected = ([(step.recipe, step.outcome) for step in found.history] for found in (resumed, straight))
+    assert steps == expected
     assert (resumed.best, resumed.outcome) == (straight.best, straight.outcome)
     assert before.asked + after.asked == whole.asked, "nothing is measured twice"
 

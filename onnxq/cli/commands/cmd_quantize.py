@@ -303,6 +303,12 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Do not measure latency; auto then means w8a8 with data, else w8.",
 )
+@option(
+    "--no-cache",
+    is_flag=True,
+    group=_PROOF,
+    help="Measure anew what auto has measured before for the same model, data, options and machine.",
+)
 @threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
@@ -317,6 +323,7 @@ def command(
     percentile: float | None,
     stats: Path | None,
     no_benchmark: bool,
+    no_cache: bool,
     budget: float | None,
     as_json: bool,
     verbose: bool,
@@ -347,6 +354,7 @@ def command(
             range=range_method,
             statistics=stats,
             benchmark=not no_benchmark,
+            cache=not no_cache,
             progress=progress,
             **options,
         )

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxq.core.spec import QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
+from onnxq.graph.emit.bodies import dequantize_in_bodies, shield_bodies
+from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
@@ -39,10 +41,10 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
         else:
             for output in node.outputs:
                 emitter.convert_float(output)
-    common.dequantize_in_bodies(builder, rewrite, emitter.integers)
+    dequantize_in_bodies(builder, rewrite, emitter.integers)
     common.drop_idle(model.graph, emitter.integers)
-    common.shield_bodies(builder)
-    common.keep_float(builder)
+    shield_bodies(builder)
+    hold_float(builder, rewrite)
     hold_pools(builder)
     join_gelus(builder)
     common.store_weights(builder, rewrite, nodes)

@@ -9,6 +9,8 @@ import onnx_ir as ir
 from onnxq.core.spec import QParams
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
+from onnxq.graph.emit.bodies import shield_bodies
+from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
@@ -34,8 +36,8 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
         else:
             emitter.convert(node, change)
     common.drop_idle(model.graph, emitter.integers)
-    common.shield_bodies(builder)
-    common.keep_float(builder)
+    shield_bodies(builder)
+    hold_float(builder, rewrite)
     hold_pools(builder)
     join_gelus(builder)
     common.store_weights(builder, rewrite, nodes)

@@ -65,6 +65,7 @@ class Survey:
         present: nodes that hold or touch quantized tensors already.
         order: every node that computes with real numbers, those of bodies behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
+        guarded: those of ``kept`` that stay float for the sake of accuracy.
     """
 
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -72,6 +73,12 @@ class Survey:
     present: set[str] = field(default_factory=set)
     order: list[Node] = field(default_factory=list)
     folded: dict[str, Candidate] = field(default_factory=dict)
+    guarded: set[str] = field(default_factory=set)
+
+    def guard(self, name: str, reason: str) -> None:
+        """`keep`, for the sake of accuracy."""
+        self.guarded.add(name)
+        self.keep(name, reason)
 
     def keep(self, name: str, reason: str) -> None:
         """Let a candidate, and the clamp that was to be folded into it, stay float."""

@@ -92,7 +92,7 @@ every_case = pytest.mark.parametrize("case", CASES)
 def quantized(proto: onnx.ModelProto, feeds: Feeds, form: str, **options: object) -> QuantizeResult:
     given = {"preset": "w8a8", "benchmark": False, "threads": 1, "format": form, **options}
     if given["preset"] == "w8a8":
-        given.setdefault("range", "minmax")
+        given["range"] = "minmax"
     return onnxq.quantize(proto, calibration=feeds, **given)
 
 

@@ -18,10 +18,11 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
-from onnxq.graph.emit import common, self_quantizing
-from onnxq.graph.emit.channel_split import Splits
+from onnxq.graph.emit import common
+from onnxq.graph.emit.inference import self_quantizing
+from onnxq.graph.emit.inference.channel_split import Splits
+from onnxq.graph.emit.inference.row_scales import Row
 from onnxq.graph.emit.rewrite import GATHER, SPLIT, TOKEN, DynamicRewrite, Rewrite
-from onnxq.graph.emit.row_scales import Row
 from onnxq.graph.reading.signs import Sign, sign_of
 
 
