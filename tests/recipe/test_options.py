@@ -17,7 +17,7 @@ from onnxq.search.quantizing import Options
 from onnxq.stats.ranges import RANGE_METHODS
 from onnxq.targets import TARGETS
 
-SPELLED_OTHERWISE = {"range_method": "range", "stats": "statistics", "no_benchmark": "benchmark"}
+SPELLED_OTHERWISE = {"range_method": "range", "stats": "statistics", "no_benchmark": "benchmark", "no_cache": "cache"}
 ONLY_FROM_PYTHON = {"seconds", "progress"}
 OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "custom_ops"}
 PASSED_ON = {"recipe_file"}  # made of the argument ``recipe``

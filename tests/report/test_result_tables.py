@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onnxq.report.facts import quantization_facts
-from onnxq.report.tables import ROWS_SHOWN, Table, quantization_tables
+from onnxq.report.result_tables import ROWS_SHOWN, Table, quantization_tables
 from onnxq.report.words import cell, change_of_size, decibels, in_bytes, speed
 
 
