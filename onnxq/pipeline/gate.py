@@ -78,7 +78,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
     with clock.step("verify"):
         feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
-            plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
+            plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
             return verdict
@@ -110,9 +110,10 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
 
 
 def _check(
-    quantized: bytes | Path, original: bytes | Path, feed: Feed | None, threads: int | None, verdict: Verdict
+    quantized: bytes | Path, prepared: Prepared, feed: Feed | None, threads: int | None, verdict: Verdict
 ) -> tuple[Session, Session]:
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
+    original = prepared.original
     if not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     with scratch.folder() as folder:
@@ -124,6 +125,7 @@ def _check(
             # There may be no room for that file, which is no fault of the model; what is one is found once more.
             return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     if slow:
+        slow = [prepared.sources.get(name, (name,))[0] for name in slow]
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
         verdict.warnings.append(
             f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "

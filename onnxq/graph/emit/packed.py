@@ -104,6 +104,7 @@ class _PackedEmitter(Replacer):
             shape=ir.Shape(tensor.values.shape[::-1]),
         )
         node.graph.insert_before(node, [dq])
+        common.keep_adds_apart(node, but_bias=node.op_type == "MatMul")
         if node.op_type == "MatMul":
             edit.set_input(node, 1, dq.outputs[0])
         else:

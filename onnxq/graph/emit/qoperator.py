@@ -13,6 +13,7 @@ from onnxq.graph.emit.bodies import shield_bodies
 from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
+from onnxq.graph.emit.resizes import hold_layout
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
 from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
@@ -40,6 +41,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     hold_float(builder, rewrite)
     hold_pools(builder)
     join_gelus(builder)
+    hold_layout(builder)
     common.store_weights(builder, rewrite, nodes)
 
 
