@@ -29,6 +29,7 @@ from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
@@ -43,6 +44,12 @@ _ROUNDS, _TIME_SHARE = 20, 0.2
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
+
+_GLANCE, _HOPELESS = 2, 4.0
+"""Samples of a first glance at a candidate, and how many budgets it may miss on them and still be looked at in full."""
+
+_MARGIN = 0.5
+"""Share of the budget that a model may take which was searched until it was inside."""
 
 _SANE_SQNR_DB = 10.0
 """On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
@@ -159,6 +166,17 @@ class Trials:
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
 
+    def has_margin(self, trial: Trial) -> bool:
+        """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
+        recipe, found = self.job.recipe, trial.comparison
+        if recipe.min_sqnr is not None or recipe.max_drop is not None or found is None or found.loss is None:
+            return True
+        return found.loss <= BUDGET * _MARGIN
+
+    def hopeless(self, trial: Trial) -> bool:
+        """Whether a trial misses the default budget by far."""
+        return self.loss(trial) > _HOPELESS * BUDGET
+
     @staticmethod
     def loss(trial: Trial) -> float:
         """What a trial loses against float; infinity where nobody knows."""
@@ -244,8 +262,24 @@ class Trials:
         assert self._float is not None, "open_float comes first"
         return self._float
 
-    def compare(self, trials: Sequence[Trial]) -> None:
-        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused."""
+    def glance(self, trial: Trial) -> None:
+        """Compare a candidate on a few samples, and on all of them unless it is far outside the budget on those."""
+        if self.job.data is not None and self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None:
+            self.compare([trial], feeds=_GLANCE)
+            if self.hopeless(trial) or (trial.session is None and not math.isfinite(self.loss(trial))):
+                return
+            if trial.session is None:
+                self.open(trial)
+            trial.refused = ""
+        self.compare([trial])
+
+    def compare(self, trials: Sequence[Trial], *, feeds: int | None = None) -> None:
+        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused.
+
+        Args:
+            trials: those that are open and not refused are compared.
+            feeds: held-out samples to run, at most; None for all.
+        """
         data = self.job.data
         chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
@@ -254,8 +288,8 @@ class Trials:
                 found = compare_all(
                     self._opened_float(),
                     [trial.session for trial in chosen if trial.session is not None],
-                    [self.feed] if data is None else data.held_out,
-                    labels=None if data is None else data.held_out.labels,
+                    [self.feed] if data is None else itertools.islice(data.held_out, feeds),
+                    labels=None if data is None or feeds is not None else data.held_out.labels,
                     budgets=[left] * len(chosen),
                     facts=self._facts,
                 )
@@ -362,4 +396,5 @@ def _signature(built: Built) -> tuple[Any, ...]:
         )
         for name, node in built.plan.nodes.items()
     )
-    return (nodes, tuple(built.plan.values))
+    rewritten = (built.recipe.equalize, built.recipe.smooth, built.recipe.range if built.plan.values else None)
+    return (nodes, tuple(built.plan.values), rewritten)
