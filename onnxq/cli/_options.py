@@ -28,7 +28,7 @@ class _Data(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail(f"it is empty; give {CALIBRATION_FORMS}", param, ctx)
+            self.fail(f"it is empty; pass {CALIBRATION_FORMS}", param, ctx)
         return value
 
 

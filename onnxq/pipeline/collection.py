@@ -85,17 +85,17 @@ def check_statistics(statistics: Statistics, model: Model, wanted: Wanted) -> No
     if missing:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no statistics ({len(missing)} missing), and this recipe needs them; "
-            "give --calibration without --stats"
+            "pass --calibration without --stats"
         )
     missing = [name for name in wanted.channel_peaks if name not in statistics.peaks]
     if missing and statistics.source is None:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no channel magnitudes ({len(missing)} missing), and this recipe needs "
-            "them; run onnxq calibrate --moments, or give --calibration without --stats"
+            "them; run onnxq calibrate --moments, or pass --calibration without --stats"
         )
     missing = [name for name in wanted.second_moments if name not in statistics.moments]
     if missing and statistics.source is None:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no second moment ({len(missing)} missing), and this recipe needs them; "
-            "run onnxq calibrate --moments, or give --calibration without --stats"
+            "run onnxq calibrate --moments, or pass --calibration without --stats"
         )

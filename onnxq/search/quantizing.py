@@ -106,7 +106,7 @@ def _open(
     if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
             "--fuse: saved statistics are of the model before fusion and do not go with it; pass --calibration, or "
-            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate the result"
         )
     target, saved = target_named(given.target), options.statistics
     if isinstance(saved, str | os.PathLike):

@@ -52,7 +52,7 @@ _MARGIN = 0.5
 """Share of the budget that a model may take which was searched until it was inside."""
 
 _SANE_SQNR_DB = 10.0
-"""On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
+"""On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
 
 
 @dataclass
@@ -307,13 +307,13 @@ class Trials:
                 trial.session = None  # its arena and its threads are given back
 
     def outside(self, comparison: Comparison) -> str:
-        """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""
+        """Why figures are outside the accuracy budget; a synthetic sample only shows what is broken."""
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
-            return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
+            return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
 
     # What was found.
@@ -376,7 +376,7 @@ class Trials:
         if not self._late:
             self._late = True
             self.warnings.append(
-                f"--budget: {self.job.budget:g} s were over, {what}; the best of what was measured is given"
+                f"--budget: time limit of {self.job.budget:g} s reached, {what}; returning the best candidate so far"
             )
 
 

@@ -280,8 +280,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",
-    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; the best so far is written "
-    "then.",
+    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
+    "so far is written.",
 )
 @option(
     "--search-state",
