@@ -18,7 +18,7 @@ from onnxq.graph.reading.ops import (
     is_weight,
 )
 from onnxq.graph.types import Graph, Model, Node, Value
-from onnxq.plan.activations.body_probes import witnesses
+from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.value_decisions import decide_values
 from onnxq.plan.decisions import (
@@ -187,7 +187,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
     ]
     moments = moments_of(model, plan)
     peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
-    values = (*plan.calibrated, *witnesses(model, plan))
+    values = (*plan.calibrated, *probed_values(model, plan))
     return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
 
