@@ -10,7 +10,7 @@ from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
 from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
 from onnxq.graph.types import Graph, Model, Node, Value
-from onnxq.plan.activations.body_probes import witnesses
+from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.value_decisions import decide_values
 from onnxq.plan.decisions import (
@@ -179,7 +179,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
     ]
     moments = moments_of(model, plan)
     peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
-    values = (*plan.calibrated, *witnesses(model, plan))
+    values = (*plan.calibrated, *probed_values(model, plan))
     return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
 

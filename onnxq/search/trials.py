@@ -52,7 +52,7 @@ _MARGIN = 0.5
 """Share of the budget that a model may take which was searched until it was inside."""
 
 _SANE_SQNR_DB = 10.0
-"""On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
+"""On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Trials:
             ModelError: there is none.
         """
         job = self.job
-        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
+        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model", timed=True)
         self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
         self._float.run(self.feed)
 
@@ -222,10 +222,12 @@ class Trials:
         """Load and run a candidate once; one that fails is refused."""
         with self.job.clock.step("candidates"):
             try:
-                trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name)
+                trial.session = open_session(
+                    trial.content, threads=self.job.timed_threads, label=trial.name, timed=True
+                )
                 trial.session.run(self.feed)
             except ModelError as error:
-                trial.refused = f"does not run: {error}"
+                trial.refused, trial.session = f"does not run: {error}", None
 
     def time(self, trials: Iterable[Trial]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
@@ -305,13 +307,13 @@ class Trials:
                 trial.session = None  # its arena and its threads are given back
 
     def outside(self, comparison: Comparison) -> str:
-        """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""
+        """Why figures are outside the accuracy budget; a synthetic sample only shows what is broken."""
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
-            return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
+            return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
 
     # What was found.
@@ -374,7 +376,7 @@ class Trials:
         if not self._late:
             self._late = True
             self.warnings.append(
-                f"--budget: {self.job.budget:g} s were over, {what}; the best of what was measured is given"
+                f"--budget: time limit of {self.job.budget:g} s reached, {what}; returning the best candidate so far"
             )
 
 

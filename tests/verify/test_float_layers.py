@@ -11,7 +11,7 @@ import pytest
 
 import onnxq
 from onnxq.graph.files import io
-from onnxq.graph.reading.optimized import unfolded_layers, user_name
+from onnxq.graph.reading.optimized import dequantized_layers, user_name
 from onnxq.verify import loads
 from tests.graph.build import build, weights
 
@@ -41,7 +41,7 @@ def float_layers(content: bytes | Path, folder: Path) -> list[str]:
     """Names of the layers that the runtime computes in float although their weights are integers."""
     path = folder / "optimized.onnx"
     loads.check(content, run=False, save_to=path)
-    return unfolded_layers(path)
+    return dequantized_layers(path)
 
 
 @pytest.mark.parametrize(("activation", "expected"), [("", 0), ("Relu", 1)])

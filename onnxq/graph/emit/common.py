@@ -204,7 +204,7 @@ def keep_adds_apart(node: ir.Node, *, but_bias: bool = False) -> None:
 
 
 def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
-    """Store weights as integers that are unfolded to float once, when the model is loaded.
+    """Store weights as integers that are dequantized to float once, when the model is loaded.
 
     Cast → Mul of an initializer is constant-folded by ONNX Runtime; a DequantizeLinear is not, and would run at every
     inference. Both lie in the graph that held the float weight: where that is a body, the runtime lays out the weight

@@ -30,7 +30,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     """
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite, nodes)
+    emitter = _QdqEmitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.convert_float(value)
     for node in list(nodes.values()):
@@ -52,7 +52,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     common.store_weights(builder, rewrite, nodes)
 
 
-class _Emitter:
+class _QdqEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
         self._nodes = nodes

@@ -24,7 +24,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite, nodes)
+    emitter = _QOperatorEmitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.remember(value)
     for node in list(nodes.values()):
@@ -45,7 +45,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     common.store_weights(builder, rewrite, nodes)
 
 
-class _Emitter:
+class _QOperatorEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
         self._nodes = nodes
