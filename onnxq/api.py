@@ -26,7 +26,7 @@ from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
-from onnxq.search.score import Function
+from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark
@@ -124,8 +124,8 @@ def quantize(
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
-        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; the best so far
-            is given then.
+        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
+            candidate so far is returned.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
             "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
             of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
@@ -288,7 +288,7 @@ def benchmark(
     if data is None:
         feeds = [runnable_feed(session)]
         warnings.append(
-            f"measured on one made-up sample, {described(feeds[0])}; give --calibration for the real shapes"
+            f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
         feeds = open_reader(data, session.input_specs)

@@ -28,7 +28,7 @@ class _Data(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail(f"it is empty; give {CALIBRATION_FORMS}", param, ctx)
+            self.fail(f"it is empty; pass {CALIBRATION_FORMS}", param, ctx)
         return value
 
 
@@ -116,7 +116,7 @@ def output_options(function: F) -> F:
     return option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")(function)
 
 
-def threads_option(group: str, default_text: str = "onnxruntime's own choice") -> Callable[[F], F]:
+def threads_option(group: str, default_text: str = "the processors that are free") -> Callable[[F], F]:
     """Add --threads."""
     return option(
         "--threads",

@@ -9,7 +9,7 @@ from typing import Any
 from onnxq.cli._output import show_table, show_text
 from onnxq.report.facts import inspection_facts, quantization_facts, token_facts
 from onnxq.report.printable import printable
-from onnxq.report.tables import (
+from onnxq.report.result_tables import (
     Table,
     benchmark_table,
     comparison_table,

@@ -131,7 +131,7 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
     if not isinstance(feed, Mapping):
         raise CalibrationError(
             f"{where}: is a {type(given).__name__}, not a dict of arrays by input name; "
-            f"give for example {{{', '.join(repr(spec.name) + ': array' for spec in inputs)}}}"
+            f"pass for example {{{', '.join(repr(spec.name) + ': array' for spec in inputs)}}}"
         )
     wanted = [spec.name for spec in inputs]
     if not wanted or not all(name in feed for name in wanted):  # further columns of a data set are left alone
@@ -161,7 +161,7 @@ def _array(given: object, name: str, where: str) -> Array:
         return np.asarray(given)
     except Exception as error:  # ragged lists, or what another library raises
         raise CalibrationError(
-            f"{where}: input '{name}' is a {type(given).__name__} that makes no array ({error}); give np.asarray of it"
+            f"{where}: input '{name}' is a {type(given).__name__} that makes no array ({error}); pass np.asarray of it"
         ) from error
 
 

@@ -62,7 +62,7 @@ class Reader:
             yield check_feed(sample, self.inputs, f"calibration sample {index}")
             index += 1
         if index == self._start:
-            raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+            raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
 
     @property
     def count(self) -> int | None:
@@ -140,7 +140,7 @@ def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -
     module, colon, name = text.rpartition(":")
     if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
         return _from_object(_imported(module, name, text), inputs, text)
-    raise CalibrationError(f"{text}: no such file or folder; give {FORMS}")
+    raise CalibrationError(f"{text}: no such file or folder; pass {FORMS}")
 
 
 def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
@@ -156,7 +156,7 @@ def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
         if folder in sys.path:
             sys.path.remove(folder)
     if not callable(found):
-        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that gives feeds")
+        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that returns feeds")
     return found  # type: ignore[no-any-return]
 
 
@@ -168,10 +168,10 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
         except (Exception, SystemExit) as error:  # the callable is the user's own code
             raise CalibrationError(f"{where}: the call raised {type(error).__name__}: {error}") from error
     if isinstance(given, Mapping):
-        raise CalibrationError(f"{where}: is one dict; give a list of feeds, for example [feed]")
+        raise CalibrationError(f"{where}: is one dict; pass a list of feeds, for example [feed]")
     if isinstance(given, np.ndarray | str | bytes):
         raise CalibrationError(
-            f"{where}: is a {type(given).__name__}; give an iterable of dicts of arrays by input name"
+            f"{where}: is a {type(given).__name__}; pass an iterable of dicts of arrays by input name"
         )
     if hasattr(given, "get_next"):
         rewind = getattr(given, "rewind", None) or getattr(given, "reset", None)
@@ -182,7 +182,7 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
         iterator = iter(given)
     except TypeError:
         raise CalibrationError(
-            f"{where}: is a {type(given).__name__}; give {FORMS}, or an iterable of dicts of arrays by input name"
+            f"{where}: is a {type(given).__name__}; pass {FORMS}, or an iterable of dicts of arrays by input name"
         ) from None
     except (Exception, SystemExit) as error:  # the iterable is the user's own code
         raise CalibrationError(f"{where}: the reader raised {type(error).__name__}: {error}") from error
@@ -206,7 +206,7 @@ def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Rea
     """
     count = reader.count_feeds()
     if count == 0:
-        raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+        raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
     if count == 1:
         held = reader.part(0, 1)
         held.notes.append("calibration data: one sample only, so the check runs on what was calibrated on; add samples")

@@ -201,7 +201,7 @@ class SpoolSource:
             except OSError as error:
                 raise CalibrationError(
                     f"{self._folder}: calibration samples cannot be kept there: {error.strerror or error}; set TMPDIR "
-                    "to a folder with space, or give a list or a folder of samples"
+                    "to a folder with space, or pass a list or a folder of samples"
                 ) from error
             self._stored += 1
             return True

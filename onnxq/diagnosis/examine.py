@@ -23,7 +23,7 @@ from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.report.tables import diagnosis_table
+from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named

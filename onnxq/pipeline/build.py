@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.prepare.whole import initializer_inputs
@@ -90,7 +91,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         with clock.step("plan"):
             recipe = spend_bits(model, plan, recipe, used)
         plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
-    with clock.step("rewrite"):
+    with clock.step("rewrite"), blas_threads(_largest(used)):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
@@ -106,3 +107,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched
+
+
+def _largest(statistics: Statistics | None) -> int:
+    """Side of the largest second moment; those that are still to come are large."""
+    if statistics is None:
+        return 0
+    sides = [moment.channels or 0 for moment in statistics.moments.values()]
+    return max(*sides, LARGE if statistics.later else 0, 0)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxq.core.processors import blas_threads
 from onnxq.data.readers import open_reader
 from onnxq.errors import RecipeError
 from onnxq.graph.files.io import Source
@@ -69,23 +70,24 @@ def calibrate_model(
         partial.save(path)
 
     started = time.perf_counter()
-    statistics = calibrate(
-        prepared.model,
-        wanted.values,
-        reader,
-        Run(
-            progress=clock.report("calibrate"),
-            threads=options.threads,
-            provider=options.provider,
-            start=start,
-            checkpoint=save if options.resume else None,
-            warn=warnings.append,
-        ),
-        image_means=wanted.image_means,
-        row_means=wanted.row_means,
-        moments=wanted.second_moments,
-        peaks=wanted.channel_peaks,
-    )
+    with blas_threads(max(wanted.second_moments.values(), default=0)):
+        statistics = calibrate(
+            prepared.model,
+            wanted.values,
+            reader,
+            Run(
+                progress=clock.report("calibrate"),
+                threads=options.threads,
+                provider=options.provider,
+                start=start,
+                checkpoint=save if options.resume else None,
+                warn=warnings.append,
+            ),
+            image_means=wanted.image_means,
+            row_means=wanted.row_means,
+            moments=wanted.second_moments,
+            peaks=wanted.channel_peaks,
+        )
     elapsed = time.perf_counter() - started
     bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
     warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]

@@ -54,7 +54,7 @@ Decision = Calibrated | SharedWith | Derived | Keep
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
 DYNAMIC, WEIGHT = "dynamic", "weight"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
-before it; stays float; was quantized before onnxq saw it; runs on integers with scales found at inference; computes in
+before it; stays float; was quantized before onnxq saw it; runs on integers with dynamic scales; computes in
 float with a kernel that reads packed weights."""
 
 

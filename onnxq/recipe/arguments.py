@@ -35,7 +35,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         other = next((name for name in _SAMPLES if name != own and name in kwargs), None)
         if own is not None and other is not None:
             if kwargs.get(own) is not None:
-                raise RecipeError(f"{function.__name__}: calibration and data are two names of one thing; give one")
+                raise RecipeError(f"{function.__name__}: calibration and data are two names of one thing; pass one")
             kwargs[own] = kwargs.pop(other)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
@@ -117,7 +117,7 @@ def _model(where: str, value: Any) -> Any:
     if "torch" in kinds:
         remedy = f"export it first (torch.onnx.export); {remedy}"
     elif "onnxruntime" in kinds:
-        remedy = f"give the file that the session was made from; {remedy}"
+        remedy = f"pass the file that the session was made from; {remedy}"
     raise ModelError(f"{where} is a {type(value).__name__}; {remedy}")
 
 

@@ -14,7 +14,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
-    how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
+    how = result["format"] or ("dynamic" if result.get("at_inference") else "weights only")
     if result["preset"] == "float":
         how = "as it was"
     facts = [

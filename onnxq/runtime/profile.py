@@ -105,7 +105,7 @@ def _summed(profile: Path) -> KernelTime | None:
     return KernelTime(typical([*_LAYOUT, "QuantizeLinear", "DequantizeLinear"], others=True), quantize, dequantize)
 
 
-class Remembered:
+class KernelTimeCache:
     """Times by what they depend on, kept in memory and, where that is possible, in the user's cache folder.
 
     A file holds the times of one machine, one version of ONNX Runtime and one number of threads.

@@ -148,7 +148,7 @@ def fastest_forms(layers: Iterable[Layer], base: str) -> dict[str, LayerChoice]:
     choices = {}
     for layer in known:
         default = layer.default.get(base, FLOAT)
-        # Stored weights are unfolded at load: the same kernels as float's, and a smaller file.
+        # Stored weights are dequantized at load: the same kernels as float's, and a smaller file.
         usable = [form for form in layer.forms if form != FLOAT or STORED not in layer.forms]
         costs = {form: cost for form in usable if (cost := layer.cost(form)) is not None}
         best = min(costs, key=lambda form: (costs[form], form), default=default)

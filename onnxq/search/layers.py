@@ -28,7 +28,7 @@ from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.profile import KernelTime, Remembered, kernel_times
+from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
 from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
 from onnxq.stats.statistics import Statistics
@@ -153,7 +153,7 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
         arrays = _captured(bench, [nodes[name] for name in layers], feed)
-        memory = Remembered(bench.threads)
+        memory = KernelTimeCache(bench.threads)
         report = clock.report("layers")
         complete = True
         for done, (name, layer) in enumerate(layers.items()):
@@ -180,7 +180,7 @@ def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Arra
 
 
 def _measure_one(
-    bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: Remembered
+    bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: KernelTimeCache
 ) -> None:
     names = [layer.name, *([layer.clamp] if layer.clamp is not None else [])]
     part = extract.extract(bench.prepared.model, names, arrays)

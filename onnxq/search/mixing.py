@@ -21,6 +21,12 @@ _LAYERS_SHARE = 0.5
 _DAMAGE_SHARE = 0.3
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
+_NEARLY = 0.8
+"""Share of the static model's speed from which stored weights are worth as much as a static model in part."""
+
+_MANY = 16
+"""Layers that were given back without coming near the budget: more of them will not do."""
+
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
 
@@ -114,6 +120,8 @@ class Mixing:
         if start is None or self._bench is None:
             return
         kept = self._at_full_speed(start)
+        if kept is None and self._nearly_as_fast(start):
+            kept = self._spare_weights()
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
@@ -132,6 +140,13 @@ class Mixing:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
 
+    def _nearly_as_fast(self, start: Trial) -> bool:
+        """Whether stored weights are about as fast as the static model, so that layers given back gain nothing more."""
+        stored = self._trials.made.get(STORED)
+        if stored is None or stored.timing is None or start.timing is None:
+            return False
+        return stored.timing.ratio >= _NEARLY * start.timing.ratio
+
     def _refined(self, start: Trial) -> list[Trial]:
         """The start, and the models that differ from it by what costs no time."""
         return [start, *(trial for trial in self._trials.made.values() if trial.name.startswith(f"{start.name} ("))]
@@ -142,7 +157,7 @@ class Mixing:
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
         if not recipe.equalize:
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
-        if self._job.recipe.range is not None:
+        if self._job.recipe.range != Recipe().range:  # the user chose one
             tries = {name: other for name, other in tries.items() if other.range == recipe.range}
         for name, other in tries.items():
             if trials.out_of_time("no other ranges were tried"):
@@ -152,7 +167,7 @@ class Mixing:
                 continue
             trial.reasons = dict(start.reasons)
             trials.open(trial)
-            trials.compare([trial])
+            trials.glance(trial)
             if not trial.refused:
                 return trial
         return None
@@ -172,6 +187,7 @@ class Mixing:
         """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
 
         First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
+        A model picked because it is just inside is outside on other samples half of the time: it has to be well inside.
         """
         trials = self._trials
         enough: tuple[int, Trial] | None = None
@@ -186,9 +202,11 @@ class Mixing:
                 choices[layer.name] = LayerChoice(forms[layer.name], reason)
             trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
             if trial is not None:
-                trials.compare([trial])
-            if trial is not None and not trial.refused:
+                trials.glance(trial)
+            if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
+            elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
+                return None
             else:
                 too_few = count
             count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.core.processors import blas_threads
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -31,9 +32,9 @@ from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
-from onnxq.search.score import Function, search_metric
-from onnxq.search.state import forget
-from onnxq.search.within_limits import SearchOptions
+from onnxq.search.within.score import Function, search_metric
+from onnxq.search.within.state import forget
+from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 
@@ -70,7 +71,7 @@ def quantize_by(
     scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
-    with ExitStack() as stack:
+    with ExitStack() as stack, blas_threads():
         job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
@@ -105,7 +106,7 @@ def _open(
     if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
             "--fuse: saved statistics are of the model before fusion and do not go with it; pass --calibration, or "
-            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate the result"
         )
     target, saved = target_named(given.target), options.statistics
     if isinstance(saved, str | os.PathLike):

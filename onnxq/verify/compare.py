@@ -189,7 +189,7 @@ def compare_all(
         for trial in trials:
             trial.add(feed, expected)
     if samples == 0:
-        raise VerificationError("compare: there is not one sample; give at least one feed")
+        raise VerificationError("compare: there is not one sample; pass at least one feed")
     found = [trial.result() for trial in trials]
     if drawing:
         for comparison in found:

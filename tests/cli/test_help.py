@@ -94,7 +94,7 @@ def test_short_help_is_not_cut(run: Run, name: str) -> None:
         (["quantize", "m", "--max-memory", "inf"], "inf is no finite number"),
         (["benchmark", "m", "--seconds", "inf"], "inf is no finite number"),
         (["quantize", ""], "it is empty; name a file"),
-        (["quantize", "m", "-c", ""], "it is empty; give an .npz file"),
+        (["quantize", "m", "-c", ""], "it is empty; pass an .npz file"),
         (["quantize", "m", "--threads", "two"], "'two' is not a valid integer"),
         (["quantize", "m", "-o"], "requires an argument"),
         (["calibrate", "m", "-o", "s.npz"], "missing option '-c' / '--calibration'"),

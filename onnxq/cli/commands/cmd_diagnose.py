@@ -76,8 +76,9 @@ def command(
     """Rank the quantized nodes of QUANTIZED by the error they cause, worst first, and say why.
 
     QUANTIZED may come from any tool, as QDQ, QOperator or packed weights. Without it, FLOAT is quantized first. Each
-    node is run on its own with the float model's values: 'own' is the SQNR it leaves there, 'arriving' that of the
-    same value in the whole quantized model, 'output' that of the model's output where this node alone is quantized.
+    node is run on its own with the float model's values: 'local error' is the SQNR it leaves there, 'inherited error'
+    that of the same value in the whole quantized model, 'output dB' that of the model's output where this node alone is
+    quantized.
     """
     from onnxq import api
 

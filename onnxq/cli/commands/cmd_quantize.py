@@ -280,8 +280,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",
-    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; the best so far is written "
-    "then.",
+    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
+    "so far is written.",
 )
 @option(
     "--search-state",
@@ -309,7 +309,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Measure anew what auto has measured before for the same model, data, options and machine.",
 )
-@threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options

@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan: what ONNX Runtime needs there for integer kernels, and what it stumbles over."""
+"""Subgraphs of If, Loop and Scan: what ONNX Runtime needs there for integer kernels, and what it stumbles over."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def dequantize_in_bodies(builder: Builder, rewrite: Rewrite, integers: dict[int,
 
 
 def shield_bodies(builder: Builder) -> None:
-    """Put Q and DQ between a float node that a DQ may be moved past and bodies of If, Loop or Scan that read it.
+    """Put Q and DQ between a float node that a DQ may be moved past and subgraphs of If, Loop or Scan that read it.
 
     ONNX Runtime (seen in 1.32) looks for the reader among the inputs of the If, where values that a body captures are
     not, and ends the process. What moves numbers of a grid gives numbers of that grid, so this changes none.

@@ -173,8 +173,38 @@ def to_float(builder: Builder, node: ir.Node, operands: list[list[ir.Value | Non
     return new
 
 
+_SUM_BROADCASTS = 8
+"""The operator set from which on Sum is what Add is."""
+
+
+def use_sum(node: ir.Node) -> bool:
+    """Write an Add as Sum, which computes the same and which the runtime joins with nothing; whether it could be."""
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or node.graph is None:
+        return False
+    if walk.opset(node.graph) < _SUM_BROADCASTS:
+        return False
+    node.op_type = "Sum"
+    return True
+
+
+def keep_adds_apart(node: ir.Node, *, but_bias: bool = False) -> None:
+    """Keep ONNX Runtime from joining a product whose weight is on integers and an Add behind it into a float Gemm.
+
+    It does so where both have two axes, for a bias as for anything else of that shape, before it looks for integers,
+    and then unfolds the weight at every inference.
+
+    Args:
+        node: a MatMul, or a Gemm that becomes one.
+        but_bias: leave constants of one axis, which the kernel for packed weights takes.
+    """
+    for user in node.outputs[0].consumers():
+        constants = [walk.const_array(value) for value in user.inputs]
+        if not (but_bias and any(array is not None and array.ndim == 1 for array in constants)):
+            use_sum(user)
+
+
 def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
-    """Store weights as integers that are unfolded to float once, when the model is loaded.
+    """Store weights as integers that are dequantized to float once, when the model is loaded.
 
     Cast → Mul of an initializer is constant-folded by ONNX Runtime; a DequantizeLinear is not, and would run at every
     inference. Both lie in the graph that held the float weight: where that is a body, the runtime lays out the weight

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.bodies import MOVED_PAST
-from onnxq.graph.emit.common import Builder
+from onnxq.graph.emit.common import Builder, use_sum
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.reading.ops import Kind, OpRow, activation_positions, row_of
 
@@ -23,9 +23,6 @@ _NEEDS_NO_Q = frozenset({"MatMul", "Gemm"})
 
 _CLAMPS = frozenset({"Relu", "Clip"})
 """What the range of a Q behind it does, so that the runtime removes it and sees the operator in front of it."""
-
-_SUM_BROADCASTS = 8
-"""The operator set from which on Sum is what Add is."""
 
 
 def hold_float(builder: Builder, rewrite: Rewrite) -> None:
@@ -60,9 +57,7 @@ def _hold(builder: Builder, node: ir.Node, row: OpRow) -> None:
                     _copy_output(builder, end)
     elif node.op_type not in _NEEDS_NO_Q and _quantized(output) is None:
         pass
-    elif node.op_type == "Add" and walk.opset(builder.graph) >= _SUM_BROADCASTS:
-        node.op_type = "Sum"  # which computes the same and has no integer kernel
-    else:
+    elif not use_sum(node):
         smallest = min(sources, key=lambda i: _elements(node.inputs[i]))
         if node.op_type not in _NEEDS_NO_Q and _elements(output) < _elements(node.inputs[smallest]):
             _copy_output(builder, output)

@@ -180,7 +180,7 @@ STORABLE: dict[str, tuple[int, ...]] = {
     "GRU": (1, 2),
     "RNN": (1, 2),
 }
-"""Operators whose weights can be stored as integers and unfolded at load, and these weights' input positions."""
+"""Operators whose weights can be stored as integers and dequantized at load, and these weights' input positions."""
 
 
 _GEMM_ACTIVATIONS = frozenset(
@@ -192,7 +192,7 @@ def gives_float(node: ir.Node) -> bool:
     """Whether the integer kernel of a node can scale its products back to float by itself.
 
     Gemm in front of an activation cannot: ONNX Runtime joins the two before it looks for integers, and computes both in
-    float with the weight unfolded at every inference.
+    float with the weight dequantized at every inference.
     """
     if node.op_type == "MatMul":
         return True

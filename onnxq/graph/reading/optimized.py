@@ -58,8 +58,8 @@ def _gives_integers(node: onnx.NodeProto, *, multiplies: bool, reads: bool) -> b
     return reads and node.op_type not in _GIVES_OTHERS
 
 
-def unfolded_layers(path: Path) -> list[str]:
-    """Names of the layers whose weight is unfolded to float at every inference.
+def dequantized_layers(path: Path) -> list[str]:
+    """Names of the layers whose weight is dequantized to float at every inference.
 
     Args:
         path: a model that ONNX Runtime saved after its optimizations.

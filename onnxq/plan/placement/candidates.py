@@ -136,22 +136,24 @@ def _leave_masks(found: Survey, masked: Mapping[str, float]) -> None:
             number = masked.get(value.name or "", mask_number(value)) if value is not None else None
             if number is not None:
                 text = "−∞" if np.isneginf(number) else f"{number:.4g}".replace("-", "−")
-                found.keep(name, f"it carries the mask {text}, beside which 8 bits have no levels for the rest")
+                found.keep(
+                    name, f"it carries an attention mask ({text}), whose range leaves no 8-bit resolution for the rest"
+                )
                 break
 
 
 def _leave_to_its_maker(found: Survey) -> None:
-    """In a model that brings its own Q and DQ nodes, what has none was left float on purpose."""
+    """In a model that is quantized already, as Q and DQ nodes, what has none was left float on purpose."""
     for name, candidate in list(found.candidates.items()):
         if not candidate.choice.insisted:
-            found.keep(name, "the model brings its own Q/DQ nodes, and none for this one")
+            found.keep(name, "the model is already quantized (QDQ), but not this node")
 
 
 def hidden_bodies(graph: Graph) -> dict[int, str]:
     """Why nothing inside a body can be calibrated, by the id of each body of which that is so."""
     version = walk.opset(graph)
     reasons = {key: inner.why_hidden(chain, version) for key, chain in inner.chains(graph).items()}
-    return {key: f"nothing in its body can be calibrated: {reason}" for key, reason in reasons.items() if reason}
+    return {key: f"nothing in its subgraph can be calibrated: {reason}" for key, reason in reasons.items() if reason}
 
 
 def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""LSTM, Attention, tables, and layers in bodies, with scales found at inference."""
+"""LSTM, Attention, tables, and layers in bodies, with dynamic scales."""
 
 from __future__ import annotations
 

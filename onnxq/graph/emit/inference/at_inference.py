@@ -32,7 +32,7 @@ def emit_dynamic(model: ir.Model, rewrite: Rewrite) -> None:
         return
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
     tables = [change.constants[0] for change in rewrite.dynamic.values() if change.form == GATHER]
-    emitter = _Emitter(common.Builder(model), tables)
+    emitter = _DynamicEmitter(common.Builder(model), tables)
     for name, change in rewrite.dynamic.items():
         emitter.convert(nodes[name], change)
 
@@ -46,7 +46,7 @@ class _Quantized:
     zero_point: ir.Value
 
 
-class _Emitter:
+class _DynamicEmitter:
     def __init__(self, builder: common.Builder, tables: list[QTensor]) -> None:
         self._builder = builder
         self._tables = tables
