@@ -26,7 +26,7 @@ from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
-from onnxq.search.score import Function
+from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark

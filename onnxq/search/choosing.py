@@ -15,7 +15,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
 from onnxq.search.choice_cache import recall, remember
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
-from onnxq.search.within_limits import SearchOptions, with_limits
+from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
 
 _WORTH_IT = 1.05

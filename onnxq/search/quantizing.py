@@ -32,9 +32,9 @@ from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
-from onnxq.search.score import Function, search_metric
-from onnxq.search.state import forget
-from onnxq.search.within_limits import SearchOptions
+from onnxq.search.within.score import Function, search_metric
+from onnxq.search.within.state import forget
+from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 

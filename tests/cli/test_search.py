@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import Result
 
-from tests.search.test_within_limits import BAD, DB, feeds, network
+from tests.search.within.test_within_limits import BAD, DB, feeds, network
 
 Run = Callable[..., Result]
 

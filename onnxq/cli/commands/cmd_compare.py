@@ -109,7 +109,7 @@ def command(
 
 
 def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_drop: float | None) -> Iterator[str]:
-    from onnxq.search.score import TOP1, Metric
+    from onnxq.search.within.score import TOP1, Metric
     from onnxq.verify.budget import Limits
 
     for name, output in result.outputs.items():

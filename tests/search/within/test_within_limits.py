@@ -24,7 +24,7 @@ from onnxq.pipeline.gate import Verdict
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choosing
-from onnxq.search.score import Runner
+from onnxq.search.within.score import Runner
 from tests.graph.build import Array, build, run
 
 WIDTH, LAYERS, BAD, DB = 48, 5, 3, 26.0
@@ -288,8 +288,8 @@ def agreement(runner: Runner) -> float:
 
 
 SCRIPT = """
-from tests.search.test_within_limits import quantize
-metric = "tests.search.test_within_limits:agreement"
+from tests.search.within.test_within_limits import quantize
+metric = "tests.search.within.test_within_limits:agreement"
 quantize("float.onnx", output="out.onnx", metric=metric, max_drop=0.15, resume=True)
 """
 
@@ -300,7 +300,7 @@ def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(tmp_path: P
     straight = quantize(given, output=tmp_path / "straight.onnx", metric=agreement, max_drop=0.15)
     assert len(straight.trail) > 6
 
-    path = f"{Path(__file__).resolve().parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).resolve().parents[3]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "0.1"}
     state = tmp_path / "out.onnx.search.json"
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment) as process:
@@ -330,5 +330,5 @@ def watched(scored: list[float]) -> Callable[[Runner], float]:
         scored.append(agreement(runner))
         return scored[-1]
 
-    metric.__module__, metric.__qualname__ = "tests.search.test_within_limits", "agreement"
+    metric.__module__, metric.__qualname__ = "tests.search.within.test_within_limits", "agreement"
     return metric

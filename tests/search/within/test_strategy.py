@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.history import GIVEN_UP, Outcome, Suspect
-from onnxq.search.state import SearchState
-from onnxq.search.strategy import Found, search
+from onnxq.search.within.history import GIVEN_UP, Outcome, Suspect
+from onnxq.search.within.state import SearchState
+from onnxq.search.within.strategy import Found, search
 from onnxq.verify.budget import Limits
 
 START = Recipe(preset="w8a8")
@@ -315,7 +315,7 @@ def test_statistics_that_an_earlier_process_gathered_are_paid_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("onnxq.search.state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("onnxq.search.within.state.time.monotonic", lambda: now[0])
     first = SearchState(tmp_path / "state", "k", resume=False)
     now[0] += 10.0
     first.pay(("equalize",), 8.0)

@@ -25,12 +25,12 @@ from onnxq.pipeline.job import Job, contents
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
-from onnxq.search.history import Outcome, Suspect
-from onnxq.search.limits import Judge
-from onnxq.search.score import Metric
-from onnxq.search.state import SearchState
-from onnxq.search.strategy import Change, Found, search
-from onnxq.search.suspects import suspects_of
+from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.limits import Judge
+from onnxq.search.within.score import Metric
+from onnxq.search.within.state import SearchState
+from onnxq.search.within.strategy import Change, Found, search
+from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
-from onnxq.search.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
+from onnxq.search.within.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
 from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
