@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class Options:
     cache: bool = True
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
+    states: Mapping[str, str] | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -116,7 +117,11 @@ def _open(
     halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
     prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
-    data = open_data(found, prepared) if found is not None else None
+    if found is None and options.states:
+        raise RecipeError("--state: there are no samples to carry states through; give --calibration")
+    data = None
+    if found is not None:
+        data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, found))

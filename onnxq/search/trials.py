@@ -107,7 +107,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._facts = output_facts(job.prepared.model)
+        self._facts = output_facts(job.prepared.model, None if job.data is None else job.data.every.states)
         self._signatures: dict[tuple[Any, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
