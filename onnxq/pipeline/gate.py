@@ -49,6 +49,7 @@ class Verdict:
         timings: of the float and the quantized model; empty where not measured.
         failures: why the model must not be written; one line each.
         warnings: what the user should know; one line each.
+        refused: the model is not valid, does not load, or does not run.
     """
 
     comparison: Comparison | None = None
@@ -56,6 +57,7 @@ class Verdict:
     timings: list[Timing] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refused: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -81,6 +83,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
             plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
+            verdict.refused = True
             return verdict
         if feed is not None:
             feeds = [feed] if data is None else data.held_out

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
-from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
+from onnxq.graph.reading.ops import (
+    KEEP_FLOAT,
+    STORABLE,
+    Kind,
+    activation_positions,
+    bias_behind,
+    channel_axis,
+    is_weight,
+)
 from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
@@ -273,7 +281,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         costs_of = (round(as_float, 1), round(as_int, 1))
         reason = why_float(candidate, context.working, shapes, target) if static else _ACTIVATIONS_FLOAT
     choice = selection.of(name, node.op_type)
-    by_user = choice.reason is not None
+    by_user = choice.reason is not None or node.meta.get(KEEP_FLOAT) is not None  # or by the runtime
     preset = preset_of(recipe, choice)
     if not by_user and preset.activations in ("dynamic", "token"):
         small_counts = name in context.logs and not choice.insisted

@@ -101,3 +101,9 @@ def inspection_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             facts.append((shown, in_bytes(value) if name == "size_bytes" else cell(value)))
     return facts
+
+
+def seconds_by_step(result: Mapping[str, Any]) -> str:
+    """What each step took, the longest first; steps of less than a hundredth of a second are left out."""
+    steps = sorted((result.get("seconds_by_step") or {}).items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps if seconds >= 0.01)

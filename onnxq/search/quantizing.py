@@ -71,8 +71,9 @@ def quantize_by(
     scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
-    with ExitStack() as stack, blas_threads():
-        job, destination = _open(given, model, output, options, clock, stack)
+    with ExitStack() as stack, blas_threads(), clock.around("other"):
+        with clock.around("load"):
+            job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
             chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
@@ -87,11 +88,12 @@ def quantize_by(
         job.prepared.check_unchanged()
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
-    if chosen.trail and state is not None:
-        forget(state)
-    if size > job.prepared.size and chosen.built is not None:
-        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
-    return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
+        if chosen.trail and state is not None:
+            forget(state)
+        if size > job.prepared.size and chosen.built is not None:
+            chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
+        proto = None if is_path(model) else io.to_proto(written)
+    return _result(chosen, job, destination, size, proto)
 
 
 def _open(

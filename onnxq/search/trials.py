@@ -19,6 +19,7 @@ from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
+from onnxq.pipeline.rescue import rescue
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
@@ -217,15 +218,24 @@ class Trials:
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:
-        """Load and run a candidate once; one that fails is refused."""
+        """Load and run a candidate once; one that fails is built again with some nodes float, or refused."""
         with self.job.clock.step("candidates"):
             try:
-                trial.session = open_session(
-                    trial.content, threads=self.job.timed_threads, label=trial.name, timed=True
-                )
-                trial.session.run(self.feed)
+                self._start(trial)
             except ModelError as error:
-                trial.refused, trial.session = f"does not run: {error}", None
+                trial.session = None
+                late = time.monotonic() >= self._deadline
+                other = None if late else rescue(self.job, trial.built, str(error), self.feed)
+                if other is None:
+                    trial.refused = f"does not run: {error}"
+                    return
+                trial.built, trial.content = other, contents(other.model, self.job.stack)
+                trial.size = io.size_of(trial.content)
+                self._start(trial)
+
+    def _start(self, trial: Trial) -> None:
+        trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name, timed=True)
+        trial.session.run(self.feed)
 
     def time(self, trials: Iterable[Trial]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
