@@ -99,7 +99,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
                     feeds,
                     labels=labels,
                     budgets=(math.inf, _PLAIN_SECONDS),
-                    facts=output_facts(prepared.model),
+                    facts=output_facts(prepared.model, None if data is None else data.every.states),
                 )
             except CalibrationError:
                 raise  # the data is at fault, not the model

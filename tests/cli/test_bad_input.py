@@ -409,8 +409,8 @@ def nothing():
 def number():
     return 5
 
-def arrays():
-    return [np.zeros((1, 16, 8, 8), np.float32)]
+def words():
+    return ["one", "two"]
 
 def late():
     for i in range(4):
@@ -436,7 +436,7 @@ class Reader:
         ("Reader", ["sample 2", "KeyError"]),
         ("nothing", ["not one sample"]),
         ("number", ["int"]),
-        ("arrays", ["ndarray"]),
+        ("words", ["sample 0", "str"]),
         ("missing", ["missing"]),
     ],
 )
