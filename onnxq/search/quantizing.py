@@ -149,25 +149,26 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
 def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
     built, verdict = chosen.built, chosen.verdict
     comparison = verdict.comparison
+    plan = chosen.plan.as_run(verdict.dequantized)
     same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
-        format=built.form if built is not None and chosen.plan.values else None,
+        format=built.form if built is not None and plan.values else None,
         target=job.target.name,
         size_before=job.prepared.size,
         size_after=size,
         sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
-        coverage=chosen.plan.coverage(),
-        kept_float=chosen.plan.kept_float(),
+        coverage=plan.coverage(),
+        kept_float=plan.kept_float(),
         seconds=job.clock.seconds,
         warnings=[*chosen.warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
         non_finite=built.non_finite if built is not None else {},
-        plan=chosen.plan,
+        plan=plan,
         model=proto,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
         bits_per_weight=_bits(built),
