@@ -122,7 +122,7 @@ class _Deadline(Clock):
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__(None)
         self._inner = clock
-        self.seconds = clock.seconds
+        self.share(clock)
         self._end = time.monotonic() + seconds
 
     def report(self, name: str) -> Callable[[int, int | None], None]:
