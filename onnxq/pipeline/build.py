@@ -48,6 +48,20 @@ class Built:
     warnings: list[str] = field(default_factory=list)
     weights: tuple[LayerWeight, ...] = ()
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What distinguishes the plans of two models that would run alike."""
+        nodes = tuple(
+            (name, n.action, n.form, n.folds, n.float_output, n.algorithm, repr(sorted(n.weights.items())))
+            for name, n in self.plan.nodes.items()
+        )
+        recipe = self.recipe
+        return (
+            nodes,
+            tuple(self.plan.values),
+            (recipe.equalize, recipe.smooth, recipe.range if self.plan.values else None),
+        )
+
 
 def build(job: Job) -> Built:
     """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.

@@ -138,7 +138,7 @@ class Trials:
             self.warnings.append(f"candidate {name!r} was left out after an internal error, {type(error).__name__}")
             self._drop(name, f"failed: {type(error).__name__}: {error}")
             return None
-        signature = _signature(built)
+        signature = built.signature
         if signature in self._signatures:
             self._drop(name, f"the same model as {self._signatures[signature]}")
             return None
@@ -392,21 +392,3 @@ class Trials:
 
 def _sqnr(comparison: Comparison | None) -> float | None:
     return None if comparison is None else comparison.sqnr_db
-
-
-def _signature(built: Built) -> tuple[Any, ...]:
-    """What distinguishes the plans of two models that would run alike."""
-    nodes = tuple(
-        (
-            name,
-            node.action,
-            node.form,
-            node.folds,
-            node.float_output,
-            node.algorithm,
-            repr(sorted(node.weights.items())),
-        )
-        for name, node in built.plan.nodes.items()
-    )
-    rewritten = (built.recipe.equalize, built.recipe.smooth, built.recipe.range if built.plan.values else None)
-    return (nodes, tuple(built.plan.values), rewritten)
