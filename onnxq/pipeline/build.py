@@ -52,15 +52,19 @@ class Built:
     def signature(self) -> tuple[object, ...]:
         """What distinguishes the plans of two models that would run alike."""
         nodes = tuple(
-            (name, n.action, n.form, n.folds, n.float_output, n.algorithm, repr(sorted(n.weights.items())))
-            for name, n in self.plan.nodes.items()
+            (
+                name,
+                node.action,
+                node.form,
+                node.folds,
+                node.float_output,
+                node.algorithm,
+                repr(sorted(node.weights.items())),
+            )
+            for name, node in self.plan.nodes.items()
         )
-        recipe = self.recipe
-        return (
-            nodes,
-            tuple(self.plan.values),
-            (recipe.equalize, recipe.smooth, recipe.range if self.plan.values else None),
-        )
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        return (nodes, tuple(self.plan.values), rewritten)
 
 
 def build(job: Job) -> Built:
