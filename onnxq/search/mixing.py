@@ -126,11 +126,11 @@ class Mixing:
         if start is None or self._bench is None:
             return
         kept = self._at_full_speed(start)
-        if kept is None and self._nearly_as_fast(start):
-            kept = self._spare_weights()
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            kept = self._spare_weights() if self._nearly_as_fast(start) else None
+        if kept is None:
             least = min(self._refined(start), key=trials.loss)
             forms = {name: self.form(least, name) for name in self.layers}
             order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
