@@ -64,6 +64,7 @@ class Mixing:
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
         self._barely: list[Trial] = []
+        self._spared = False
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -191,8 +192,9 @@ class Mixing:
         """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
         trials = self._trials
         stored = trials.made.get(STORED)
-        if stored is None or not self._stored_misses():
+        if stored is None or not self._stored_misses() or self._spared:
             return None
+        self._spared = True
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Demotion(STORED, as_it_is, stored.built.recipe)
