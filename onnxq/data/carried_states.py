@@ -105,26 +105,31 @@ class CarriedSource:
                 yield dict(before)
 
     def describe(self) -> None:
-        """Say in the notes what is carried, from the first sample."""
-        for given in self._read(0, 1):
-            missing = self._missing(given) or sorted(self._ignored or ())
-            for _ in self.feeds(0, 1):
-                pass
-            carried = [name for name in missing if name not in self._growing or name in self._asked]
-            fresh = [name for name in missing if name not in carried]
-            if carried:
-                begun = "as the first sample says" if self._ignored else "at zeros"
+        """Say in the notes what is carried, from the first two samples."""
+        held = [set(given) for given in self._read(0, 2)]
+        missing = [name for name in self._specs if any(name not in names for names in held)]
+        if not missing:
+            return
+        for _ in self.feeds(0, len(held)):
+            pass
+        carried = [name for name in missing if name not in self._growing or name in self._asked]
+        fresh = [name for name in missing if name not in carried]
+        for begun, names in (
+            ("at zeros", [name for name in carried if name not in held[0]]),
+            ("as the first sample says", [name for name in carried if name in held[0]]),
+        ):
+            if names:
                 self.notes.append(
-                    f"samples: {_listed('input', carried)} {_are(carried)} carried from one sample to the next "
-                    f"({', '.join(f'{self._outputs[name]} → {name}' for name in carried[:3])}), in their order, "
-                    f"and start{'s' if len(carried) == 1 else ''} {begun}"
+                    f"samples: {_listed('input', names)} {_are(names)} carried from one sample to the next "
+                    f"({', '.join(f'{self._outputs[name]} → {name}' for name in names[:3])}), in their order, "
+                    f"and start{'s' if len(names) == 1 else ''} {begun}"
                 )
-            if fresh:
-                self.notes.append(
-                    f"samples: {_listed('input', fresh)} {_are(fresh)} not in the data and grow"
-                    f"{'s' if len(fresh) == 1 else ''} with each call, so each sample starts with an empty one; "
-                    f"--state {self._outputs[fresh[0]]}={fresh[0]} carries it on"
-                )
+        if fresh:
+            self.notes.append(
+                f"samples: {_listed('input', fresh)} {_are(fresh)} not in the data and grow"
+                f"{'s' if len(fresh) == 1 else ''} with each call, so each sample starts with an empty one; "
+                f"--state {self._outputs[fresh[0]]}={fresh[0]} carries it on"
+            )
 
     def _read(self, start: int, stop: int | None) -> Iterator[Feed]:
         """Samples as they are, without the states that the user wants carried although every sample holds them."""

@@ -63,6 +63,7 @@ class Mixing:
         self._job, self._trials = job, trials
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
+        self._barely: list[Trial] = []
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -143,6 +144,8 @@ class Mixing:
                 kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
         if kept is None:
             kept = self._spare_weights()
+        if kept is None:  # none is well inside; the one that is farthest inside serves
+            kept = min(self._barely, key=trials.loss, default=None)
         if kept is not None:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
@@ -219,6 +222,9 @@ class Mixing:
                 trials.glance(trial)
             if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
+            elif trial is not None and not trial.refused:
+                self._barely.append(trial)
+                too_few = count
             elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
                 return None
             else:

@@ -143,8 +143,10 @@ def test_a_sample_that_holds_the_state_starts_a_new_sequence() -> None:
     reader = Carrying(gru()).open(samples)
     same(reader, fed_by_hand(gru(), samples, {"hn": "h"}, {"h": ZERO}))
     same(reader.part(4, 6), list(reader)[4:])
+    assert reader.notes[0].endswith("and starts at zeros")
     samples[0]["h"] = np.full((1, 1, HIDDEN), -0.5, np.float32)
     reader = Carrying(gru()).open(iter(samples))
+    assert reader.notes[0].endswith("and starts as the first sample says")
     same(reader.part(2, 6), fed_by_hand(gru(), samples, {"hn": "h"}, {})[2:])
 
 
