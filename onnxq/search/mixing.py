@@ -64,6 +64,7 @@ class Mixing:
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
         self._barely: list[Trial] = []
+        self._spared = False
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -126,11 +127,11 @@ class Mixing:
         if start is None or self._bench is None:
             return
         kept = self._at_full_speed(start)
-        if kept is None and self._nearly_as_fast(start):
-            kept = self._spare_weights()
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            kept = self._spare_weights() if self._nearly_as_fast(start) else None
+        if kept is None:
             least = min(self._refined(start), key=trials.loss)
             forms = {name: self.form(least, name) for name in self.layers}
             order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
@@ -191,8 +192,9 @@ class Mixing:
         """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
         trials = self._trials
         stored = trials.made.get(STORED)
-        if stored is None or not self._stored_misses():
+        if stored is None or not self._stored_misses() or self._spared:
             return None
+        self._spared = True
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Demotion(STORED, as_it_is, stored.built.recipe)
