@@ -128,6 +128,32 @@ def threads_option(group: str, default_text: str = "the processors that are free
     )
 
 
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    for value in values:
+        output, equals, name = value.partition("=")
+        if not (output and equals and name):
+            raise click.BadParameter(f"{value!r} is no pair; write OUT=IN, such as hn=h", ctx, parameter)
+        if output in found:
+            raise click.BadParameter(f"output {output!r} is named twice; it goes into one input", ctx, parameter)
+        found[output] = name
+    return found or None
+
+
+def states_option(group: str) -> Callable[[F], F]:
+    """Add --state."""
+    return option(
+        "--state",
+        "states",
+        multiple=True,
+        metavar="OUT=IN",
+        callback=_pairs,
+        group=group,
+        default_text="pairs found by name, such as hn and h, or by shape, for inputs that DATA lacks",
+        help="Feed output OUT of the float model back into input IN at the next sample. Repeatable.",
+    )
+
+
 def custom_ops_option(group: str) -> Callable[[F], F]:
     """Add --custom-ops."""
     return option(

@@ -72,6 +72,7 @@ class NpzSource:
         if not members:
             raise CalibrationError(f"{path}: holds no arrays; save samples with np.savez(path, <input name>=array)")
         check_names(list(members), inputs, str(path))
+        inputs = self._inputs = [spec for spec in inputs if spec.name in members]
         self._stacked = {s.name for s in inputs if s.shape and len(members[s.name].shape) == len(s.shape) + 1}
         batched = [spec for spec in inputs if spec.name not in self._stacked]
         self.batch = batch_length(batched, batch_size, str(path)) if batched else 1

@@ -48,6 +48,24 @@ class Built:
     warnings: list[str] = field(default_factory=list)
     weights: tuple[LayerWeight, ...] = ()
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What distinguishes the plans of two models that would run alike."""
+        nodes = tuple(
+            (
+                name,
+                node.action,
+                node.form,
+                node.folds,
+                node.float_output,
+                node.algorithm,
+                repr(sorted(node.weights.items())),
+            )
+            for name, node in self.plan.nodes.items()
+        )
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        return (nodes, tuple(self.plan.values), rewritten)
+
 
 def build(job: Job) -> Built:
     """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq.core.processors import blas_threads
-from onnxq.data.readers import open_reader
 from onnxq.errors import RecipeError
 from onnxq.graph.files.io import Source
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import load_and_prepare
-from onnxq.pipeline.job import Data, Job, probe_shapes
+from onnxq.pipeline.job import Data, Job, open_samples, probe_shapes
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult
@@ -32,6 +32,7 @@ class CalibrationOptions:
     provider: str = CPU
     resume: bool = False
     moments: bool = False
+    states: Mapping[str, str] | None = None
 
 
 def calibrate_model(
@@ -55,7 +56,7 @@ def calibrate_model(
     prepared = load_and_prepare(model, options.target, clock)
     if samples is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    reader = open_reader(samples, prepared.inputs)
+    reader = open_samples(samples, prepared, states=options.states, threads=options.threads)
     first = next(iter(reader))
     confirm(prepared, first, clock, options.threads)
     job = Job(prepared, Recipe(), options.target, Data(reader, reader, first, reader), threads=options.threads)

@@ -50,6 +50,8 @@ class Verdict:
         failures: why the model must not be written; one line each.
         warnings: what the user should know; one line each.
         refused: the model is not valid, does not load, or does not run.
+        dequantized: layers that the runtime computes in float although their weights are on integers, by the names of
+            the prepared model.
     """
 
     comparison: Comparison | None = None
@@ -58,6 +60,7 @@ class Verdict:
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refused: bool = False
+    dequantized: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -96,7 +99,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
                     feeds,
                     labels=labels,
                     budgets=(math.inf, _PLAIN_SECONDS),
-                    facts=output_facts(prepared.model),
+                    facts=output_facts(prepared.model, None if data is None else data.every.states),
                 )
             except CalibrationError:
                 raise  # the data is at fault, not the model
@@ -128,11 +131,12 @@ def _check(
             # There may be no room for that file, which is no fault of the model; what is one is found once more.
             return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     if slow:
+        verdict.dequantized = tuple(slow)
         slow = [prepared.sources.get(name, (name,))[0] for name in slow]
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
         verdict.warnings.append(
             f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "
-            "unfolding it at each inference; use --format qoperator, or --exclude it"
+            "dequantizing it at each inference; use --format qoperator, or --exclude it"
         )
     return sessions
 

@@ -295,8 +295,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
-    elif not by_user and node.op_type in ("Gather", "LSTM") and preset.activations == "static":
-        # A table, or a recurrence that has an integer kernel in this form alone; what moves activations stays as it is.
+    elif not by_user and node.op_type in ("Gather", "LSTM", "Attention") and preset.activations == "static":
+        # A table, or what has an integer kernel in this form alone; what moves activations stays as it is.
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]

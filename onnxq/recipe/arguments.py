@@ -105,6 +105,12 @@ def _text_or_callable(where: str, value: Any) -> Any:
     return value if callable(value) else _text(where, value)
 
 
+def _states(where: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _refuse(where, value, "a dict from outputs to the inputs that they go back into")
+    return {_text(f"{where}: output", output): _text(f"{where}[{output!r}]", name) for output, name in value.items()}
+
+
 def _model(where: str, value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
         return _path(where, value)
@@ -139,6 +145,7 @@ def _paths(where: str, value: Any) -> list[Any]:
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "statistics": _statistics,
+    "states": _states,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
     "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,

@@ -61,7 +61,7 @@ def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Perplexity and agreement over tokens, where they are known."""
+    """Perplexity and agreement over tokens, and the drift of a model with states, where they are known."""
     facts = []
     perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
     if perplexity:
@@ -71,6 +71,9 @@ def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         apart = result.get("token_divergence")
         more = "" if apart is None else f", divergence {apart:.3g} nats"
         facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
+    drift = result.get("free_running_loss")
+    if drift is not None:
+        facts.append(("drift", f"on its own states a loss of {100 * drift:.2g} % at the end of the samples"))
     return facts
 
 

@@ -101,6 +101,12 @@ class Session:
             specs.append(InputSpec(value.name, dtype, tuple(value.shape)))
         return specs
 
+    @property
+    def output_specs(self) -> list[InputSpec]:
+        """What the model gives, in the terms of inputs; without outputs that are no tensors."""
+        found = ((value, _tensor_dtype(value.type)) for value in self._session.get_outputs())
+        return [InputSpec(v.name, dtype, tuple(v.shape)) for v, dtype in found if dtype is not None]
+
     def run(self, feed: Feed, outputs: Sequence[str] | None = None, *, seconds: float | None = None) -> list[Any]:
         """Run the model once.
 

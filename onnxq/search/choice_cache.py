@@ -32,7 +32,7 @@ REUSED = (
 
 def place_of(job: Job) -> Path:
     """The file of a job's choice: named by all that the choice depends on."""
-    data = job.data.every.hash if job.data is not None else ""
+    data = f"{job.data.every.hash} {sorted((job.data.every.states or {}).items())}" if job.data is not None else ""
     known = io.model_hash(job.prepared.model)
     parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}")
     return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"

@@ -18,6 +18,9 @@ from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
 
+_LEAST_SHARE = 0.2
+"""Share of the budget that has to be left for a search after ``auto``, where the user set no limits."""
+
 _WORTH_IT = 1.05
 """Times faster than float from which a model is worth a search where ``auto`` gave float back."""
 
@@ -58,7 +61,10 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
         if options.cache:
             remember(job, first)
         return first
-    left = max(job.budget - (time.monotonic() - started), 0.0)
+    left = job.budget - (time.monotonic() - started)
+    if left < _LEAST_SHARE * job.budget and limits == Limits():
+        return first
+    left = max(left, 0.0)
     static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
     asked = limits if limits != Limits() else Limits.or_budget(None, None)
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class Options:
     cache: bool = True
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
+    states: Mapping[str, str] | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -116,7 +117,11 @@ def _open(
     halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
     prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
-    data = open_data(found, prepared) if found is not None else None
+    if found is None and options.states:
+        raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
+    data = None
+    if found is not None:
+        data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, found))
@@ -144,25 +149,26 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
 def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
     built, verdict = chosen.built, chosen.verdict
     comparison = verdict.comparison
+    plan = chosen.plan.as_run(verdict.dequantized)
     same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
-        format=built.form if built is not None and chosen.plan.values else None,
+        format=built.form if built is not None and plan.values else None,
         target=job.target.name,
         size_before=job.prepared.size,
         size_after=size,
         sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
-        coverage=chosen.plan.coverage(),
-        kept_float=chosen.plan.kept_float(),
+        coverage=plan.coverage(),
+        kept_float=plan.kept_float(),
         seconds=job.clock.seconds,
         warnings=[*chosen.warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
         non_finite=built.non_finite if built is not None else {},
-        plan=chosen.plan,
+        plan=plan,
         model=proto,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
         bits_per_weight=_bits(built),

@@ -107,8 +107,8 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._facts = output_facts(job.prepared.model)
-        self._signatures: dict[tuple[Any, ...], str] = {}
+        self._facts = output_facts(job.prepared.model, None if job.data is None else job.data.every.states)
+        self._signatures: dict[tuple[object, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
         self._late = False
@@ -138,7 +138,7 @@ class Trials:
             self.warnings.append(f"candidate {name!r} was left out after an internal error, {type(error).__name__}")
             self._drop(name, f"failed: {type(error).__name__}: {error}")
             return None
-        signature = _signature(built)
+        signature = built.signature
         if signature in self._signatures:
             self._drop(name, f"the same model as {self._signatures[signature]}")
             return None
@@ -169,10 +169,9 @@ class Trials:
 
     def has_margin(self, trial: Trial) -> bool:
         """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
-        recipe, found = self.job.recipe, trial.comparison
-        if recipe.min_sqnr is not None or recipe.max_drop is not None or found is None or found.loss is None:
-            return True
-        return found.loss <= BUDGET * _MARGIN
+        recipe = self.job.recipe
+        theirs = recipe.min_sqnr is not None or recipe.max_drop is not None
+        return theirs or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
 
     def hopeless(self, trial: Trial) -> bool:
         """Whether a trial misses the default budget by far."""
@@ -181,8 +180,7 @@ class Trials:
     @staticmethod
     def loss(trial: Trial) -> float:
         """What a trial loses against float; infinity where nobody knows."""
-        known = trial.comparison.loss if trial.comparison is not None else None
-        return math.inf if known is None else known
+        return math.inf if trial.comparison is None or trial.comparison.loss is None else trial.comparison.loss
 
     def _drop(self, name: str, reason: str) -> None:
         self.dropped.append((name, reason))
@@ -392,21 +390,3 @@ class Trials:
 
 def _sqnr(comparison: Comparison | None) -> float | None:
     return None if comparison is None else comparison.sqnr_db
-
-
-def _signature(built: Built) -> tuple[Any, ...]:
-    """What distinguishes the plans of two models that would run alike."""
-    nodes = tuple(
-        (
-            name,
-            node.action,
-            node.form,
-            node.folds,
-            node.float_output,
-            node.algorithm,
-            repr(sorted(node.weights.items())),
-        )
-        for name, node in built.plan.nodes.items()
-    )
-    rewritten = (built.recipe.equalize, built.recipe.smooth, built.recipe.range if built.plan.values else None)
-    return (nodes, tuple(built.plan.values), rewritten)

@@ -44,6 +44,7 @@ def outcome(result: dict[str, Any] = RESULT) -> SimpleNamespace:
     return SimpleNamespace(
         output=Path("out.onnx"),
         recipe_path=None,
+        outputs={},
         warnings=result.get("warnings", []),
         to_dict=lambda: result,
         summary=lambda: "the summary\n",

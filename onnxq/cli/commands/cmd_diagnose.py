@@ -17,6 +17,7 @@ from onnxq.cli._options import (
     option,
     output_options,
     state,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_warnings
@@ -45,6 +46,7 @@ from onnxq.cli._summary import show_diagnosis
     default_text="calibration_data/<model stem>.npz beside FLOAT, beside its folder or in the working folder, if there",
     help=f"Samples to run: {CALIBRATION_FORMS}.",
 )
+@states_option("Data")
 @option(
     "--recipe",
     metavar="FILE",

@@ -18,6 +18,7 @@ from onnxq.cli._options import (
     option,
     output_options,
     state,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_warnings
@@ -68,6 +69,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
+@states_option(_FILES)
 @option(
     "--stats",
     metavar="FILE",

@@ -70,7 +70,7 @@ def _refuse_gemm(node: ir.Node) -> str | None:
     if walk.attr_float(node, "alpha", 1.0) != 1.0 or walk.attr_float(node, "beta", 1.0) != 1.0:
         return "alpha or beta is not 1, which the integer kernel does not take"
     if walk.attr_int(node, "transA", 0):
-        return "transA = 1 has no integer kernel"
+        return "transA = 1: only layers that read their input as it lies are put on integers"
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = walk.const_array(node.inputs[2])
         weight = walk.const_array(node.inputs[1])
@@ -157,6 +157,7 @@ OPS: dict[str, OpRow] = {
     "Slice": OpRow(Kind.PASSING),
     "Split": OpRow(Kind.PASSING),
     "Gather": OpRow(Kind.PASSING),
+    "GatherElements": OpRow(Kind.PASSING, since=11),
     "Expand": OpRow(Kind.PASSING),
     "Tile": OpRow(Kind.PASSING),
     "DepthToSpace": OpRow(Kind.PASSING, takes_integers=False),

@@ -178,7 +178,7 @@ def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | Non
     if not positions or all(walk.is_constant(value) for value in values):
         if any(value is not None and not walk.is_constant(value) for value in node.inputs):
             return "the numbers that it would quantize are constant"
-        return "all its inputs are constant"
+        return "all its inputs are constant" if all(map(walk.is_constant, node.inputs)) else "it reads from a constant"
     if row.kind is Kind.REQUANTIZING:
         for array in map(walk.const_array, values):
             if array is not None and array.size == 0:

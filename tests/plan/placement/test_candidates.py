@@ -47,7 +47,7 @@ REASONS = {
         "g (float[4,N] x) => (float[N,3] y)",
         "[t] y = Gemm <transA = 1> (x, w)",
         {"w": weights(4, 3)},
-        "transA = 1 has no integer kernel",
+        "transA = 1: only layers that read their input as it lies are put on integers",
     ),
     "Gemm's computed bias": (MATRIX, "[t] y = Gemm (x, w, p)", {"w": weights(4, 3)}, "its bias is not constant"),
     "bias matrix": (
