@@ -37,7 +37,6 @@ LEVEL = {package: level for level, packages in enumerate(TIERS) for package in p
 HOMES = {
     "onnx": ["graph"],
     "onnx_ir": ["graph"],
-    "onnxscript": ["graph"],
     "google": ["graph"],  # protobuf, which onnx is made of
     "onnxruntime": ["runtime"],
     "ray": ["runtime/ray_engine.py"],
@@ -54,7 +53,7 @@ NUMBERS_ONLY = {
     "algorithms": {"numpy", "ml_dtypes"},
 }
 FREE = {"numpy", "ml_dtypes"} | set(sys.stdlib_module_names)
-HEAVY = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "ray", "numpy"]
+HEAVY = ["onnx", "onnx_ir", "onnxruntime", "torch", "ray", "numpy"]
 
 # The public API reaches everywhere, on first use; all else keeps the order.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})

@@ -248,7 +248,7 @@ class CarriedSource:
         spec = self._specs[names[0]]
         raise CalibrationError(
             f"calibration data: input '{spec.name}' {spec.shape_text} is missing, and the model does not run "
-            f"with zeros in it ({failure}); give it in the first sample"
+            f"with zeros in it ({failure}); pass it in the first sample"
         )
 
     def _guess(self, spec: InputSpec, feed: Feed, other: int) -> tuple[int, ...]:

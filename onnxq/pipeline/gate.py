@@ -136,7 +136,7 @@ def _check(
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
         verdict.warnings.append(
             f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "
-            "unfolding it at each inference; use --format qoperator, or --exclude it"
+            "dequantizing it at each inference; use --format qoperator, or --exclude it"
         )
     return sessions
 

@@ -63,6 +63,8 @@ class Mixing:
         self._job, self._trials = job, trials
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
+        self._barely: list[Trial] = []
+        self._spared = False
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -125,11 +127,11 @@ class Mixing:
         if start is None or self._bench is None:
             return
         kept = self._at_full_speed(start)
-        if kept is None and self._nearly_as_fast(start):
-            kept = self._spare_weights()
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            kept = self._spare_weights() if self._nearly_as_fast(start) else None
+        if kept is None:
             least = min(self._refined(start), key=trials.loss)
             forms = {name: self.form(least, name) for name in self.layers}
             order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
@@ -143,6 +145,8 @@ class Mixing:
                 kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
         if kept is None:
             kept = self._spare_weights()
+        if kept is None:  # none is well inside; the one that is farthest inside serves
+            kept = min(self._barely, key=trials.loss, default=None)
         if kept is not None:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
@@ -188,8 +192,9 @@ class Mixing:
         """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
         trials = self._trials
         stored = trials.made.get(STORED)
-        if stored is None or not self._stored_misses():
+        if stored is None or not self._stored_misses() or self._spared:
             return None
+        self._spared = True
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Demotion(STORED, as_it_is, stored.built.recipe)
@@ -219,6 +224,9 @@ class Mixing:
                 trials.glance(trial)
             if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
+            elif trial is not None and not trial.refused:
+                self._barely.append(trial)
+                too_few = count
             elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
                 return None
             else:

@@ -118,7 +118,7 @@ def _open(
     prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     if found is None and options.states:
-        raise RecipeError("--state: there are no samples to carry states through; give --calibration")
+        raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)

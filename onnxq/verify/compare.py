@@ -19,8 +19,8 @@ from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, Metric, OutputComparison
+from onnxq.verify.kinds.output_kinds import is_real
 from onnxq.verify.output_judges import OutputJudges
-from onnxq.verify.output_kinds import is_real
 from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 

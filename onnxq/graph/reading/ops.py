@@ -157,6 +157,7 @@ OPS: dict[str, OpRow] = {
     "Slice": OpRow(Kind.PASSING),
     "Split": OpRow(Kind.PASSING),
     "Gather": OpRow(Kind.PASSING),
+    "GatherElements": OpRow(Kind.PASSING, since=11),
     "Expand": OpRow(Kind.PASSING),
     "Tile": OpRow(Kind.PASSING),
     "DepthToSpace": OpRow(Kind.PASSING, takes_integers=False),

@@ -1,4 +1,4 @@
-"""Raise the default operator set with the converters of onnx and onnxscript."""
+"""Raise the default operator set with onnx's converter."""
 
 from __future__ import annotations
 
