@@ -30,6 +30,10 @@ LEAST_GAIN_BITS = 0.25
 _FINEST = 2.0**-10
 """Finest step of a channel, as a share of the common one; channels that were silent on all samples get it."""
 
+_HEADROOM = 2.0
+"""Reach of a channel's grid over the largest magnitude that was seen: a few samples do not show how far one channel
+goes as they do for all together."""
+
 _PER_CHANNEL_OPSET = 13
 """Operator set from which DequantizeLinear takes a scale for each channel."""
 
@@ -96,7 +100,7 @@ def _spread(
     step, zero = float(common.scale.reshape(())), int(common.zero_point.reshape(()))
     scale_x = float(given.scale.reshape(()))
     middle = (common.spec.qmin + common.spec.qmax + 1) // 2
-    own = np.maximum(highest / (common.spec.qmax - middle), step * _FINEST)
+    own = np.maximum(_HEADROOM * highest / (common.spec.qmax - middle), step * _FINEST)
     moved = np.abs(middle - zero) * own / (scale_x * weight.params.scale.reshape(-1).astype(np.float64))
     finer = (own < step) & (moved < _BIAS_LIMIT)
     steps = np.where(finer, own, step).astype(np.float32)
