@@ -237,12 +237,6 @@ def replace_uses(old: ir.Value, new: ir.Value, keep: ir.Node) -> None:
             keep.replace_input_with(index, old)
 
 
-def grid_behind(rewrite: Rewrite, name: str) -> tuple[QParams, int | None]:
-    """What the integers of a value are dequantized with, and the axis of its scales where each channel has one."""
-    own = rewrite.channels.get(name)
-    return (rewrite.values[name], None) if own is None else (own, 1)
-
-
 def drop_idle(graph: ir.Graph, integers: dict[int, ir.Value]) -> None:
     """Remove the DQ nodes that nothing reads because every reader took the integers.
 

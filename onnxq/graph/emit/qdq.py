@@ -145,7 +145,7 @@ class _Emitter:
         params = self._rewrite.values[name]
         names = builder.names
         q = builder.quantize(value, params, names.value(f"{name}_QuantizeLinear_Output"))
-        back, axis = common.grid_behind(self._rewrite, name)
+        back, axis = self._rewrite.grid_behind(name)
         dq = builder.dequantize(q.outputs[0], back, names.value(f"{name}_DequantizeLinear_Output"), name, axis)
         builder.place_after(value, [q, dq])
         self.integers[id(dq.outputs[0])] = q.outputs[0]

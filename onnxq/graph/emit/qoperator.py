@@ -109,7 +109,7 @@ class _Emitter:
                 op_type, inputs, integer_name, name=node.name, domain=domain, attributes=_attributes(node),
                 shape=output.shape, dtype=common.IR_TYPES[params.spec.dtype],
             )  # fmt: skip
-            grid, axis = common.grid_behind(self._rewrite, name)
+            grid, axis = self._rewrite.grid_behind(name)
             back = builder.dequantize(new.outputs[0], grid, builder.names.value(f"{name}_float"), name, axis)
             graph.insert_after(node, [new, back])
             edit.take_over(output, back.outputs[0])

@@ -89,3 +89,8 @@ class Rewrite:
     dynamic: dict[str, DynamicRewrite] = field(default_factory=dict)
     weights: dict[str, WeightRewrite] = field(default_factory=dict)
     channels: dict[str, QParams] = field(default_factory=dict)
+
+    def grid_behind(self, name: str) -> tuple[QParams, int | None]:
+        """What the integers of a value are dequantized with, and the axis of its scales where each channel has one."""
+        own = self.channels.get(name)
+        return (self.values[name], None) if own is None else (own, 1)
