@@ -106,7 +106,7 @@ def _onnxq(model: str, feeds: str, output: str, options: dict[str, Any]) -> dict
     import onnxq
 
     start, busy = time.perf_counter(), time.process_time()
-    result = onnxq.quantize(model, output, calibration=feeds, threads=1, **options)
+    result = onnxq.quantize(model, output, calibration=feeds, threads=1, cache=False, **options)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     facts = result.to_dict()
     report = {key: facts[key] for key in ("preset", "coverage", "warnings", "sqnr_db", "latency_ratio", "seconds")}

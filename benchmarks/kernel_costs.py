@@ -98,6 +98,7 @@ OPERATORS: dict[str, Build] = {
     "Slice": plain("Slice", *(np.array([v], np.int64) for v in (0, 28, 2))),
     "Slice strided": plain("Slice", *(np.array([v], np.int64) for v in (0, 56, 2, 2))),
     "Gather": plain("Gather", np.arange(0, 64, 2), channels=32, axis=1),
+    "GatherElements": plain("GatherElements", np.arange(64 * 56 * 56).reshape(1, 64, 56, 56) % 56, axis=3),
     "Tile": plain("Tile", np.array([1, 2, 1, 1], np.int64), channels=128),
     "DepthToSpace": plain("DepthToSpace", channels=16, blocksize=2),
     "SpaceToDepth": plain("SpaceToDepth", channels=256, blocksize=2),

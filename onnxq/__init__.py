@@ -15,6 +15,7 @@ from onnxq._version import __version__
 
 if TYPE_CHECKING:
     from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, targets
+    from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
         MissingExtraError,
@@ -24,16 +25,25 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
-    from onnxq.recipe.recipe import Recipe
+    from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
+    from onnxq.verify.compare import Comparison
 
 __all__ = [
+    "BenchmarkResult",
+    "CalibrateResult",
     "CalibrationError",
+    "Comparison",
+    "DiagnoseResult",
+    "Inspection",
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
+    "QuantizeResult",
     "Recipe",
     "RecipeError",
+    "Rule",
     "Statistics",
     "TargetError",
     "VerificationError",
@@ -49,12 +59,19 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchmarkResult": "onnxq.report.results",
+    "CalibrateResult": "onnxq.report.results",
     "CalibrationError": "onnxq.errors",
+    "Comparison": "onnxq.verify.compare",
+    "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
+    "QuantizeResult": "onnxq.report.results",
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",
+    "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
     "VerificationError": "onnxq.errors",
@@ -70,10 +87,10 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """The package as a module whose public names importing a room cannot hide.
+    """The package as a module whose public names importing a package cannot hide.
 
-    Python binds an imported submodule to its parent, so importing the room ``onnxq.targets`` would replace the
-    function ``onnxq.targets``. Rooms are imported as ``from onnxq.targets.x import y``, which needs no such binding.
+    Python binds an imported submodule to its parent, so importing the package ``onnxq.targets`` would replace the
+    function ``onnxq.targets``. Packages are imported as ``from onnxq.targets.x import y``, which needs no such binding.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
 from onnxq.graph.files.saving import check_destination
+from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
@@ -26,12 +28,13 @@ from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
-from onnxq.search.score import Function
+from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import TARGETS, target_named
 from onnxq.verify.benchmark import benchmark as run_benchmark
-from onnxq.verify.compare import Comparison
+from onnxq.verify.compare import Comparison, matched_outputs
 from onnxq.verify.compare import compare as run_comparison
+from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
@@ -44,6 +47,7 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     *,
     calibration: object = None,
+    states: Mapping[str, str] | None = None,
     preset: str | None = None,
     format: str | None = None,
     range: str | None = None,
@@ -78,6 +82,7 @@ def quantize(
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -88,7 +93,10 @@ def quantize(
         output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
             chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
         calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; None looks for ``calibration_data/<stem>.npz``.
+            ``get_next()``; None looks for ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model
+            may be missing.
+        states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
+            shapes do not say so; these are carried over also where every sample holds them.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
         range: "minmax", "percentile", "entropy" or "mse".
@@ -123,8 +131,8 @@ def quantize(
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
-        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; the best so far
-            is given then.
+        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
+            candidate so far is returned.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
             "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
             of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
@@ -132,6 +140,7 @@ def quantize(
         search_state: file that keeps what a search has measured, removed at success; None takes
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
+        cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
@@ -158,6 +167,7 @@ def calibrate(
     output: str | os.PathLike[str],
     *,
     calibration: object = None,
+    states: Mapping[str, str] | None = None,
     target: str = "cpu",
     threads: int | None = None,
     provider: str = CPU,
@@ -172,6 +182,7 @@ def calibrate(
         model: path of an ONNX file, or an ``onnx.ModelProto``.
         output: the ``.npz`` file to write.
         calibration: as for `quantize`.
+        states: as for `quantize`.
         target: a name that `targets` lists.
         threads: threads an operator may use; None lets the runtime choose.
         provider: execution provider that runs the float model.
@@ -185,7 +196,7 @@ def calibrate(
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
-    options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments)
+    options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments, states=states)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
@@ -199,6 +210,7 @@ def compare(
     quantized_model: Source,
     *,
     data: object = None,
+    states: Mapping[str, str] | None = None,
     metric: str | None = None,
     threads: int | None = None,
     custom_ops: Libraries = (),
@@ -210,6 +222,8 @@ def compare(
         quantized_model: path or ``onnx.ModelProto``.
         data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given, with token ids
             that an output predicts their perplexity.
+        states: as for `quantize`. Both models get the states of the float model; ``result.free_running_loss`` is what
+            becomes of the quantized one on its own.
         metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
             "perplexity" or "divergence".
         threads: threads an operator may use.
@@ -232,9 +246,16 @@ def compare(
             f"{after.label}: its inputs {others} are not those of {before.label}, {names}; "
             "compare a model with its own quantized form"
         )
-    reader = open_reader(found, before.input_specs)
+    recurrence = Recurrence(before.output_specs, before.run, states or {})
+    reader = open_reader(found, before.input_specs, recurrence=recurrence)
     try:
-        result = run_comparison(before, after, reader, labels=reader.labels)
+        facts = facts_of_file(reference, reader.states)
+        result = run_comparison(before, after, reader, labels=reader.labels, facts=facts)
+        if reader.states:
+            pairs = matched_outputs(before, after)
+            drift, warning = free_running((before, after), reader, reader.count_feeds(), pairs, reader.states, facts)
+            result = replace(result, free_running_loss=drift)
+            result.warnings.extend([warning] if warning else [])
     except VerificationError as error:
         raise ModelError(str(error)) from error
     result.warnings.extend(reader.notes)
@@ -286,10 +307,11 @@ def benchmark(
     if data is None:
         feeds = [runnable_feed(session)]
         warnings.append(
-            f"measured on one made-up sample, {described(feeds[0])}; give --calibration for the real shapes"
+            f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
-        feeds = open_reader(data, session.input_specs)
+        feeds = open_reader(data, session.input_specs, recurrence=Recurrence(session.output_specs, session.run))
+        warnings += feeds.notes
     names = _distinct(paths)
     rows = run_benchmark(
         dict(zip(names, paths, strict=True)), feeds, seconds=seconds, threads=threads or 1, memory=memory

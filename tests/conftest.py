@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +17,10 @@ from types import ModuleType
 import hypothesis
 import onnxruntime
 import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands that they interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT.parent / "shared" / "zoo"
@@ -43,6 +49,12 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "zoo": ("no ../shared/zoo beside the project", lambda config: not (ZOO / "zoo.py").is_file()),
     "browser": ("playwright is not installed", _lacks("playwright")),
 }
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees what another one, or the developer, has measured; the folder is made when something is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -133,7 +133,7 @@ def test_any_damaged_model(worker: Worker, seed: int, base: int, times: int, way
     ("bomb", "size", "said"),
     [
         (mutations.doubling, 25, "its functions stand for"),
-        (mutations.turns, 1 << 62, "nothing in its body ends it"),
+        (mutations.turns, 1 << 62, "nothing in its subgraph ends it"),
         (mutations.grown, 1 << 31, "GiB out of constants"),
         (mutations.named, 100_000, "AAA..."),
         (mutations.chain, 4_000, ""),

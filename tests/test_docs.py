@@ -45,3 +45,9 @@ def test_the_worked_examples_fit_the_code(root: Path) -> None:
     for file, old in found:
         assert old, f"{file}: a hunk without context"
         assert f"\n{old}\n" in (root / file).read_text(encoding="utf-8"), f"{file}: has no {old!r}"
+
+
+def test_the_changelog_repeats_nothing(root: Path) -> None:
+    entries = re.findall(r"^- .*(?:\n  .*)*", (root / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(entries) > 50
+    assert sorted(entry for entry in set(entries) if entries.count(entry) > 1) == []

@@ -1,4 +1,4 @@
-"""The rooms of the package import one way, and each library is imported in its one room."""
+"""The packages of onnxq import one way, and each library is imported in its one package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "onnxq"
 
-# Rooms of one tier are siblings and do not import each other; a tier imports the tiers above it.
+# Packages of one tier are siblings and do not import each other; a tier imports the tiers above it.
 TIERS = [
     ["_version", "errors"],
     ["recipe", "core"],
@@ -31,32 +31,36 @@ TIERS = [
     ["api"],
     ["cli"],
 ]
-LEVEL = {room: level for level, rooms in enumerate(TIERS) for room in rooms}
+LEVEL = {package: level for level, packages in enumerate(TIERS) for package in packages}
 
-# Third-party library: the rooms, or single files, that may import it.
+# Third-party library: the packages, or single files, that may import it.
 HOMES = {
     "onnx": ["graph"],
     "onnx_ir": ["graph"],
-    "onnxscript": ["graph"],
     "google": ["graph"],  # protobuf, which onnx is made of
     "onnxruntime": ["runtime"],
     "ray": ["runtime/ray_engine.py"],
+    "threadpoolctl": ["core/processors.py"],
     "torch": ["qat"],
     "yaml": ["recipe"],
     "click": ["cli"],
     "rich": ["cli"],
     "jinja2": ["report"],
 }
-NUMBERS_ONLY = {"core": {"numpy", "ml_dtypes"}, "stats": {"numpy"}, "algorithms": {"numpy", "ml_dtypes"}}
+NUMBERS_ONLY = {
+    "core": {"numpy", "ml_dtypes", "threadpoolctl"},
+    "stats": {"numpy"},
+    "algorithms": {"numpy", "ml_dtypes"},
+}
 FREE = {"numpy", "ml_dtypes"} | set(sys.stdlib_module_names)
-HEAVY = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "ray", "numpy"]
+HEAVY = ["onnx", "onnx_ir", "onnxruntime", "torch", "ray", "numpy"]
 
 # The public API reaches everywhere, on first use; all else keeps the order.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
 
-def room_of(path: Path) -> str:
-    """The room a file belongs to: the first folder, or the file itself at the top."""
+def package_of(path: Path) -> str:
+    """The package a file belongs to: the first folder, or the file itself at the top."""
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
@@ -75,29 +79,29 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def faults(source: str, path: Path) -> list[str]:
-    """What a file imports that its room must not, as one line each."""
-    room = room_of(path)
+    """What a file imports that its package must not, as one line each."""
+    package = package_of(path)
     inside = path.relative_to(PACKAGE).as_posix()
     found = []
     for module in imported(ast.parse(source)):
         top, _, rest = module.partition(".")
         if top == "onnxq":
             other = rest.split(".")[0]
-            if other and other != room and LEVEL.get(other, LEVEL["api"]) >= LEVEL[room]:
-                found.append(f"{inside}: {room} must not import {module}")
+            if other and other != package and LEVEL.get(other, LEVEL["api"]) >= LEVEL[package]:
+                found.append(f"{inside}: {package} must not import {module}")
         elif top in HOMES:
             homes = HOMES[top]
             if not any(inside in (home, f"{home}.py") or inside.startswith(f"{home}/") for home in homes):
                 found.append(f"{inside}: {top} belongs to {', '.join(homes)}")
         elif top not in FREE:
             found.append(f"{inside}: {top} has no home; name one in HOMES")
-        if top not in NUMBERS_ONLY.get(room, {top}) and top not in sys.stdlib_module_names and top != "onnxq":
-            found.append(f"{inside}: {room} holds numbers only and must not import {top}")
+        if top not in NUMBERS_ONLY.get(package, {top}) and top not in sys.stdlib_module_names and top != "onnxq":
+            found.append(f"{inside}: {package} holds numbers only and must not import {top}")
     return found
 
 
 def test_every_room_has_a_place_in_the_order() -> None:
-    assert {room_of(path) for path in FILES} <= set(LEVEL), "add the room to TIERS"
+    assert {package_of(path) for path in FILES} <= set(LEVEL), "add the package to TIERS"
 
 
 def test_every_folder_is_a_package() -> None:

@@ -13,12 +13,19 @@ import onnxq
 import onnxq.errors
 
 PUBLIC = [
+    "BenchmarkResult",
+    "CalibrateResult",
     "CalibrationError",
+    "Comparison",
+    "DiagnoseResult",
+    "Inspection",
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
+    "QuantizeResult",
     "Recipe",
     "RecipeError",
+    "Rule",
     "Statistics",
     "TargetError",
     "VerificationError",
@@ -55,8 +62,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_a_room_hides_no_function() -> None:
-    room = importlib.import_module("onnxq.targets")
-    assert isinstance(room, ModuleType)
+    package = importlib.import_module("onnxq.targets")
+    assert isinstance(package, ModuleType)
     assert callable(onnxq.targets)
 
 

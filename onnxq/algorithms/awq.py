@@ -129,7 +129,7 @@ def awq_scales(
     """
     config = config or AWQConfig()
     if not weights:
-        raise RecipeError("awq_scales: no weight was given; give every layer that shares the input")
+        raise RecipeError("awq_scales: no weight was given; pass every layer that shares the input")
     weights = [check_layout(weight, spec.granularity, "awq_scales") for weight in weights]
     inputs = weights[0].shape[1]
     for weight in weights:

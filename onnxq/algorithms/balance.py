@@ -73,7 +73,7 @@ def smooth_scales(peaks: Array, weights: Sequence[Array], alpha: float, tied: Ar
     if highest.ndim != 1 or any(weight.ndim != 2 or weight.shape[1] != channels for weight in weights):
         raise CalibrationError(
             f"smooth: magnitudes of shape {highest.shape} do not fit weights of shapes "
-            f"{', '.join(str(weight.shape) for weight in weights)}; give one for each input"
+            f"{', '.join(str(weight.shape) for weight in weights)}; pass one for each input"
         )
     if not np.isfinite(highest).all():
         raise CalibrationError("smooth: magnitudes hold NaN or infinite entries; check the calibration samples")

@@ -30,7 +30,7 @@ def check_layout(weight: Array, granularity: Granularity, where: str) -> Array:
         RecipeError: anything else.
     """
     if weight.ndim != 2:
-        raise RecipeError(f"{where}: a weight of shape {weight.shape} is no matrix; give it as (out, in)")
+        raise RecipeError(f"{where}: a weight of shape {weight.shape} is no matrix; pass it as (out, in)")
     match granularity:
         case PerBlock(axis=1 | -1) | PerAxis(axis=0 | -2) | PerTensor():
             return np.asarray(weight, np.float32)
@@ -94,7 +94,7 @@ def split_columns(values: Array | None, shape: tuple[int, ...], granularity: Gra
         return np.broadcast_to(np.float32(1), whole)  # takes no memory
     row = np.ones(shape[1], np.float32) if values is None else np.asarray(values, np.float32).reshape(-1)
     if row.shape != (shape[1],):
-        raise RecipeError(f"importance of {row.size} inputs does not fit a weight of shape {shape}; give {shape[1]}")
+        raise RecipeError(f"importance of {row.size} inputs does not fit a weight of shape {shape}; pass {shape[1]}")
     if isinstance(granularity, PerTensor):
         return np.broadcast_to(row, shape).reshape(1, -1)
     blocks = split(row[None], granularity)

@@ -52,7 +52,7 @@ def allocate(elements: Sequence[int], choices: Sequence[Sequence[Choice]], targe
     if len(elements) != len(choices) or any(not options for options in choices):
         raise RecipeError(
             f"allocate: {len(elements)} layers and choices for {len(choices)}, each of which needs one or more; "
-            "give every layer its choices"
+            "pass choices for every layer"
         )
     costs = [
         np.array([option.bits * size for option in options]) for size, options in zip(elements, choices, strict=True)

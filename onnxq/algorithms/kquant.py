@@ -6,7 +6,6 @@ here are GGML's, bit for bit. A grid of 5 bits is stored on 8 (``grid_bits=5``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from onnxq.algorithms.groups import as_scale, check_finite, check_layout, join, row_slabs, split, split_columns
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
+from onnxq.core.processors import free_processors
 from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
@@ -142,7 +142,7 @@ def _slabs(weight: Array, spec: TensorSpec) -> list[slice]:
 
 def _each(solve: Callable[[slice], tuple[Array, Array]], slabs: list[slice]) -> list[tuple[Array, Array]]:
     """Solve all slabs, in order, on several processors: numpy lets go of the interpreter while it computes."""
-    threads = min(_THREADS, len(slabs), os.cpu_count() or 1)
+    threads = min(_THREADS, len(slabs), free_processors())
     if threads < 2:
         return [solve(rows) for rows in slabs]
     with ThreadPoolExecutor(threads) as pool:

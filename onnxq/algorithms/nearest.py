@@ -44,7 +44,7 @@ def quantize_codebook(
     An element half way between two entries takes the lower one; for NF4 and FP4 the thresholds are bitsandbytes'.
 
     Args:
-        weight: float32, (out, in). MatMulBnb4 counts its blocks through the flat weight: give a weight whose inputs
+        weight: float32, (out, in). MatMulBnb4 counts its blocks through the flat weight: pass a weight whose inputs
             are no multiple of the block as (1, out · in).
         table: float32, (entries,), at most 256, distinct, within [−1, 1] for all to be used.
         granularity: which elements share a scale; None takes blocks of 64 along the inputs.
@@ -68,7 +68,7 @@ def quantize_codebook(
     if table.ndim != 1 or not 2 <= table.size <= 1 << bits or bits not in (4, 8):
         raise RecipeError(
             f"quantize_codebook: a table of shape {table.shape} does not fit indices of {bits} bits; "
-            "give 2 to 16 entries for 4 bits, up to 256 for 8"
+            "use 2 to 16 entries for 4 bits, up to 256 for 8"
         )
     absmax = _absmax(weight, granularity)
     # the reciprocal is what bitsandbytes multiplies with: the last bit decides elements that lie on a threshold

@@ -1,6 +1,6 @@
 """The command line: one file a command, each a thin reading of one function of ``onnxq.api``.
 
-Importing this room imports nothing heavy: click when the program starts, a command's module when it is asked for,
+Importing this package imports nothing heavy: click when the program starts, a command's module when it is asked for,
 ``onnxq.api`` (and with it onnxruntime) when a command runs, rich when there is something to draw.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong usage, 3 verification failed and nothing was written, 130 interrupted.

@@ -111,7 +111,7 @@ class OnnxqGroup(click.Group):
 @click.version_option(__version__, "-V", "--version", message="onnxq %(version)s")
 @click.pass_context
 def app(ctx: click.Context) -> None:
-    """Turn a float ONNX model into a smaller, faster one, with the proof beside it.
+    """Turn a float ONNX model into a smaller, faster one, with a verification report.
 
     The quantized model is checked in onnxruntime and compared with the float one before it is written; the input is
     never changed.

@@ -28,7 +28,7 @@ class _Data(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail(f"it is empty; give {CALIBRATION_FORMS}", param, ctx)
+            self.fail(f"it is empty; pass {CALIBRATION_FORMS}", param, ctx)
         return value
 
 
@@ -116,7 +116,7 @@ def output_options(function: F) -> F:
     return option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")(function)
 
 
-def threads_option(group: str, default_text: str = "onnxruntime's own choice") -> Callable[[F], F]:
+def threads_option(group: str, default_text: str = "the processors that are free") -> Callable[[F], F]:
     """Add --threads."""
     return option(
         "--threads",
@@ -125,6 +125,32 @@ def threads_option(group: str, default_text: str = "onnxruntime's own choice") -
         group=group,
         default_text=default_text,
         help="Threads that onnxruntime may use for one inference.",
+    )
+
+
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    for value in values:
+        output, equals, name = value.partition("=")
+        if not (output and equals and name):
+            raise click.BadParameter(f"{value!r} is no pair; write OUT=IN, such as hn=h", ctx, parameter)
+        if output in found:
+            raise click.BadParameter(f"output {output!r} is named twice; it goes into one input", ctx, parameter)
+        found[output] = name
+    return found or None
+
+
+def states_option(group: str) -> Callable[[F], F]:
+    """Add --state."""
+    return option(
+        "--state",
+        "states",
+        multiple=True,
+        metavar="OUT=IN",
+        callback=_pairs,
+        group=group,
+        default_text="pairs found by name, such as hn and h, or by shape, for inputs that DATA lacks",
+        help="Feed output OUT of the float model back into input IN at the next sample. Repeatable.",
     )
 
 

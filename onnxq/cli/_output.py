@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxq.cli._json import dumps
 from onnxq.cli._streams import say
-from onnxq.report.tables import Table
+from onnxq.report.result_tables import Table
 
 
 def emit_json(result: Mapping[str, Any]) -> None:

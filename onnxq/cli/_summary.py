@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.cli._output import show_table, show_text
-from onnxq.report.facts import inspection_facts, quantization_facts, token_facts
+from onnxq.report.facts import inspection_facts, quantization_facts, seconds_by_step, token_facts
 from onnxq.report.printable import printable
-from onnxq.report.tables import (
+from onnxq.report.result_tables import (
     Table,
     benchmark_table,
     comparison_table,
@@ -26,11 +26,12 @@ def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: 
     Args:
         result: the JSON form of the result.
         float_model: the model that went in.
-        verbose: name every node, not only the first few of each reason.
+        verbose: name every node, not only the first few of each reason, and say what each step took.
     """
     show_text(printable(f"{float_model} -> {result['output']}"))
     show_text()
-    _show_facts(quantization_facts(result))
+    facts = quantization_facts(result)
+    _show_facts([*facts, ("seconds", seconds_by_step(result))] if verbose else facts)
     _show_tables(quantization_tables(result, everything=verbose))
 
 

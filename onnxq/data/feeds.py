@@ -26,11 +26,13 @@ class InputSpec:
         name: its name.
         dtype: element type; ``np.str_`` for strings.
         shape: for each axis its length, the name of a dynamic one, or None. A runtime reports an unknown rank as ().
+        optional: samples may lack it, as a state that is carried from one sample to the next.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...]
+    optional: bool = False
 
     @property
     def shape_text(self) -> str:
@@ -43,11 +45,11 @@ def check_names(names: Sequence[str], inputs: Sequence[InputSpec], where: str) -
     """Check that the names are those of the inputs.
 
     Raises:
-        CalibrationError: one is unknown (the nearest input is named) or missing.
+        CalibrationError: one is unknown (the nearest input is named), or one that is not optional is missing.
     """
     expected = [spec.name for spec in inputs]
     listed = ", ".join(f"'{name}'" for name in expected) or "none"
-    missing = [name for name in expected if name not in names]
+    missing = [spec.name for spec in inputs if spec.name not in names and not spec.optional]
     for name in names:
         if name not in expected:
             near = closest(name, missing or expected, cutoff=0.4)
@@ -122,7 +124,7 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
         where: subject of the message, for example ``calibration sample 3``.
 
     Returns:
-        The arrays in the order of the inputs.
+        The arrays in the order of the inputs; without optional ones that are not there.
 
     Raises:
         CalibrationError: no dict, a wrong or missing name, or an array of a wrong type, rank or shape.
@@ -131,12 +133,17 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
     if not isinstance(feed, Mapping):
         raise CalibrationError(
             f"{where}: is a {type(given).__name__}, not a dict of arrays by input name; "
-            f"give for example {{{', '.join(repr(spec.name) + ': array' for spec in inputs)}}}"
+            f"pass for example {{{', '.join(repr(spec.name) + ': array' for spec in inputs)}}}"
         )
-    wanted = [spec.name for spec in inputs]
+    wanted = [spec.name for spec in inputs if not spec.optional]
     if not wanted or not all(name in feed for name in wanted):  # further columns of a data set are left alone
         check_names([str(name) for name in feed], inputs, where)
-    return {spec.name: check_array(_array(feed[spec.name], spec.name, where), spec, where) for spec in inputs}
+    absent = [spec.name for spec in inputs if spec.optional and spec.name not in feed]
+    known = {spec.name for spec in inputs}
+    if absent and any(closest(name, absent, cutoff=0.65) for name in feed if name not in known):
+        check_names([str(name) for name in feed], inputs, where)  # a state that is written otherwise
+    held = [spec for spec in inputs if not spec.optional or spec.name in feed]
+    return {spec.name: check_array(_array(feed[spec.name], spec.name, where), spec, where) for spec in held}
 
 
 def _by_name(feed: object, inputs: Sequence[InputSpec]) -> object:
@@ -146,6 +153,8 @@ def _by_name(feed: object, inputs: Sequence[InputSpec]) -> object:
     entries = feed if isinstance(feed, tuple | list) else [feed]
     if entries and isinstance(entries[0], Mapping):
         return entries[0]
+    if len(entries) < len(inputs):  # the states of a model are not in a data set
+        inputs = [spec for spec in inputs if not spec.optional]
     first = entries[: len(inputs)]
     if not inputs or len(first) < len(inputs) or not all(hasattr(entry, "__array__") for entry in first):
         return feed
@@ -161,7 +170,7 @@ def _array(given: object, name: str, where: str) -> Array:
         return np.asarray(given)
     except Exception as error:  # ragged lists, or what another library raises
         raise CalibrationError(
-            f"{where}: input '{name}' is a {type(given).__name__} that makes no array ({error}); give np.asarray of it"
+            f"{where}: input '{name}' is a {type(given).__name__} that makes no array ({error}); pass np.asarray of it"
         ) from error
 
 

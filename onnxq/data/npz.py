@@ -22,7 +22,7 @@ from onnxq.errors import CalibrationError
 
 _MOST = 1 << 16
 """Feeds of a file that are used; ranges have settled long before."""
-_OTHER_FORMS = "stack the samples along a new first axis, or give a folder with one .npz a feed"
+_OTHER_FORMS = "stack the samples along a new first axis, or pass a folder with one .npz a feed"
 """What works where axis 0 of an input is no batch."""
 
 LABELS = "labels"
@@ -72,6 +72,7 @@ class NpzSource:
         if not members:
             raise CalibrationError(f"{path}: holds no arrays; save samples with np.savez(path, <input name>=array)")
         check_names(list(members), inputs, str(path))
+        inputs = self._inputs = [spec for spec in inputs if spec.name in members]
         self._stacked = {s.name for s in inputs if s.shape and len(members[s.name].shape) == len(s.shape) + 1}
         batched = [spec for spec in inputs if spec.name not in self._stacked]
         self.batch = batch_length(batched, batch_size, str(path)) if batched else 1
@@ -79,7 +80,7 @@ class NpzSource:
         samples = self._count_samples()
         if label_member is not None and (not label_member.shape or label_member.shape[0] != samples):
             raise CalibrationError(
-                f"{path}: array '{LABELS}' has shape {label_member.shape} for {samples} samples; give one for each"
+                f"{path}: array '{LABELS}' has shape {label_member.shape} for {samples} samples; pass one for each"
             )
         self._has_labels = label_member is not None
         self.count = min(samples // self.batch, _MOST)
@@ -98,7 +99,7 @@ class NpzSource:
             member = self._members[spec.name]
             if not member.shape:
                 raise CalibrationError(
-                    f"{self.path}: array '{spec.name}' has no axis of samples; give one element for each sample"
+                    f"{self.path}: array '{spec.name}' has no axis of samples; pass one element for each sample"
                 )
             lengths[spec.name] = member.shape[0] * self.batch // self._per_feed(spec)
             if spec.name in self._stacked:

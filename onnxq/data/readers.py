@@ -6,15 +6,18 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
+from onnxq.data.carried_states import CarriedSource, Recurrence
 from onnxq.data.feeds import Feed, FeedHash, InputSpec, check_feed
 from onnxq.data.npz import NpzSource
 from onnxq.data.sources import FolderSource, RewindSource, SequenceSource, Source, SpoolSource, get_all
+from onnxq.data.state_pairs import possible_states, state_pairs, with_asked
 from onnxq.errors import CalibrationError, OnnxqError
 
 __all__ = ["Feed", "InputSpec", "Reader", "open_reader", "split"]
@@ -28,7 +31,10 @@ class Reader:
     Attributes:
         inputs: what the model takes; every feed fits it.
         notes: what a user should know about the data.
+        states: the input that each state output goes back into; None where outputs were not looked at.
     """
+
+    states: Mapping[str, str] | None = None
 
     def __init__(self, source: Source, inputs: Sequence[InputSpec], start: int = 0, stop: int | None = None) -> None:
         """Read the feeds ``start`` to ``stop`` of a source (None: to its end)."""
@@ -62,7 +68,7 @@ class Reader:
             yield check_feed(sample, self.inputs, f"calibration sample {index}")
             index += 1
         if index == self._start:
-            raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+            raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
 
     @property
     def count(self) -> int | None:
@@ -105,12 +111,20 @@ class Reader:
     def part(self, start: int, stop: int) -> Reader:
         """The feeds ``start`` to ``stop`` of this reader, as a reader of their own."""
         end = self._start + stop
-        return Reader(
+        part = Reader(
             self._source, self.inputs, self._start + start, end if self._stop is None else min(end, self._stop)
         )
+        part.states = self.states
+        return part
 
 
-def open_reader(calibration: Any, inputs: Sequence[InputSpec], *, batch_size: int | None = None) -> Reader:
+def open_reader(
+    calibration: Any,
+    inputs: Sequence[InputSpec],
+    *,
+    batch_size: int | None = None,
+    recurrence: Recurrence | None = None,
+) -> Reader:
     """Make a reader of calibration data.
 
     Args:
@@ -120,15 +134,53 @@ def open_reader(calibration: Any, inputs: Sequence[InputSpec], *, batch_size: in
             name. What can be read only once is kept in a temporary folder while it is read.
         inputs: what the model takes.
         batch_size: samples of an .npz in a feed; None takes what the model is fixed to, else 1.
+        recurrence: how states that the samples lack are carried from one to the next; None asks for all inputs.
 
     Raises:
         CalibrationError: it is none of these, does not exist, or does not fit the model.
+        RecipeError: the user named states that the model does not have.
     """
     if isinstance(calibration, Reader):
         return calibration
+    if recurrence is not None:
+        pairs = with_asked({}, recurrence.asked, inputs, recurrence.outputs)
+        maybe = possible_states(inputs, recurrence.outputs) | set(pairs.values())
+        if maybe:
+            return _carrying(calibration, inputs, batch_size, recurrence, maybe)
+    reader = Reader(_source(calibration, inputs, batch_size), inputs)
+    reader.states = None if recurrence is None else {}
+    return reader
+
+
+def _source(calibration: Any, inputs: Sequence[InputSpec], batch_size: int | None) -> Source:
     if isinstance(calibration, str | os.PathLike):
-        return Reader(_from_text(os.fspath(calibration), inputs, batch_size), inputs)
-    return Reader(_from_object(calibration, inputs, "calibration data"), inputs)
+        return _from_text(os.fspath(calibration), inputs, batch_size)
+    return _from_object(calibration, inputs, "calibration data")
+
+
+def _carrying(
+    calibration: Any, inputs: Sequence[InputSpec], batch_size: int | None, recurrence: Recurrence, maybe: set[str]
+) -> Reader:
+    """A reader of samples that need not hold the states of the model."""
+    loose = [replace(spec, optional=spec.name in maybe) for spec in inputs]
+    source = _source(calibration, loose, batch_size)
+    held = next(iter(Reader(source, loose)))
+    found = state_pairs(inputs, recurrence.outputs, held)
+    pairs = with_asked(found, recurrence.asked, inputs, recurrence.outputs)
+    lacking = [spec.name for spec in inputs if spec.name not in held and spec.name not in pairs.values()]
+    if lacking:
+        listed = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise CalibrationError(
+            f"calibration data: input '{lacking[0]}' is missing; got {sorted(held)}, the model takes {listed}; if it "
+            f"is a state, --state OUTPUT={lacking[0]} says which output goes back into it"
+        )
+    carried: Source = source
+    if pairs:
+        carried = CarriedSource(source, inputs, pairs, recurrence)
+        carried.describe()
+    reader = Reader(carried, inputs)
+    reader.states = pairs
+    return reader
 
 
 def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -> Source:
@@ -140,7 +192,7 @@ def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -
     module, colon, name = text.rpartition(":")
     if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
         return _from_object(_imported(module, name, text), inputs, text)
-    raise CalibrationError(f"{text}: no such file or folder; give {FORMS}")
+    raise CalibrationError(f"{text}: no such file or folder; pass {FORMS}")
 
 
 def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
@@ -156,7 +208,7 @@ def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
         if folder in sys.path:
             sys.path.remove(folder)
     if not callable(found):
-        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that gives feeds")
+        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that returns feeds")
     return found  # type: ignore[no-any-return]
 
 
@@ -168,10 +220,10 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
         except (Exception, SystemExit) as error:  # the callable is the user's own code
             raise CalibrationError(f"{where}: the call raised {type(error).__name__}: {error}") from error
     if isinstance(given, Mapping):
-        raise CalibrationError(f"{where}: is one dict; give a list of feeds, for example [feed]")
+        raise CalibrationError(f"{where}: is one dict; pass a list of feeds, for example [feed]")
     if isinstance(given, np.ndarray | str | bytes):
         raise CalibrationError(
-            f"{where}: is a {type(given).__name__}; give an iterable of dicts of arrays by input name"
+            f"{where}: is a {type(given).__name__}; pass an iterable of dicts of arrays by input name"
         )
     if hasattr(given, "get_next"):
         rewind = getattr(given, "rewind", None) or getattr(given, "reset", None)
@@ -182,7 +234,7 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
         iterator = iter(given)
     except TypeError:
         raise CalibrationError(
-            f"{where}: is a {type(given).__name__}; give {FORMS}, or an iterable of dicts of arrays by input name"
+            f"{where}: is a {type(given).__name__}; pass {FORMS}, or an iterable of dicts of arrays by input name"
         ) from None
     except (Exception, SystemExit) as error:  # the iterable is the user's own code
         raise CalibrationError(f"{where}: the reader raised {type(error).__name__}: {error}") from error
@@ -206,7 +258,7 @@ def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Rea
     """
     count = reader.count_feeds()
     if count == 0:
-        raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+        raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
     if count == 1:
         held = reader.part(0, 1)
         held.notes.append("calibration data: one sample only, so the check runs on what was calibrated on; add samples")

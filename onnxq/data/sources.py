@@ -65,7 +65,9 @@ class FolderSource:
         if not self._files:
             raise CalibrationError(f"{folder}: holds no .npz or .npy files; save one a feed")
         arrays = [path for path in self._files if path.suffix == ".npy"]
-        if arrays and len(inputs) != 1:
+        needed = [spec for spec in inputs if not spec.optional]
+        self._only = needed[0] if len(needed) == 1 else None
+        if arrays and self._only is None:
             raise CalibrationError(
                 f"{arrays[0]}: an .npy file is one array, but the model has {len(inputs)} inputs; "
                 "save .npz files with arrays by input name"
@@ -79,8 +81,8 @@ class FolderSource:
     def feeds(self, start: int, stop: int | None) -> Iterator[Feed]:
         """One feed a file; a file that does not fit is named in the error."""
         for path in self._files[start:stop]:
-            if path.suffix == ".npy":
-                feed = {self._inputs[0].name: load_npy(path)}
+            if path.suffix == ".npy" and self._only is not None:
+                feed = {self._only.name: load_npy(path)}
             else:
                 feed = load_npz(path)
                 if not self._is_input(LABELS):
@@ -196,12 +198,13 @@ class SpoolSource:
             feed = check_feed(sample, self._inputs, f"calibration sample {self._stored}")
             try:
                 with self._path(self._stored).open("wb") as file:
+                    np.save(file, np.array([spec.name in feed for spec in self._inputs]))
                     for array in feed.values():
                         np.save(file, _plain(array), allow_pickle=False)
             except OSError as error:
                 raise CalibrationError(
                     f"{self._folder}: calibration samples cannot be kept there: {error.strerror or error}; set TMPDIR "
-                    "to a folder with space, or give a list or a folder of samples"
+                    "to a folder with space, or pass a list or a folder of samples"
                 ) from error
             self._stored += 1
             return True
@@ -210,10 +213,12 @@ class SpoolSource:
 
     def _load(self, index: int) -> Feed:
         with self._path(index).open("rb") as file:
-            arrays = [np.load(file, allow_pickle=False) for _ in self._inputs]
+            held = np.load(file, allow_pickle=False)
+            specs = [spec for spec, there in zip(self._inputs, held, strict=True) if there]
+            arrays = [np.load(file, allow_pickle=False) for _ in specs]
         return {
             spec.name: array if spec.dtype.kind == "U" else array.view(spec.dtype)
-            for spec, array in zip(self._inputs, arrays, strict=True)
+            for spec, array in zip(specs, arrays, strict=True)
         }
 
     def _path(self, index: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.report.tables import diagnosis_table
+from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
@@ -82,6 +82,7 @@ def diagnose(
     data: object = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     recipe_out: str | os.PathLike[str] | None = None,
+    states: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
@@ -95,6 +96,7 @@ def diagnose(
         data: samples, as for `onnxq.quantize`.
         recipe: how the model is, or was, quantized; "w8a8" unless given.
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
+        states: as for `onnxq.quantize`.
         threads: threads an operator may use.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
@@ -118,7 +120,7 @@ def diagnose(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     with prepared.watched():
-        samples = open_data(found, prepared)
+        samples = open_data(found, prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
             quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
@@ -129,7 +131,7 @@ def diagnose(
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
-    return DiagnoseResult(result, better, place, [*prepared.notes, *result.warnings])
+    return DiagnoseResult(result, better, place, [*prepared.notes, *samples.every.notes, *result.warnings])
 
 
 def examine(

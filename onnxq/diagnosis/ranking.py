@@ -215,8 +215,8 @@ def diagnose(
     units = isolated.units
     if not units:
         raise ModelError(
-            "diagnose: no quantized node has a counterpart in the float model; give a model and its own quantized "
-            "form (what lies in bodies of If, Loop and Scan is not looked into)"
+            "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized "
+            "form (what lies in subgraphs of If, Loop and Scan is not looked into)"
         )
     work = _Work(float_model, isolated, threads)
     samples = 0

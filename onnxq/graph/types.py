@@ -1,4 +1,4 @@
-"""The types of graphs by the names that rooms outside this one use."""
+"""The types of graphs by the names that packages outside this one use."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.prepare.whole import initializer_inputs
@@ -48,6 +49,24 @@ class Built:
     warnings: list[str] = field(default_factory=list)
     weights: tuple[LayerWeight, ...] = ()
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What distinguishes the plans of two models that would run alike."""
+        nodes = tuple(
+            (
+                name,
+                node.action,
+                node.form,
+                node.folds,
+                node.float_output,
+                node.algorithm,
+                repr(sorted(node.weights.items())),
+            )
+            for name, node in self.plan.nodes.items()
+        )
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        return (nodes, tuple(self.plan.values), rewritten)
+
 
 def build(job: Job) -> Built:
     """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.
@@ -59,10 +78,12 @@ def build(job: Job) -> Built:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
-    built, searched = _build(job)
+    with job.clock.around("rewrite"):
+        built, searched = _build(job)
     if not searched or job.data is None:
         return built
-    plain, _ = _build(job, smoothing=False)
+    with job.clock.around("rewrite"):
+        plain, _ = _build(job, smoothing=False)
     reason = why_unsmoothed(built.model, plain.model, job)
     if reason is None:
         return built
@@ -83,15 +104,17 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         job = replace(job, statistics=None)
         what = "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
-    recipe, said = settle_levels(job)
+    with clock.around("plan"):
+        recipe, said = settle_levels(job)
     job = replace(job, recipe=recipe)
     done.notes += said
-    plan, used, warnings = plan_and_calibrate(job)
+    with clock.around("plan"):
+        plan, used, warnings = plan_and_calibrate(job)
     if recipe.target_bits is not None:
         with clock.step("plan"):
             recipe = spend_bits(model, plan, recipe, used)
-        plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
-    with clock.step("rewrite"):
+            plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
+    with clock.step("rewrite"), blas_threads(_largest(used)):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
@@ -107,3 +130,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched
+
+
+def _largest(statistics: Statistics | None) -> int:
+    """Side of the largest second moment; those that are still to come are large."""
+    if statistics is None:
+        return 0
+    sides = [moment.channels or 0 for moment in statistics.moments.values()]
+    return max(*sides, LARGE if statistics.later else 0, 0)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxq.data.readers import open_reader
+from onnxq.core.processors import blas_threads
 from onnxq.errors import RecipeError
 from onnxq.graph.files.io import Source
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import load_and_prepare
-from onnxq.pipeline.job import Data, Job, probe_shapes
+from onnxq.pipeline.job import Data, Job, open_samples, probe_shapes
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult
@@ -31,6 +32,7 @@ class CalibrationOptions:
     provider: str = CPU
     resume: bool = False
     moments: bool = False
+    states: Mapping[str, str] | None = None
 
 
 def calibrate_model(
@@ -54,7 +56,7 @@ def calibrate_model(
     prepared = load_and_prepare(model, options.target, clock)
     if samples is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    reader = open_reader(samples, prepared.inputs)
+    reader = open_samples(samples, prepared, states=options.states, threads=options.threads)
     first = next(iter(reader))
     confirm(prepared, first, clock, options.threads)
     job = Job(prepared, Recipe(), options.target, Data(reader, reader, first, reader), threads=options.threads)
@@ -69,23 +71,24 @@ def calibrate_model(
         partial.save(path)
 
     started = time.perf_counter()
-    statistics = calibrate(
-        prepared.model,
-        wanted.values,
-        reader,
-        Run(
-            progress=clock.report("calibrate"),
-            threads=options.threads,
-            provider=options.provider,
-            start=start,
-            checkpoint=save if options.resume else None,
-            warn=warnings.append,
-        ),
-        image_means=wanted.image_means,
-        row_means=wanted.row_means,
-        moments=wanted.second_moments,
-        peaks=wanted.channel_peaks,
-    )
+    with blas_threads(max(wanted.second_moments.values(), default=0)):
+        statistics = calibrate(
+            prepared.model,
+            wanted.values,
+            reader,
+            Run(
+                progress=clock.report("calibrate"),
+                threads=options.threads,
+                provider=options.provider,
+                start=start,
+                checkpoint=save if options.resume else None,
+                warn=warnings.append,
+            ),
+            image_means=wanted.image_means,
+            row_means=wanted.row_means,
+            moments=wanted.second_moments,
+            peaks=wanted.channel_peaks,
+        )
     elapsed = time.perf_counter() - started
     bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}
     warnings += [f"value {n!r}: {count} NaN or infinite elements were left out" for n, count in bad.items()]

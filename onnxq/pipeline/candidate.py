@@ -9,6 +9,7 @@ from typing import Any
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.gate import Verdict, verify
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.rescue import rescue
 from onnxq.plan.decisions import Plan
 
 
@@ -43,6 +44,8 @@ class Chosen:
 def make(job: Job, *, timed: bool) -> Chosen:
     """Build and verify the one model that a named preset stands for.
 
+    Where the runtime refuses it, nodes are kept float until it does not.
+
     Args:
         job: its recipe names a preset; its budget is not used.
         timed: measure latency.
@@ -54,4 +57,7 @@ def make(job: Job, *, timed: bool) -> Chosen:
     built = build(job)
     content = contents(built.model, job.stack)
     verdict = verify(content, job, timed=timed)
+    if verdict.refused and (other := rescue(job, built, verdict.failures[-1])) is not None:
+        built, content = other, contents(other.model, job.stack)
+        verdict = verify(content, job, timed=timed)
     return Chosen(job.recipe.preset, built, built.plan, verdict, content, warnings=list(built.warnings))

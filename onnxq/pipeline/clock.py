@@ -23,6 +23,12 @@ class Clock:
         """Time a step; several of one name add up, and the time of a step inside another counts for itself alone."""
         if self._progress is not None:
             self._progress(name, 0, None)
+        with self.around(name):
+            yield
+
+    @contextmanager
+    def around(self, name: str) -> Iterator[None]:
+        """Put what the steps inside leave over to the account of ``name``, so that all of it is accounted for."""
         started = time.perf_counter()
         self._inside.append(0.0)
         try:
@@ -32,6 +38,10 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside.pop()
             if self._inside:
                 self._inside[-1] += elapsed
+
+    def share(self, other: Clock) -> None:
+        """Take time to another clock's account from now on, whose step this one runs in."""
+        self.seconds, self._inside = other.seconds, other._inside
 
     def report(self, name: str) -> Callable[[int, int | None], None]:
         """What a step calls as it goes on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from onnxq.core.processors import blas_threads
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError
 from onnxq.graph.files import io
@@ -32,7 +33,7 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
     groups = in_groups(wanted.second_moments, recipe.max_memory * 2**30)
     at_once = len(groups) <= 1
     if at_once or wanted.values:
-        with clock.step("calibrate"):
+        with clock.step("calibrate"), blas_threads(_largest(wanted)):
             statistics = calibrate(
                 model,
                 wanted.values,
@@ -47,7 +48,7 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
         statistics = Statistics(io.model_hash(model))
     if not at_once:
         statistics.later = frozenset(wanted.second_moments)
-        statistics.source = _by_group(job, groups, samples, run)
+        statistics.source = _by_group(job, groups, samples, run, _largest(wanted))
         warnings.append(
             f"--max-memory {recipe.max_memory:g}: the second moments of {len(wanted.second_moments)} layer inputs do "
             f"not fit together, so the samples are run {len(groups)} times"
@@ -55,11 +56,16 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
     return statistics
 
 
-def _by_group(job: Job, groups: list[list[str]], samples: Reader, run: Run) -> Callable[[str], Statistics]:
+def _largest(wanted: Wanted) -> int:
+    """Side of the largest second moment."""
+    return max(wanted.second_moments.values(), default=0)
+
+
+def _by_group(job: Job, groups: list[list[str]], samples: Reader, run: Run, side: int) -> Callable[[str], Statistics]:
     source = GroupedMoments(job.prepared.model, groups, samples, run)
 
     def timed(name: str) -> Statistics:
-        with job.clock.step("calibrate"):
+        with job.clock.step("calibrate"), blas_threads(side):
             return source(name)
 
     return timed
@@ -79,17 +85,17 @@ def check_statistics(statistics: Statistics, model: Model, wanted: Wanted) -> No
     if missing:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no statistics ({len(missing)} missing), and this recipe needs them; "
-            "give --calibration without --stats"
+            "pass --calibration without --stats"
         )
     missing = [name for name in wanted.channel_peaks if name not in statistics.peaks]
     if missing and statistics.source is None:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no channel magnitudes ({len(missing)} missing), and this recipe needs "
-            "them; run onnxq calibrate --moments, or give --calibration without --stats"
+            "them; run onnxq calibrate --moments, or pass --calibration without --stats"
         )
     missing = [name for name in wanted.second_moments if name not in statistics.moments]
     if missing and statistics.source is None:
         raise CalibrationError(
             f"--stats: value {missing[0]!r} has no second moment ({len(missing)} missing), and this recipe needs them; "
-            "run onnxq calibrate --moments, or give --calibration without --stats"
+            "run onnxq calibrate --moments, or pass --calibration without --stats"
         )

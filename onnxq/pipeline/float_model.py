@@ -51,6 +51,7 @@ class Prepared:
         widened: the element types that became float32 inside.
         watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
+        outputs: what the model gives; without outputs that are no tensors.
     """
 
     model: Model
@@ -71,6 +72,7 @@ class Prepared:
     widened: Collection[ElementType] = ()
     widened_at_load: bool = False
     watch: Watch | None = None
+    outputs: list[InputSpec] = field(default_factory=list)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -139,6 +141,7 @@ def load_and_prepare(
             widened=() if keep_halves else widen.EVERY,
             widened_at_load=changed == "types",
             watch=watch,
+            outputs=session.output_specs,
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)

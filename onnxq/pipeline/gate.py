@@ -11,7 +11,7 @@ from pathlib import Path
 from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
-from onnxq.graph.reading.optimized import unfolded_layers
+from onnxq.graph.reading.optimized import dequantized_layers
 from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
@@ -49,6 +49,9 @@ class Verdict:
         timings: of the float and the quantized model; empty where not measured.
         failures: why the model must not be written; one line each.
         warnings: what the user should know; one line each.
+        refused: the model is not valid, does not load, or does not run.
+        dequantized: layers that the runtime computes in float although their weights are on integers, by the names of
+            the prepared model.
     """
 
     comparison: Comparison | None = None
@@ -56,6 +59,8 @@ class Verdict:
     timings: list[Timing] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refused: bool = False
+    dequantized: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -69,7 +74,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
     Args:
         quantized: contents of the quantized model, or a file that has them.
         job: holds the float model, the limits, and the samples that were not used for ranges; without any the models
-            are compared on one made-up sample.
+            are compared on one synthetic sample.
         timed: measure latency.
     """
     prepared, data, clock, threads = job.prepared, job.data, job.clock, job.threads
@@ -78,9 +83,10 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
     with clock.step("verify"):
         feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
-            plain, sessions["quantized"] = _check(quantized, prepared.original, feed, threads, verdict)
+            plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
+            verdict.refused = True
             return verdict
         if feed is not None:
             feeds = [feed] if data is None else data.held_out
@@ -93,7 +99,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
                     feeds,
                     labels=labels,
                     budgets=(math.inf, _PLAIN_SECONDS),
-                    facts=output_facts(prepared.model),
+                    facts=output_facts(prepared.model, None if data is None else data.every.states),
                 )
             except CalibrationError:
                 raise  # the data is at fault, not the model
@@ -110,24 +116,27 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
 
 
 def _check(
-    quantized: bytes | Path, original: bytes | Path, feed: Feed | None, threads: int | None, verdict: Verdict
+    quantized: bytes | Path, prepared: Prepared, feed: Feed | None, threads: int | None, verdict: Verdict
 ) -> tuple[Session, Session]:
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
+    original = prepared.original
     if not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     with scratch.folder() as folder:
         path = folder / "optimized.onnx"
         try:
             sessions = check(quantized, feed, threads=threads, run=feed is not None, original=original, save_to=path)
-            slow = unfolded_layers(path)
+            slow = dequantized_layers(path)
         except (VerificationError, OSError):
             # There may be no room for that file, which is no fault of the model; what is one is found once more.
             return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     if slow:
+        verdict.dequantized = tuple(slow)
+        slow = [prepared.sources.get(name, (name,))[0] for name in slow]
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
         verdict.warnings.append(
             f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "
-            "unfolding it at each inference; use --format qoperator, or --exclude it"
+            "dequantizing it at each inference; use --format qoperator, or --exclude it"
         )
     return sessions
 
@@ -135,9 +144,10 @@ def _check(
 def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, Session], verdict: Verdict) -> None:
     prepared, data, threads = job.prepared, job.data, job.threads
     feeds = list(itertools.islice(data.held_out, _TIMED_FEEDS)) if data is not None else [feed]
-    # Latency is that of one thread unless a number is given; the sessions that are open serve where theirs is the same.
+    # Latency is that of one thread unless a number is given. The open sessions serve where they have no second thread:
+    # several wait for each other otherwise than where they are timed.
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
-    if threads is not None:
+    if threads == 1:
         models = {name: sessions[name] for name in models}
     verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
@@ -154,7 +164,7 @@ def slower_than_float(timings: Sequence[Timing]) -> str:
 
 
 def _made_up(prepared: Prepared, recipe: Recipe, threads: int | None, verdict: Verdict) -> Feed | None:
-    """A made-up sample; where none runs, a model that rounds activations is not to be written unseen."""
+    """A synthetic sample; where none runs, a model that rounds activations is not to be written unseen."""
     try:
         return runnable_feed(open_session(prepared.original, threads=threads))
     except ModelError as error:
@@ -163,15 +173,14 @@ def _made_up(prepared: Prepared, recipe: Recipe, threads: int | None, verdict: V
                 f"{recipe.preset} rounds activations, and nothing was run to see what it does: {error}"
             )
         else:
-            verdict.warnings.append(f"loaded, but not run: no made-up input fits the float model ({error})")
+            verdict.warnings.append(f"loaded, but not run: no synthetic input fits the float model ({error})")
         return None
 
 
 def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
     if data is None:
         verdict.warnings.append(
-            f"compared on one made-up sample, {described(feed)}: give --calibration for figures and times that mean "
-            "something"
+            f"compared on one synthetic sample, {described(feed)}: pass --calibration for meaningful accuracy and times"
         )
     else:
         verdict.warnings += data.held_out.notes
@@ -229,5 +238,5 @@ def _remedy(recipe: Recipe) -> str:
     if preset.activations is None and preset.weights != "integer":
         return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
     if preset.activations != "static":
-        return "scales are found at inference; try --preset llm-int8 or w8a8-smooth, or --exclude the layers that hurt"
+        return "scales are dynamic; try --preset llm-int8 or w8a8-smooth, or --exclude the layers that hurt"
     return "try another --range, such as minmax, or --exclude the layers that hurt"

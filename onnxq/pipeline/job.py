@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.errors import ModelError
@@ -18,6 +20,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.probe import probe
+from onnxq.runtime.session import Session, open_session
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
 
@@ -83,13 +86,48 @@ class Job:
         return self.threads or 1
 
 
-def open_data(calibration: object, prepared: Prepared, batch_size: int | None = None) -> Data:
-    """Open calibration data and hold out the last fifth.
+def open_samples(
+    calibration: object,
+    prepared: Prepared,
+    *,
+    batch_size: int | None = None,
+    states: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> Reader:
+    """Open samples of any form; the float model gives the states that they lack.
+
+    Args:
+        calibration: as for `onnxq.data.readers.open_reader`.
+        prepared: the float model, of which the user's own form is run.
+        batch_size: as for `onnxq.data.readers.open_reader`.
+        states: pairs of output and input that the user named.
+        threads: threads an operator may use.
 
     Raises:
         CalibrationError: the data does not fit the model.
+        RecipeError: there are no such states.
     """
-    reader = open_reader(calibration, prepared.inputs, batch_size=batch_size)
+    session: list[Session] = []
+
+    def run(feed: Feed, outputs: Sequence[str]) -> list[object]:
+        if not session:
+            session.append(open_session(prepared.original, threads=threads, label=prepared.label))
+        return session[0].run(feed, outputs)
+
+    recurrence = Recurrence(prepared.outputs, run, states or {})
+    return open_reader(calibration, prepared.inputs, batch_size=batch_size, recurrence=recurrence)
+
+
+def open_data(
+    calibration: object,
+    prepared: Prepared,
+    batch_size: int | None = None,
+    *,
+    states: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> Data:
+    """Open calibration data and hold out the last fifth; arguments and errors as of `open_samples`."""
+    reader = open_samples(calibration, prepared, batch_size=batch_size, states=states, threads=threads)
     used, held_out = split(reader)
     return Data(used, held_out, next(iter(used)), reader)
 

@@ -11,7 +11,7 @@ from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
-from onnxq.graph.emit.at_inference import emit_dynamic
+from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
 from onnxq.graph.reading.matrices import Matrices, matrices_of

@@ -51,7 +51,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
         recipe = recipe.override(preset="w8a8" if has_data else "w8")
     if PRESETS[recipe.preset].needs_data and not has_data:
         raise RecipeError(
-            f"--preset {recipe.preset}: needs calibration data and there is none; give --calibration or --stats, "
+            f"--preset {recipe.preset}: needs calibration data and there is none; pass --calibration or --stats, "
             "or use --preset w8, which needs none"
         )
     known = has_data if has_moments is None else has_moments
@@ -59,7 +59,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
     unfed = [name for name in asked if name in ALGORITHMS_WITH_DATA]
     if unfed and not known:
         raise RecipeError(
-            f"--algorithm {unfed[0]}: needs calibration data and there is none; give --calibration (or --stats from "
+            f"--algorithm {unfed[0]}: needs calibration data and there is none; pass --calibration (or --stats from "
             "onnxq calibrate --moments), or use kquant, hqq or rtn, which need none"
         )
     presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
@@ -149,7 +149,7 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     if plan.counts("present"):
         raise RecipeError(
             f"the model is quantized already ({plan.counts('present')} nodes) and the rest stays float; "
-            "give the float model, or onnxq inspect to see what is in this one"
+            "pass the float model, or run onnxq inspect to see what is in this one"
         )
     reasons: dict[str, int] = {}
     for _, op_type, reason in plan.kept_float():
@@ -157,7 +157,7 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
     common = sorted(reasons, key=lambda r: (-reasons[r], r))[:3]
     detail = "; ".join(common) if common else "it has no node that computes with real numbers"
     if recipe.exclude or recipe.include or recipe.op_types or any(rule.quantize is False for rule in recipe.rules):
-        remedy = "ask for less with --exclude, or for more with --include and --op-type"
+        remedy = "relax --exclude, or add --include or --op-type"
     elif recipe.preset == "w8":
         remedy = "use --preset w8a8 with data"
     else:

@@ -109,7 +109,7 @@ def _awq(job: Job) -> list[str]:
     prepared, data, clock = job.prepared, job.data, job.clock
     if data is None:
         raise RecipeError(
-            "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+            "--algorithm awq: needs samples, for it changes the float model that --stats belongs to; pass --calibration"
         )
     notes: list[str] = []
     with clock.step("plan"):
@@ -134,7 +134,7 @@ def _smooth(job: Job, done: Transformed) -> None:
     prepared, recipe, data, clock = job.prepared, job.recipe, job.data, job.clock
     if data is None:
         raise RecipeError(
-            "--smooth: needs samples, for it changes the float model that --stats belongs to; give --calibration"
+            "--smooth: needs samples, for it changes the float model that --stats belongs to; pass --calibration"
         )
     with clock.step("plan"):
         plan = make_plan(prepared.model, recipe, job.target, seen_by(job))

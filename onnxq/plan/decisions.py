@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.spec import TensorSpec
@@ -54,8 +55,14 @@ Decision = Calibrated | SharedWith | Derived | Keep
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
 DYNAMIC, WEIGHT = "dynamic", "weight"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
-before it; stays float; was quantized before onnxq saw it; runs on integers with scales found at inference; computes in
+before it; stays float; was quantized before onnxq saw it; runs on integers with dynamic scales; computes in
 float with a kernel that reads packed weights."""
+
+
+_PROMISED = frozenset({INTEGER, DYNAMIC, WEIGHT})
+_DEQUANTIZED = (
+    "onnxruntime joins it with a neighbour and computes it in float, dequantizing its weight at each inference"
+)
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,13 @@ class Plan:
         nodes: one entry for each node that computes with real numbers, in graph order.
         values: one entry for each activation that has an integer form.
         notes: what the user should know about the plan as a whole.
+        guarded: nodes that stay float for the sake of accuracy, whatever is faster; only the user overrides it.
     """
 
     nodes: dict[str, NodePlan]
     values: dict[str, Decision]
     notes: tuple[str, ...] = ()
+    guarded: frozenset[str] = frozenset()
 
     @property
     def calibrated(self) -> list[str]:
@@ -130,6 +139,12 @@ class Plan:
     def kept_float(self) -> list[tuple[str, str, str]]:
         """(node, operator, reason) of everything that computes in float."""
         return [(n.name, n.op_type, n.reason) for n in self.nodes.values() if n.action in (FLOAT, STORAGE)]
+
+    def as_run(self, dequantized: Collection[str]) -> Plan:
+        """The plan with what the runtime really does: these layers read integers and multiply in float."""
+        found = {name: node for name in dequantized if (node := self.nodes.get(name)) and node.action in _PROMISED}
+        changed = {name: replace(node, action=STORAGE, reason=_DEQUANTIZED) for name, node in found.items()}
+        return replace(self, nodes={**self.nodes, **changed}) if changed else self
 
     def counts(self, *actions: str) -> int:
         """How many nodes have one of the actions."""

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
-from onnxq.graph.reading.ops import STORABLE, Kind, activation_positions, bias_behind, channel_axis, is_weight
+from onnxq.graph.reading.ops import (
+    KEEP_FLOAT,
+    STORABLE,
+    Kind,
+    activation_positions,
+    bias_behind,
+    channel_axis,
+    is_weight,
+)
 from onnxq.graph.types import Graph, Model, Node, Value
-from onnxq.plan.activations.body_probes import witnesses
+from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.value_decisions import decide_values
 from onnxq.plan.decisions import (
@@ -90,11 +98,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
-            found.keep(name, f"value {bad!r} {wrong[bad]}")
+            found.guard(name, f"value {bad!r} {wrong[bad]}")
     logs = before_logs(graph)
     for name in logs & found.candidates.keys():
         if not found.candidates[name].choice.insisted:
-            found.keep(name, _BEFORE_LOG)
+            found.guard(name, _BEFORE_LOG)
     static = any(preset.activations == "static" for preset in _presets(recipe))
     for name in list(found.candidates):
         candidate = found.candidates[name]
@@ -120,7 +128,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     if target.adds_bias:
         nodes = _with_biases(nodes, found, selection)
     notes = tuple(notes_on(nodes.values(), recipe))
-    return Plan({node.name or "": nodes[node.name or ""] for node in found.order}, values, notes)
+    ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
+    return Plan(ordered, values, notes, frozenset(found.guarded))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -178,7 +187,7 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
     ]
     moments = moments_of(model, plan)
     peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
-    values = (*plan.calibrated, *witnesses(model, plan))
+    values = (*plan.calibrated, *probed_values(model, plan))
     return Wanted(values, *(_means(nodes) if means else ((), ())), moments, peaks)
 
 
@@ -272,7 +281,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         costs_of = (round(as_float, 1), round(as_int, 1))
         reason = why_float(candidate, context.working, shapes, target) if static else _ACTIVATIONS_FLOAT
     choice = selection.of(name, node.op_type)
-    by_user = choice.reason is not None
+    by_user = choice.reason is not None or node.meta.get(KEEP_FLOAT) is not None  # or by the runtime
     preset = preset_of(recipe, choice)
     if not by_user and preset.activations in ("dynamic", "token"):
         small_counts = name in context.logs and not choice.insisted
@@ -286,8 +295,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
-    elif not by_user and node.op_type in ("Gather", "LSTM") and preset.activations == "static":
-        # A table, or a recurrence that has an integer kernel in this form alone; what moves activations stays as it is.
+    elif not by_user and node.op_type in ("Gather", "LSTM", "Attention") and preset.activations == "static":
+        # A table, or what has an integer kernel in this form alone; what moves activations stays as it is.
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]

@@ -35,7 +35,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         other = next((name for name in _SAMPLES if name != own and name in kwargs), None)
         if own is not None and other is not None:
             if kwargs.get(own) is not None:
-                raise RecipeError(f"{function.__name__}: calibration and data are two names of one thing; give one")
+                raise RecipeError(f"{function.__name__}: calibration and data are two names of one thing; pass one")
             kwargs[own] = kwargs.pop(other)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
@@ -105,6 +105,12 @@ def _text_or_callable(where: str, value: Any) -> Any:
     return value if callable(value) else _text(where, value)
 
 
+def _states(where: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _refuse(where, value, "a dict from outputs to the inputs that they go back into")
+    return {_text(f"{where}: output", output): _text(f"{where}[{output!r}]", name) for output, name in value.items()}
+
+
 def _model(where: str, value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
         return _path(where, value)
@@ -117,7 +123,7 @@ def _model(where: str, value: Any) -> Any:
     if "torch" in kinds:
         remedy = f"export it first (torch.onnx.export); {remedy}"
     elif "onnxruntime" in kinds:
-        remedy = f"give the file that the session was made from; {remedy}"
+        remedy = f"pass the file that the session was made from; {remedy}"
     raise ModelError(f"{where} is a {type(value).__name__}; {remedy}")
 
 
@@ -139,8 +145,9 @@ def _paths(where: str, value: Any) -> list[Any]:
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "statistics": _statistics,
+    "states": _states,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
-    "force": _flag, "benchmark": _flag, "resume": _flag, "moments": _flag, "memory": _flag,
+    "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,
 }  # fmt: skip
 """By name of the argument. Those of a recipe are checked where a recipe is made, samples where they are read."""

@@ -14,7 +14,7 @@ class Preset:
         description: one line.
         activations: "static" (calibrated), "dynamic" (one scale for each tensor, found at inference), "token" (one for
             each row, found at inference); None where they stay float.
-        weights: "integer" for kernels that multiply integers, "storage" for integers unfolded to float at load,
+        weights: "integer" for kernels that multiply integers, "storage" for integers dequantized to float at load,
             "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means).
         needs_data: whether calibration data is needed.
         bits: bits of a weight.
@@ -41,7 +41,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             "auto",
-            "the fastest of all int8 forms, layer by layer, as measured here, that keeps accuracy; else float as it is",
+            "the fastest int8 forms, layer by layer, as measured here, that keep accuracy; else float unchanged",
             None,
             "storage",
             False,
@@ -93,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "w8",
-            "8-bit weights: in blocks for large MatMul and Gemm, else stored and unfolded to float32 at load",
+            "8-bit weights: in blocks for large MatMul and Gemm, else stored and dequantized to float32 at load",
             None,
             "blocks",
             False,

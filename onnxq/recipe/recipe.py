@@ -151,7 +151,7 @@ class Recipe:
             raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
             if limit is not None and math.isnan(limit):
-                raise RecipeError(f"{option}: {limit} is no number; nothing could be compared with it")
+                raise RecipeError(f"{option}: must be a number, not {limit}; nothing could be compared with it")
 
     def override(self, **options: object) -> Recipe:
         """A copy in which each option that is not None or empty replaces the recipe's own.
@@ -273,7 +273,7 @@ class Recipe:
         if isinstance(value, str | os.PathLike):
             return cls.from_file(os.fspath(value))
         raise RecipeError(
-            f"recipe: is a {type(value).__name__}; give a Recipe, a dict of its keys, or the path of a YAML file"
+            f"recipe: is a {type(value).__name__}; pass a Recipe, a dict of its keys, or the path of a YAML file"
         )
 
     @classmethod
@@ -286,14 +286,14 @@ class Recipe:
         place = Path(path)
         try:
             if place.exists() and not place.is_file() and not place.is_dir():
-                raise RecipeError(f"--recipe {path}: is not a regular file; give a YAML file")
+                raise RecipeError(f"--recipe {path}: is not a regular file; pass a YAML file")
             if place.stat().st_size > _LARGEST:
-                raise RecipeError(f"--recipe {path}: more than {_LARGEST} bytes are no recipe; give a YAML file")
+                raise RecipeError(f"--recipe {path}: more than {_LARGEST} bytes are no recipe; pass a YAML file")
             text = place.read_text("utf8")
         except (OSError, ValueError) as error:
             other = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no file has such a name"
             reason = error.strerror if isinstance(error, OSError) else other
-            raise RecipeError(f"--recipe {path}: cannot be read ({reason}); give a YAML file") from None
+            raise RecipeError(f"--recipe {path}: cannot be read ({reason}); pass a YAML file") from None
         return cls.from_yaml(text, where=f"--recipe {path}")
 
 
@@ -336,7 +336,7 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
         check_keys(f"{where}: rule {i + 1}", entry, [field.name for field in fields(Rule)])
         rule = {key: plain(value) for key, value in entry.items() if value is not None}
         if "match" not in rule:
-            raise RecipeError(f"{where}: rule {i + 1} has no 'match'; give a node name or a pattern")
+            raise RecipeError(f"{where}: rule {i + 1} has no 'match'; write a node name or a pattern")
         check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
         built.append(Rule(**rule))
     return tuple(built)

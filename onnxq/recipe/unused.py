@@ -28,6 +28,10 @@ def _blocks(preset: Preset, value: object) -> bool:
     return preset.weights == "blocks"
 
 
+_TABLES = ("nf4", "fp4")
+"""Presets of a table that ONNX Runtime's MatMulBnb4 knows, or that is written out as a Gather."""
+
+
 def _static(preset: Preset, value: object) -> bool:
     return preset.activations == "static"
 
@@ -36,7 +40,7 @@ _RANGES = _Use(_static, "calibrates no ranges of activations")
 
 USES: dict[str, _Use] = {
     "format": _Use(
-        lambda preset, value: preset.activations == "static" or preset.weights == "blocks",
+        lambda preset, value: preset.activations == "static" or preset.weights == "blocks" or preset.name in _TABLES,
         "has one form only",
     ),
     "range": _RANGES,

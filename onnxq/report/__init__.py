@@ -1,5 +1,5 @@
 """Results as data and as text.
 
-Comes in: figures of the other rooms. Goes out: what the API returns and the command line prints.
+Comes in: figures of the other packages. Goes out: what the API returns and the command line prints.
 Imports `plan.decisions` and `verify`'s figures.
 """

@@ -14,7 +14,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
-    how = result["format"] or ("scales found at inference" if result.get("at_inference") else "weights only")
+    how = result["format"] or ("dynamic" if result.get("at_inference") else "weights only")
     if result["preset"] == "float":
         how = "as it was"
     facts = [
@@ -61,7 +61,7 @@ def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Perplexity and agreement over tokens, where they are known."""
+    """Perplexity and agreement over tokens, and the drift of a model with states, where they are known."""
     facts = []
     perplexity, agreement = result.get("perplexity"), result.get("token_agreement")
     if perplexity:
@@ -71,6 +71,9 @@ def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         apart = result.get("token_divergence")
         more = "" if apart is None else f", divergence {apart:.3g} nats"
         facts.append(("tokens", f"the same one most likely for {100 * agreement:.1f} %{more}"))
+    drift = result.get("free_running_loss")
+    if drift is not None:
+        facts.append(("drift", f"on its own states a loss of {100 * drift:.2g} % at the end of the samples"))
     return facts
 
 
@@ -101,3 +104,9 @@ def inspection_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             facts.append((shown, in_bytes(value) if name == "size_bytes" else cell(value)))
     return facts
+
+
+def seconds_by_step(result: Mapping[str, Any]) -> str:
+    """What each step took, the longest first; steps of less than a hundredth of a second are left out."""
+    steps = sorted((result.get("seconds_by_step") or {}).items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps if seconds >= 0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.report.facts import inspection_facts, quantization_facts
-from onnxq.report.tables import Table, benchmark_table, inspection_tables, quantization_tables
+from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
 
 if TYPE_CHECKING:
     from onnxq.graph.types import Proto

@@ -29,7 +29,7 @@ def change_of_size(before: float, after: float) -> str:
     """Say how a file has changed."""
     ratio = before / after
     if round(ratio, 2) == 1:
-        change = "as large as before"
+        change = "same size"
     else:
         change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
     return f"{in_bytes(before)} -> {in_bytes(after)}, {change}"

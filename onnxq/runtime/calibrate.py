@@ -101,7 +101,7 @@ def calibrate(
     ranges, moments, peaks = dict.fromkeys(values), dict.fromkeys(moments), dict.fromkeys(peaks)
     augmented = _augmented(model, [*ranges, *moments, *peaks], run)
     for name in augmented.missing:
-        run.note(f"value '{name}': unknown, or inside a body that does not hand it out, so it has no statistics")
+        run.note(f"value '{name}': unknown, or inside a subgraph that does not hand it out, so it has no statistics")
     pooled = add_channel_means(augmented, image_means)
     loudest = add_channel_peaks(augmented, [name for name in ranges if name not in moments and name not in peaks])
     masks = Masks.of(model)
@@ -165,7 +165,7 @@ def _stream(
         if folding is not None:
             folding.result()
     if index < 0:
-        raise CalibrationError("calibration data: there is not one sample; give at least one feed")
+        raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
     if index + 1 < done:
         raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
 
@@ -177,7 +177,7 @@ def _augmented(model: Model, values: list[str], run: Run) -> Augmented:
         try:
             session_of(augmented.model, threads=run.threads, optimize=False, packed=False)
         except ModelError as error:
-            run.note(f"values inside bodies have no statistics, since the runtime does not hand them out: {error}")
+            run.note(f"values inside subgraphs have no statistics, since the runtime does not hand them out: {error}")
             return with_outputs(model, [name for name in values if name not in augmented.inner])
     return augmented
 

@@ -154,7 +154,7 @@ def _checked(model: Model, result: Path, feed: Feed, threads: int | None) -> Fus
     try:
         fused = io.load(result)
     except OnnxqError as error:
-        return Fused(None, note=f"what it gives is no model: {error}")
+        return Fused(None, note=f"its result is no model: {error}")
     before = Counter(_operators(model))
     operators = +(Counter(_operators(fused)) - before)
     if not operators:

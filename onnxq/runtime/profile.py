@@ -6,22 +6,18 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import platform
 import secrets
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from onnxq.core import atomic, scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
+from onnxq.runtime.machine import cache_folder, machine_key
 from onnxq.runtime.session import Session, open_session
 
 _SECONDS = 0.02
@@ -109,7 +105,7 @@ def _summed(profile: Path) -> KernelTime | None:
     return KernelTime(typical([*_LAYOUT, "QuantizeLinear", "DequantizeLinear"], others=True), quantize, dequantize)
 
 
-class Remembered:
+class KernelTimeCache:
     """Times by what they depend on, kept in memory and, where that is possible, in the user's cache folder.
 
     A file holds the times of one machine, one version of ONNX Runtime and one number of threads.
@@ -117,9 +113,8 @@ class Remembered:
 
     def __init__(self, threads: int | None) -> None:
         """Read what is known; a file that is missing or damaged holds nothing."""
-        machine = (platform.system(), platform.machine(), _processor(), str(os.cpu_count()), str(threads))
-        key = hashlib.sha256("\n".join((*machine, onnxruntime.__version__)).encode()).hexdigest()[:16]
-        self._path = _cache_folder() / f"kernels-{key}.json"
+        key = hashlib.sha256(machine_key(threads).encode()).hexdigest()[:16]
+        self._path = cache_folder() / f"kernels-{key}.json"
         self._times: dict[str, dict[str, KernelTime]] = {}
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             for group, forms in json.loads(self._path.read_text("utf8")).items():
@@ -167,19 +162,3 @@ def _kernel_time(times: dict[str, Any]) -> KernelTime:
 
 def _short(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()[:24]
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
-    try:
-        return (Path(given) if given else Path.home() / ".cache") / "onnxq"
-    except RuntimeError:  # there is no home folder
-        return Path(tempfile.gettempdir()) / "onnxq"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf8", "replace").splitlines():
-            if line.startswith(("model name", "CPU part")):
-                return line.partition(":")[2].strip()
-    return platform.processor()

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from onnxq.core import scratch
+from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
 from onnxq.graph.views.outputs import Model, without_weights
@@ -100,6 +101,12 @@ class Session:
             specs.append(InputSpec(value.name, dtype, tuple(value.shape)))
         return specs
 
+    @property
+    def output_specs(self) -> list[InputSpec]:
+        """What the model gives, in the terms of inputs; without outputs that are no tensors."""
+        found = ((value, _tensor_dtype(value.type)) for value in self._session.get_outputs())
+        return [InputSpec(v.name, dtype, tuple(v.shape)) for v, dtype in found if dtype is not None]
+
     def run(self, feed: Feed, outputs: Sequence[str] | None = None, *, seconds: float | None = None) -> list[Any]:
         """Run the model once.
 
@@ -174,22 +181,29 @@ def open_session(
     profile: Path | None = None,
     label: str | None = None,
     save_to: Path | None = None,
+    timed: bool = False,
 ) -> Session:
     """Open a model in ONNX Runtime, which logs nothing.
+
+    Unless it is timed, threads that wait for each other sleep. The runtime's default is to spin, which is a little
+    faster on a machine that does nothing else, and many times slower on a busy one: a thread spins for another that the
+    system has put aside to let it spin.
 
     Args:
         model: contents of a model file, or its path (which external data needs).
         optimize: all graph optimizations, or none.
-        threads: threads an operator may use; None lets the runtime choose.
+        threads: threads an operator may use; None takes the processors that are free to this process, and lets the
+            runtime choose where it is timed.
         providers: execution providers by preference, by their full names.
         profile: write the runtime's profile there, under this name and a time; see `Session.end_profiling`.
         label: what messages call the model; None takes the path, or ``model``.
         save_to: write the optimized model there; it can be opened on this kind of machine only.
+        timed: with the runtime's own defaults, as users run it; a profile implies it.
 
     Raises:
         ModelError: the runtime cannot load the model; the message has its reason.
     """
-    options = _options(optimize, threads)
+    options = _options(optimize, threads, timed=timed or profile is not None)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -219,7 +233,7 @@ def _as_source(model: bytes | Path, options: onnxruntime.SessionOptions, stack: 
     return str(model)
 
 
-def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:
+def _options(optimize: bool, threads: int | None, *, timed: bool = False) -> onnxruntime.SessionOptions:
     most = max(_MOST_THREADS, os.cpu_count() or 1)
     if threads is not None and not 1 <= threads <= most:
         raise RecipeError(f"--threads: {threads} is not in 1…{most}; use no more than the machine has processors")
@@ -230,6 +244,10 @@ def _options(optimize: bool, threads: int | None) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     custom_ops.register(options)
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions leave the cores to others
+    if not timed:
+        threads = threads or free_processors()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

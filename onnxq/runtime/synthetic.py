@@ -15,10 +15,10 @@ from onnxq.runtime.session import Session, TookTooLongError
 _SEED = 20240501
 
 _LONGEST = 8.0
-"""Seconds that one run on a made-up sample may take: what a loop does there, nobody can say beforehand."""
+"""Seconds that one run on a synthetic sample may take: what a loop does there, nobody can say beforehand."""
 
 LENGTHS = (64, 32, 128, 224, 16, 1, 256, 512, 1024, 2048, 4096, 16000, 65536)
-"""Lengths tried for dynamic axes of a made-up sample."""
+"""Lengths tried for dynamic axes of a synthetic sample."""
 
 _HINTS = 60
 """Lengths that the graph hints at which are tried."""
@@ -60,7 +60,7 @@ def runnable_feed(session: Session) -> Feed:
     inputs = session.input_specs
     if not _fits(inputs, 1):
         raise ModelError(
-            f"{session.label}: its inputs are too large to make data up for; give samples with --calibration"
+            f"{session.label}: its inputs are too large to make data up for; pass samples with --calibration"
         )
     failure: ModelError | None = None
     for size, feed in _candidates(inputs, session):
@@ -72,7 +72,7 @@ def runnable_feed(session: Session) -> Feed:
                 return feed
             more = dummy_feed(inputs, longer)
             return feed if _refusal(session, more) else more
-    raise ModelError(f"{failure}; no made-up input fits it, so give samples with --calibration")
+    raise ModelError(f"{failure}; no synthetic input fits it, so pass samples with --calibration")
 
 
 def _refusal(session: Session, feed: Feed) -> ModelError | None:
@@ -80,7 +80,7 @@ def _refusal(session: Session, feed: Feed) -> ModelError | None:
     try:
         session.run(feed, session.output_names, seconds=_LONGEST)
     except TookTooLongError as error:
-        raise ModelError(f"{error} on made-up data; give samples with --calibration") from error
+        raise ModelError(f"{error} on synthetic data; pass samples with --calibration") from error
     except ModelError as error:
         return error
     return None

@@ -30,10 +30,10 @@ def choose(job: Job) -> Chosen:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
-    return _Search(job).run()
+    return _AutoSearch(job).run()
 
 
-class _Search:
+class _AutoSearch:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._trials = Trials(job)
@@ -175,7 +175,7 @@ class _Search:
             elif trial.timing is not None:
                 why.append(f"{name}: {trial.timing.ratio:.2f}x the speed, {trial.size} bytes")
         more = f"; and {len(why) - _NAMED} more" if len(why) > _NAMED else ""
-        return self._given_back(f"no form beats it ({'; '.join(why[:_NAMED])}{more})")
+        return self._given_back(f"no quantized candidate was better ({'; '.join(why[:_NAMED])}{more})")
 
     def _nothing(self) -> Chosen:
         """No preset quantizes anything: float is given back, unless that is what the user's own choice led to."""
@@ -200,7 +200,7 @@ class _Search:
             verdict.timings = [trials.float_timing, replace(trials.float_timing, name="quantized")]
         table = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
         choices = chooser.choices_table(table, self._mixing.layers, {})
-        warnings = [f"the float model is given back as it is: {reason}", *trials.warnings]
+        warnings = [f"returning the float model unchanged: {reason}", *trials.warnings]
         original = job.prepared.original
         return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, trials.table(FLOAT), choices, warnings)
 
@@ -220,6 +220,7 @@ def _what_data_would_buy(name: str) -> str:
         TOKEN: "activations are quantized at inference, with a range found anew for each row",
     }.get(name, "each layer has the fastest form that needs none")
     return (
-        f"no calibration data: {how}, and accuracy was seen on one made-up sample only; with samples (--calibration, "
-        "or calibration_data/<model stem>.npz) it is measured, and integer kernels with fixed ranges are tried too"
+        f"no calibration data: {how}, and accuracy was compared on one synthetic sample only; with samples "
+        "(--calibration, or calibration_data/<model stem>.npz) it is measured, and integer kernels with "
+        "fixed ranges are tried too"
     )

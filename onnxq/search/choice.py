@@ -86,6 +86,7 @@ class Layer:
         leaves: a float node reads its output, so that a static form has to convert it.
         default: the form that each model gives it, by the model's preset.
         clamp: name of the Relu or Clip behind it that its static form does as well.
+        guarded: it has no static form, for the sake of accuracy.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Layer:
     leaves: bool = False
     default: dict[str, str] = field(default_factory=dict)
     clamp: str | None = None
+    guarded: bool = False
 
     def cost(self, form: str) -> float | None:
         """Time of a form with the conversions that it needs where the layer stands, in µs; None where unknown.
@@ -146,7 +148,7 @@ def fastest_forms(layers: Iterable[Layer], base: str) -> dict[str, LayerChoice]:
     choices = {}
     for layer in known:
         default = layer.default.get(base, FLOAT)
-        # Stored weights are unfolded at load: the same kernels as float's, and a smaller file.
+        # Stored weights are dequantized at load: the same kernels as float's, and a smaller file.
         usable = [form for form in layer.forms if form != FLOAT or STORED not in layer.forms]
         costs = {form: cost for form in usable if (cost := layer.cost(form)) is not None}
         best = min(costs, key=lambda form: (costs[form], form), default=default)

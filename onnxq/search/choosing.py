@@ -13,9 +13,13 @@ from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
+from onnxq.search.choice_cache import recall, remember
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
-from onnxq.search.within_limits import SearchOptions, with_limits
+from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
+
+_LEAST_SHARE = 0.2
+"""Share of the budget that has to be left for a search after ``auto``, where the user set no limits."""
 
 _WORTH_IT = 1.05
 """Times faster than float from which a model is worth a search where ``auto`` gave float back."""
@@ -49,10 +53,18 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
 def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
     """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
     started = time.monotonic()
+    known = recall(job) if options.cache else None
+    if known is not None:
+        return known
     first = auto.choose(job)
     if job.data is None or not _too_rough(first):
+        if options.cache:
+            remember(job, first)
         return first
-    left = max(job.budget - (time.monotonic() - started), 0.0)
+    left = job.budget - (time.monotonic() - started)
+    if left < _LEAST_SHARE * job.budget and limits == Limits():
+        return first
+    left = max(left, 0.0)
     static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
     asked = limits if limits != Limits() else Limits.or_budget(None, None)
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads

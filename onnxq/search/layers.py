@@ -28,7 +28,7 @@ from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.profile import KernelTime, Remembered, kernel_times
+from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
 from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
 from onnxq.stats.statistics import Statistics
@@ -77,8 +77,11 @@ def find_layers(prepared: Prepared, recipe: Recipe, plans: Mapping[str, tuple[Re
         if not heavy or settled or set(default.values()) <= {FLOAT}:
             continue
         enters, leaves = _edges(node, static)
+        guarded = static is not None and name in static.guarded
         clamp = static.nodes[name].folds if static is not None and name in static.nodes else None
-        layers[name] = Layer(name, node.op_type, enters=enters, leaves=leaves, default=default, clamp=clamp)
+        layers[name] = Layer(
+            name, node.op_type, enters=enters, leaves=leaves, default=default, clamp=clamp, guarded=guarded
+        )
     return layers
 
 
@@ -150,7 +153,7 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
         arrays = _captured(bench, [nodes[name] for name in layers], feed)
-        memory = Remembered(bench.threads)
+        memory = KernelTimeCache(bench.threads)
         report = clock.report("layers")
         complete = True
         for done, (name, layer) in enumerate(layers.items()):
@@ -177,7 +180,7 @@ def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Arra
 
 
 def _measure_one(
-    bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: Remembered
+    bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: KernelTimeCache
 ) -> None:
     names = [layer.name, *([layer.clamp] if layer.clamp is not None else [])]
     part = extract.extract(bench.prepared.model, names, arrays)
@@ -191,7 +194,7 @@ def _measure_one(
     data = Data(reader, reader, feed, reader)
     models = {FLOAT: content}
     for form in forms:
-        if form != STATIC and layer.default.get(form) != form:
+        if layer.guarded if form == STATIC else layer.default.get(form) != form:
             continue  # the whole model's plan has seen that there is none
         with contextlib.suppress(OnnxqError):  # a form that the layer cannot have
             models[form] = _in_form(bench, prepared, form, data)

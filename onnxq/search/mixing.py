@@ -21,6 +21,15 @@ _LAYERS_SHARE = 0.5
 _DAMAGE_SHARE = 0.3
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
+_NEARLY = 0.8
+"""Share of the static model's speed from which stored weights are worth as much as a static model in part."""
+
+_SPARE_SHARE = 0.4
+"""Share of the time that is left which giving static layers back leaves to sparing stored weights."""
+
+_MANY = 16
+"""Layers that were given back without coming near the budget: more of them will not do."""
+
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
 
@@ -33,11 +42,13 @@ class _Demotion:
         base: the form that costs accuracy.
         choices: the form of each layer before any is given back.
         recipe: of the model that has them.
+        spare: seconds that have to be left for what comes after.
     """
 
     base: str
     choices: Mapping[str, LayerChoice]
     recipe: Recipe
+    spare: float = 0.0
 
 
 class Mixing:
@@ -52,6 +63,8 @@ class Mixing:
         self._job, self._trials = job, trials
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
+        self._barely: list[Trial] = []
+        self._spared = False
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -117,20 +130,38 @@ class Mixing:
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
             layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            kept = self._spare_weights() if self._nearly_as_fast(start) else None
+        if kept is None:
             least = min(self._refined(start), key=trials.loss)
             forms = {name: self.form(least, name) for name in self.layers}
             order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
             as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
             gentle = {layer.name: chooser.gentler(layer) for layer in order}
-            plan = _Demotion(STATIC, as_it_is, least.built.recipe)
+            # Stored weights come last, and need time of their own.
+            spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
+            plan = _Demotion(STATIC, as_it_is, least.built.recipe, spare)
             kept = self._fewest(order, gentle, plan, "gentler")
             if kept is None:
                 kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
         if kept is None:
             kept = self._spare_weights()
+        if kept is None:  # none is well inside; the one that is farthest inside serves
+            kept = min(self._barely, key=trials.loss, default=None)
         if kept is not None:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    def _stored_misses(self) -> bool:
+        """Whether the model of stored weights runs and is outside the budget."""
+        stored = self._trials.made.get(STORED)
+        return stored is not None and bool(stored.refused) and stored.comparison is not None
+
+    def _nearly_as_fast(self, start: Trial) -> bool:
+        """Whether stored weights are about as fast as the static model, so that layers given back gain nothing more."""
+        stored = self._trials.made.get(STORED)
+        if stored is None or stored.timing is None or start.timing is None:
+            return False
+        return stored.timing.ratio >= _NEARLY * start.timing.ratio
 
     def _refined(self, start: Trial) -> list[Trial]:
         """The start, and the models that differ from it by what costs no time."""
@@ -142,7 +173,7 @@ class Mixing:
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
         if not recipe.equalize:
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
-        if self._job.recipe.range is not None:
+        if self._job.recipe.range != Recipe().range:  # the user chose one
             tries = {name: other for name, other in tries.items() if other.range == recipe.range}
         for name, other in tries.items():
             if trials.out_of_time("no other ranges were tried"):
@@ -152,7 +183,7 @@ class Mixing:
                 continue
             trial.reasons = dict(start.reasons)
             trials.open(trial)
-            trials.compare([trial])
+            trials.glance(trial)
             if not trial.refused:
                 return trial
         return None
@@ -161,8 +192,9 @@ class Mixing:
         """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
         trials = self._trials
         stored = trials.made.get(STORED)
-        if stored is None or not stored.refused or stored.comparison is None:
+        if stored is None or not self._stored_misses() or self._spared:
             return None
+        self._spared = True
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Demotion(STORED, as_it_is, stored.built.recipe)
@@ -172,11 +204,14 @@ class Mixing:
         """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
 
         First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
+        A model picked because it is just inside is outside on other samples half of the time: it has to be well inside.
         """
         trials = self._trials
         enough: tuple[int, Trial] | None = None
         too_few, count = 0, min(1, len(order))
         while count > too_few and not trials.out_of_time("no further layers were given a gentler form"):
+            if trials.seconds_left < start.spare:
+                break
             self._job.clock.report("accuracy")(count, len(order))
             choices = dict(start.choices)
             for layer in order[:count]:
@@ -186,9 +221,14 @@ class Mixing:
                 choices[layer.name] = LayerChoice(forms[layer.name], reason)
             trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
             if trial is not None:
-                trials.compare([trial])
-            if trial is not None and not trial.refused:
+                trials.glance(trial)
+            if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
+            elif trial is not None and not trial.refused:
+                self._barely.append(trial)
+                too_few = count
+            elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
+                return None
             else:
                 too_few = count
             count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.core.processors import blas_threads
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -31,9 +32,9 @@ from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
-from onnxq.search.score import Function, search_metric
-from onnxq.search.state import forget
-from onnxq.search.within_limits import SearchOptions
+from onnxq.search.within.score import Function, search_metric
+from onnxq.search.within.state import forget
+from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 
@@ -52,8 +53,10 @@ class Options:
     metric: str | Function | None = None
     search_state: str | os.PathLike[str] | None = None
     resume: bool = False
+    cache: bool = True
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
+    states: Mapping[str, str] | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -69,11 +72,12 @@ def quantize_by(
     scratch.sweep_once(Path(tempfile.gettempdir()))
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
-    with ExitStack() as stack:
-        job, destination = _open(given, model, output, options, clock, stack)
+    with ExitStack() as stack, blas_threads(), clock.around("other"):
+        with clock.around("load"):
+            job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
-            chosen = choose(job, SearchOptions(metric, state, options.resume), timed=options.benchmark)
+            chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
@@ -85,11 +89,12 @@ def quantize_by(
         job.prepared.check_unchanged()
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
-    if chosen.trail and state is not None:
-        forget(state)
-    if size > job.prepared.size and chosen.built is not None:
-        chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
-    return _result(chosen, job, destination, size, None if is_path(model) else io.to_proto(written))
+        if chosen.trail and state is not None:
+            forget(state)
+        if size > job.prepared.size and chosen.built is not None:
+            chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
+        proto = None if is_path(model) else io.to_proto(written)
+    return _result(chosen, job, destination, size, proto)
 
 
 def _open(
@@ -104,7 +109,7 @@ def _open(
     if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
             "--fuse: saved statistics are of the model before fusion and do not go with it; pass --calibration, or "
-            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate what that gives"
+            "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate the result"
         )
     target, saved = target_named(given.target), options.statistics
     if isinstance(saved, str | os.PathLike):
@@ -112,7 +117,11 @@ def _open(
     halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
     prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
-    data = open_data(found, prepared) if found is not None else None
+    if found is None and options.states:
+        raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
+    data = None
+    if found is not None:
+        data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, found))
@@ -140,25 +149,26 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
 def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
     built, verdict = chosen.built, chosen.verdict
     comparison = verdict.comparison
+    plan = chosen.plan.as_run(verdict.dequantized)
     same = math.inf if built is None else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
-        format=built.form if built is not None and chosen.plan.values else None,
+        format=built.form if built is not None and plan.values else None,
         target=job.target.name,
         size_before=job.prepared.size,
         size_after=size,
         sqnr_db=comparison.sqnr_db if comparison is not None else same,
         top1_agreement=comparison.top1_agreement if comparison is not None else None,
         latency_ratio=verdict.ratio,
-        coverage=chosen.plan.coverage(),
-        kept_float=chosen.plan.kept_float(),
+        coverage=plan.coverage(),
+        kept_float=plan.kept_float(),
         seconds=job.clock.seconds,
         warnings=[*chosen.warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
         non_finite=built.non_finite if built is not None else {},
-        plan=chosen.plan,
+        plan=plan,
         model=proto,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
         bits_per_weight=_bits(built),

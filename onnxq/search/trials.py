@@ -19,6 +19,7 @@ from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
+from onnxq.pipeline.rescue import rescue
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
@@ -29,6 +30,7 @@ from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
@@ -44,8 +46,14 @@ _ROUNDS, _TIME_SHARE = 20, 0.2
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
 
+_GLANCE, _HOPELESS = 2, 4.0
+"""Samples of a first glance at a candidate, and how many budgets it may miss on them and still be looked at in full."""
+
+_MARGIN = 0.5
+"""Share of the budget that a model may take which was searched until it was inside."""
+
 _SANE_SQNR_DB = 10.0
-"""On a made-up sample a form with less than this is left out; more than that such a sample does not tell."""
+"""On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
 
 
 @dataclass
@@ -99,8 +107,8 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._facts = output_facts(job.prepared.model)
-        self._signatures: dict[tuple[Any, ...], str] = {}
+        self._facts = output_facts(job.prepared.model, None if job.data is None else job.data.every.states)
+        self._signatures: dict[tuple[object, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
         self._late = False
@@ -130,7 +138,7 @@ class Trials:
             self.warnings.append(f"candidate {name!r} was left out after an internal error, {type(error).__name__}")
             self._drop(name, f"failed: {type(error).__name__}: {error}")
             return None
-        signature = _signature(built)
+        signature = built.signature
         if signature in self._signatures:
             self._drop(name, f"the same model as {self._signatures[signature]}")
             return None
@@ -159,11 +167,20 @@ class Trials:
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
 
+    def has_margin(self, trial: Trial) -> bool:
+        """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
+        recipe = self.job.recipe
+        theirs = recipe.min_sqnr is not None or recipe.max_drop is not None
+        return theirs or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
+
+    def hopeless(self, trial: Trial) -> bool:
+        """Whether a trial misses the default budget by far."""
+        return self.loss(trial) > _HOPELESS * BUDGET
+
     @staticmethod
     def loss(trial: Trial) -> float:
         """What a trial loses against float; infinity where nobody knows."""
-        known = trial.comparison.loss if trial.comparison is not None else None
-        return math.inf if known is None else known
+        return math.inf if trial.comparison is None or trial.comparison.loss is None else trial.comparison.loss
 
     def _drop(self, name: str, reason: str) -> None:
         self.dropped.append((name, reason))
@@ -196,18 +213,29 @@ class Trials:
             ModelError: there is none.
         """
         job = self.job
-        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model")
+        self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model", timed=True)
         self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:
-        """Load and run a candidate once; one that fails is refused."""
+        """Load and run a candidate once; one that fails is built again with some nodes float, or refused."""
         with self.job.clock.step("candidates"):
             try:
-                trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name)
-                trial.session.run(self.feed)
+                self._start(trial)
             except ModelError as error:
-                trial.refused = f"does not run: {error}"
+                trial.session = None
+                late = time.monotonic() >= self._deadline
+                other = None if late else rescue(self.job, trial.built, str(error), self.feed)
+                if other is None:
+                    trial.refused = f"does not run: {error}"
+                    return
+                trial.built, trial.content = other, contents(other.model, self.job.stack)
+                trial.size = io.size_of(trial.content)
+                self._start(trial)
+
+    def _start(self, trial: Trial) -> None:
+        trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name, timed=True)
+        trial.session.run(self.feed)
 
     def time(self, trials: Iterable[Trial]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
@@ -244,8 +272,24 @@ class Trials:
         assert self._float is not None, "open_float comes first"
         return self._float
 
-    def compare(self, trials: Sequence[Trial]) -> None:
-        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused."""
+    def glance(self, trial: Trial) -> None:
+        """Compare a candidate on a few samples, and on all of them unless it is far outside the budget on those."""
+        if self.job.data is not None and self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None:
+            self.compare([trial], feeds=_GLANCE)
+            if self.hopeless(trial) or (trial.session is None and not math.isfinite(self.loss(trial))):
+                return
+            if trial.session is None:
+                self.open(trial)
+            trial.refused = ""
+        self.compare([trial])
+
+    def compare(self, trials: Sequence[Trial], *, feeds: int | None = None) -> None:
+        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused.
+
+        Args:
+            trials: those that are open and not refused are compared.
+            feeds: held-out samples to run, at most; None for all.
+        """
         data = self.job.data
         chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
@@ -254,8 +298,8 @@ class Trials:
                 found = compare_all(
                     self._opened_float(),
                     [trial.session for trial in chosen if trial.session is not None],
-                    [self.feed] if data is None else data.held_out,
-                    labels=None if data is None else data.held_out.labels,
+                    [self.feed] if data is None else itertools.islice(data.held_out, feeds),
+                    labels=None if data is None or feeds is not None else data.held_out.labels,
                     budgets=[left] * len(chosen),
                     facts=self._facts,
                 )
@@ -271,13 +315,13 @@ class Trials:
                 trial.session = None  # its arena and its threads are given back
 
     def outside(self, comparison: Comparison) -> str:
-        """Why figures are outside the accuracy budget; a made-up sample only shows what is broken."""
+        """Why figures are outside the accuracy budget; a synthetic sample only shows what is broken."""
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
         if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
-            return f"only {comparison.sqnr_db:.1f} dB on a made-up sample" if low else ""
+            return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
 
     # What was found.
@@ -340,26 +384,9 @@ class Trials:
         if not self._late:
             self._late = True
             self.warnings.append(
-                f"--budget: {self.job.budget:g} s were over, {what}; the best of what was measured is given"
+                f"--budget: time limit of {self.job.budget:g} s reached, {what}; returning the best candidate so far"
             )
 
 
 def _sqnr(comparison: Comparison | None) -> float | None:
     return None if comparison is None else comparison.sqnr_db
-
-
-def _signature(built: Built) -> tuple[Any, ...]:
-    """What distinguishes the plans of two models that would run alike."""
-    nodes = tuple(
-        (
-            name,
-            node.action,
-            node.form,
-            node.folds,
-            node.float_output,
-            node.algorithm,
-            repr(sorted(node.weights.items())),
-        )
-        for name, node in built.plan.nodes.items()
-    )
-    return (nodes, tuple(built.plan.values))

@@ -61,6 +61,7 @@ COSTS = Costs(
         "Slice": Rate(0.22),
         "Split": Rate(0.22),
         "Gather": Rate(0.22),
+        "GatherElements": Rate(0.79),
         "Expand": Rate(0.25),
         "Tile": Rate(0.25),
         "Pad": Rate(0.44),
@@ -90,6 +91,7 @@ COSTS = Costs(
         "Slice": Rate(0.12),
         "Split": Rate(0.12),
         "Gather": Rate(0.14),
+        "GatherElements": Rate(0.98),
         "Expand": Rate(0.05),
         "Tile": Rate(0.05),
         "Pad": Rate(0.14),
@@ -113,7 +115,8 @@ COSTS = Costs(
 
 INTEGER_OPS = frozenset(
     "Conv Gemm MatMul Add Mul Concat AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax Where Relu Clip MaxPool "
-    "Resize Reshape Transpose Squeeze Unsqueeze Flatten Slice Split Gather Expand Tile DepthToSpace SpaceToDepth "
+    "Resize Reshape Transpose Squeeze Unsqueeze Flatten Slice Split Gather GatherElements Expand Tile DepthToSpace "
+    "SpaceToDepth "
     "ReduceMax Pad ArgMax".split()
 )
 

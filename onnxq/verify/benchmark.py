@@ -92,9 +92,9 @@ def benchmark(
     """
     chosen = list(islice(feeds, _FEEDS))
     if not chosen or not models:
-        raise VerificationError("benchmark: there is no feed or no model; give at least one of each")
+        raise VerificationError("benchmark: there is no feed or no model; pass at least one of each")
     sessions = {
-        name: model if isinstance(model, Session) else open_session(model, threads=threads, label=name)
+        name: model if isinstance(model, Session) else open_session(model, threads=threads, label=name, timed=True)
         for name, model in models.items()
     }
     repeats = {name: _warm_up(session, chosen) for name, session in sessions.items()}

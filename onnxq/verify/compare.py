@@ -19,8 +19,8 @@ from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, Metric, OutputComparison
+from onnxq.verify.kinds.output_kinds import is_real
 from onnxq.verify.output_judges import OutputJudges
-from onnxq.verify.output_kinds import is_real
 from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 
@@ -50,6 +50,8 @@ class Comparison:
             neither graph nor data show it; for those who say that it does.
         loss: expected share of decisions that change, of the worst output that is no state (`onnxq.verify.loss`); None
             where nothing could be compared.
+        free_running_loss: of a model with states: its loss at the end of the samples, at most 64, where it goes on from
+            its own states rather than from the float model's; None where no state is carried.
     """
 
     outputs: dict[str, OutputComparison]
@@ -65,6 +67,7 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     loss: float | None = None
     possible_agreement: float | None = None
+    free_running_loss: float | None = None
 
     @property
     def judged(self) -> dict[str, scale.Judged | None]:
@@ -115,6 +118,8 @@ class Comparison:
             lines.append(f"perplexity: {found['float']:.4g} float, {found['quantized']:.4g} quantized")
         if self.token_agreement is not None:
             lines.append(f"same most likely token: {self.token_agreement:.2%}")
+        if self.free_running_loss is not None:
+            lines.append(f"on its own states: loss {scale.share(self.free_running_loss)} at the end")
         return "\n".join(lines)
 
 
@@ -189,7 +194,7 @@ def compare_all(
         for trial in trials:
             trial.add(feed, expected)
     if samples == 0:
-        raise VerificationError("compare: there is not one sample; give at least one feed")
+        raise VerificationError("compare: there is not one sample; pass at least one feed")
     found = [trial.result() for trial in trials]
     if drawing:
         for comparison in found:
@@ -211,7 +216,7 @@ class _Trial:
         self._session = actual
         self._left = seconds
         self._samples = 0
-        self._pairs = _matched(reference, actual)
+        self._pairs = matched_outputs(reference, actual)
         self._states = {name: Fidelity() for name, _ in self._pairs}
         self._judges = OutputJudges(facts, labelled=labels is not None)
         self._unusual = 0
@@ -331,7 +336,12 @@ def _opened(model: bytes | Path | Session, name: str, optimize: bool, threads: i
     return open_session(model, optimize=optimize, threads=threads, label=label)
 
 
-def _matched(reference: Session, actual: Session) -> list[tuple[str, str]]:
+def matched_outputs(reference: Session, actual: Session) -> list[tuple[str, str]]:
+    """Outputs of both models that belong together: by name, else by position.
+
+    Raises:
+        VerificationError: the two are no pair.
+    """
     if set(reference.output_names) <= set(actual.output_names):
         return [(name, name) for name in reference.output_names]
     if len(reference.output_names) != len(actual.output_names):

@@ -33,7 +33,7 @@ _FIGURES: dict[str, tuple[Callable[[Comparison], tuple[float, float | None] | No
     "accuracy": (lambda c: _both(c.accuracy), "the data has no array 'labels' that fits an output of class scores"),
     "perplexity": (
         lambda c: _both(c.perplexity),
-        "no output (N, S, tokens) predicts the token ids of the data; give an integer input (N, S), or labels of that "
+        "no output (N, S, tokens) predicts the token ids of the data; pass an integer input (N, S), or labels of that "
         "shape",
     ),
     "divergence": (lambda c: _alone(c.token_divergence), "no output (N, S, tokens) predicts the token ids of the data"),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.graph.reading.output_facts import SIGMOID, OutputFact
+from onnxq.verify.kinds.output_kinds import ANCHORS, OutputJudge, is_real, normalized_axis
 from onnxq.verify.loss import Judged
-from onnxq.verify.output_kinds import ANCHORS, OutputJudge, is_real, normalized_axis
 
 
 class OutputJudges:

@@ -44,6 +44,7 @@ def outcome(result: dict[str, Any] = RESULT) -> SimpleNamespace:
     return SimpleNamespace(
         output=Path("out.onnx"),
         recipe_path=None,
+        outputs={},
         warnings=result.get("warnings", []),
         to_dict=lambda: result,
         summary=lambda: "the summary\n",
@@ -169,6 +170,7 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
                 "metric": "pkg.mod:score",
                 "search_state": Path("state.json"),
                 "resume": True,
+                "cache": True,
                 "benchmark": False,
                 "force": True,
                 "progress": None,

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import Result
 
-from tests.search.test_within_limits import BAD, DB, feeds, network
+from tests.search.within.test_within_limits import BAD, DB, feeds, network
 
 Run = Callable[..., Result]
 
@@ -74,7 +74,7 @@ def test_a_function_is_the_metric(run: Run, given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metric", "mine:outputs"], "--metric: there is no limit to hold it to; give --max-drop"),
+        (["--metric", "mine:outputs"], "--metric: there is no limit to hold it to; pass --max-drop"),
         (["--metric", "mine:nothing", "--max-drop", "1"], "--metric mine:nothing: cannot be imported: AttributeError"),
         (
             ["--metric", "accurcy", "--max-drop", "1"],

@@ -177,7 +177,7 @@ def test_messages_say_which_forms_work(tmp_path):
     with pytest.raises(CalibrationError, match="samples go along the first axis, or along a new one in front of it"):
         open_reader(written(tmp_path / "x.npz", x=np.zeros((10, 8, 8), np.float32)), [flat])
     state = InputSpec("s", np.dtype(np.float32), (2, "N"))
-    with pytest.raises(CalibrationError, match="along a new first axis, or give a folder with one .npz a feed"):
+    with pytest.raises(CalibrationError, match="along a new first axis, or pass a folder with one .npz a feed"):
         open_reader(written(tmp_path / "y.npz", x=DATA, s=np.zeros((5, 2), np.float32)), [X, state])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +11,15 @@ import pytest
 import onnxq
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.targets import TARGETS
 from tests.correlated_models import network, samples
 from tests.graph.build import build, run, weights
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target whose weights have 4 bits, so that how they are rounded counts."""
+    monkeypatch.setitem(TARGETS, "narrow", replace(TARGETS["cpu"], name="narrow", weight_bits=4))
 
 
 def integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -19,7 +28,7 @@ def integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def quantized(model: onnx.ModelProto, preset: str, feeds, **options):
-    options = {"include": ["*"], "bits": 4, **options}
+    options = {"include": ["*"], "target": "narrow", **options}
     result = onnxq.quantize(model, calibration=feeds, preset=preset, benchmark=False, threads=1, force=True, **options)
     assert result.model is not None
     return result.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnxq
 from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import RecipeError
 from onnxq.recipe.recipe import Recipe
+from onnxq.targets import TARGETS
 from tests.graph.build import build, run, weights
 
 TEXT = """g (float[N,3,8,8] x) => (float[N,6] y) {
@@ -20,6 +22,12 @@ TEXT = """g (float[N,3,8,8] x) => (float[N,6] y) {
     [pw] e = Conv (d, w3, b3) [r3] f = Relu (e)
     [p] g1 = GlobalAveragePool (f) [fl] h = Flatten (g1) [fc] y = Gemm (h, w4, b4)
 }"""
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target whose weights have 4 bits, so that how they are rounded counts."""
+    monkeypatch.setitem(TARGETS, "narrow", replace(TARGETS["cpu"], name="narrow", weight_bits=4))
 
 
 def model() -> onnx.ModelProto:
@@ -49,7 +57,9 @@ def test_four_bits_cost_less(form: str, per_channel: bool) -> None:
     samples = feeds()
     results = {}
     for learned in (False, True):
-        recipe = Recipe(preset="w8a8", bits=4, per_channel=per_channel, format=form, adaround=learned, include=("*",))
+        recipe = Recipe(
+            preset="w8a8", target="narrow", per_channel=per_channel, format=form, adaround=learned, include=("*",)
+        )
         results[learned] = onnxq.quantize(
             model(), calibration=samples, recipe=recipe, threads=1, benchmark=False, force=True
         )
@@ -61,7 +71,7 @@ def test_four_bits_cost_less(form: str, per_channel: bool) -> None:
 
 
 def test_the_same_twice() -> None:
-    recipe = Recipe(preset="w8a8", bits=4, adaround=True, include=("*",))
+    recipe = Recipe(preset="w8a8", target="narrow", adaround=True, include=("*",))
     first, second = (
         onnxq.quantize(model(), calibration=feeds(6), recipe=recipe, threads=1, benchmark=False, force=True).model
         for _ in range(2)

@@ -114,7 +114,7 @@ def test_statistics_that_lack_a_value_are_refused(statistics: onnxq.Statistics) 
     partial.put("x", statistics["x"])
     for given, options in ((partial, {}), (statistics, {"exclude": ["r"]})):  # values before a Relu are rarely needed
         with pytest.raises(
-            CalibrationError, match="value '.*' has no statistics .*; give --calibration without --stats"
+            CalibrationError, match="value '.*' has no statistics .*; pass --calibration without --stats"
         ):
             onnxq.quantize(model(), statistics=given, calibration=HELD_OUT, benchmark=False, **options)
 

@@ -1,4 +1,4 @@
-"""Small models, planned and solved as `onnxq.quantize` would: what the tests of this room start from."""
+"""Small models, planned and solved as `onnxq.quantize` would: what the tests of this package start from."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_the_plan_says_present_and_what_was_left_float_stays_so() -> None:
         "qx": "present", "dx": "present", "dw": "present", "conv": "present", "act": "present", "qf": "present",
         "df": "present", "tail": "storage",
     }  # fmt: skip
-    reason = "the model brings its own Q/DQ nodes, and none for this one; its weight is stored as int8"
+    reason = "the model is already quantized (QDQ), but not this node; its weight is stored as int8"
     assert result.kept_float == [("tail", "Conv", reason)]
     assert result.coverage["Conv"] == {"quantized": 2, "total": 2}
 

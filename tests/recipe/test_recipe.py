@@ -64,7 +64,7 @@ def test_what_is_left_empty_has_its_default(text: str) -> None:
         ("zzz: 1", "recipe: no key 'zzz'; there are preset"),
         ("1: 2", "recipe: no key 1; there are preset"),
         ("rules: [{match: a, rnge: mse}]", "recipe: rule 1: no key 'rnge'; did you mean 'range'? There are match,"),
-        ("rules: [{match: a}, {quantize: true}]", "recipe: rule 2 has no 'match'; give a node name or a pattern"),
+        ("rules: [{match: a}, {quantize: true}]", "recipe: rule 2 has no 'match'; write a node name or a pattern"),
         ("rules: [{match: }]", "recipe: rule 1 has no 'match'"),
         ("rules: {match: a}", "recipe: rules must be a list of mappings"),
         ("rules: [a]", "recipe: rules must be a list of mappings"),
@@ -85,8 +85,8 @@ def test_what_is_left_empty_has_its_default(text: str) -> None:
         ("per_channel: 1", "recipe: per_channel is 1 (int); it takes true or false"),
         ("symmetric: perhaps", "recipe: symmetric is 'perhaps' (str); it takes true or false"),
         ("min_sqnr: high", "recipe: min_sqnr is 'high' (str)"),
-        ("min_sqnr: .nan", "--min-sqnr: nan is no number"),
-        ("max_drop: .nan", "--max-drop: nan is no number"),
+        ("min_sqnr: .nan", "--min-sqnr: must be a number, not nan"),
+        ("max_drop: .nan", "--max-drop: must be a number, not nan"),
         ("include: 3", "include: 3 is not a list of names; write [name, name]"),
         ("exclude: [a, 3]", "exclude: ['a', 3] is not a list of names"),
         ("op_types: {Conv: true}", "op_types: {'Conv': True} is not a list of names"),
@@ -111,7 +111,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"--recipe {path}: no key 'préset'; did you mean 'preset'"):
         Recipe.from_file(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read .it is not UTF-8 text.; give a YAML file"):
+    with pytest.raises(RecipeError, match="cannot be read .it is not UTF-8 text.; pass a YAML file"):
         Recipe.from_file(path)
     with pytest.raises(RecipeError, match="cannot be read .No such file or directory."):
         Recipe.from_file(tmp_path / "none.yaml")

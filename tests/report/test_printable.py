@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxq.report.printable import printable
-from onnxq.report.tables import Table
+from onnxq.report.result_tables import Table
 from tests.graph.build import build, weights
 
 BAD = "a\x1b[31mb\nc\r\x07\x9b\u202e\x00d".replace("\x00", "\x01")

@@ -91,7 +91,7 @@ def test_values_that_have_no_statistics_are_named(make):
     found = calibrate(make("branch"), ["r", "inner", "flag", "ghost"], [sample], Run(threads=1, warn=said.append))
     assert list(found) == ["inner", "r"]
     assert said == [
-        "value 'ghost': unknown, or inside a body that does not hand it out, so it has no statistics",
+        "value 'ghost': unknown, or inside a subgraph that does not hand it out, so it has no statistics",
         "value 'flag': holds bool, not real numbers, so it has no statistics",
     ]
     said.clear()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxq.runtime import profile
-from onnxq.runtime.profile import KernelTime, Remembered, kernel_times
+from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from tests.graph.build import build, weights
 
 FEED = {"x": weights(4, 64)}
@@ -59,33 +59,33 @@ def test_a_damaged_profile_has_no_times(tmp_path: Path) -> None:
 
 def test_times_are_remembered_by_group_and_threads(cache: Path) -> None:
     times = {"float": KernelTime(3.0), "w8a8": KernelTime(1.0, 0.5, 0.25)}
-    first = Remembered(1)
+    first = KernelTimeCache(1)
     assert first.get("g", ["float"]) is None
     first.put("g", times)
     first.save()
     assert len(list((cache / "onnxq").iterdir())) == 1
-    again = Remembered(1)
+    again = KernelTimeCache(1)
     assert again.get("g", ["float", "w8a8"]) == times
     assert again.get("g", ["float"]) == {"float": KernelTime(3.0)}
     assert again.get("g", ["float", "w8"]) is None, "forms are compared only if they were measured together"
-    assert Remembered(2).get("g", ["float"]) is None
+    assert KernelTimeCache(2).get("g", ["float"]) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {"float": {"wrong": 1}}}'])
 def test_a_damaged_memory_holds_nothing(cache: Path, content: str) -> None:
-    first = Remembered(1)
+    first = KernelTimeCache(1)
     first.put("g", {"float": KernelTime(3.0)})
     first.save()
     (file,) = (cache / "onnxq").iterdir()
     file.write_text(content)
-    assert Remembered(1).get("g", ["float"]) is None
+    assert KernelTimeCache(1).get("g", ["float"]) is None
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    memory = Remembered(1)
+    memory = KernelTimeCache(1)
     memory.put("g", {"float": KernelTime(3.0)})
     memory.save()
     assert memory.get("g", ["float"]) == {"float": KernelTime(3.0)}
@@ -106,7 +106,7 @@ def test_what_does_not_parse_in_the_cache_is_dropped(
     bad: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept = Remembered(1)
+    kept = KernelTimeCache(1)
     kept.put("good", {"f": KernelTime(1.0)})
     kept.put("bad", {"f": KernelTime(1.0)})
     kept.save()
@@ -114,7 +114,7 @@ def test_what_does_not_parse_in_the_cache_is_dropped(
     content = json.loads(path.read_text())
     content[profile._short("bad")] = bad
     path.write_text(json.dumps(dict(sorted(content.items(), key=lambda entry: entry[1] != bad))))
-    again = Remembered(1)
+    again = KernelTimeCache(1)
     assert again.get("bad", ["f"]) is None
     assert again.get("good", ["f"]) == {"f": KernelTime(1.0)}
 
@@ -122,9 +122,9 @@ def test_what_does_not_parse_in_the_cache_is_dropped(
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b"3", b'{"a": '])
 def test_a_cache_that_is_none_holds_nothing(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = Remembered(1)
+    first = KernelTimeCache(1)
     first.put("a", {"f": KernelTime(1.0)})
     first.save()
     (path,) = (tmp_path / "onnxq").glob("kernels-*.json")
     path.write_bytes(content)
-    assert Remembered(1).get("a", ["f"]) is None
+    assert KernelTimeCache(1).get("a", ["f"]) is None

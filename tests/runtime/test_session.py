@@ -126,3 +126,14 @@ def test_a_path_that_is_not_ascii_opens_whatever_the_locale(make, tmp_path, vari
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().isdigit()
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_threads_spin_only_where_they_are_timed(content, timed, monkeypatch):
+    monkeypatch.setattr("onnxq.runtime.session.free_processors", lambda: 3)
+    options = open_session(content("chain"), timed=timed)._session.get_session_options()
+    spinning = options.get_session_config_entry("session.intra_op.allow_spinning") if not timed else "1"
+    assert (spinning, options.intra_op_num_threads) == (("1", 0) if timed else ("0", 3))
+    assert (
+        open_session(content("chain"), threads=2, timed=timed)._session.get_session_options().intra_op_num_threads == 2
+    )

@@ -84,7 +84,7 @@ def test_sizes_are_told():
 
 
 def test_a_model_that_nothing_fits_asks_for_data(content):
-    with pytest.raises(ModelError, match=r"no made-up input fits it, so give samples"):
+    with pytest.raises(ModelError, match=r"no synthetic input fits it, so pass samples"):
         runnable_feed(open_session(content("g (float[N,4] x, float[N,3] z) => (float[N,4] y) { y = MatMul(x, z) }")))
 
 

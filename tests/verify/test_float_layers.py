@@ -10,9 +10,11 @@ import onnx.parser
 import pytest
 
 import onnxq
+from onnxq.graph.emit import common
 from onnxq.graph.files import io
-from onnxq.graph.reading.optimized import unfolded_layers
+from onnxq.graph.reading.optimized import dequantized_layers, user_name
 from onnxq.verify import loads
+from tests.graph.build import build, weights
 
 
 def model(activation: str) -> bytes:
@@ -40,7 +42,7 @@ def float_layers(content: bytes | Path, folder: Path) -> list[str]:
     """Names of the layers that the runtime computes in float although their weights are integers."""
     path = folder / "optimized.onnx"
     loads.check(content, run=False, save_to=path)
-    return unfolded_layers(path)
+    return dequantized_layers(path)
 
 
 @pytest.mark.parametrize(("activation", "expected"), [("", 0), ("Relu", 1)])
@@ -52,7 +54,7 @@ def test_what_onnxq_writes_has_none(tmp_path) -> None:  # type: ignore[no-untype
     result = onnxq.quantize("models/digits_resnet.onnx", tmp_path / "q.onnx", benchmark=False)
     assert result.output is not None
     assert float_layers(result.output, tmp_path) == []
-    assert not any("unfolding" in line for line in result.warnings)
+    assert not any("dequantizing it" in line for line in result.warnings)
 
 
 def test_weights_beside_the_model_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +65,50 @@ def test_weights_beside_the_model_count(tmp_path: Path, monkeypatch: pytest.Monk
     assert not loads.worth_a_look(path)
     monkeypatch.setattr(loads, "MOST_BYTES", io.size_bytes(path))
     assert loads.worth_a_look(path)
+
+
+RESIDUAL = """g (float[N, 32] x) => (float[N, 32] y) {
+    [up] a = MatMul (x, w1) [bias] b = Add (a, c1) [relu] r = Relu (b) [down] d = MatMul (r, w2) [res] y = Add (d, x)
+}"""
+
+
+@pytest.mark.parametrize(
+    "options", [{"preset": "w8a8"}, {"preset": "w8a8", "format": "qoperator"}, {"preset": "w4", "format": "qdq"}]
+)
+def test_a_product_of_rank_2_and_a_residual_add_are_not_joined_in_float(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    constants = {"w1": weights(32, 64), "w2": weights(64, 32, seed=1), "c1": weights(64)}
+    samples = [{"x": weights(4, 32, seed=seed)} for seed in range(6)]
+    result = onnxq.quantize(
+        build(RESIDUAL, **constants),
+        calibration=samples,
+        benchmark=False,
+        **options,  # type: ignore[arg-type]
+    )
+    assert result.model is not None
+    assert float_layers(result.model.SerializeToString(), tmp_path) == []
+    assert not any("dequantizing it" in line for line in result.warnings)
+
+
+def test_names_are_those_before_the_runtime_renamed_nodes() -> None:
+    assert user_name("blk2.fc2/MatMulAddFusion") == "blk2.fc2"
+    assert user_name("conv_0_token_1") == "conv_0"
+    assert user_name("a/duplicated_token_12") == "a"
+    assert user_name("plain") == "plain"
+
+
+def test_what_the_runtime_computes_in_float_counts_as_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "use_sum", lambda node: False)  # so that the runtime joins product and Add
+    constants = {"w1": weights(32, 64), "w2": weights(64, 32, seed=1), "c1": weights(64)}
+    samples = [{"x": weights(4, 32, seed=seed)} for seed in range(6)]
+    proto = build(RESIDUAL, **constants)
+    result = onnxq.quantize(proto, calibration=samples, preset="w8a8", benchmark=False)
+    assert any(line.startswith("layer 'down': onnxruntime computes it in float") for line in result.warnings)
+    reasons = {name: reason for name, _, reason in result.kept_float}
+    assert reasons["down"].startswith("onnxruntime joins it with a neighbour")
+    assert result.plan is not None
+    assert result.plan.nodes["down"].action == "storage"
+    without = onnxq.quantize(proto, calibration=samples, preset="w8a8", exclude=["down"], benchmark=False)
+    assert {name: reason for name, _, reason in without.kept_float}["down"] == "excluded by --exclude"
+    assert not any("computes it in float" in line for line in without.warnings)

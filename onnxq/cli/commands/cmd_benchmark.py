@@ -39,7 +39,8 @@ from onnxq.cli._summary import show_benchmark
     type=DATA,
     metavar="DATA",
     group="Measurement",
-    help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are made up, free dimensions 64 or what else runs.",
+    help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are synthetic, with free dimensions of 64 or "
+    "what else runs.",
 )
 @threads_option("Measurement", default_text="1")
 @custom_ops_option("Measurement")

@@ -17,6 +17,7 @@ from onnxq.cli._options import (
     option,
     output_options,
     state,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_text, show_warnings
@@ -41,6 +42,7 @@ from onnxq.cli._progress import working
     group="Input and output",
     help=f"Samples to run: {CALIBRATION_FORMS}.",
 )
+@states_option("Input and output")
 @option(
     "-o",
     "--output",
@@ -87,6 +89,7 @@ def command(
     /,
     model: Path,
     calibration: str,
+    states: dict[str, str] | None,
     output: Path,
     resume: bool,
     moments: bool,
@@ -110,6 +113,7 @@ def command(
             model,
             output,
             calibration=calibration,
+            states=states,
             threads=threads,
             provider=provider,
             progress=progress,

@@ -18,6 +18,7 @@ from onnxq.cli._options import (
     examples,
     option,
     output_options,
+    states_option,
 )
 from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
@@ -52,6 +53,7 @@ DROPS = ("top1", "accuracy", "perplexity", "divergence")
     group="Data",
     help=f"Samples to run through both models: {CALIBRATION_FORMS}.",
 )
+@states_option("Data")
 @option(
     "--metric",
     metavar="NAME",
@@ -79,6 +81,7 @@ def command(
     float_model: Path,
     quantized_model: Path,
     calibration: str,
+    states: dict[str, str] | None,
     metric: str | None,
     min_sqnr: float | None,
     max_drop: float | None,
@@ -99,7 +102,9 @@ def command(
     with working(as_json) as progress:
         if progress is not None:
             progress("compare", 0, None)
-        result = api.compare(float_model, quantized_model, data=calibration, metric=metric, custom_ops=custom_ops)
+        result = api.compare(
+            float_model, quantized_model, data=calibration, states=states, metric=metric, custom_ops=custom_ops
+        )
     if as_json:
         emit_json(result.to_dict())
     else:
@@ -109,7 +114,7 @@ def command(
 
 
 def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_drop: float | None) -> Iterator[str]:
-    from onnxq.search.score import TOP1, Metric
+    from onnxq.search.within.score import TOP1, Metric
     from onnxq.verify.budget import Limits
 
     for name, output in result.outputs.items():

@@ -17,6 +17,7 @@ from onnxq.cli._options import (
     option,
     output_options,
     state,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_warnings
@@ -45,6 +46,7 @@ from onnxq.cli._summary import show_diagnosis
     default_text="calibration_data/<model stem>.npz beside FLOAT, beside its folder or in the working folder, if there",
     help=f"Samples to run: {CALIBRATION_FORMS}.",
 )
+@states_option("Data")
 @option(
     "--recipe",
     metavar="FILE",
@@ -76,8 +78,9 @@ def command(
     """Rank the quantized nodes of QUANTIZED by the error they cause, worst first, and say why.
 
     QUANTIZED may come from any tool, as QDQ, QOperator or packed weights. Without it, FLOAT is quantized first. Each
-    node is run on its own with the float model's values: 'own' is the SQNR it leaves there, 'arriving' that of the
-    same value in the whole quantized model, 'output' that of the model's output where this node alone is quantized.
+    node is run on its own with the float model's values: 'local error' is the SQNR it leaves there, 'inherited error'
+    that of the same value in the whole quantized model, 'output dB' that of the model's output where this node alone is
+    quantized.
     """
     from onnxq import api
 

@@ -18,6 +18,7 @@ from onnxq.cli._options import (
     option,
     output_options,
     state,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_warnings
@@ -68,6 +69,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
+@states_option(_FILES)
 @option(
     "--stats",
     metavar="FILE",
@@ -280,8 +282,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="SECONDS",
     group=_PROOF,
     default_text="120",
-    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; the best so far is written "
-    "then.",
+    help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
+    "so far is written.",
 )
 @option(
     "--search-state",
@@ -303,7 +305,13 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Do not measure latency; auto then means w8a8 with data, else w8.",
 )
-@threads_option(_PROOF, default_text="onnxruntime's own choice, and 1 while latency is measured")
+@option(
+    "--no-cache",
+    is_flag=True,
+    group=_PROOF,
+    help="Measure anew what auto has measured before for the same model, data, options and machine.",
+)
+@threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
 @output_options
@@ -317,6 +325,7 @@ def command(
     percentile: float | None,
     stats: Path | None,
     no_benchmark: bool,
+    no_cache: bool,
     budget: float | None,
     as_json: bool,
     verbose: bool,
@@ -347,6 +356,7 @@ def command(
             range=range_method,
             statistics=stats,
             benchmark=not no_benchmark,
+            cache=not no_cache,
             progress=progress,
             **options,
         )

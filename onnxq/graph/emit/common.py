@@ -25,7 +25,12 @@ class Builder:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.names = walk.Names(model)
+        self._given = {id(node): node for node in walk.all_nodes(model.graph) if node.op_type == "DequantizeLinear"}
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def is_given(self, node: ir.Node) -> bool:
+        """Whether the model brought a DQ along."""
+        return id(node) in self._given
 
     def constant(self, name: str, array: Array, qtype: QType | None = None) -> ir.Value:
         """An initializer with this content; an equal one that was added before serves again."""
@@ -168,8 +173,38 @@ def to_float(builder: Builder, node: ir.Node, operands: list[list[ir.Value | Non
     return new
 
 
+_SUM_BROADCASTS = 8
+"""The operator set from which on Sum is what Add is."""
+
+
+def use_sum(node: ir.Node) -> bool:
+    """Write an Add as Sum, which computes the same and which the runtime joins with nothing; whether it could be."""
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or node.graph is None:
+        return False
+    if walk.opset(node.graph) < _SUM_BROADCASTS:
+        return False
+    node.op_type = "Sum"
+    return True
+
+
+def keep_adds_apart(node: ir.Node, *, but_bias: bool = False) -> None:
+    """Keep ONNX Runtime from joining a product whose weight is on integers and an Add behind it into a float Gemm.
+
+    It does so where both have two axes, for a bias as for anything else of that shape, before it looks for integers,
+    and then unfolds the weight at every inference.
+
+    Args:
+        node: a MatMul, or a Gemm that becomes one.
+        but_bias: leave constants of one axis, which the kernel for packed weights takes.
+    """
+    for user in node.outputs[0].consumers():
+        constants = [walk.const_array(value) for value in user.inputs]
+        if not (but_bias and any(array is not None and array.ndim == 1 for array in constants)):
+            use_sum(user)
+
+
 def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
-    """Store weights as integers that are unfolded to float once, when the model is loaded.
+    """Store weights as integers that are dequantized to float once, when the model is loaded.
 
     Cast → Mul of an initializer is constant-folded by ONNX Runtime; a DequantizeLinear is not, and would run at every
     inference. Both lie in the graph that held the float weight: where that is a body, the runtime lays out the weight
@@ -249,154 +284,6 @@ def drop_idle(graph: ir.Graph, integers: dict[int, ir.Value]) -> None:
             continue
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output() and node.graph is not None:
             node.graph.remove(node, safe=True)
-
-
-def dequantize_in_bodies(builder: Builder, rewrite: Rewrite, integers: dict[int, ir.Value]) -> None:
-    """Give the integer nodes of a body a DQ of their own behind the integers they read from outside it.
-
-    The runtime joins a DQ and its reader to an integer kernel only where both lie in one graph. The value is quantized
-    once all the same: the integers are what the body reads.
-
-    Args:
-        builder: of the model.
-        rewrite: which nodes run on integers.
-        integers: integer form by id of the float value that a DQ gives.
-    """
-    for node in list(walk.all_nodes(builder.graph)):
-        if node.op_type != "DequantizeLinear" or id(node.outputs[0]) not in integers:
-            continue
-        inside: dict[int, ir.Value] = {}
-        for user, index in list(node.outputs[0].uses()):
-            if user.graph is node.graph or user.graph is None or change_of(rewrite, user) is None:
-                continue
-            if id(user.graph) not in inside:
-                name = node.outputs[0].name or ""
-                copy = builder.node(
-                    "DequantizeLinear", list(node.inputs), builder.names.value(f"{name}_DequantizeLinear_Output"),
-                    dtype=ir.DataType.FLOAT, shape=node.outputs[0].shape,
-                )  # fmt: skip
-                place_first(user.graph, [copy])
-                inside[id(user.graph)] = copy.outputs[0]
-            user.replace_input_with(index, inside[id(user.graph)])
-
-
-_ROUNDED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""Layers whose float weight ONNX Runtime rounds to 8 bits, one scale for all, where they stand between a DQ and a Q."""
-
-
-def keep_float(builder: Builder) -> None:
-    """Keep the runtime from quantizing the layers that the plan leaves float.
-
-    Its pass WeightBiasQuantization takes only layers behind a DQ of one scale: a DQ of the same scale written once for
-    each channel gives the same numbers and is passed over. Operator sets before 13 have no such DQ.
-    """
-    if walk.opset(builder.graph) < 13:
-        return
-    for node in list(walk.all_nodes(builder.graph)):
-        graph = node.graph
-        channels = _input_channels(node) if node.op_type in _ROUNDED_AT_LOAD and node.domain == "" else None
-        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if (
-            channels is None
-            or graph is None
-            or source is None
-            or source.op_type != "DequantizeLinear"
-            or source.graph is not graph
-        ):
-            continue
-        scale, zero_point = (walk.const_array(walk.input_at(source, i)) for i in (1, 2))
-        if scale is None or zero_point is None or scale.ndim or not _goes_to_integers(node):
-            continue
-        name = node.inputs[0].name or "" if node.inputs[0] is not None else ""
-        apart = builder.node(
-            "DequantizeLinear",
-            [
-                source.inputs[0],
-                builder.constant(f"{name}_scales", np.full(channels, scale)),
-                builder.constant(f"{name}_zero_points", np.full(channels, zero_point)),
-            ],
-            builder.names.value(f"{name}_DequantizeLinear_Output"),
-            attributes=[ir.AttrInt64("axis", 1)],
-            dtype=ir.DataType.FLOAT,
-            shape=node.inputs[0].shape if node.inputs[0] is not None else None,
-        )
-        graph.insert_before(node, [apart])
-        edit.set_input(node, 0, apart.outputs[0])
-        if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-            graph.remove(source, safe=True)
-
-
-def _input_channels(node: ir.Node) -> int | None:
-    """Channels of the input of a layer with a float weight; None where it has none that is constant."""
-    weight = walk.input_at(node, 1)
-    producer = weight.producer() if weight is not None else None
-    if weight is None or (producer is not None and producer.op_type == "DequantizeLinear"):
-        return None
-    shape = walk.dims(weight)
-    if shape is None or len(shape) < 2 or None in shape[:2]:
-        return None
-    first, second = int(shape[0] or 0), int(shape[1] or 0)
-    if node.op_type == "Conv":
-        return second * walk.attr_int(node, "group", 1)
-    if node.op_type == "ConvTranspose":
-        return first
-    return None if walk.attr_int(node, "transA") else (second if walk.outputs_first(node) else first)
-
-
-def _goes_to_integers(node: ir.Node) -> bool:
-    """Whether a Q reads the node's output, by way of a Relu or Clip or not."""
-    for user in node.outputs[0].consumers():
-        if user.op_type == "QuantizeLinear":
-            return True
-        if user.op_type in ("Relu", "Clip") and any(u.op_type == "QuantizeLinear" for u in user.outputs[0].consumers()):
-            return True
-    return False
-
-
-_PROPAGATED = frozenset("MaxPool Reshape Slice Squeeze Transpose Unsqueeze".split())
-"""Operators past which ONNX Runtime moves a DequantizeLinear that stands before them."""
-
-
-def shield_bodies(builder: Builder) -> None:
-    """Put Q and DQ between a float node that a DQ may be moved past and bodies of If, Loop or Scan that read it.
-
-    ONNX Runtime (seen in 1.32) looks for the reader among the inputs of the If, where values that a body captures are
-    not, and ends the process. What moves numbers of a grid gives numbers of that grid, so this changes none.
-    """
-    for node in list(walk.all_nodes(builder.graph)):
-        graph, output, name = node.graph, node.outputs[0], node.outputs[0].name or ""
-        if node.op_type not in _PROPAGATED or graph is None or all(user.graph is graph for user in output.consumers()):
-            continue
-        source = _dequantizer(node)
-        if source is None or source.inputs[0] is None:
-            continue
-        q = builder.node(
-            "QuantizeLinear",
-            [output, *source.inputs[1:]],
-            builder.names.value(f"{name}_QuantizeLinear_Output"),
-            dtype=source.inputs[0].dtype,
-            shape=output.shape,
-        )
-        dq = builder.node(
-            "DequantizeLinear",
-            [q.outputs[0], *source.inputs[1:]],
-            builder.names.value(f"{name}_DequantizeLinear_Output"),
-            dtype=ir.DataType.FLOAT,
-            shape=output.shape,
-        )
-        graph.insert_after(node, [q, dq])
-        replace_uses(output, dq.outputs[0], keep=q)
-
-
-def _dequantizer(node: ir.Node) -> ir.Node | None:
-    """The DQ of one scale whose numbers reach the node through operators that only move them."""
-    value = node.inputs[0]
-    source = value.producer() if value is not None else None
-    if source is None:
-        return None
-    if source.op_type in _PROPAGATED or source.op_type == "Identity":
-        return _dequantizer(source)
-    return source if source.op_type == "DequantizeLinear" and walk.rank(source.inputs[1]) == 0 else None
 
 
 def drop_inputs(values: list[ir.Value | None]) -> None:

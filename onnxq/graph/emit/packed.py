@@ -30,7 +30,7 @@ def emit_weight_only(model: ir.Model, rewrite: Rewrite, form: str) -> None:
     del form
     if not rewrite.weights:
         return
-    emitter = _Emitter(model)
+    emitter = _PackedEmitter(model)
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
     forms: dict[str, Callable[[ir.Node, WeightRewrite], None]] = {
         "MatMulNBits": emitter.nbits,
@@ -53,7 +53,7 @@ def block_of(tensor: QTensor) -> int:
     return min(max(whole, _SMALLEST_BLOCK[bits]), _LARGEST_BLOCK[bits])
 
 
-class _Emitter(Replacer):
+class _PackedEmitter(Replacer):
     def nbits(self, node: ir.Node, change: WeightRewrite) -> None:
         """MatMulNBits in the place of a MatMul or Gemm."""
         tensor, original = change.constants[1], node.inputs[1]
@@ -104,6 +104,7 @@ class _Emitter(Replacer):
             shape=ir.Shape(tensor.values.shape[::-1]),
         )
         node.graph.insert_before(node, [dq])
+        common.keep_adds_apart(node, but_bias=node.op_type == "MatMul")
         if node.op_type == "MatMul":
             edit.set_input(node, 1, dq.outputs[0])
         else:

@@ -12,8 +12,11 @@ import onnx_ir as ir
 from onnxq.core.spec import QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
+from onnxq.graph.emit.bodies import dequantize_in_bodies, shield_bodies
+from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
+from onnxq.graph.emit.resizes import hold_layout
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
 from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
@@ -27,7 +30,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     """
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite, nodes)
+    emitter = _QdqEmitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.convert_float(value)
     for node in list(nodes.values()):
@@ -39,16 +42,17 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
         else:
             for output in node.outputs:
                 emitter.convert_float(output)
-    common.dequantize_in_bodies(builder, rewrite, emitter.integers)
+    dequantize_in_bodies(builder, rewrite, emitter.integers)
     common.drop_idle(model.graph, emitter.integers)
-    common.shield_bodies(builder)
-    common.keep_float(builder)
+    shield_bodies(builder)
+    hold_float(builder, rewrite)
     hold_pools(builder)
     join_gelus(builder)
+    hold_layout(builder)
     common.store_weights(builder, rewrite, nodes)
 
 
-class _Emitter:
+class _QdqEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
         self._nodes = nodes
@@ -95,7 +99,8 @@ class _Emitter:
             to_integers(self._builder, node, self.integers[id(source)], self._rewrite.values[name], self.integers)
             return
         if change.float_output:
-            self._keep_bias_apart(node)
+            if node.op_type == "MatMul":
+                common.keep_adds_apart(node)
             return
         if row.kind is Kind.READING:
             return
@@ -121,23 +126,6 @@ class _Emitter:
         new = common.to_float(builder, node, [list(dequantizer.inputs), b], adds)
         for output in new.outputs:
             self.convert_float(output)
-
-    def _keep_bias_apart(self, node: ir.Node) -> None:
-        """Keep ONNX Runtime from joining a MatMul and the Add of its bias into a float Gemm.
-
-        It does so where the shape is fixed and the bias has one axis, before it looks for integers; with a second axis
-        of length 1 the bias means the same and the MatMul stays on integers.
-        """
-        shape = walk.dims(node.inputs[0])
-        if node.op_type != "MatMul" or shape is None or None in shape or len(shape) < 3:
-            return
-        for user in node.outputs[0].consumers():
-            if user.op_type != "Add":
-                continue
-            for index, value in enumerate(user.inputs):
-                bias = walk.const_array(value)
-                if value is not None and bias is not None and bias.ndim == 1:
-                    edit.set_constant(user, index, bias.reshape(1, -1), self._builder.names, value.name or "bias")
 
     def _pair(self, value: ir.Value, take_place: bool = False) -> ir.Value:
         """Q and DQ behind a value; the DQ's output, which replaces the value everywhere if ``take_place``."""

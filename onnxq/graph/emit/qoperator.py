@@ -9,8 +9,11 @@ import onnx_ir as ir
 from onnxq.core.spec import QParams
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
+from onnxq.graph.emit.bodies import shield_bodies
+from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
+from onnxq.graph.emit.resizes import hold_layout
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
 from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
@@ -21,7 +24,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
     builder = common.Builder(model)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _Emitter(builder, rewrite, nodes)
+    emitter = _QOperatorEmitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):
         emitter.remember(value)
     for node in list(nodes.values()):
@@ -34,14 +37,15 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
         else:
             emitter.convert(node, change)
     common.drop_idle(model.graph, emitter.integers)
-    common.shield_bodies(builder)
-    common.keep_float(builder)
+    shield_bodies(builder)
+    hold_float(builder, rewrite)
     hold_pools(builder)
     join_gelus(builder)
+    hold_layout(builder)
     common.store_weights(builder, rewrite, nodes)
 
 
-class _Emitter:
+class _QOperatorEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
         self._nodes = nodes

@@ -100,8 +100,8 @@ def check_depth(graph: onnx.GraphProto, where: str) -> None:
 def too_deep(depth: int) -> str:
     """What to say of bodies within bodies that protobuf does not read."""
     return (
-        f"bodies of If, Loop or Scan lie more than {_DEEPEST} deep within one another (at least {depth}), and readers "
-        "of protobuf stop there, the runtime's too; export the model with fewer levels"
+        f"subgraphs of If, Loop or Scan lie more than {_DEEPEST} deep within one another (at least {depth}), and "
+        "readers of protobuf stop there, the runtime's too; export the model with fewer levels"
     )
 
 
@@ -202,7 +202,7 @@ def check_loops(nodes: Sequence[onnx.NodeProto], constants: Iterable[onnx.Tensor
         if (trips is None or trips > _TRIPS) and start != 0 and all(_stays(body) for body in bodies(node)):
             turns = "without end" if trips is None else f"{int(trips)} times"
             raise ModelError(
-                f"{where}: {called(node)} runs {turns} and nothing in its body ends it; the model is damaged, "
+                f"{where}: {called(node)} runs {turns} and nothing in its subgraph ends it; the model is damaged, "
                 "export it again"
             )
 

@@ -255,7 +255,7 @@ def _has_integer_weight(node: ir.Node, position: int) -> bool:
 
 def _rounded_at_load(node: ir.Node) -> str:
     weight = weight_of(node, 1) if node.op_type in ("Conv", "Gemm") else None
-    if weight is None or not (weight.unfolded or weight.value is node.inputs[1]):
+    if weight is None or not (weight.dequantized or weight.value is node.inputs[1]):
         return ""
     bias = walk.input_at(node, 2)
     followed = _quantized(node.outputs[0]) or _folds_into_range(node)
@@ -337,7 +337,7 @@ def _stored(node: ir.Node) -> str:
         kind = f"{weight.value.dtype.name.lower()} weights {granularity_of(weight)}".rstrip()
         if weight.table is not None:
             return f"{kind} (index of {weight.table.shape[-1]} values, looked up at load)"
-        return f"{kind} ({'Cast, Mul' if weight.unfolded else 'DequantizeLinear'})"
+        return f"{kind} ({'Cast, Mul' if weight.dequantized else 'DequantizeLinear'})"
     return ""
 
 

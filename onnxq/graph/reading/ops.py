@@ -70,7 +70,7 @@ def _refuse_gemm(node: ir.Node) -> str | None:
     if walk.attr_float(node, "alpha", 1.0) != 1.0 or walk.attr_float(node, "beta", 1.0) != 1.0:
         return "alpha or beta is not 1, which the integer kernel does not take"
     if walk.attr_int(node, "transA", 0):
-        return "transA = 1 has no integer kernel"
+        return "transA = 1: only layers that read their input as it lies are put on integers"
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = walk.const_array(node.inputs[2])
         weight = walk.const_array(node.inputs[1])
@@ -157,6 +157,7 @@ OPS: dict[str, OpRow] = {
     "Slice": OpRow(Kind.PASSING),
     "Split": OpRow(Kind.PASSING),
     "Gather": OpRow(Kind.PASSING),
+    "GatherElements": OpRow(Kind.PASSING, since=11),
     "Expand": OpRow(Kind.PASSING),
     "Tile": OpRow(Kind.PASSING),
     "DepthToSpace": OpRow(Kind.PASSING, takes_integers=False),
@@ -180,7 +181,7 @@ STORABLE: dict[str, tuple[int, ...]] = {
     "GRU": (1, 2),
     "RNN": (1, 2),
 }
-"""Operators whose weights can be stored as integers and unfolded at load, and these weights' input positions."""
+"""Operators whose weights can be stored as integers and dequantized at load, and these weights' input positions."""
 
 
 _GEMM_ACTIVATIONS = frozenset(
@@ -192,7 +193,7 @@ def gives_float(node: ir.Node) -> bool:
     """Whether the integer kernel of a node can scale its products back to float by itself.
 
     Gemm in front of an activation cannot: ONNX Runtime joins the two before it looks for integers, and computes both in
-    float with the weight unfolded at every inference.
+    float with the weight dequantized at every inference.
     """
     if node.op_type == "MatMul":
         return True

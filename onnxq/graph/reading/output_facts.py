@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from onnxq.data.state_pairs import Tensor, state_pairs
 from onnxq.graph import walk
 from onnxq.graph.reading.embeddings import embedding_outputs
 
@@ -51,11 +51,16 @@ class OutputFact:
     like_input: bool = False
 
 
-def output_facts(model: ir.Model) -> dict[str, OutputFact]:
-    """What the graph says of each of its outputs, by name."""
+def output_facts(model: ir.Model, states: Mapping[str, str] | None = None) -> dict[str, OutputFact]:
+    """What the graph says of each of its outputs, by name.
+
+    Args:
+        model: unchanged.
+        states: the input that each state output goes back into; None goes by names.
+    """
     graph = model.graph
     vectors = embedding_outputs(model)
-    states = _states(graph)
+    states = _states(graph) if states is None else states
     inputs = [_dims(value) for value in _inputs(graph) if value.dtype in walk.FLOATS]
     found = {}
     for value in graph.outputs:
@@ -67,18 +72,19 @@ def output_facts(model: ir.Model) -> dict[str, OutputFact]:
     return found
 
 
-def facts_of_file(model: bytes | Path) -> dict[str, OutputFact]:
+def facts_of_file(model: bytes | Path, states: Mapping[str, str] | None = None) -> dict[str, OutputFact]:
     """The same of the contents of a model file, or of one at a path; nothing where they cannot be read.
 
     Args:
         model: its weights are not looked at.
+        states: as for `output_facts`.
     """
     try:
         if isinstance(model, bytes):
             proto = onnx.load_model_from_string(model)
         else:
             proto = onnx.load_model(model, load_external_data=False)
-        return output_facts(ir.from_proto(proto))
+        return output_facts(ir.from_proto(proto), states)
     except Exception:  # damaged in whatever way: whoever runs the model says what is wrong with it
         return {}
 
@@ -132,50 +138,12 @@ def _axis(convolution: bool, permutations: Sequence[tuple[int, ...]]) -> int | N
 
 
 def _states(graph: ir.Graph) -> dict[str, str]:
-    """The input that each state output goes back into, by name of the output.
-
-    The two have names that differ by a word for time or direction (h and hn, state and stateN, in_cache0 and
-    out_cache0, past.0.key and present.0.key) and shapes that agree where both are known.
-    """
-    found: dict[str, str] = {}
-    free = {value.name or "": value for value in _inputs(graph)}
-    for output in graph.outputs:
-        stem = _stem(output.name or "")
-        for name, value in free.items():
-            same_type = value.dtype is None or output.dtype is None or value.dtype == output.dtype
-            if (
-                same_type
-                and stem
-                and stem == _stem(name)
-                and name != output.name
-                and _agree(_dims(value), _dims(output))
-            ):
-                found[output.name or ""] = name
-                free.pop(name)
-                break
-    # something has to go in and something come out besides: an image and the image made of it are no state
-    return found if free and len(found) < len(graph.outputs) else {}
+    """The input that each state output goes back into, by name of the output; by their names."""
+    return state_pairs([_described(value) for value in _inputs(graph)], [_described(value) for value in graph.outputs])
 
 
-_TIME = frozenset("in input inp out output new next past present prev previous cur current last old n t".split())
-
-
-def _stem(name: str) -> str:
-    """A name without what says that it is an input or an output, before or after: empty where nothing is left."""
-    words = re.findall(r"[a-z]+|\d+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
-    kept = [word for word in words if word not in _TIME]
-    kept = [word[:-1] if len(word) > 1 and word in ("hn", "cn", "hnn") else word for word in kept]
-    kept = [re.sub(r"^(in|out|new|next|past|present|prev)(?=[a-z]{3,}$)|(?<=[a-z]{3})(in|out)$", "", w) for w in kept]
-    kept = [re.sub(r"^([hc])0$", r"\1", word) for word in kept]
-    if kept[-1:] == ["0"] and kept[:-1] in (["h"], ["c"]):
-        kept = kept[:-1]
-    return " ".join(word for word in kept if word)
-
-
-def _agree(left: tuple[int | None, ...], right: tuple[int | None, ...]) -> bool:
-    if not left or not right:
-        return True
-    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right, strict=True))
+def _described(value: ir.Value) -> Tensor:
+    return Tensor(value.name or "", None if value.dtype is None else value.dtype.numpy(), _dims(value))
 
 
 def _inputs(graph: ir.Graph) -> list[ir.Value]:

@@ -44,7 +44,7 @@ class Weight:
         zero_point: its zero points, likewise.
         axis: along which scales of rank 1 lie; None where there is one, or they have the weight's rank.
         block: elements in a block; 0 where there are no blocks.
-        unfolded: Cast → Mul turns the integers into floats, once, when the model is loaded.
+        dequantized: Cast → Mul turns the integers into floats, once, when the model is loaded.
         table: reals that the integers are indices into.
     """
 
@@ -54,7 +54,7 @@ class Weight:
     zero_point: Array | None = None
     axis: int | None = None
     block: int = 0
-    unfolded: bool = False
+    dequantized: bool = False
     table: Array | None = None
 
 
@@ -85,8 +85,8 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         )
     if (looked_up := _looked_up(node, producer)) is not None:
         return looked_up
-    if (stored := _unfolded(producer)) is not None and producer is not None:
-        return Weight(node, stored, walk.const_array(producer.inputs[1]), unfolded=True)
+    if (stored := _dequantized(producer)) is not None and producer is not None:
+        return Weight(node, stored, walk.const_array(producer.inputs[1]), dequantized=True)
     if producer is not None and producer.op_type == "Transpose" and walk.is_constant(producer.inputs[0]):
         return _turned(node, producer)
     if not walk.is_constant(value):
@@ -133,7 +133,7 @@ def _looked_up(node: ir.Node, producer: ir.Node | None) -> Weight | None:
     return Weight(node, stored, scale, None, None, block, True, table)
 
 
-def _unfolded(node: ir.Node | None) -> ir.Value | None:
+def _dequantized(node: ir.Node | None) -> ir.Value | None:
     """The integers behind the Mul of Cast → Mul; None for any other node."""
     if node is None or node.op_type != "Mul" or node.inputs[0] is None:
         return None

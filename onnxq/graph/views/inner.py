@@ -1,4 +1,4 @@
-"""Values inside bodies of If, Loop and Scan, handed out by the nodes around them until the main graph has them.
+"""Values inside subgraphs of If, Loop and Scan, handed out by the nodes around them until the main graph has them.
 
 A branch of an If hands out what it computed and the other branch an empty array. A Loop carries a sequence to which
 each iteration adds its array, so that shapes may change from one to the next; what lies deeper is added to the same
@@ -44,9 +44,9 @@ def why_hidden(chain: Chain, version: int) -> str:
     kinds = [node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node, _ in chain]
     for kind in kinds:
         if kind not in ("If", "Loop", "Scan"):
-            return f"{kind} does not hand out values of its body"
+            return f"{kind} does not hand out values of its subgraph"
     if "Scan" in kinds[:-1]:
-        return f"{kinds[-1]} lies in the body of a Scan, which hands out arrays of one shape only"
+        return f"{kinds[-1]} lies in the subgraph of a Scan, which hands out arrays of one shape only"
     for kind, since in (("Loop", 13), ("Scan", 9)):
         if kind in kinds and version < since:
             return f"{kind} hands out such values from operator set {since} on, and the model has {version}"

@@ -16,7 +16,7 @@ from onnxq.graph.names import scopes
 from onnxq.graph.views import inner
 
 Model = ir.Model
-"""The model type, for rooms that pass models on without looking inside."""
+"""The model type, for packages that pass models on without looking inside."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan: which of them calibration has to see, and which it never saw."""
+"""Subgraphs of If, Loop and Scan: which of them calibration has to see, and which it never saw."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from onnxq.graph.views.inner import own_values
 from onnxq.plan.decisions import INTEGER, Plan
 from onnxq.stats.statistics import Statistics
 
-NEVER_RUN = "lies in a body that was never run in calibration"
+NEVER_RUN = "lies in a subgraph that calibration never ran"
 
 
-def witnesses(model: Model, plan: Plan) -> list[str]:
+def probed_values(model: Model, plan: Plan) -> list[str]:
     """A value of each body with integer nodes whose own values the plan has no use for: was it run at all?
 
     A node can read nothing but values from outside its body, and write floats. Only a value of the body itself tells

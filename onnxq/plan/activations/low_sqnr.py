@@ -45,8 +45,8 @@ def low_sqnr_values(plan: Plan, statistics: Statistics, percentile: float) -> di
             sqnr = _quiet_sqnr(statistic, decision, decision.range_method, percentile)
         if sqnr < LEAST_SQNR_DB:
             found[name] = (
-                f"differs too much between samples: 8 bits leave a tenth of them {max(sqnr, 0.0):.0f} dB or less, "
-                f"and {LEAST_SQNR_DB:.0f} are needed"
+                f"has too wide a dynamic range: at 8 bits {100 * QUIET_SHARE:.0f} % of samples have an SQNR of "
+                f"{max(sqnr, 0.0):.0f} dB or less; {LEAST_SQNR_DB:.0f} dB are needed"
             )
     return found
 

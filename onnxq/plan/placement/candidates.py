@@ -65,6 +65,7 @@ class Survey:
         present: nodes that hold or touch quantized tensors already.
         order: every node that computes with real numbers, those of bodies behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
+        guarded: those of ``kept`` that stay float for the sake of accuracy.
     """
 
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -72,6 +73,12 @@ class Survey:
     present: set[str] = field(default_factory=set)
     order: list[Node] = field(default_factory=list)
     folded: dict[str, Candidate] = field(default_factory=dict)
+    guarded: set[str] = field(default_factory=set)
+
+    def guard(self, name: str, reason: str) -> None:
+        """`keep`, for the sake of accuracy."""
+        self.guarded.add(name)
+        self.keep(name, reason)
 
     def keep(self, name: str, reason: str) -> None:
         """Let a candidate, and the clamp that was to be folded into it, stay float."""
@@ -129,22 +136,24 @@ def _leave_masks(found: Survey, masked: Mapping[str, float]) -> None:
             number = masked.get(value.name or "", mask_number(value)) if value is not None else None
             if number is not None:
                 text = "−∞" if np.isneginf(number) else f"{number:.4g}".replace("-", "−")
-                found.keep(name, f"it carries the mask {text}, beside which 8 bits have no levels for the rest")
+                found.keep(
+                    name, f"it carries an attention mask ({text}), whose range leaves no 8-bit resolution for the rest"
+                )
                 break
 
 
 def _leave_to_its_maker(found: Survey) -> None:
-    """In a model that brings its own Q and DQ nodes, what has none was left float on purpose."""
+    """In a model that is quantized already, as Q and DQ nodes, what has none was left float on purpose."""
     for name, candidate in list(found.candidates.items()):
         if not candidate.choice.insisted:
-            found.keep(name, "the model brings its own Q/DQ nodes, and none for this one")
+            found.keep(name, "the model is already quantized (QDQ), but not this node")
 
 
 def hidden_bodies(graph: Graph) -> dict[int, str]:
     """Why nothing inside a body can be calibrated, by the id of each body of which that is so."""
     version = walk.opset(graph)
     reasons = {key: inner.why_hidden(chain, version) for key, chain in inner.chains(graph).items()}
-    return {key: f"nothing in its body can be calibrated: {reason}" for key, reason in reasons.items() if reason}
+    return {key: f"nothing in its subgraph can be calibrated: {reason}" for key, reason in reasons.items() if reason}
 
 
 def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | None:
@@ -169,7 +178,7 @@ def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | Non
     if not positions or all(walk.is_constant(value) for value in values):
         if any(value is not None and not walk.is_constant(value) for value in node.inputs):
             return "the numbers that it would quantize are constant"
-        return "all its inputs are constant"
+        return "all its inputs are constant" if all(map(walk.is_constant, node.inputs)) else "it reads from a constant"
     if row.kind is Kind.REQUANTIZING:
         for array in map(walk.const_array, values):
             if array is not None and array.size == 0:

@@ -36,7 +36,7 @@ def moments_of(model: Model, plan: Plan, *algorithms: str) -> dict[str, int]:
         algorithms: count only layers with these; none given: with any that needs data.
 
     Returns:
-        Channels by name. Layers in bodies of If, Loop and Scan are left out: their inputs have no statistics.
+        Channels by name. Layers in subgraphs of If, Loop and Scan are left out: their inputs have no statistics.
     """
     wanted = algorithms or ALGORITHMS_WITH_DATA
     found: dict[str, int] = {}

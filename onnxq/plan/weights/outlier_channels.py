@@ -83,7 +83,7 @@ def split_outliers(model: Model, plan: Plan, statistics: Statistics | None) -> P
 
 def _split(planned: NodePlan, channels: Array, width: int) -> NodePlan:
     if channels.size > LARGEST_SHARE * width:
-        return _float(planned, f"{_few(channels, width)}; above {LARGEST_SHARE:.0%} splitting them off does not pay")
+        return _float(planned, f"{_few(channels, width)}; above {LARGEST_SHARE:.0%} splitting them off would be slower")
     return replace(planned, form=SPLIT, channels=tuple(channels.tolist()), width=width)
 
 

@@ -87,8 +87,8 @@ def pack_weights(
             errors[name] = _output_db(nodes[name], packed[name], known)
     if unseen:
         notes.append(
-            f"layer {unseen[0]!r}{_more(unseen)}: calibration saw none of its input (is it in a body of If, Loop or "
-            f"Scan?), so its weight was rounded by {ALGORITHM_WITHOUT_DATA}"
+            f"layer {unseen[0]!r}{_more(unseen)}: calibration saw none of its input (is it in a subgraph of If, Loop "
+            f"or Scan?), so its weight was rounded by {ALGORITHM_WITHOUT_DATA}"
         )
     if scarce:
         name, rows, channels = max(scarce, key=lambda entry: entry[2] / entry[1])

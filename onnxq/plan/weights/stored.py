@@ -1,4 +1,4 @@
-"""Weights that are stored as integers and unfolded to float when the model is loaded."""
+"""Weights that are stored as integers and dequantized to float when the model is loaded."""
 
 from __future__ import annotations
 

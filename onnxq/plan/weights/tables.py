@@ -56,7 +56,7 @@ def plan_codebook(node: Node, preset: Preset, recipe: Recipe, choice: Choice, op
     notes = []
     if kernel:
         notes.append(
-            "MatMulBnb4 is slower than float for inputs of few rows; --format qdq unfolds the table at load instead"
+            "MatMulBnb4 is slower than float for inputs of few rows; --format qdq looks the table up at load instead"
         )
     elif bits != preset.bits:
         notes.append(f"indices of 4 bits need operator set {PACKED_OPSET}, so that they take 8")

@@ -44,7 +44,7 @@ def quantize_weight(
         known = {"importance": _mean_squares(statistics)}
     elif rounding.statistics == SECOND_MOMENTS:
         if statistics is None or not statistics.moment.rows:
-            raise RecipeError(f"--algorithm {algorithm}: needs calibration data; give --calibration, or use kquant")
+            raise RecipeError(f"--algorithm {algorithm}: needs calibration data; pass --calibration, or use kquant")
         known = {"moment": statistics.moment.normalized, "rows": statistics.moment.rows}
     found: QTensor = rounding.load()(weight, spec, **known)
     return found

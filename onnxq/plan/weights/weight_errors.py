@@ -21,7 +21,7 @@ from onnxq.plan.weights.tables import matrix_at
 from onnxq.plan.weights.weight_only import BLOCKED, matrix_of
 
 _SLAB = 1 << 20
-"""Elements of a weight that are unfolded at a time."""
+"""Elements of a weight that are dequantized at a time."""
 
 
 @dataclass(frozen=True)

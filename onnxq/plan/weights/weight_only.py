@@ -33,7 +33,7 @@ MIN_ELEMENTS = 1024
 MIN_IN, MIN_OUT = 32, 16
 """Inputs and outputs below which unpacking costs more time than the product itself."""
 MIN_8BIT = 256
-"""Inputs or outputs below which 8 bits unfolded at load are faster than 8 bits unpacked at each inference."""
+"""Inputs or outputs below which 8 bits dequantized at load are faster than 8 bits unpacked at each inference."""
 
 SYMMETRIC_FROM = 4
 """Bits from which on grids are symmetric by default; of the few levels of a coarser one that would waste too many."""
@@ -93,13 +93,15 @@ def plan_weight(
     if not insisted and (inputs < MIN_IN or outputs < MIN_OUT):
         return f"its weight of {inputs} × {outputs} is so small that unpacking it takes longer than multiplying"
     if not insisted and bits == 8 and min(inputs, outputs) < MIN_8BIT:
-        return f"its weight of {inputs} × {outputs} is faster in 8 bits that are unfolded at load"
+        return f"its weight of {inputs} × {outputs} is faster in 8 bits that are dequantized at load"
     if not insisted and bits == 8 and level != FAST_LEVEL:
-        return f"MatMulNBits in 8 bits is slower than float at accuracy level {level}; unfolded at load it is as exact"
+        return (
+            f"MatMulNBits in 8 bits is slower than float at accuracy level {level}; dequantized at load it is as exact"
+        )
     spec = block_spec(node, matrix.shape, bits, recipe, choice)
     form, why = _form(node, bits, outputs, recipe, opset)
     if form == BLOCKED and inside:
-        form, why = NBITS, "onnxruntime fuses DequantizeLinear and MatMul wrongly in bodies of If, Loop and Scan"
+        form, why = NBITS, "onnxruntime fuses DequantizeLinear and MatMul wrongly in subgraphs of If, Loop and Scan"
     if form == BLOCKED and level != FAST_LEVEL:
         raise RecipeError(
             f"--accuracy-level {level}: {node.op_type} {node.name!r} in the QDQ format takes its level from the "

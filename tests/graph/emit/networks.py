@@ -139,6 +139,11 @@ def _flatten(net: Net, x: str) -> tuple[str, int]:
     return net.op("Reshape", [y, net.const(np.array([-1, CHANNELS, 10, 10], np.int64))], name="back"), CHANNELS
 
 
+def _gather_elements(net: Net, x: str) -> tuple[str, int]:
+    rows = np.random.default_rng(0).integers(0, 10, (2, CHANNELS, 10, 10))
+    return net.op("GatherElements", [x, net.const(rows)], name="target", axis=2), CHANNELS
+
+
 def _expand(net: Net, x: str) -> tuple[str, int]:
     y = net.op("GlobalAveragePool", [x], name="pool")
     return net.op("Expand", [y, net.const(np.array([1, 1, 4, 4], np.int64))], name="target"), CHANNELS
@@ -188,6 +193,7 @@ BODIES: dict[str, Body] = {
     "Slice": _with("Slice", *(np.array([v], np.int64) for v in (1, 9, 2, 2))),
     "Split": _split,
     "Gather": _with("Gather", np.array([3, 1, 7], np.int64), channels=3, axis=1),
+    "GatherElements": _gather_elements,
     "Expand": _expand,
     "Tile": _with("Tile", np.array([1, 2, 1, 1], np.int64), channels=2 * CHANNELS),
     "DepthToSpace": _depth("DepthToSpace"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, TensorSpec
-from onnxq.graph.emit.at_inference import emit_dynamic
+from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.rewrite import DynamicRewrite, Rewrite
 from onnxq.graph.files import io
 from onnxq.recipe.recipe import Recipe, Rule

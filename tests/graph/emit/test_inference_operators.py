@@ -1,4 +1,4 @@
-"""LSTM, Attention, tables, and layers in bodies, with scales found at inference."""
+"""LSTM, Attention, tables, and layers in bodies, with dynamic scales."""
 
 from __future__ import annotations
 
@@ -118,6 +118,14 @@ def test_attention_becomes_qattention(preset: str, mask: str) -> None:
     result = quantized(model, preset)
     graph = against_float(model, result.model, {"x": x, "m": array}, 30.0)
     assert ops(graph)["QAttention"] == 1
+
+
+def test_static_w8a8_has_qattention_too() -> None:
+    model = attention("b", "")
+    samples = [{"x": np.random.default_rng(i).normal(size=(2, 5, H)).astype(np.float32)} for i in range(4)]
+    result = quantized(model, "w8a8", calibration=samples)
+    assert ops(against_float(model, result.model, samples[0], 30.0))["QAttention"] == 1
+    assert not result.kept_float
 
 
 def test_attention_with_a_cache_a_scale_and_a_causal_mask() -> None:

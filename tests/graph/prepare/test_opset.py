@@ -126,6 +126,36 @@ def test_bodies_are_raised_with_the_main_graph() -> None:
     assert ops(model)["Softmax"] == 2
 
 
+# Bodies of models as PyTorch exports them, whose outputs declare a type and no shape.
+BARE = {
+    "Loop": """g (float[2,3] x, int64 n, bool k) => (float[2,3] y, float[4,2,3] s) {
+        y, s = Loop (n, k, x) <body = b (int64 i, bool c, float[2,3] a) => (bool e, float[2,3] h, float[2,3] o) {
+            e = Identity (c) u = Unsqueeze <axes = [0]> (a) t = Squeeze <axes = [0]> (u) h = Mul (t, w)
+            o = Neg (h) }> }""",
+    "If": """g (float[2,3] x, bool k) => (float[2,3] y) {
+        y = If (k) <
+            then_branch = t () => (float[2,3] p) { u = Unsqueeze <axes = [0]> (x) p = Squeeze <axes = [0]> (u) },
+            else_branch = f () => (float[2,3] q) { q = Mul (x, w) }> }""",
+    "Scan": """g (float[2,3] x) => (float[3] y, float[2,3] s) {
+        y, s = Scan <num_scan_inputs = 1, body = b (float[3] a, float[3] i) => (float[3] h, float[3] o) {
+            u = Unsqueeze <axes = [0]> (i) t = Squeeze <axes = [0]> (u) h = Add (a, t) o = Neg (h) }> (z, x) }""",
+}
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_body_outputs_without_a_shape_do_not_hold_a_model_back(kind: str) -> None:
+    extra = {"z": weights(3)} if kind == "Scan" else {"w": weights(2, 3)}
+    proto = build(BARE[kind], opset=11, ir=6, **extra)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            for output in attribute.g.output:
+                output.type.tensor_type.ClearField("shape")
+    model, report = prepared(proto, min_opset=13)
+    assert report.opset == (11, 13)
+    assert report.notes == []
+    assert ops(model)[kind] == 1
+
+
 def test_large_weights_and_metadata_survive() -> None:
     text = """g (float[1,3,16,16] x) => (float[1,32,14,14] y) {
         [stem] c = Conv (x, w, b)

@@ -151,6 +151,6 @@ def test_bodies_of_unknown_operators_are_closed() -> None:
     node = next(node for node in walk.all_nodes(model.graph) if node.name == "loop")
     node.domain, node.op_type = "my.ops", "Repeat"
     assert {why_hidden(chain, 17) for chain in chains(model.graph).values()} == {
-        "my.ops.Repeat does not hand out values of its body"
+        "my.ops.Repeat does not hand out values of its subgraph"
     }
     assert float_names(model) == [] and expose(model, ["twice"]) == {}

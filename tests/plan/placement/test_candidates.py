@@ -47,7 +47,7 @@ REASONS = {
         "g (float[4,N] x) => (float[N,3] y)",
         "[t] y = Gemm <transA = 1> (x, w)",
         {"w": weights(4, 3)},
-        "transA = 1 has no integer kernel",
+        "transA = 1: only layers that read their input as it lies are put on integers",
     ),
     "Gemm's computed bias": (MATRIX, "[t] y = Gemm (x, w, p)", {"w": weights(4, 3)}, "its bias is not constant"),
     "bias matrix": (
@@ -263,7 +263,7 @@ def test_nodes_around_integers_are_left_to_their_maker() -> None:
     )  # fmt: skip
     found = look_at(proto)
     assert found.present == {"q", "d"}
-    why = "the model brings its own Q/DQ nodes, and none for this one"  # a's weight has none
+    why = "the model is already quantized (QDQ), but not this node"  # a's weight has none
     assert found.kept == dict.fromkeys("arb", why)
     assert not found.candidates
     assert list(look_at(proto, include=("b",)).candidates) == ["b"]
@@ -288,8 +288,8 @@ def test_layers_inside_bodies_are_candidates_unless_their_values_cannot_be_seen(
         else_branch = f () => (float[4] q) { q = Neg (e) }> }> (x, s) }""",
         w=weights(4, 4),
     )
-    reason = "nothing in its body can be calibrated: If lies in the body of a Scan, which hands out arrays of one shape"
-    assert look_at(proto).kept["deep"] == f"{reason} only"
+    why = "If lies in the subgraph of a Scan, which hands out arrays of one shape only"
+    assert look_at(proto).kept["deep"] == f"nothing in its subgraph can be calibrated: {why}"
     assert len(hidden_bodies(io.load(proto).graph)) == 2
 
 

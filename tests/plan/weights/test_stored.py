@@ -1,4 +1,4 @@
-"""Weights on either side of a product, in an Einsum, in stacks: all that can be unfolded at load is stored."""
+"""Weights on either side of a product, in an Einsum, in stacks: all that can be dequantized at load is stored."""
 
 from __future__ import annotations
 

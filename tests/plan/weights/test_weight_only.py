@@ -81,8 +81,8 @@ def test_w8_packs_where_that_is_faster(level: int) -> None:
         w=normal(256, 256), v=normal(256, 64),
     )  # fmt: skip
     found = reasons(model, preset="w8", accuracy_level=level)
-    assert found["narrow"] == ("storage", "its weight of 256 × 64 is faster in 8 bits that are unfolded at load")
-    slow = "MatMulNBits in 8 bits is slower than float at accuracy level 0; unfolded at load it is as exact"
+    assert found["narrow"] == ("storage", "its weight of 256 × 64 is faster in 8 bits that are dequantized at load")
+    slow = "MatMulNBits in 8 bits is slower than float at accuracy level 0; dequantized at load it is as exact"
     assert found["wide"] == (("weight", "") if level == 4 else ("storage", slow))
 
 

@@ -40,12 +40,19 @@ def run(model: ir.Model) -> int:
             array, dims = walk.const_array(value), walk.dims(other)
             if value is None or array is None or not dims or not walk.is_float(value) or walk.is_constant(other):
                 continue
-            spread = _spread(array, dims)
+            spread = None if array.size == 1 and _belongs_to_norm(node) else _spread(array, dims)
             if spread is not None:
                 edit.set_constant(node, index, spread, names, f"{value.name}_spread")
                 edit.drop_unused_initializer(value)
                 done += 1
     return done
+
+
+def _belongs_to_norm(node: ir.Node) -> bool:
+    """The epsilon or the exponent of a norm that is written out; who fuses norms reads them as single numbers."""
+    if node.op_type == "Pow":
+        return True
+    return node.op_type == "Add" and all(user.op_type in ("Sqrt", "Pow") for user in node.outputs[0].consumers())
 
 
 def _spread(array: Array, dims: tuple[int | None, ...]) -> Array | None:

@@ -1,4 +1,4 @@
-"""Raise the default operator set with the converters of onnx and onnxscript."""
+"""Raise the default operator set with onnx's converter."""
 
 from __future__ import annotations
 
@@ -125,6 +125,8 @@ def _restore(old: ir.Graph, new: ir.Graph, weights: dict[str, ir.TensorProtocol]
     for value in walk.all_values(new):
         if value.producer() is not None:
             value.type, value.shape = types.get(value.name or "", (None, None))
+        elif value.name in types and not value.is_initializer():  # what a body takes, whose sizes the converter names
+            value.type, value.shape = types[value.name]
     metadata = {node.name: node for node in walk.all_nodes(old) if node.name}
     for node in walk.all_nodes(new):
         same = metadata.get(node.name or "")

@@ -179,3 +179,13 @@ def test_a_number_that_others_read_in_a_body() -> None:
     model, report = prepared(build(text, opset=13, ir=7, n=NUMBER))
     assert report.changes["broadcast"] == 2
     assert ops(model)["Mul"] == 2
+
+
+def test_the_numbers_of_a_norm_stay_single_ones() -> None:
+    """Libraries that join norms read epsilon and exponent as scalars."""
+    text = """g (float[N, 4, 1] v) => (float[N, 4, 1] y) {
+        p = Pow (v, two) a = Add (p, eps) y = Sqrt (a) }"""
+    eps, two = np.array(1e-5, np.float32), np.array(2, np.float32)
+    model, report = prepared(build(text, opset=13, ir=7, eps=eps, two=two))
+    assert not report.changes["broadcast"]
+    assert all(not value.shape or value.shape == (1,) for value in model.graph.initializers.values())

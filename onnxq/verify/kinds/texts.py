@@ -8,9 +8,9 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
-from onnxq.verify.flips import Flips, log_probabilities
+from onnxq.verify.kinds.flips import Flips, log_probabilities
+from onnxq.verify.kinds.measures import UNSURE
 from onnxq.verify.loss import Judged
-from onnxq.verify.measures import UNSURE
 
 _LONGEST_RUN = 2.0
 """Positions for which such models give the same symbol, on average; a model that labels each position gives more."""

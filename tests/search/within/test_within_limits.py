@@ -24,7 +24,7 @@ from onnxq.pipeline.gate import Verdict
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choosing
-from onnxq.search.score import Runner
+from onnxq.search.within.score import Runner
 from tests.graph.build import Array, build, run
 
 WIDTH, LAYERS, BAD, DB = 48, 5, 3, 26.0
@@ -176,7 +176,7 @@ def test_by_force_the_best_is_written(tmp_path: Path) -> None:
 
 def test_without_time_the_state_stays_and_a_later_run_goes_on(tmp_path: Path) -> None:
     output, state = tmp_path / "out.onnx", tmp_path / "out.onnx.search.json"
-    with pytest.raises(VerificationError, match=r"--budget 0 s were over: --resume goes on"):
+    with pytest.raises(VerificationError, match=r"--budget: time limit of 0 s reached, --resume goes on"):
         quantize(min_sqnr=DB, output=output, budget=0.0)
     assert state.is_file()
     assert quantize(min_sqnr=DB, output=output, resume=True).trail
@@ -243,7 +243,7 @@ def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "top1"}, "--metric: there is no limit to hold it to; give --max-drop"),
+        ({"metric": "top1"}, "--metric: there is no limit to hold it to; pass --max-drop"),
         ({"metric": "sqnr", "max_drop": 1.0}, "the limit of SQNR is --min-sqnr"),
         (
             {"metric": "tpo1", "max_drop": 1.0},
@@ -255,8 +255,8 @@ def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
         ({"resume": True, "search_state": "s"}, "no search to go on with; pass --max-drop or --min-sqnr"),
         ({"resume": True, "min_sqnr": 9.0}, "no search to go on with; name its file with --search-state"),
         ({"metric": "perplexity", "max_drop": 1.0}, "--metric perplexity: cannot be given"),
-        ({"metric": lambda runner: "good", "max_drop": 1.0}, "it gave 'good', no number"),
-        ({"metric": lambda runner: float("nan"), "max_drop": 1.0}, "it gave NaN"),
+        ({"metric": lambda runner: "good", "max_drop": 1.0}, "it returned 'good', which must be a number"),
+        ({"metric": lambda runner: float("nan"), "max_drop": 1.0}, "it returned NaN"),
         ({"metric": lambda runner: 1 // 0, "max_drop": 1.0}, "it raised ZeroDivisionError"),
     ],
 )
@@ -288,8 +288,8 @@ def agreement(runner: Runner) -> float:
 
 
 SCRIPT = """
-from tests.search.test_within_limits import quantize
-metric = "tests.search.test_within_limits:agreement"
+from tests.search.within.test_within_limits import quantize
+metric = "tests.search.within.test_within_limits:agreement"
 quantize("float.onnx", output="out.onnx", metric=metric, max_drop=0.15, resume=True)
 """
 
@@ -300,7 +300,7 @@ def test_a_search_that_is_killed_midway_is_resumed_to_the_same_model(tmp_path: P
     straight = quantize(given, output=tmp_path / "straight.onnx", metric=agreement, max_drop=0.15)
     assert len(straight.trail) > 6
 
-    path = f"{Path(__file__).resolve().parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).resolve().parents[3]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "0.1"}
     state = tmp_path / "out.onnx.search.json"
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment) as process:
@@ -330,5 +330,5 @@ def watched(scored: list[float]) -> Callable[[Runner], float]:
         scored.append(agreement(runner))
         return scored[-1]
 
-    metric.__module__, metric.__qualname__ = "tests.search.test_within_limits", "agreement"
+    metric.__module__, metric.__qualname__ = "tests.search.within.test_within_limits", "agreement"
     return metric

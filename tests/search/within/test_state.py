@@ -11,8 +11,8 @@ import pytest
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.history import Outcome, Suspect
-from onnxq.search.state import SearchState
+from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.state import SearchState
 
 RECIPE = Recipe(preset="w8a8")
 VALUES: list[Any] = [None, True, -1, 1.5, "text", [], {}, [1], {"a": 1}, float("nan"), 10**400]

@@ -17,8 +17,8 @@ from onnxq.plan.make_plan import make_plan
 from onnxq.plan.placement.estimate import estimated_us
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.history import Outcome
-from onnxq.search.score import Metric
+from onnxq.search.within.history import Outcome
+from onnxq.search.within.score import Metric
 from onnxq.verify.budget import Limits, fall
 from onnxq.verify.compare import Comparison, compare
 from onnxq.verify.loss import share

@@ -10,13 +10,13 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job, open_data
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.history import Outcome
-from onnxq.search.limits import Judge
-from onnxq.search.score import Metric
+from onnxq.search.within.history import Outcome
+from onnxq.search.within.limits import Judge
+from onnxq.search.within.score import Metric
 from onnxq.targets import target_named
 from onnxq.verify.budget import Limits
 from tests.graph.build import build, weights
-from tests.search.test_within_limits import LAYERS, feeds, network
+from tests.search.within.test_within_limits import LAYERS, feeds, network
 
 RECIPE = Recipe(preset="w8a8")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
-from onnxq.verify.flips import Flips, best_and_next, log_odds, log_probabilities, margin_of
+from onnxq.verify.kinds.flips import Flips, best_and_next, log_odds, log_probabilities, margin_of
 from onnxq.verify.loss import Judged
 
 THRESHOLDS = (0.3, 0.5, 0.7)

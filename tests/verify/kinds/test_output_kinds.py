@@ -10,9 +10,9 @@ import pytest
 
 from onnxq.graph.reading.output_facts import LINEAR, MIXED, RELU, SIGMOID, SOFTMAX, UNKNOWN, OutputFact
 from onnxq.verify import loss
+from onnxq.verify.kinds.output_kinds import normalized_axis
 from onnxq.verify.loss import Judged
 from onnxq.verify.output_judges import OutputJudges
-from onnxq.verify.output_kinds import normalized_axis
 
 Array = np.ndarray[Any, Any]
 FEED = {"x": np.zeros((1, 3, 64, 64), np.float32)}

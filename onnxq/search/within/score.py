@@ -105,10 +105,12 @@ class Metric:
             score = float(value)
         except (TypeError, ValueError):
             raise RecipeError(
-                f"--metric {self.name}: it gave {value!r}, no number; return one that is higher for a better model"
+                f"--metric {self.name}: it returned {value!r}, which must be a number, higher for a better model"
             ) from None
         if math.isnan(score):
-            raise RecipeError(f"--metric {self.name}: it gave NaN; return a number that is higher for a better model")
+            raise RecipeError(
+                f"--metric {self.name}: it returned NaN; return a number that is higher for a better model"
+            )
         return score
 
 
@@ -127,17 +129,17 @@ def search_metric(given: str | Function | None, max_drop: float | None, min_sqnr
         return Metric()
     if given == SQNR:
         if min_sqnr is None or max_drop is not None:
-            raise RecipeError("--metric sqnr: the limit of SQNR is --min-sqnr, in dB; give that, without --max-drop")
+            raise RecipeError("--metric sqnr: the limit of SQNR is --min-sqnr, in dB; use that, without --max-drop")
         return Metric(SQNR)
     if max_drop is None:
-        raise RecipeError("--metric: there is no limit to hold it to; give --max-drop")
+        raise RecipeError("--metric: there is no limit to hold it to; pass --max-drop")
     if given == TOP1 or given in FIGURES:
         return Metric(str(given))
     if isinstance(given, str):
         return Metric(given, _imported(given))
     if not callable(given):
         raise RecipeError(
-            f"metric: is a {type(given).__name__}; give one of {_NAMES}, 'module:function' or a function of a runner"
+            f"metric: is a {type(given).__name__}; pass one of {_NAMES}, 'module:function' or a function of a runner"
         )
     return Metric(f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}", given)
 
@@ -159,6 +161,6 @@ def _imported(text: str) -> Function:
             sys.path.remove(folder)
     if not callable(found):
         raise RecipeError(
-            f"--metric {text}: is a {type(found).__name__}, not a function of a runner that gives a number"
+            f"--metric {text}: is a {type(found).__name__}, not a function of a runner that returns a number"
         )
     return found  # type: ignore[no-any-return]

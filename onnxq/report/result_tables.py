@@ -119,7 +119,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
             "-" if row["sqnr_db"] is None else "equal" if row["sqnr_db"] == math.inf else decibels(row["sqnr_db"]),
             "-" if row.get("loss") is None else shares(row["loss"]),
             row.get("options") or "-",
-            row["verdict"] + (", unbeaten" if row.get("frontier") and row["verdict"] != "chosen" else ""),
+            row["verdict"] + (" (unbeaten)" if row.get("frontier") and row["verdict"] != "chosen" else ""),
         )
         for row in shown
     ]
@@ -234,7 +234,18 @@ def diagnosis_table(result: Mapping[str, Any], *, everything: bool = False) -> T
         )
         for node in result["nodes"]
     ]
-    header = ("node", "operator", "output dB", "own", "arriving", "weight", "range", "seen", "clipped", "mostly")
+    header = (
+        "node",
+        "operator",
+        "output dB",
+        "local error",
+        "inherited error",
+        "weight",
+        "range",
+        "seen",
+        "clipped",
+        "main cause",
+    )
     return _cut(header, rows, "nodes", everything, right=(2, 3, 4, 5, 8), long=(0, 9))
 
 

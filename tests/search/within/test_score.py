@@ -9,7 +9,7 @@ import pytest
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.runtime.session import open_session
-from onnxq.search.score import Metric, Runner, search_metric
+from onnxq.search.within.score import Metric, Runner, search_metric
 from onnxq.verify.compare import Comparison
 from tests.graph.build import build
 

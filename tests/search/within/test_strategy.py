@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.history import GIVEN_UP, Outcome, Suspect
-from onnxq.search.state import SearchState
-from onnxq.search.strategy import Found, search
+from onnxq.search.within.history import GIVEN_UP, Outcome, Suspect
+from onnxq.search.within.state import SearchState
+from onnxq.search.within.strategy import Found, search
 from onnxq.verify.budget import Limits
 
 START = Recipe(preset="w8a8")
@@ -65,7 +65,7 @@ def test_a_start_inside_the_limits_is_the_result_and_nothing_else_is_tried() -> 
     network = Network({"n0": 0.3}, NODES)
     found = network.search()
     assert (found.best, len(network.asked), found.inside[0][0]) == (START, 1, START)
-    assert [step.tried for step in found.trail] == ["as given"]
+    assert [step.tried for step in found.history] == ["as given"]
 
 
 @pytest.mark.parametrize("change", ["minmax", "entropy", "equalize", "adaround"])
@@ -116,12 +116,12 @@ def test_the_budget_ends_it(attempts: int) -> None:
     found = network.search(budget=attempts)
     assert found.late
     assert len(network.asked) == attempts
-    assert found.outcome.drop == min(step.outcome.drop or 0.0 for step in found.trail)
+    assert found.outcome.drop == min(step.outcome.drop or 0.0 for step in found.history)
 
 
 def test_the_first_attempt_is_made_without_any_time() -> None:
     found = Network({"n0": 1.0}, NODES).search(budget=0.0)
-    assert (len(found.trail), found.late) == (1, True)
+    assert (len(found.history), found.late) == (1, True)
 
 
 @given(st.integers(0, 40), st.integers(1, 8), st.sampled_from([0.1, 0.5, 1.5]))
@@ -137,10 +137,10 @@ def test_what_was_broken_off_is_not_taken_for_a_failure(first: int, count: int, 
 
     network = Slow(dict.fromkeys(NODES[:9], damage), NODES)
     found = network.search()
-    broken_off = [step for step in found.trail if step.outcome.gave_up]
+    broken_off = [step for step in found.history if step.outcome.gave_up]
     assert found.late == bool(broken_off)
     assert all(step.verdict == GIVEN_UP and not step.inside for step in broken_off)
-    assert not any(step.outcome.gave_up for step in found.trail if step.recipe in dict(found.inside))
+    assert not any(step.outcome.gave_up for step in found.history if step.recipe in dict(found.inside))
     if not broken_off:
         assert found.inside or len(network.asked) > len(NODES) // 2
 
@@ -183,7 +183,7 @@ def test_a_model_that_fails_is_never_chosen() -> None:
     limits = Limits(min_sqnr=10.0)
     found = search(START, limits, lambda r, s: Outcome(sqnr_db=99.0, failure="broken"), lambda r: [], lambda: 0.0, 1.0)
     assert not found.inside
-    assert found.trail[0].to_dict()["verdict"] == "broken"
+    assert found.history[0].to_dict()["verdict"] == "broken"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,8 @@ def test_a_killed_search_goes_on_where_it_was_to_the_same_result(tmp_path: Path,
     with pytest.raises(Killed, match="middle"):
         continued(tmp_path / "b", before := network(), die_at, resume=False)
     resumed = continued(tmp_path / "b", after := network(), None, resume=True)
-    assert [(step.recipe, step.outcome) for step in resumed.trail] == [(s.recipe, s.outcome) for s in straight.trail]
+    steps, expected = ([(step.recipe, step.outcome) for step in found.history] for found in (resumed, straight))
+    assert steps == expected
     assert (resumed.best, resumed.outcome) == (straight.best, straight.outcome)
     assert before.asked + after.asked == whole.asked, "nothing is measured twice"
 
@@ -314,7 +315,7 @@ def test_statistics_that_an_earlier_process_gathered_are_paid_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("onnxq.search.state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("onnxq.search.within.state.time.monotonic", lambda: now[0])
     first = SearchState(tmp_path / "state", "k", resume=False)
     now[0] += 10.0
     first.pay(("equalize",), 8.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxq.diagnosis.ranking import Diagnosis, Finding
-from onnxq.search.suspects import suspects_of
+from onnxq.search.within.suspects import suspects_of
 
 
 def finding(node: str, own: float = 20.0, op_type: str = "Conv", **more: object) -> Finding:

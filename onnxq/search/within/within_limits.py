@@ -25,12 +25,12 @@ from onnxq.pipeline.job import Job, contents
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
-from onnxq.search.history import Outcome, Suspect
-from onnxq.search.limits import Judge
-from onnxq.search.score import Metric
-from onnxq.search.state import SearchState
-from onnxq.search.strategy import Change, Found, search
-from onnxq.search.suspects import suspects_of
+from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.limits import Judge
+from onnxq.search.within.score import Metric
+from onnxq.search.within.state import SearchState
+from onnxq.search.within.strategy import Change, Found, search
+from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
@@ -58,11 +58,13 @@ class SearchOptions:
         metric: what --max-drop is about.
         state: file that holds what was measured so far; None for none.
         resume: go on from that file.
+        cache: take what an earlier run with the same model, samples and machine has chosen.
     """
 
     metric: Metric
     state: Path | None = None
     resume: bool = False
+    cache: bool = False
 
 
 def _hold(chosen: Chosen, limits: Limits) -> None:
@@ -93,13 +95,13 @@ def with_limits(job: Job, options: SearchOptions, limits: Limits, *, timed: bool
         if own and outcome.shortfall(limits) > 0.0:
             first.verdict.failures.append(f"{work.figures(outcome)}, and that is outside {work.asked}")
         return first
-    return _Search(gated, options, work, first, outcome).run(timed=timed)
+    return _LimitSearch(gated, options, work, first, outcome).run(timed=timed)
 
 
 def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
     """Without samples nothing can be searched; a metric that brings its own can be held to its limit."""
     if limits.max_drop is None or metric.function is None:
-        raise RecipeError(f"--metric {metric.name}: needs samples; give --calibration")
+        raise RecipeError(f"--metric {metric.name}: needs samples; pass --calibration")
     models = (job.prepared.original, first.content)
     before, after = (metric.of(open_session(model, threads=job.threads)) for model in models)
     if before - after > limits.max_drop:
@@ -120,7 +122,7 @@ class _Deadline(Clock):
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__(None)
         self._inner = clock
-        self.seconds = clock.seconds
+        self.share(clock)
         self._end = time.monotonic() + seconds
 
     def report(self, name: str) -> Callable[[int, int | None], None]:
@@ -146,7 +148,7 @@ class _Held:
     stack: ExitStack
 
 
-class _Search:
+class _LimitSearch:
     """One search, and the models that it builds."""
 
     def __init__(self, job: Job, options: SearchOptions, work: Judge, first: Chosen, outcome: Outcome) -> None:
@@ -277,15 +279,15 @@ class _Search:
             failed += chosen.verdict.failures
         chosen = self._verified(found.best, timed=timed)
         told = self._told(chosen, found, found.best)
-        best = next(step.tried for step in found.trail if step.recipe == found.best)
-        tried = sum(not step.outcome.gave_up for step in found.trail)
+        best = next(step.tried for step in found.history if step.recipe == found.best)
+        tried = sum(not step.outcome.gave_up for step in found.history)
         said = f"no recipe of {tried} that were tried keeps {self._work.asked}"
         if failed:
             said = f"what keeps {self._work.asked} fails verification ({failed[0]})"
         said += f"; the best ({best}): {self._work.figures(found.outcome)}"
         if found.late:
             more = "--resume goes on" if self._options.state is not None else "search again"
-            said += f"; --budget {job.budget:g} s were over: {more} with a larger one"
+            said += f"; --budget: time limit of {job.budget:g} s reached, {more} with a larger one"
         else:
             self._state.remove()
         told.verdict.failures = [said]
@@ -324,8 +326,8 @@ class _Search:
 
     def _told(self, chosen: Chosen, found: Found, recipe: Recipe) -> Chosen:
         """The choice with the trail that led to it."""
-        trail = [step.to_dict() for step in found.trail]
-        for step, row in zip(found.trail, trail, strict=True):
+        trail = [step.to_dict() for step in found.history]
+        for step, row in zip(found.history, trail, strict=True):
             if step.recipe == recipe:
                 row["verdict"], row["kept"] = f"{row['verdict']}, chosen", True
         warnings = [*chosen.warnings]

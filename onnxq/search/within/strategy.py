@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
-from onnxq.search.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
+from onnxq.search.within.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
 from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
@@ -39,14 +39,14 @@ class Found:
         inside: recipes within the limits with their outcomes, the one expected to be fastest first.
         best: the best of all, within the limits or not.
         outcome: what it gives.
-        trail: everything that was tried, in order.
+        history: everything that was tried, in order.
         late: the time was over before the search was, so that a longer one may find more.
     """
 
     inside: list[tuple[Recipe, Outcome]]
     best: Recipe
     outcome: Outcome
-    trail: list[Step] = field(default_factory=list)
+    history: list[Step] = field(default_factory=list)
     late: bool = False
 
 
@@ -85,11 +85,11 @@ def search(
         budget: seconds that all of this may take; the first attempt is made in any case.
         extras: further changes that cost nothing at inference, such as equalization.
     """
-    return _Search(start, limits, attempt, diagnose, clock, budget, extras).run()
+    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, extras).run()
 
 
 @dataclass
-class _Search:
+class _RecipeSearch:
     _start: Recipe
     _limits: Limits
     _attempt: Attempt
@@ -98,7 +98,7 @@ class _Search:
     _budget: float
     _extras: Sequence[Change]
     _known: dict[Recipe, Outcome] = field(default_factory=dict)
-    _trail: list[Step] = field(default_factory=list)
+    _history: list[Step] = field(default_factory=list)
     _late: bool = False
 
     def run(self) -> Found:
@@ -127,7 +127,7 @@ class _Search:
             verdict = KEPT
         else:
             verdict = "outside the limit" if against is None else "no better"
-        self._trail.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
+        self._history.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
         return outcome
 
     def _inside(self, outcome: Outcome) -> bool:
@@ -242,7 +242,7 @@ class _Search:
 
     def _other_forms(self, base: Recipe, floats: list[str]) -> None:
         """What left the integers may find its scales at inference, or be stored as integers, and be inside still."""
-        forms = (("w8a8-dynamic", "with scales found at inference"), ("w8", "float, with weights stored in 8 bits"))
+        forms = (("w8a8-dynamic", "with dynamic scales"), ("w8", "float, with weights stored in 8 bits"))
         for preset, words in forms:
             if preset != base.preset and not self._out_of_time():
                 self._try(f"{_named_nodes(floats)} {words}", _without(base, floats, preset))
@@ -273,7 +273,7 @@ class _Search:
             best, outcome = min(
                 self._known.items(), key=lambda entry: (entry[1].shortfall(self._limits), -_db(entry[1]))
             )
-        return Found(inside, best, outcome, self._trail, self._late)
+        return Found(inside, best, outcome, self._history, self._late)
 
 
 def _db(outcome: Outcome) -> float:

@@ -18,10 +18,11 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
-from onnxq.graph.emit import common, self_quantizing
-from onnxq.graph.emit.channel_split import Splits
+from onnxq.graph.emit import common
+from onnxq.graph.emit.inference import self_quantizing
+from onnxq.graph.emit.inference.channel_split import Splits
+from onnxq.graph.emit.inference.row_scales import Row
 from onnxq.graph.emit.rewrite import GATHER, SPLIT, TOKEN, DynamicRewrite, Rewrite
-from onnxq.graph.emit.row_scales import Row
 from onnxq.graph.reading.signs import Sign, sign_of
 
 
@@ -31,7 +32,7 @@ def emit_dynamic(model: ir.Model, rewrite: Rewrite) -> None:
         return
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
     tables = [change.constants[0] for change in rewrite.dynamic.values() if change.form == GATHER]
-    emitter = _Emitter(common.Builder(model), tables)
+    emitter = _DynamicEmitter(common.Builder(model), tables)
     for name, change in rewrite.dynamic.items():
         emitter.convert(nodes[name], change)
 
@@ -45,7 +46,7 @@ class _Quantized:
     zero_point: ir.Value
 
 
-class _Emitter:
+class _DynamicEmitter:
     def __init__(self, builder: common.Builder, tables: list[QTensor]) -> None:
         self._builder = builder
         self._tables = tables

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onnxq.report.facts import quantization_facts
-from onnxq.report.tables import ROWS_SHOWN, Table, quantization_tables
+from onnxq.report.result_tables import ROWS_SHOWN, Table, quantization_tables
 from onnxq.report.words import cell, change_of_size, decibels, in_bytes, speed
 
 
@@ -70,7 +70,7 @@ def test_cells(value: object, words: str) -> None:
     [
         (4000, 1000, "4.0 kB -> 1.0 kB, 4.00x smaller"),
         (1000, 1500, "1.0 kB -> 1.5 kB, 1.50x larger"),
-        (1_289_603, 1_290_429, "1.3 MB -> 1.3 MB, as large as before"),
+        (1_289_603, 1_290_429, "1.3 MB -> 1.3 MB, same size"),
     ],
 )
 def test_changes_of_size_in_words(before: float, after: float, words: str) -> None:

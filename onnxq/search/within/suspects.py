@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from onnxq.diagnosis.ranking import Diagnosis, Finding
 from onnxq.graph.reading.ops import OPS, Kind
-from onnxq.search.history import Suspect
+from onnxq.search.within.history import Suspect
 
 _WEIGHT_DB = 6.0
 """Weights are at fault where their SQNR is at most so much above that of the node."""

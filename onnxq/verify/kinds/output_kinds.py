@@ -9,8 +9,7 @@ from onnxq.data.attention_mask import kept_positions
 from onnxq.data.feeds import Feed
 from onnxq.graph.reading.output_facts import LINEAR, MIXED, RELU, SIGMOID, TANH, UNKNOWN, OutputFact
 from onnxq.verify import loss
-from onnxq.verify.loss import Judged
-from onnxq.verify.measures import (
+from onnxq.verify.kinds.measures import (
     THRESHOLDS,
     ClassMeasure,
     ElementMeasure,
@@ -19,7 +18,8 @@ from onnxq.verify.measures import (
     ValueMeasure,
     VectorMeasure,
 )
-from onnxq.verify.texts import TextMeasure
+from onnxq.verify.kinds.texts import TextMeasure
+from onnxq.verify.loss import Judged
 
 _SURE = 0.3
 """Mean probability of the best class from which scores that nothing normalizes are a classifier's for certain."""

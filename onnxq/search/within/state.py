@@ -12,7 +12,7 @@ from typing import Any
 from onnxq.core import atomic
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.history import Outcome, Suspect
+from onnxq.search.within.history import Outcome, Suspect
 
 _FORMAT = 1
 

@@ -1,0 +1,87 @@
+"""What ``auto`` chose, in the user's cache folder: the same model, samples and machine get the same answer again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from onnxq._version import __version__
+from onnxq.core import atomic
+from onnxq.errors import OnnxqError
+from onnxq.graph.files import io
+from onnxq.pipeline.build import build
+from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.gate import verify
+from onnxq.pipeline.job import Job, contents
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.machine import cache_folder, machine_key
+from onnxq.search.choice import FLOAT
+from onnxq.verify.benchmark import Timing
+from onnxq.verify.budget import Limits
+
+REUSED = (
+    "the choice is the one that an earlier run measured for this model, these samples and this machine; "
+    "--no-cache measures anew"
+)
+
+
+def place_of(job: Job) -> Path:
+    """The file of a job's choice: named by all that the choice depends on."""
+    data = f"{job.data.every.hash} {sorted((job.data.every.states or {}).items())}" if job.data is not None else ""
+    known = io.model_hash(job.prepared.model)
+    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}")
+    return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
+
+
+def remember(job: Job, chosen: Chosen) -> None:
+    """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept."""
+    built = chosen.built
+    if built is None or job.statistics is not None or len(chosen.verdict.timings) != 2:
+        return
+    known = {
+        "preset": chosen.preset,
+        "recipe": built.recipe.to_yaml(),
+        "timings": [asdict(timing) for timing in chosen.verdict.timings],
+        "candidates": chosen.candidates,
+        "choices": chosen.choices,
+        "size": io.size_of(chosen.content),
+    }
+    place = place_of(job)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(place, json.dumps(known).encode())
+
+
+def recall(job: Job) -> Chosen | None:
+    """The model of an earlier choice, built and verified anew; None where nothing is known or it does not hold."""
+    if job.statistics is not None:
+        return None
+    try:
+        known = json.loads(place_of(job).read_text("utf8"))
+        recipe = Recipe.from_yaml(known["recipe"])
+        timings = [Timing(**timing) for timing in known["timings"]]
+        return _built(job, recipe, timings, known)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OnnxqError):
+        return None  # missing, damaged, or of a runtime that does not run it any more: measured anew
+
+
+def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any]) -> Chosen | None:
+    built = build(replace(job, recipe=recipe))
+    content = contents(built.model, job.stack)
+    if io.size_of(content) != known["size"] or known["preset"] == FLOAT:
+        return None
+    verdict = verify(content, job, timed=False)
+    limits = Limits.or_budget(job.recipe.max_drop, job.recipe.min_sqnr)
+    if job.data is None:
+        limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
+    missed = verdict.comparison is not None and limits != Limits() and limits.outside(verdict.comparison)
+    if verdict.failures or missed or not all(math.isfinite(timing.ratio) for timing in timings):
+        return None
+    verdict.timings = timings
+    warnings = [REUSED, *built.warnings]
+    return Chosen(known["preset"], built, built.plan, verdict, content, known["candidates"], known["choices"], warnings)
