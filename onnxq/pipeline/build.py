@@ -16,6 +16,7 @@ from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed
+from onnxq.plan.activations.channel_grids import spread_channels
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
@@ -119,7 +120,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, solution.rewrite, form)
+        emit(model, spread_channels(model, solution.rewrite, used), form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         narrow(model)

@@ -14,7 +14,7 @@ from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.files import io
 from onnxq.graph.views.inner import arrays_of
-from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, with_outputs
+from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, add_channel_peaks, with_outputs
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.padding import Masks, Padding
 from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
@@ -83,9 +83,9 @@ def calibrate(
         peaks: values of (…, C) whose channel magnitudes are wanted, without padding likewise.
 
     Returns:
-        Statistics that carry the number of feeds and the hashes of model and data. They see all elements of a value
-        but those at padding tokens (`onnxq.runtime.padding`), and not always in its own order
-        (`onnxq.runtime.layout`).
+        Statistics that carry the number of feeds, the hashes of model and data and, of the values that a Conv writes,
+        the largest magnitude of each channel. They see all elements of a value but those at padding tokens
+        (`onnxq.runtime.padding`), and not always in its own order (`onnxq.runtime.layout`).
 
     Raises:
         CalibrationError: a sample does not fit or fails, there is none, the provider is not there, or ``start`` is
@@ -103,6 +103,7 @@ def calibrate(
     for name in augmented.missing:
         run.note(f"value '{name}': unknown, or inside a subgraph that does not hand it out, so it has no statistics")
     pooled = add_channel_means(augmented, image_means)
+    loudest = add_channel_peaks(augmented, [name for name in ranges if name not in moments and name not in peaks])
     masks = Masks.of(model)
     if masks.fixed or moments or peaks:  # where the tokens lie has to be known, or which channel is which
         session = session_of(augmented.model, threads=run.threads, providers=providers_from(provider))
@@ -113,6 +114,7 @@ def calibrate(
         fetch,
         from_feed,
         pooled,
+        loudest,
         frozenset(ranges),
         frozenset(row_means),
         frozenset(moments),
@@ -210,6 +212,8 @@ class _Wanted:
     """inputs"""
     pooled: dict[str, str]
     """outputs that are channel means, by the value that they are of"""
+    loudest: dict[str, str]
+    """outputs that are the largest magnitudes of channels, likewise"""
     ranges: frozenset[str]
     rows: frozenset[str]
     moments: frozenset[str]
@@ -218,7 +222,7 @@ class _Wanted:
 
 
 def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
-    outputs = [*wanted.fetch, *wanted.pooled.values(), *wanted.inner.values()]
+    outputs = [*wanted.fetch, *wanted.pooled.values(), *wanted.loudest.values(), *wanted.inner.values()]
     try:
         return session.run(feed, outputs) if outputs else []
     except ModelError as error:
@@ -239,6 +243,9 @@ def _fold(
     for name in wanted.pooled:
         means = _plain_float(arrays.pop())
         statistics.update_means(name, means.reshape(means.shape[:2]))
+    for name in wanted.loudest:
+        highest = _plain_float(arrays.pop())
+        statistics.update_peaks(name, highest.reshape(highest.shape[:2]))
     for name in wanted.inner:
         for array in arrays_of(arrays.pop()):
             _update(statistics, name, _plain_float(array), wanted, padding, samples)

@@ -133,11 +133,14 @@ class _QdqEmitter:
         params = self._rewrite.values[name]
         names = builder.names
         q = builder.quantize(value, params, names.value(f"{name}_QuantizeLinear_Output"))
-        dq = builder.dequantize(q.outputs[0], params, names.value(f"{name}_DequantizeLinear_Output"), name)
+        back, axis = self._rewrite.grid_behind(name)
+        dq = builder.dequantize(q.outputs[0], back, names.value(f"{name}_DequantizeLinear_Output"), name, axis)
         builder.place_after(value, [q, dq])
         self.integers[id(dq.outputs[0])] = q.outputs[0]
         if take_place:
             common.replace_uses(value, dq.outputs[0], keep=q)
+        if axis is not None and value.name == name:  # the numbers that the name is known for come behind the DQ
+            value.name, dq.outputs[0].name = names.value(f"{name}_scaled"), name
         return dq.outputs[0]
 
     def _constant(self, node: ir.Node, original: ir.Value, tensor: QTensor) -> ir.Value:

@@ -113,7 +113,8 @@ class _QOperatorEmitter:
                 op_type, inputs, integer_name, name=node.name, domain=domain, attributes=_attributes(node),
                 shape=output.shape, dtype=common.IR_TYPES[params.spec.dtype],
             )  # fmt: skip
-            back = builder.dequantize(new.outputs[0], params, builder.names.value(f"{name}_float"), name)
+            grid, axis = self._rewrite.grid_behind(name)
+            back = builder.dequantize(new.outputs[0], grid, builder.names.value(f"{name}_float"), name, axis)
             graph.insert_after(node, [new, back])
             edit.take_over(output, back.outputs[0])
             self.integers[id(back.outputs[0])] = new.outputs[0]

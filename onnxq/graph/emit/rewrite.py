@@ -79,6 +79,8 @@ class Rewrite:
         storage: constants by node and input position that are only stored as integers and computed with as floats.
         dynamic: the nodes whose activations are quantized at inference.
         weights: the nodes that read packed weights.
+        channels: grids of the channels (axis 1) of values that a layer writes scaled by channel and only nodes in float
+            read; quantized by ``values`` all the same.
     """
 
     values: dict[str, QParams] = field(default_factory=dict)
@@ -86,3 +88,9 @@ class Rewrite:
     storage: dict[str, dict[int, QTensor]] = field(default_factory=dict)
     dynamic: dict[str, DynamicRewrite] = field(default_factory=dict)
     weights: dict[str, WeightRewrite] = field(default_factory=dict)
+    channels: dict[str, QParams] = field(default_factory=dict)
+
+    def grid_behind(self, name: str) -> tuple[QParams, int | None]:
+        """What the integers of a value are dequantized with, and the axis of its scales where each channel has one."""
+        own = self.channels.get(name)
+        return (self.values[name], None) if own is None else (own, 1)

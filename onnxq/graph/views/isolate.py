@@ -248,7 +248,21 @@ class _Taker:
         if main is not None:
             pairs = [_weights(layers[unit.name], main) for layers in self._layers if unit.name in layers]
             unit.weight = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
+        self._unscale(unit, q)
         return unit
+
+    def _unscale(self, unit: Unit, q: ir.Node | None) -> None:
+        """See through a layer that writes its channels scaled, each to be dequantized with a scale of its own."""
+        back = next((u for u in q.outputs[0].consumers() if u.op_type == "DequantizeLinear"), None) if q else None
+        scales = walk.const_array(walk.input_at(back, 1)) if back is not None else None
+        common = walk.const_array(walk.input_at(q, 1)) if q is not None else None
+        if back is None or scales is None or common is None or scales.ndim != 1 or common.size != 1:
+            return
+        unit.arriving = back.outputs[0].name or ""
+        if unit.weight is not None and unit.weight[1].shape[0] == scales.size:
+            before, after = unit.weight
+            share = (scales / common.reshape(())).reshape((-1,) + (1,) * (after.ndim - 1))
+            unit.weight = (before, after * share)
 
     def _original(self, value: str, main: ir.Node | None) -> ir.Node | None:
         """The float model's node that a unit stands for."""

@@ -105,6 +105,33 @@ def add_channel_means(augmented: Augmented, names: Iterable[str]) -> dict[str, s
     return added
 
 
+def add_channel_peaks(augmented: Augmented, names: Iterable[str]) -> dict[str, str]:
+    """Let an augmented model also give the largest magnitude of each channel over the image, (N, C, 1, …).
+
+    Args:
+        augmented: changed in place.
+        names: values; those that a Conv of the main graph does not write are left out.
+
+    Returns:
+        Name of the output by name of the value.
+    """
+    graph = augmented.model.graph
+    free = walk.Names(augmented.model)
+    known = {node.outputs[0].name: node.outputs[0] for node in graph if node.op_type == "Conv" and node.domain == ""}
+    added: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        value = known.get(name)
+        if value is None:
+            continue
+        size = ir.Value(name=free.value(f"{name}_magnitude"))
+        peak = ir.Value(name=free.value(f"{name}_channel_peaks"))
+        graph.append(ir.Node("", "Abs", [value], outputs=[size], name=free.node(f"{name}_abs")))
+        graph.append(ir.Node("", "GlobalMaxPool", [size], outputs=[peak], name=free.node(f"{name}_peaks")))
+        graph.outputs.append(peak)
+        added[name] = str(peak.name)
+    return added
+
+
 def with_offsets(model: Model, names: Iterable[str]) -> tuple[Model, dict[str, str]]:
     """Copy a model and let the caller add to values of its main graph: what an error there does further on.
 
