@@ -90,10 +90,15 @@ def plain(value: Any) -> Any:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlevel = 3
+
+_LONGEST = 300
+"""Characters of a value in a message."""
 
 
 def shown(value: object) -> str:
     """A value in a message: short whatever it is, and however often it holds itself."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return "a number of very many digits"
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

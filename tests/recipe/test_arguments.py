@@ -163,6 +163,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         "range: \x00",
         "&a [*a]",
         "include: &a [*a]",
+        "a0: &a0 [x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+        + "include: *a8",
+        "include: [" + ", ".join(f"{{k{i}: [{', '.join(['long' * 30] * 9)}]}}" for i in range(9)) + "]",
     ],
 )
 def test_hostile_yaml_is_one_error(text: str, tmp_path: Path) -> None:
@@ -170,4 +174,4 @@ def test_hostile_yaml_is_one_error(text: str, tmp_path: Path) -> None:
     path.write_text(text, "utf8")
     with pytest.raises(RecipeError, match=r"recipe\.yaml") as raised:
         onnxq.Recipe.from_file(path)
-    assert len(str(raised.value)) < 2000
+    assert len(str(raised.value)) < 1000
