@@ -19,6 +19,10 @@ Model = ir.Model
 """The model type, for packages that pass models on without looking inside."""
 
 
+_POOLED_RANKS = (3, 4, 5)
+"""Ranks of what the runtime's pooling operators take: images of one to three dimensions."""
+
+
 @dataclass(frozen=True)
 class Augmented:
     """A copy of a model with further outputs.
@@ -110,14 +114,15 @@ def add_channel_peaks(augmented: Augmented, names: Iterable[str]) -> dict[str, s
 
     Args:
         augmented: changed in place.
-        names: values; those that a Conv of the main graph does not write are left out.
+        names: values; those that no Conv of the main graph writes, or one of more than three dimensions, are left out.
 
     Returns:
         Name of the output by name of the value.
     """
     graph = augmented.model.graph
     free = walk.Names(augmented.model)
-    known = {node.outputs[0].name: node.outputs[0] for node in graph if node.op_type == "Conv" and node.domain == ""}
+    layers = [node for node in graph if node.op_type == "Conv" and node.domain == ""]
+    known = {layer.outputs[0].name: layer.outputs[0] for layer in layers if walk.rank(layer.inputs[1]) in _POOLED_RANKS}
     added: dict[str, str] = {}
     for name in dict.fromkeys(names):
         value = known.get(name)
