@@ -52,6 +52,11 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     common.store_weights(builder, rewrite, nodes)
 
 
+def _clamped(node: ir.Node) -> bool:
+    """Whether a Relu or Clip reads the output of a node."""
+    return any(user.op_type in ("Relu", "Clip") for user in node.outputs[0].consumers())
+
+
 class _QdqEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
         self._builder = builder
@@ -81,7 +86,10 @@ class _QdqEmitter:
         """Put an integer node between its Q and DQ nodes."""
         row = OPS[node.op_type]
         if change.adds is not None:
-            self._with_bias(node, change, self._nodes[change.adds])
+            self._as_product(node, change, self._nodes[change.adds])
+            return
+        if change.float_output and node.op_type == "MatMul" and 1 in change.constants and _clamped(node):
+            self._as_product(node, change, None)
             return
         for position, tensor in change.constants.items():
             original = node.inputs[position]
@@ -108,10 +116,11 @@ class _QdqEmitter:
             if (output.name or "") in self._rewrite.values and (output.uses() or output.is_graph_output()):
                 self._pair(output, take_place=True)
 
-    def _with_bias(self, node: ir.Node, change: NodeRewrite, adds: ir.Node) -> None:
-        """Write a MatMul and the Add of its bias as the integer operator that does both.
+    def _as_product(self, node: ir.Node, change: NodeRewrite, adds: ir.Node | None) -> None:
+        """Write a MatMul, and the Add of its bias if there is one, as the integer operator that does both.
 
-        ONNX Runtime makes it of Q, DQ and MatMul as well, but leaves the Add behind it.
+        ONNX Runtime makes it of Q, DQ and MatMul as well, but leaves the Add behind it, and leaves a MatMul in float
+        whose float result a Relu or Clip reads.
         """
         builder, source, weight = self._builder, node.inputs[0], node.inputs[1]
         assert source is not None and weight is not None
