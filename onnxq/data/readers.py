@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from onnxq.data.feeds import Feed, FeedHash, InputSpec, check_feed
 from onnxq.data.npz import NpzSource
 from onnxq.data.sources import FolderSource, RewindSource, SequenceSource, Source, SpoolSource, get_all
 from onnxq.data.state_pairs import possible_states, state_pairs, with_asked
+from onnxq.data.user_code import import_callable
 from onnxq.errors import CalibrationError, OnnxqError
 
 __all__ = ["Feed", "InputSpec", "Reader", "open_reader", "split"]
@@ -191,25 +190,12 @@ def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -
         return NpzSource(path, inputs, batch_size)
     module, colon, name = text.rpartition(":")
     if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
-        return _from_object(_imported(module, name, text), inputs, text)
+        return _from_object(_callable(module, name, text), inputs, text)
     raise CalibrationError(f"{text}: no such file or folder; pass {FORMS}")
 
 
-def _imported(module: str, name: str, text: str) -> Callable[[], Any]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # the module is the user's own code
-        raise CalibrationError(f"{text}: cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-    if not callable(found):
-        raise CalibrationError(f"{text}: is a {type(found).__name__}, not a callable that returns feeds")
-    return found  # type: ignore[no-any-return]
+def _callable(module: str, name: str, text: str) -> Callable[[], Any]:
+    return import_callable(module, name, text, CalibrationError, "a callable that returns feeds")
 
 
 def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
+from onnxq.data.user_code import import_callable
 from onnxq.errors import OnnxqError, RecipeError
 from onnxq.runtime.session import Session
 from onnxq.verify.compare import Comparison
@@ -148,19 +145,5 @@ def _imported(text: str) -> Function:
     module, colon, name = text.rpartition(":")
     if not (colon and module and name):
         raise RecipeError(f"--metric: no {text!r}; there are {_NAMES} and module:function")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # the module is the user's own code
-        raise RecipeError(f"--metric {text}: cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-    if not callable(found):
-        raise RecipeError(
-            f"--metric {text}: is a {type(found).__name__}, not a function of a runner that returns a number"
-        )
-    return found  # type: ignore[no-any-return]
+    what = "a function of a runner that returns a number"
+    return import_callable(module, name, f"--metric {text}", RecipeError, what)
