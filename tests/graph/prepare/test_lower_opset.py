@@ -11,6 +11,9 @@ from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.graph.prepare.whole import lower_opset
 from tests.graph.build import build, prepared, weights
+from tests.runtime_version import needs_runtime
+
+KNOWS_28 = needs_runtime("1.32", "loads no operator set 28")
 
 NET = """g (float[N,3,8,8] x) => (float[N,16,8,8] y) {
     c = Conv <pads = [1,1,1,1]> (x, w)  r = Relu (c)  y = Conv <pads = [1,1,1,1]> (r, v)
@@ -34,6 +37,7 @@ def opset(proto: onnx.ModelProto) -> int:
     return next(entry.version for entry in proto.opset_import if entry.domain == "")
 
 
+@KNOWS_28
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_a_newer_operator_set_than_the_kernels_is_lowered(form: str) -> None:
     model = quantized(net(), preset="w8a8", format=form, include=["*"])
@@ -41,6 +45,7 @@ def test_a_newer_operator_set_than_the_kernels_is_lowered(form: str) -> None:
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
+@KNOWS_28
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_else_the_pair_is_the_runtimes_own(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower_opset, "run", lambda model: False)
@@ -50,6 +55,7 @@ def test_else_the_pair_is_the_runtimes_own(form: str, monkeypatch: pytest.Monkey
     assert set(pair) == {"com.microsoft"}
 
 
+@KNOWS_28
 def test_types_alone_are_no_reason_and_bodies_follow() -> None:
     text = """g (float[N,4] x, bool flag) => (float[N,4] y) {
         i = Cast <to = 7> (x)  f = Cast <to = 1> (i)
