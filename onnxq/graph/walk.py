@@ -48,6 +48,17 @@ def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
         yield node
 
 
+def nodes_to_rewrite(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
+    """Nodes of an ONNX operator in the whole model, for a pass that rewrites while it looks.
+
+    A node that an earlier rewrite took out of its graph is left out; those that it put in are not seen.
+    """
+    for graph in list(all_graphs(model.graph)):
+        for node in list(graph):
+            if node.graph is graph and node.op_type == op_type and node.domain == "":
+                yield node
+
+
 def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """A graph and all bodies inside it, outer before inner."""
     yield graph

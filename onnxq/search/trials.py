@@ -169,9 +169,12 @@ class Trials:
 
     def has_margin(self, trial: Trial) -> bool:
         """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
-        recipe = self.job.recipe
-        theirs = recipe.min_sqnr is not None or recipe.max_drop is not None
-        return theirs or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
+        return not self._by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
+
+    @property
+    def _by_budget(self) -> bool:
+        """Whether the default budget stands for limits that the user did not set."""
+        return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
 
     def hopeless(self, trial: Trial) -> bool:
         """Whether a trial misses the default budget by far."""
@@ -274,7 +277,7 @@ class Trials:
 
     def glance(self, trial: Trial) -> None:
         """Compare a candidate on a few samples, and on all of them unless it is far outside the budget on those."""
-        if self.job.data is not None and self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None:
+        if self.job.data is not None and self._by_budget:
             self.compare([trial], feeds=_GLANCE)
             if self.hopeless(trial) or (trial.session is None and not math.isfinite(self.loss(trial))):
                 return
@@ -319,7 +322,7 @@ class Trials:
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
-        if self.job.data is None and recipe.min_sqnr is None and recipe.max_drop is None:
+        if self.job.data is None and self._by_budget:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)

@@ -17,12 +17,7 @@ def run(model: ir.Model) -> int:
     if walk.opset(model) < 13:
         return 0  # Squeeze takes its axes as an input from 13 on
     names = walk.Names(model)
-    done = 0
-    for graph in list(walk.all_graphs(model.graph)):
-        for node in list(graph):
-            if node.graph is graph and node.op_type == "Squeeze" and node.domain == "":
-                done += _cancel(node, names)
-    return done
+    return sum(_cancel(node, names) for node in walk.nodes_to_rewrite(model, "Squeeze"))
 
 
 def _cancel(squeeze: ir.Node, names: walk.Names) -> bool:

@@ -27,12 +27,7 @@ def run(model: ir.Model) -> int:
         How many were rewritten.
     """
     names = walk.Names(model)
-    done = 0
-    for graph in list(walk.all_graphs(model.graph)):
-        for node in list(graph):
-            if node.graph is graph and node.op_type == "Clip" and node.domain == "":
-                done += _rewrite(node, names)
-    return done
+    return sum(_rewrite(node, names) for node in walk.nodes_to_rewrite(model, "Clip"))
 
 
 @dataclass(frozen=True)

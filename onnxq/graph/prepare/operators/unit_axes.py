@@ -26,12 +26,7 @@ def run(model: ir.Model) -> int:
     if walk.opset(model) < 13:
         return 0  # Squeeze takes its axes as an input from 13 on
     names = walk.Names(model)
-    done = 0
-    for graph in list(walk.all_graphs(model.graph)):
-        for node in list(graph):
-            if node.graph is graph and node.op_type == "Transpose" and node.domain == "":
-                done += _rewrite(node, names)
-    return done
+    return sum(_rewrite(node, names) for node in walk.nodes_to_rewrite(model, "Transpose"))
 
 
 def _rewrite(node: ir.Node, names: walk.Names) -> bool:
