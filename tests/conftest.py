@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import uuid
@@ -35,6 +36,13 @@ def _lacks(module: str) -> Callable[[pytest.Config], bool]:
     return lambda config: importlib.util.find_spec(module) is None
 
 
+def _unset(variable: str) -> Callable[[pytest.Config], bool]:
+    return lambda config: not Path(os.environ.get(variable) or "/nonexistent").exists()
+
+
+_SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+
+
 @cache
 def _no_gpu() -> bool:
     return "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
@@ -48,6 +56,18 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "large": ("run pytest with --large", lambda config: not config.getoption("--large")),
     "zoo": ("no ../shared/zoo beside the project", lambda config: not (ZOO / "zoo.py").is_file()),
     "browser": ("playwright is not installed", _lacks("playwright")),
+    "audio": ('soundfile is not installed; pip install ".[audio]"', _lacks("soundfile")),
+    "images": ('Pillow is not installed; pip install ".[images]"', _lacks("PIL")),
+    "tables": ('pyarrow is not installed; pip install ".[tables]"', _lacks("pyarrow")),
+    "text": ('tokenizers is not installed; pip install ".[text]"', _lacks("tokenizers")),
+    "report": ('jinja2 is not installed; pip install ".[report]"', _lacks("jinja2")),
+    "genai": ("onnxruntime-genai is not installed", _lacks("onnxruntime_genai")),
+    "optimum": ("optimum is not installed", _lacks("optimum")),
+    "qnn": ("onnxruntime-qnn is not installed", _lacks("onnxruntime_qnn")),
+    "openvino": ("ONNXQ_OPENVINO_PYTHON names no Python", _unset("ONNXQ_OPENVINO_PYTHON")),
+    "web": ("ONNXQ_NODE_MODULES names no folder with onnxruntime-web", _unset("ONNXQ_NODE_MODULES")),
+    "ssh": ("OpenSSH's server is not installed", lambda config: shutil.which("sshd", path=_SBIN) is None),
+    "arm": ("ONNXQ_ARM_PYTHON names no Python", _unset("ONNXQ_ARM_PYTHON")),
 }
 
 

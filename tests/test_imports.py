@@ -46,6 +46,10 @@ HOMES = {
     "click": ["cli"],
     "rich": ["cli"],
     "jinja2": ["report"],
+    "tokenizers": ["data"],
+    "PIL": ["data"],
+    "soundfile": ["data"],
+    "pyarrow": ["data"],
 }
 NUMBERS_ONLY = {
     "core": {"numpy", "ml_dtypes", "threadpoolctl"},
