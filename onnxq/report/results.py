@@ -53,6 +53,8 @@ class QuantizeResult:
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
+            ``given``, what was ``added``, and why others were ``refused``; None for any other model.
     """
 
     output: Path | None
@@ -80,6 +82,7 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    trained: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -125,6 +128,7 @@ class QuantizeResult:
             "choices": self.choices,
             "trail": self.trail,
             "recipe": self.recipe,
+            "trained": self.trained,
             "warnings": self.warnings,
         }
 
