@@ -59,6 +59,8 @@ def quantize(
     smooth: float | str | None = None,
     outliers: float | None = None,
     adaround: bool | None = None,
+    reconstruct: bool | None = None,
+    minutes: float | None = None,
     target: str | None = None,
     fuse: str | None = None,
     include: Sequence[str] = (),
@@ -109,6 +111,9 @@ def quantize(
         outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
             have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
+        reconstruct: let blocks of the network learn from the float model how weights are rounded, and the grids of
+            activations and the biases with them; needs samples, PyTorch and time.
+        minutes: time that this learning may take; 4 by default.
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
@@ -15,6 +17,7 @@ from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
+from onnxq.pipeline.reconstructing import check_learning, reconstructed, weight_steps
 from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed
@@ -123,11 +126,21 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         training = job.prepared.training
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
-    if recipe.learns:
-        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
+    end = math.inf
+    if recipe.reconstructs:
+        check_learning(job)
+        end = time.monotonic() + 60.0 * recipe.minutes
+    if recipe.learns or recipe.reconstructs:  # blocks go on from what single layers learn
+        half = end - 30.0 * recipe.minutes
+        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, deadline=half)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, spread_channels(model, solution.rewrite, used), form)
+        rewrite = spread_channels(model, solution.rewrite, used)
+    if recipe.reconstructs:
+        rewrite, learned = reconstructed(job, plan, rewrite, weight_steps(model, solution.rewrite), end)
+        warnings += learned
+    with clock.step("rewrite"):
+        emit(model, rewrite, form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []

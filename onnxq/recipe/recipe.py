@@ -98,6 +98,9 @@ class Recipe:
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
+        reconstruct: let blocks of the network learn together how weights are rounded, and the grids of activations
+            and the biases with them; needs PyTorch.
+        minutes: time that learning may take.
         outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
@@ -127,6 +130,8 @@ class Recipe:
     smooth: float | str | None = None
     equalize: bool = False
     adaround: bool = False
+    reconstruct: bool = False
+    minutes: float = 4.0
     outliers: float | None = None
     max_memory: float = 2.0
 
@@ -147,6 +152,8 @@ class Recipe:
         check_smooth("--smooth", self.smooth)
         if not self.max_memory > 0:
             raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
+        if not self.minutes > 0:
+            raise RecipeError(f"--minutes: {self.minutes} is not positive; 4 is the default")
         if self.outliers is not None and not self.outliers > 0:
             raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
@@ -198,6 +205,11 @@ class Recipe:
     def learns(self) -> bool:
         """Whether the rounding of weights is learned."""
         return self.adaround or any(preset.distill for preset in self.presets)
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether blocks of the network learn together."""
+        return self.reconstruct or any(preset.reconstruct for preset in self.presets)
 
     @property
     def presets(self) -> list[Preset]:

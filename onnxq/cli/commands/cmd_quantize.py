@@ -171,6 +171,22 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
 )
 @option(
+    "--reconstruct",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Let blocks of the network learn from the float model: the rounding of weights, the grids of activations and "
+    "the biases, together. Takes minutes; needs PyTorch.",
+)
+@option(
+    "--minutes",
+    type=FiniteRange(min=0, min_open=True),
+    metavar="M",
+    group=_HOW,
+    default_text="4",
+    help="Time that --reconstruct may take; blocks that it does not suffice for stay as they are.",
+)
+@option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
     callback=lambda ctx, parameter, value: int(value) if value is not None else None,
