@@ -37,6 +37,7 @@ PUBLIC = [
     "inspect",
     "presets",
     "quantize",
+    "report",
     "targets",
 ]
 

@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from onnxq.core import scratch
 from onnxq.core.processors import blas_threads
+from onnxq.diagnosis.evidence import gather
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -27,9 +28,12 @@ from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
+from onnxq.report.command_lines import quantize_words
 from onnxq.report.growth import larger
+from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.runtime.machine import machine_facts, versions
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.within.score import Function, search_metric
@@ -57,6 +61,7 @@ class Options:
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
+    report: str | os.PathLike[str] | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -70,12 +75,15 @@ def quantize_by(
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
     refuse_unused(given)
     scratch.sweep_once(Path(tempfile.gettempdir()))
+    if options.report is not None:
+        require_drawing()
     clock = Clock(options.progress)
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack, blas_threads(), clock.around("other"):
         with clock.around("load"):
             job, destination = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
+        page = _page(model, destination, options)
         with job.prepared.watched():
             chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
@@ -86,6 +94,7 @@ def quantize_by(
         chosen.verdict.warnings += said
         if failures and not options.force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
+        evidence = None if page is None else gather(job, chosen, model)
         job.prepared.check_unchanged()
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
@@ -94,7 +103,49 @@ def quantize_by(
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
-    return _result(chosen, job, destination, size, proto)
+    result = replace(
+        _result(chosen, job, destination, size, proto),
+        source=str(model) if is_path(model) else None,
+        command=_command(model, output, given, options),
+        versions=versions(),
+        machine=machine_facts(job.timed_threads),
+        evidence=evidence,
+        report=page,
+    )
+    if page is not None:
+        saving.write_text(page, result_page(result.to_dict()))
+    return result
+
+
+def _page(model: Source, destination: Path | None, options: Options) -> Path | None:
+    """Where the report goes; said before the work starts if it cannot be written, or is a file of the run."""
+    if options.report is None:
+        return None
+    path = Path(options.report)
+    saving.check_destination(path, options.inputs(model, find_calibration(model)))
+    if destination is not None and os.path.realpath(path) == os.path.realpath(destination):
+        raise RecipeError(f"--report {path}: is the quantized model itself; name another file, such as report.html")
+    return path
+
+
+def _command(
+    model: Source, output: str | os.PathLike[str] | None, given: Recipe, options: Options
+) -> dict[str, list[str]]:
+    """The command line that does the same as this run, as far as its arguments are names of files."""
+
+    def name(value: object) -> object:
+        return value if isinstance(value, str | os.PathLike) else None
+
+    said = (
+        ("-o", output),
+        ("-c", name(options.calibration)),
+        ("--stats", name(options.statistics)),
+        ("--recipe", options.recipe_file if name(options.recipe_file) else None),
+        ("--metric", name(options.metric)),
+        ("--threads", options.threads),
+        *(("--state", f"{out}={into}") for out, into in (options.states or {}).items()),
+    )
+    return quantize_words(model if is_path(model) else "MODEL", said, given)
 
 
 def _open(

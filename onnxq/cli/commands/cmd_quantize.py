@@ -311,6 +311,13 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Measure anew what auto has measured before for the same model, data, options and machine.",
 )
+@option(
+    "--report",
+    metavar="FILE.html",
+    type=FILE,
+    group=_PROOF,
+    help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
+)
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
