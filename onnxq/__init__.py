@@ -15,6 +15,7 @@ from onnxq._version import __version__
 
 if TYPE_CHECKING:
     from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
+    from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
@@ -36,6 +37,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -65,6 +67,7 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",

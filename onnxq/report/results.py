@@ -60,6 +60,8 @@ class QuantizeResult:
         evidence: error by layer, histograms and outputs side by side (`onnxq.diagnosis.evidence`), where a report was
             asked for.
         report: the page that was written; None where none was asked for.
+        trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
+            ``given``, what was ``added``, and why others were ``refused``; None for any other model.
     """
 
     output: Path | None
@@ -93,6 +95,7 @@ class QuantizeResult:
     machine: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] | None = None
     report: Path | None = None
+    trained: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -144,6 +147,7 @@ class QuantizeResult:
             "versions": self.versions,
             "machine": self.machine,
             "evidence": self.evidence,
+            "trained": self.trained,
             "warnings": self.warnings,
         }
 
