@@ -38,6 +38,13 @@ class QuantType(Enum):
         found: QuantType = _named(QuantType, t)
         return found
 
+    @property
+    def tensor_type(self) -> int:
+        """The number of the type in ``onnx.TensorProto``."""
+        return {"INT8": 3, "UINT8": 2, "FLOAT8E4M3FN": 17, "INT16": 5, "UINT16": 4, "INT4": 22, "UINT4": 21}[
+            self.name[1:].upper()
+        ]
+
 
 class QuantFormat(Enum):
     """What is written: integer operators, or QuantizeLinear and DequantizeLinear around float ones."""
