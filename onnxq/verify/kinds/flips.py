@@ -41,6 +41,7 @@ class Flips:
         self._noise = np.zeros(_BINS, np.float64)
         self._margins = np.zeros(_BINS, np.float64)
         self._bases = np.zeros(_GROUPS)
+        self._unseen: tuple[Array, Array] | None = None
         self._samples = 0
 
     def add(self, margins: Array, moved: Array, base: float) -> None:
@@ -66,6 +67,10 @@ class Flips:
         self._flipped += np.bincount(bins[flipped], minlength=_BINS)
         self._noise += np.bincount(bins, weights=(moved - margins) ** 2, minlength=_BINS)
         self._margins += np.bincount(bins, weights=margins, minlength=_BINS)
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges; their noise is not taken for smaller than that of those before."""
+        self._unseen = self._groups.sum(axis=0), self._noise.copy()
 
     @property
     def decisions(self) -> int:
@@ -135,7 +140,10 @@ class Flips:
         noise = np.convolve(self._noise, pool, "same")
         known = np.flatnonzero(held)
         nearest = known[np.minimum(np.searchsorted(known, np.arange(_BINS)), len(known) - 1)]
-        deviation = np.sqrt(noise / np.maximum(held, 1))[nearest]
+        power = (noise / np.maximum(held, 1))[nearest]
+        if self._unseen is not None:
+            power = power * _more_noise(*self._unseen, power)
+        deviation = np.sqrt(power)
         with np.errstate(over="ignore"):
             ratio = np.where(deviation > 0, self._centers / np.maximum(deviation, 1e-300), np.inf)
         return np.array([0.5 * math.erfc(x / math.sqrt(2)) for x in ratio])
@@ -145,6 +153,18 @@ class Flips:
         """The mean margin in each bin, or its middle where no decision lies in it."""
         count = self._groups.sum(axis=0)
         return np.where(count > 0, self._margins / np.maximum(count, 1), _EDGES - _WIDTHS / 2)
+
+
+def _more_noise(count: Array, noise: Array, power: Array) -> float:
+    """By what factor some decisions have more noise than all of them, at equal margins; 1 where they have less.
+
+    Args:
+        count: of these decisions, by bin.
+        noise: the sum of their squares, by bin.
+        power: mean square of all, by bin.
+    """
+    used = (count > 0) & (power > 0)
+    return max(float((noise[used] / power[used]).sum()) / float(count[used].sum()), 1.0) if used.any() else 1.0
 
 
 def best_and_next(logs: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
 from onnxq.verify.kinds.flips import Flips, best_and_next, log_odds, log_probabilities, margin_of
+from onnxq.verify.kinds.moments import Moments, Noise
 from onnxq.verify.loss import Judged
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -84,6 +85,10 @@ class ClassMeasure:
         for model, found in enumerate((chosen, right.argmax(axis=-1))):
             self.counts[model] += np.bincount(found, minlength=self.counts.shape[1])
 
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._flips.others_follow()
+
     @property
     def decisions(self) -> int:
         """How many were added."""
@@ -146,6 +151,12 @@ class ProbabilityMeasure:
             margins = odds[0][near] - cut
             self._flips[index].add(np.abs(margins), np.sign(margins) * (odds[1][near] - cut), sum(above))
 
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._size.others_follow()
+        for flips in self._flips:
+            flips.others_follow()
+
     def judged(self) -> Judged:
         """The figures, over all thresholds: of what either model finds, or of all where most are found."""
         among = sum(min(self._all, int(above.sum())) for above in self._above)
@@ -162,8 +173,8 @@ class ValueMeasure:
 
     def __init__(self) -> None:
         """Start with no sample."""
-        self._noise, self._chosen = _Noise(), _Noise()
-        self._moments: list[_Moments] = [_Moments(), _Moments()]
+        self._noise, self._chosen = Noise(), Noise()
+        self._moments: list[Moments] = [Moments(), Moments()]
         self._broken = False
 
     def add(self, expected: Array, got: Array, rows: Array | None = None) -> None:
@@ -186,6 +197,11 @@ class ValueMeasure:
         if 2 <= left.ndim <= 3 and left.shape[-1] <= _COLUMNS:
             self._moments[1].add(left.reshape(-1, left.shape[-1]))
 
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._noise.others_follow()
+        self._chosen.others_follow()
+
     @property
     def ratio(self) -> float:
         """Standard deviation of the error ÷ that of the values; inf where there is an error and no value differs."""
@@ -200,7 +216,7 @@ class ValueMeasure:
         return math.sqrt(power / spread) if spread > 0 else math.inf
 
     @property
-    def _power(self) -> _Noise:
+    def _power(self) -> Noise:
         """The errors that count."""
         return self._chosen if self._chosen.samples else self._noise
 
@@ -221,7 +237,7 @@ class ReconstructionMeasure:
 
     def __init__(self) -> None:
         """Start with no sample."""
-        self._misses, self._inputs = _Moments(), _Moments()
+        self._misses, self._inputs = Moments(), Moments()
         self._apart, self._residual, self._elements = 0.0, 0.0, 0
 
     def add(self, given: Array, expected: Array, got: Array) -> None:
@@ -244,75 +260,6 @@ class ReconstructionMeasure:
         return Judged(loss.VALUES, "relative error of what is missed", ratio, loss.by_similarity(ratio))
 
 
-class _Noise:
-    """Mean square of errors, and how well so many samples tell it: errors of one sample depend on each other."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._sum, self._count = 0.0, 0
-        self._squares, self._products, self._counts = 0.0, 0.0, 0.0
-
-    def add(self, error: Array) -> None:
-        """Add the errors of one sample."""
-        found = float(np.vdot(error, error))
-        self.samples += 1
-        self._sum += found
-        self._count += error.size
-        self._squares += found * found
-        self._products += found * error.size
-        self._counts += float(error.size) ** 2
-
-    @property
-    def mean(self) -> float:
-        """Mean square."""
-        return self._sum / max(self._count, 1)
-
-    @property
-    def uncertainty(self) -> float:
-        """Standard error of the mean square, as a share of it, from its differences between samples; 0 of one sample.
-
-        That of a ratio of two sums (Cochran 1977, section 6.3): samples may differ in length.
-        """
-        if self.samples < 2 or not 0.0 < self._sum < math.inf:
-            return 0.0
-        mean = self.mean
-        apart = self._squares - 2 * mean * self._products + mean * mean * self._counts
-        return math.sqrt(max(apart, 0.0) * self.samples / (self.samples - 1)) / self._sum
-
-
-class _Moments:
-    """Mean and variance of columns, merged as Chan, Golub and LeVeque (1979) do."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._mean: Array = np.zeros(1)
-        self._squares: Array = np.zeros(1)
-
-    def add(self, values: Array) -> None:
-        """Add rows, (rows, columns)."""
-        count = len(values)
-        if not count or (self.rows and values.shape[1] != len(self._mean)):
-            return
-        mean = values.mean(axis=0)
-        squares = ((values - mean) ** 2).sum(axis=0)
-        apart = mean - self._mean
-        total = self.rows + count
-        if self.rows:
-            squares = squares + self._squares + apart**2 * (self.rows * count / total)
-            mean = self._mean + apart * (count / total)
-        self.rows, self._mean, self._squares = total, mean, squares
-
-    @property
-    def variance(self) -> float:
-        """Mean of the columns' variances."""
-        return float(self._squares.mean() / max(self.rows - 1, 1))
-
-    @property
-    def power(self) -> float:
-        """Mean square."""
-        return float((self._squares / max(self.rows, 1) + self._mean**2).mean())
-
-
 class VectorMeasure:
     """Embeddings: whether neighbours stay neighbours."""
 
@@ -320,6 +267,11 @@ class VectorMeasure:
         """Start with no sample."""
         self._kept: list[tuple[Array, Array]] = []
         self._cosines, self._vectors = 0.0, 0
+        self._unseen = 0
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._unseen = len(self._kept)
 
     def add(self, expected: Array, got: Array, kept: Array | None = None) -> None:
         """Add one sample: vectors along the last axis; of the others, those that ``kept`` holds."""
@@ -343,6 +295,8 @@ class VectorMeasure:
         ratio = error / spread if spread > 0 else math.inf if error > 0 else 0.0
         if 0.0 < ratio < math.inf:  # a pair belongs to two vectors, so that it is vectors that are independent
             each = apart.sum(axis=1)
+            if self._unseen:
+                ratio *= math.sqrt(max(float(each[: self._unseen].mean() / each.mean()), 1.0))
             ratio *= math.sqrt(1.0 + 2 * float(each.std(ddof=1)) / math.sqrt(len(each)) / float(each.mean()))
         return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_similarity(ratio))
 

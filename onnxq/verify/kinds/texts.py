@@ -64,6 +64,10 @@ class TextMeasure:
         both = np.asarray(margins, np.float64)
         self._flips.add(np.maximum(both[:, 0], 0.0), both[:, 1], 1)
 
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._flips.others_follow()
+
     @property
     def fits(self) -> bool:
         """The scores look like those of such a model: many blanks, and between them symbols in short runs."""

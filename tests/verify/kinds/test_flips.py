@@ -103,3 +103,19 @@ def test_the_price_of_an_unsure_decision_is_small() -> None:
     flips = flips_of(unsure, generator.normal(0, 0.01, 500))
     assert flips.estimate()[0] > 100
     assert flips.estimate(1.0)[0] < 1
+
+
+def test_samples_that_made_the_ranges_do_not_make_the_noise_smaller() -> None:
+    generator = np.random.default_rng(6)
+    flips = Flips()
+    margins = margins_of(2000, generator)
+    flips.add(margins[:400], margins[:400] + generator.normal(0, 0.6, 400), 400)
+    before = flips.estimate()[0] / 400
+    flips.others_follow()
+    flips.add(margins[400:], margins[400:] + generator.normal(0, 0.1, 1600), 1600)
+    assert flips.estimate()[0] / 2000 == pytest.approx(before, rel=0.35)
+    alike = Flips()
+    alike.add(margins, margins + generator.normal(0, 0.2, 2000), 2000)
+    plain = alike.estimate()[0]
+    alike.others_follow()
+    assert alike.estimate()[0] == pytest.approx(plain, rel=0.01)
