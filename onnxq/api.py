@@ -69,6 +69,11 @@ def quantize(
     algorithm: str | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
+    float_type: str | None = None,
+    store_only: bool | None = None,
+    keep_io: bool | None = None,
+    fix_dims: Sequence[str] = (),
+    opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
@@ -120,6 +125,12 @@ def quantize(
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
             takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
+        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2; fp16 and bf16 say
+            it themselves.
+        store_only: store weights in that type and compute in float32.
+        keep_io: inputs and outputs keep their types; done by default.
+        fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
+        opset: operator set of the model that is written.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``

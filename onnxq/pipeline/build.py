@@ -11,6 +11,7 @@ from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
+from onnxq.pipeline.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -116,6 +117,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
             plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
     with clock.step("rewrite"), blas_threads(_largest(used)):
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
+    keep = wide_nodes(job, used, warnings)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
@@ -123,7 +125,10 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         emit(model, spread_channels(model, solution.rewrite, used), form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
-        narrow(model)
+        if recipe.half is None:
+            narrow(model)
+        else:
+            plan = to_halves(model, job, plan, keep)
         drop_inferred(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
