@@ -128,7 +128,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         if recipe.half is None:
             narrow(model)
         else:
-            plan = to_halves(model, job, plan, keep)
+            model, plan = to_halves(model, job, plan, keep, warnings)
         drop_inferred(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)

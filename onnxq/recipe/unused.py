@@ -91,6 +91,10 @@ def refuse_unused(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{option}: is about float16 and bfloat16; use it with --preset fp16 or bf16, or with --float-type"
                 )
+    if recipe.half == "bfloat16" and not recipe.keep_io:
+        raise RecipeError(
+            "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
+        )
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name in USES and value != getattr(default, field.name):

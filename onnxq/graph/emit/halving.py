@@ -6,7 +6,7 @@ is placed at once: `Sides` is a network of nodes and the values between them, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,12 +71,12 @@ class Halved:
     Attributes:
         wide: why a node stays float32, by name.
         half: names of the nodes that compute in 16 bits.
-        stored: weights of nodes in float32 that are stored in 16 bits.
+        stored: names of nodes in float32 of whose weights some are stored in 16 bits.
     """
 
     wide: dict[str, str] = field(default_factory=dict)
     half: set[str] = field(default_factory=set)
-    stored: int = 0
+    stored: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,19 @@ class Halving:
 
     Attributes:
         kind: "float16" or "bfloat16".
+        kernels: the operators that compute in it, as ``type`` or ``domain.type``.
         keep: why a node has to stay float32, by name.
         keep_io: inputs and outputs of the model keep their types.
         store_only: every node stays float32, and only weights are stored in the type.
+        exact: nodes that stay float32 for the sake of accuracy, whose weights do so too.
     """
 
     kind: str
-    keep: Mapping[str, str]
+    kernels: Container[str]
+    keep: Mapping[str, str] = field(default_factory=dict)
     keep_io: bool = True
     store_only: bool = False
+    exact: frozenset[str] = frozenset()
 
 
 def halve(model: ir.Model, asked: Halving, divide: Divide, dtypes: Mapping[str, str]) -> Halved:
@@ -110,8 +114,19 @@ def halve(model: ir.Model, asked: Halving, divide: Divide, dtypes: Mapping[str, 
     if not asked.store_only:
         _Halver(model, asked, kind, dtypes, done).run(divide)
         _drop_idle_casts(model, kind)
-    done.stored = narrow(model, kind, exact=False)
+    kept = {id(value) for n in walk.all_nodes(model.graph) if n.name in asked.exact for value in n.inputs}
+    narrow(model, kind, exact=False, but=kept)
+    for node in walk.all_nodes(model.graph):
+        sources = [value.producer() for value in node.inputs if value is not None]
+        if any(cast is not None and _unfolds(cast, kind) for cast in sources):
+            done.stored.add(node.name or "")
     return done
+
+
+def _unfolds(node: ir.Node, kind: ir.DataType) -> bool:
+    """Whether a node is the Cast behind a weight that is stored in the type."""
+    source = walk.input_at(node, 0)
+    return node.op_type == "Cast" and source is not None and source.dtype == kind and walk.is_constant(source)
 
 
 class _Halver:
@@ -198,6 +213,9 @@ class _Halver:
     def _why_wide(self, node: ir.Node, places: HalfPlaces | None) -> str:
         if places is None:
             return _SCHEMA
+        op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        if op_type not in self._asked.kernels:
+            return f"the target has no {self._asked.kind} kernel for {op_type}"
         for position, value in enumerate(node.inputs):
             array = self._constant(value) if position in places.inputs else None
             if array is not None and array.dtype == np.float32 and (reason := why_not(array, self._kind)):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from onnxq.graph import walk
 from onnxq.graph.emit.halving import Halved, Sides
+from onnxq.graph.reading.logarithms import ahead_of_logs
 from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.graph.types import FLOAT32, Model, Node, Value
-from onnxq.plan.decisions import FLOAT, HALF, Plan
+from onnxq.plan.decisions import FLOAT, HALF, STORAGE, Plan
 from onnxq.plan.placement.candidates import dtype_of, hidden_bodies
 from onnxq.plan.placement.partition import Link, partition
 from onnxq.plan.placement.select import Selection
@@ -82,21 +83,50 @@ def kept_wide(
         if reason:
             found[node.name or ""] = reason
     if kind == "float16":
+        for node in ahead_of_logs(model.graph):
+            found.setdefault(node.name or "", _LOG)
         for name, reason in _exact_chains(model, statistics, dtypes):
             found.setdefault(name, reason)
+    for name in _crashing(model):
+        found.setdefault(name, _CRASH)
     return found
 
 
-def with_halves(plan: Plan, done: Halved) -> Plan:
+_LOG = "what it computes goes into a Log, where small numbers count as much as large ones: float16 has none so small"
+_CRASH = "onnxruntime's CPU provider, which verifies the model, crashes where it joins such a pair in 16 bits"
+
+
+def _crashing(model: Model) -> Iterator[str]:
+    """Names of each Transpose and MatMul that bring ONNX Runtime down (seen in 1.32) unless no Cast is near them.
+
+    Its fusion of a Transpose that moves the last axis but one to the front with a MatMul of a constant matrix loses
+    the Cast that stands between them, or that is put there since no kernel takes float16.
+    """
+    for node in walk.all_nodes(model.graph):
+        source = walk.input_at(node, 0)
+        before = source.producer() if source is not None else None
+        if node.op_type != "MatMul" or before is None or before.op_type != "Transpose":
+            continue
+        order = walk.attr_ints(before, "perm")
+        rank = len(order)
+        if rank > 2 and walk.is_constant(node.inputs[1]) and order == (*range(1, rank - 1), 0, rank - 1):
+            yield node.name or ""
+            yield before.name or ""
+
+
+def with_halves(plan: Plan, done: Halved, kind: str) -> Plan:
     """The plan with what the rewrite did."""
     nodes = {}
     for name, node in plan.nodes.items():
-        if name in done.half:
-            nodes[name] = replace(node, action=HALF, reason="") if node.action == FLOAT else node
+        wide = "" if name in done.half else done.wide.get(name, "it computes in float32")
+        if node.action != FLOAT:
+            nodes[name] = replace(node, wide=wide)
+        elif not wide:
+            nodes[name] = replace(node, action=HALF, reason="")
+        elif name in done.stored:
+            nodes[name] = replace(node, action=STORAGE, reason=f"{wide}; its weight is stored as {kind}")
         else:
-            wide = done.wide.get(name, "")
-            is_float = node.action == FLOAT
-            nodes[name] = replace(node, reason=wide or node.reason) if is_float else replace(node, wide=wide)
+            nodes[name] = replace(node, reason=wide)
     return replace(plan, nodes=nodes)
 
 

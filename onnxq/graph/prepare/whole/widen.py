@@ -118,13 +118,14 @@ def edge_of(model: ir.Model, kinds: Collection[ir.DataType]) -> str | None:
     return next((value.name for value in edges if _kind(value.type) in kinds), None)
 
 
-def narrow(model: ir.Model, kind: ir.DataType | None = None, *, exact: bool = True) -> int:
+def narrow(model: ir.Model, kind: ir.DataType | None = None, *, exact: bool = True, but: Collection[int] = ()) -> int:
     """Store float32 weights that a narrower type holds in it, with a Cast behind them, which runtimes fold.
 
     Args:
         model: changed in place.
         kind: the type; None takes that which `run` found, and does nothing where it found none.
         exact: only weights that the type holds exactly; else all that it holds at all.
+        but: ids of the values that stay as they are.
 
     Returns:
         How many weights were changed.
@@ -134,7 +135,7 @@ def narrow(model: ir.Model, kind: ir.DataType | None = None, *, exact: bool = Tr
         return 0
     names = walk.Names(model)
     found = [(g, value) for g in walk.all_graphs(model.graph) for value in g.initializers.values()]
-    return sum(_narrow(graph, value, kind, names, exact) for graph, value in found)
+    return sum(_narrow(graph, value, kind, names, exact) for graph, value in found if id(value) not in but)
 
 
 def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Names, exact: bool) -> bool:
