@@ -14,7 +14,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.graph.emit.halving import Halved, Halving, halve
+from onnxq.graph.emit.half.halving import Halved, Halving, halve
 from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import float_values
 from onnxq.graph.views.outputs import with_outputs
@@ -24,7 +24,7 @@ from onnxq.pipeline.job import Job, probe_shapes
 from onnxq.pipeline.planning import refuse_empty
 from onnxq.plan.decisions import Plan
 from onnxq.plan.make_plan import Wanted
-from onnxq.plan.placement.halves import divide, kept_wide, values_to_see, with_halves
+from onnxq.plan.placement.halves import Kept, divide, kept_wide, values_to_see, with_halves
 from onnxq.plan.placement.select import Selection
 from onnxq.runtime.calibrate import Run, calibrate
 from onnxq.runtime.session import session_of
@@ -33,8 +33,8 @@ from onnxq.stats.statistics import Statistics
 from onnxq.targets import Ops
 
 
-def wide_nodes(job: Job, known: Statistics | None, warnings: list[str]) -> dict[str, str]:
-    """Why nodes of the job's model have to stay float32, by name.
+def wide_nodes(job: Job, known: Statistics | None, warnings: list[str]) -> Kept:
+    """Which nodes of the job's model have to stay float32, and why.
 
     Args:
         job: its model is not rewritten yet.
@@ -43,7 +43,7 @@ def wide_nodes(job: Job, known: Statistics | None, warnings: list[str]) -> dict[
     """
     recipe, model = job.recipe, job.prepared.model
     if recipe.half is None or recipe.store_only:
-        return {}
+        return Kept()
     dtypes = probe_shapes(job, model, job.statistics).dtypes
     op_types = {node.op_type for node in all_nodes(model.graph)}
     selection = Selection(recipe, job.prepared.sources, op_types, job.prepared.op_types)
@@ -89,7 +89,7 @@ _FEEDS = 3
 """Samples on which the outputs of both are compared meanwhile."""
 
 
-def to_halves(model: Model, job: Job, plan: Plan, keep: dict[str, str], warnings: list[str]) -> tuple[Model, Plan]:
+def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str]) -> tuple[Model, Plan]:
     """Halve a rewritten model, and say in its plan what became of each node.
 
     With samples, nodes where rounding adds most to the error stay float32 until the outputs are near enough, or until
@@ -108,7 +108,7 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: dict[str, str], warnings
     recipe = job.recipe
     assert recipe.half is not None
     kernels = job.target.halves.get(recipe.half, Ops())
-    asked = Halving(recipe.half, kernels, keep, recipe.keep_io, recipe.store_only)
+    asked = Halving(recipe.half, kernels, keep.reasons, recipe.keep_io, recipe.store_only, keep.exact)
     dtypes = probe_shapes(job, job.prepared.model, job.statistics).dtypes
     result = model.clone()
     done = halve(result, asked, divide, dtypes)
@@ -150,7 +150,7 @@ def _near_enough(
             break
         why = {name: _NOISE.format(plain) for name in exact}
         tried = model.clone()
-        found = halve(tried, replace(asked, keep={**why, **asked.keep}, exact=frozenset(exact)), divide, dtypes)
+        found = halve(tried, replace(asked, keep={**why, **asked.keep}, exact=asked.exact | exact), divide, dtypes)
         if not found.half:
             break
         ratio = _worst(tried, feeds, expected, job.threads)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._model_options import float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -24,7 +25,7 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
-from onnxq.recipe.recipe import FLOAT_TYPES, FORMATS, RANGES
+from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.values import BITS
 
@@ -208,44 +209,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
 )
-@option(
-    "--float-type",
-    type=click.Choice(FLOAT_TYPES),
-    group=_HOW,
-    default_text="float32, or the preset's",
-    help="What computes in float between inputs and outputs, with w8, w4 and w2 (w4 with float16 is q4f16); the "
-    "presets fp16 and bf16 say it themselves. Nodes whose range leaves the type stay float32.",
-)
-@option(
-    "--store-only",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="With a 16-bit float type: store weights in it, and compute everything in float32.",
-)
-@option(
-    "--keep-io/--no-keep-io",
-    default=None,
-    group=_HOW,
-    default_text="keep",
-    help="With a 16-bit float type: whether inputs and outputs keep their types, or get it too.",
-)
-@option(
-    "--fix-dim",
-    "fix_dims",
-    metavar="NAME=N",
-    multiple=True,
-    group=_HOW,
-    help="Give a symbolic dimension a size, everywhere in the model: batch=1. Repeatable.",
-)
-@option(
-    "--opset",
-    type=int,
-    metavar="N",
-    group=_HOW,
-    default_text="the model's, raised where the target or the form of weights needs it",
-    help="Operator set of the model that is written.",
-)
+@float_options(_HOW)
+@model_options(_HOW)
 @option(
     "--target",
     metavar="NAME",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from onnxq.graph import walk
-from onnxq.graph.emit.halving import Halved, Sides
+from onnxq.graph.emit.half.halving import Halved, Sides
 from onnxq.graph.reading.logarithms import ahead_of_logs
 from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.graph.types import FLOAT32, Model, Node, Value
@@ -53,11 +53,24 @@ def values_to_see(model: Model, dtypes: Mapping[str, str]) -> list[str]:
     return list(found)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Nodes that have to stay float32.
+
+    Attributes:
+        reasons: why, by name.
+        exact: those that the user left out, whose weights stay float32 too.
+    """
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
+
+
 def kept_wide(
     model: Model, target: Target, selection: Selection, kind: str, statistics: Statistics | None,
     dtypes: Mapping[str, str],
-) -> dict[str, str]:  # fmt: skip
-    """Why nodes have to stay float32, by name; what their schemas and constants say is found when the model is written.
+) -> Kept:  # fmt: skip
+    """Why nodes have to stay float32; what their schemas and constants say is found when the model is written.
 
     Args:
         model: the prepared model.
@@ -70,10 +83,13 @@ def kept_wide(
     kernels = target.halves.get(kind, Ops())
     hidden = hidden_bodies(model.graph) if statistics is not None else {}
     found: dict[str, str] = {}
+    exact = set()
     for node in walk.all_nodes(model.graph):
         op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         choice = selection.of(node.name or "", node.op_type)
         reason = choice.reason or node.meta.get(KEEP_FLOAT)
+        if choice.reason:
+            exact.add(node.name or "")
         if not reason and op_type not in kernels:
             reason = f"{target.name} has no {kind} kernel for {op_type}"
         if not reason and hidden.get(id(node.graph)):
@@ -89,7 +105,7 @@ def kept_wide(
             found.setdefault(name, reason)
     for name in _crashing(model):
         found.setdefault(name, _CRASH)
-    return found
+    return Kept(found, frozenset(exact))
 
 
 _LOG = "what it computes goes into a Log, where small numbers count as much as large ones: float16 has none so small"

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.common import place_first
+from onnxq.graph.emit.half.half_types import HalfPlaces, half_places
 from onnxq.graph.prepare.whole.widen import narrow, why_not
-from onnxq.graph.reading.half_types import HalfPlaces, half_places
 
 WIDE = ir.DataType.FLOAT
 
