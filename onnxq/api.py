@@ -13,7 +13,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
 from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph.files import io
+from onnxq.graph.files import io, saving
 from onnxq.graph.files.saving import check_destination
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
@@ -23,6 +23,7 @@ from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
+from onnxq.report.html.page import page_of_file, result_page
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
@@ -37,7 +38,7 @@ from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
-__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
+__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "report", "targets"]
 
 
 @checked
@@ -88,6 +89,7 @@ def quantize(
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     cache: bool = True,
+    report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -152,6 +154,8 @@ def quantize(
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
+        report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs
+            the extra ``report``.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
@@ -357,6 +361,32 @@ def inspect(model: Source) -> Inspection:
     size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
     found = inspect_model(loaded, size)
     return Inspection(found.facts, found.nodes, found.weights, found.coverage)
+
+
+@checked
+def report(result: QuantizeResult | str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+    """Write the page of a quantization.
+
+    Args:
+        result: what `quantize` returned, or a file with what ``onnxq quantize --json`` printed. It has error by layer,
+            histograms and outputs side by side where the quantization was asked for a report.
+        output: HTML file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecipeError: the file holds no result, or nothing can be written there.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    place = Path(output)
+    if isinstance(result, QuantizeResult):
+        page = result_page(result.to_dict())
+    else:
+        saving.check_destination(place, [result])
+        page = page_of_file(Path(result))
+    saving.write_text(place, page)
+    return place
 
 
 def presets() -> list[dict[str, Any]]:

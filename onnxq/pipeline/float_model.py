@@ -23,6 +23,7 @@ from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize, opset
 from onnxq.pipeline.clock import Clock
+from onnxq.plan.given import Training
 from onnxq.runtime.session import InputSpec, Session, session_of
 from onnxq.targets import Target
 
@@ -73,6 +74,7 @@ class Prepared:
         outputs: what the model gives; without outputs that are no tensors.
         wishes: what it was to be like.
         needed: operator set that the target and the form of weights need.
+        training: what it was trained with, taken out of its graph; None where it brought nothing along.
     """
 
     model: Model
@@ -96,6 +98,7 @@ class Prepared:
     outputs: list[InputSpec] = field(default_factory=list)
     wishes: Wishes = Wishes()
     needed: int = 0
+    training: Training | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
