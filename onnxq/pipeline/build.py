@@ -12,7 +12,7 @@ from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
-from onnxq.pipeline.half_floats import to_halves, wide_nodes
+from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
