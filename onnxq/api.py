@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
@@ -21,7 +20,6 @@ from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.arguments import checked
-from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.html.page import page_of_file, result_page
 from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
@@ -31,7 +29,8 @@ from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import TARGETS, target_named
+from onnxq.targets import target_named
+from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison, matched_outputs
 from onnxq.verify.compare import compare as run_comparison
@@ -387,24 +386,3 @@ def report(result: QuantizeResult | str | os.PathLike[str], output: str | os.Pat
         page = page_of_file(Path(result))
     saving.write_text(place, page)
     return place
-
-
-def presets() -> list[dict[str, Any]]:
-    """All presets, as data."""
-    return [asdict(preset) for preset in PRESETS.values()]
-
-
-def targets() -> list[dict[str, Any]]:
-    """All targets, as data."""
-    return [
-        {
-            "name": target.name,
-            "description": target.description,
-            "activation": target.activation.value,
-            "weight": target.weight.value
-            + (f", {target.weight_bits} bits used" if target.weight_bits < target.weight.bits else ""),
-            "formats": list(target.formats),
-            "operators": sorted(target.integer_ops),
-        }
-        for target in TARGETS.values()
-    ]
