@@ -257,6 +257,8 @@ def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
 def _remedy(recipe: Recipe) -> str:
     """What makes the error smaller with such a preset."""
     preset = PRESETS[recipe.preset]
+    if preset.weights == "float":
+        return "try --store-only, or --exclude the layers that hurt"
     if preset.activations is None and preset.weights != "integer":
         return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
     if preset.activations != "static":
