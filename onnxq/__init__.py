@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -57,6 +57,7 @@ __all__ = [
     "inspect",
     "presets",
     "quantize",
+    "report",
     "targets",
 ]
 
@@ -85,6 +86,7 @@ _HOMES = {
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "report": "onnxq.api",
     "targets": "onnxq.api",
 }
 

@@ -38,6 +38,7 @@ PUBLIC = [
     "inspect",
     "presets",
     "quantize",
+    "report",
     "targets",
 ]
 
