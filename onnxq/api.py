@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
@@ -22,7 +21,6 @@ from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.arguments import checked
-from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
@@ -32,7 +30,8 @@ from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import TARGETS, target_named
+from onnxq.targets import target_named
+from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison, matched_outputs
 from onnxq.verify.compare import compare as run_comparison
@@ -73,6 +72,11 @@ def quantize(
     algorithm: str | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
+    float_type: str | None = None,
+    store_only: bool | None = None,
+    keep_io: bool | None = None,
+    fix_dims: Sequence[str] = (),
+    opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
@@ -125,6 +129,12 @@ def quantize(
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
             takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
+        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2; fp16 and bf16 say
+            it themselves.
+        store_only: store weights in that type and compute in float32.
+        keep_io: inputs and outputs keep their types; done by default.
+        fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
+        opset: operator set of the model that is written.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
@@ -335,24 +345,3 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
             name = f"{path} ({n})"
         names.append(name)
     return names
-
-
-def presets() -> list[dict[str, Any]]:
-    """All presets, as data."""
-    return [asdict(preset) for preset in PRESETS.values()]
-
-
-def targets() -> list[dict[str, Any]]:
-    """All targets, as data."""
-    return [
-        {
-            "name": target.name,
-            "description": target.description,
-            "activation": target.activation.value,
-            "weight": target.weight.value
-            + (f", {target.weight_bits} bits used" if target.weight_bits < target.weight.bits else ""),
-            "formats": list(target.formats),
-            "operators": sorted(target.integer_ops),
-        }
-        for target in TARGETS.values()
-    ]

@@ -18,6 +18,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
     how = result["format"] or ("dynamic" if result.get("at_inference") else "weights only")
+    if result.get("float_type"):
+        how = f"{result['float_type']}{', ' + how if result.get('bits_per_weight') else ''}"
     if result["preset"] == "float":
         how = "as it was"
     facts = [
@@ -33,6 +35,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("latency", latency(result)),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
+    if result.get("float_type"):
+        facts += _differences(result.get("outputs") or {})
     if result["top1_agreement"] is not None:
         several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
         where = f", output {result['class_output']}" if several else ""
@@ -42,6 +46,16 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
     return facts + token_facts(result)
+
+
+def _differences(outputs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Mean and largest difference of the output that differs most, for its size."""
+    real = {name: o for name, o in outputs.items() if o["sqnr_db"] is not None and o.get("mean_abs_error") is not None}
+    if not real:
+        return []
+    worst = min(real, key=lambda name: float(real[name]["sqnr_db"]))
+    found = real[worst]
+    return [("difference", f"mean {cell(found['mean_abs_error'])}, largest {cell(found['max_abs_error'])} ({worst})")]
 
 
 def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -54,6 +54,7 @@ class QuantizeResult:
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
         source: the float model as it was named; None where it was not a file.
         command: words of the command line that the run comes to, and ``base`` without preset and limits.
         versions: of onnxq and of what computes.
@@ -90,6 +91,7 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class QuantizeResult:
             "report": str(self.report) if self.report is not None else None,
             "preset": self.preset,
             "format": self.format,
+            "float_type": self.float_type,
             "target": self.target,
             "size_bytes": {"before": self.size_before, "after": self.size_after},
             "sqnr_db": self.sqnr_db,

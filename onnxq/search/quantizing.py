@@ -21,7 +21,7 @@ from onnxq.pipeline.build import Built
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
@@ -135,8 +135,10 @@ def _open(
     target, saved = target_named(given.target), options.statistics
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
-    halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
-    prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
+    # Kernels that unpack few bits take float16; statistics are of float32.
+    halves = saved is None and given.half is None and _packs_few_bits(given)
+    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
+    prepared = load_and_prepare(model, target, clock, wishes)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     if found is None and options.states:
         raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
@@ -211,6 +213,7 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         candidates=chosen.candidates,
         choices=chosen.choices,
         trail=chosen.trail,
+        float_type=built.recipe.half if built is not None else None,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnxq.cli._image_options import image_options
+from onnxq.cli._model_options import float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -209,6 +210,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
 )
+@float_options(_HOW)
+@model_options(_HOW)
 @option(
     "--target",
     metavar="NAME",
