@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
+    from onnxq.api import (
+        benchmark,
+        calibrate,
+        compare,
+        dequantize,
+        diagnose,
+        diff,
+        inspect,
+        presets,
+        quantize,
+        report,
+        targets,
+    )
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -27,7 +39,14 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnxq.recipe.recipe import Recipe, Rule
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
+    from onnxq.report.results import (
+        BenchmarkResult,
+        CalibrateResult,
+        DequantizeResult,
+        Difference,
+        Inspection,
+        QuantizeResult,
+    )
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -36,6 +55,7 @@ __all__ = [
     "CalibrateResult",
     "CalibrationError",
     "Comparison",
+    "DequantizeResult",
     "DiagnoseResult",
     "Difference",
     "Images",
@@ -54,6 +74,7 @@ __all__ = [
     "benchmark",
     "calibrate",
     "compare",
+    "dequantize",
     "diagnose",
     "diff",
     "inspect",
@@ -68,6 +89,7 @@ _HOMES = {
     "CalibrateResult": "onnxq.report.results",
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
+    "DequantizeResult": "onnxq.report.results",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Difference": "onnxq.report.results",
     "Images": "onnxq.data.images",
@@ -85,6 +107,7 @@ _HOMES = {
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
+    "dequantize": "onnxq.api",
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",

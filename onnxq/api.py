@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
+from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
 from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
@@ -39,7 +40,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "diagnose", "diff", "inspect", "presets", "quantize", "report", "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
+    "targets",
 ]  # fmt: skip
 
 
