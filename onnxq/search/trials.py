@@ -14,9 +14,8 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.reading.output_facts import output_facts
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import Built, build, finish
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
 from onnxq.pipeline.rescue import rescue
@@ -154,7 +153,7 @@ class Trials:
         job = self.job
         model = job.prepared.model.clone()
         model.meta.update(job.prepared.model.meta)
-        narrow(model)
+        finish(model)
         base = next((trial.built.plan.nodes for trial in self.made.values()), {})
         kept = "no quantized candidate was inside the accuracy budget"
         nodes = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in base.items()}
