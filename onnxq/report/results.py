@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.benchmark import Timing
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.generation import Generated
 
 
 @dataclass
@@ -53,6 +54,8 @@ class QuantizeResult:
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
+        generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
     """
 
     output: Path | None
@@ -80,6 +83,8 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    workload: dict[str, Any] | None = None
+    generated: Generated | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -95,6 +100,8 @@ class QuantizeResult:
             "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
+            "workload": self.workload,
+            "generated": None if self.generated is None else self.generated.to_dict(),
             "coverage": self.coverage,
             "at_inference": [
                 {

@@ -7,11 +7,13 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from onnxq.core import scratch
 from onnxq.core.processors import blas_threads
+from onnxq.data.language_run import LanguageModel
+from onnxq.data.text_samples import TextSamples
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -20,8 +22,9 @@ from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
-from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
+from onnxq.pipeline.used_as import UsedAs, generated, part_of, workload_of
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
@@ -30,6 +33,7 @@ from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.within.score import Function, search_metric
@@ -37,6 +41,7 @@ from onnxq.search.within.state import forget
 from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
+from onnxq.verify.generation import Generated
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ class Options:
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
+    tokenizer: str | os.PathLike[str] | None = None
+    workload: str | None = None
+    used: UsedAs | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
-        given = (self.calibration, self.statistics, self.recipe_file, self.metric)
+        given = (self.calibration, self.statistics, self.recipe_file, self.metric, self.tokenizer)
         return [model, calibration, *given, *registered()]
 
 
@@ -74,12 +82,13 @@ def quantize_by(
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack, blas_threads(), clock.around("other"):
         with clock.around("load"):
-            job, destination = _open(given, model, output, options, clock, stack)
+            job, destination, used = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         with job.prepared.watched():
             chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
+        follows = _generated(job, chosen, used) if options.used is None else None
         failures = chosen.verdict.failures
         helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
         said = [] if helps is None else [helps]
@@ -94,7 +103,7 @@ def quantize_by(
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
-    return _result(chosen, job, destination, size, proto)
+    return replace(_result(chosen, job, destination, size, proto), generated=follows)
 
 
 def _open(
@@ -104,7 +113,7 @@ def _open(
     options: Options,
     clock: Clock,
     stack: ExitStack,
-) -> tuple[Job, Path | None]:
+) -> tuple[Job, Path | None, UsedAs | None]:
     """Everything that is read before the work starts: the model, the samples, the statistics; and where it goes."""
     if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
@@ -117,6 +126,8 @@ def _open(
     halves = saved is None and _packs_few_bits(given)  # those kernels take float16, and statistics are of float32
     prepared = load_and_prepare(model, target, clock, needed_opset(given), keep_halves=halves)
     found = options.calibration if options.calibration is not None else find_calibration(model)
+    source = found
+    found = with_tokens(found, model, options.tokenizer)
     if found is None and options.states:
         raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
     data = None
@@ -124,12 +135,25 @@ def _open(
         data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
-    destination = _destination(model, output, given.preset, options.inputs(model, found))
+    destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
         given = settle_preset(given, data is not None or saved is not None, has_moments)
     job = Job(prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget)
-    return job, destination
+    rows = found.rows if isinstance(found, TextSamples) else ()
+    used = options.used
+    if options.benchmark or options.workload is not None or rows:
+        job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
+    return job, destination, used
+
+
+def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:
+    """How the chosen model follows what the float model generates, where there are texts and a cache."""
+    if used is None or chosen.built is None or chosen.verdict.failures:
+        return None
+    with job.clock.step("verify"):
+        session = open_session(chosen.content, threads=job.threads, label="quantized model")
+        return generated(used, LanguageModel(part_of(session, "quantized model")))
 
 
 def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:
@@ -177,6 +201,7 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         choices=chosen.choices,
         trail=chosen.trail,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
+        workload=None if job.workload is None else job.workload.table(verdict.timings),
     )
 
 

@@ -26,7 +26,7 @@ from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
 from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.recipe.rounding import ROUNDINGS
-from onnxq.recipe.values import BITS
+from onnxq.recipe.values import BITS, WORKLOADS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -68,6 +68,14 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_FILES,
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
+)
+@option(
+    "--tokenizer",
+    metavar="FILE",
+    type=FILE,
+    group=_FILES,
+    default_text="tokenizer.json beside MODEL or above its folder",
+    help="Tokenizer for samples that are text.",
 )
 @states_option(_FILES)
 @option(
@@ -284,6 +292,14 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="120",
     help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
     "so far is written.",
+)
+@option(
+    "--workload",
+    type=click.Choice(WORKLOADS),
+    group=_PROOF,
+    default_text="chat",
+    help="What the latency of a language model with a cache is of: a prompt of 128 tokens, one token behind a cache, "
+    "or a chat, 128 tokens in and 128 out. Both kinds of pass are always measured.",
 )
 @option(
     "--search-state",
