@@ -25,7 +25,9 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.report.folder_results import FolderResult
     from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
@@ -36,6 +38,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "FolderResult",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -55,6 +58,7 @@ __all__ = [
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "targets",
 ]
 
@@ -64,6 +68,7 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "FolderResult": "onnxq.report.folder_results",
     "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
@@ -82,6 +87,7 @@ _HOMES = {
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "quantize_folder": "onnxq.folders.quantizing_folder",
     "targets": "onnxq.api",
 }
 

@@ -47,7 +47,8 @@ DATA = _Data()
 
 CALIBRATION_FORMS = (
     "an .npz file (arrays by input name, samples along axis 0, 'labels' optional), a folder of .npz or .npy feeds, "
-    "or module:callable, which returns an iterable of feeds"
+    "or module:callable, which returns an iterable of feeds; for language models also a .txt file, a line or a "
+    "paragraph a sample"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,13 @@ _NAMED = {
 """Inputs by the names that exporters give them."""
 
 _CACHE_RANK = 4
+
+
+_CACHE_WORDS = re.compile(r"past|cache|key|value|(^|[^a-z])(k|v|kv)([^a-z]|$)", re.IGNORECASE)
+
+
+class UnknownCacheError(CalibrationError):
+    """An input looks like a cache, and nothing says which output it is."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +181,10 @@ def language_inputs(
         elif spec.name in _NAMED:
             roles[spec.name] = _NAMED[spec.name]
         else:
-            kind = "a cache that no output gives anew" if len(spec.shape) == _CACHE_RANK else "nothing that text gives"
+            cache = len(spec.shape) == _CACHE_RANK and bool(_CACHE_WORDS.search(spec.name))
+            kind = "a cache that no output gives anew" if cache else "nothing that text gives"
             given = ", ".join(f"'{output.name}'" for output in outputs[:3]) + (" …" if len(outputs) > 3 else "")
-            raise CalibrationError(
+            raise (UnknownCacheError if cache else CalibrationError)(
                 f"{where}: input '{spec.name}' is {kind}; a cache is known by its names, such as "
                 f"past_key_values.0.key and present.0.key, and the outputs are {given}; rename it, or pass samples as "
                 "an .npz"

@@ -47,6 +47,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def checked_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a function takes as they are, checked and settled like named ones; None stands for none given.
+
+    Raises:
+        OnnxqError: as for `checked`.
+    """
+    found = {}
+    for name, value in options.items():
+        check = _CHECKS.get(name)
+        settled = plain(value)
+        found[name] = settled if check is None or settled is None else check(f"{function}: {name}", settled)
+    return found
+
+
 def _refuse(where: str, value: object, takes: str, error: type[OnnxqError] = RecipeError) -> OnnxqError:
     return error(f"{where} is {shown(value)} ({type(value).__name__}); it takes {takes}")
 

@@ -38,7 +38,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     accuracy = result.get("accuracy")
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
-    return facts + token_facts(result) + _generated(result)
+    return facts + token_facts(result) + generated_fact(result)
 
 
 def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ def _phases(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _generated(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+def generated_fact(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the quantized model follows what the float model generates."""
     found = result.get("generated")
     if not found:

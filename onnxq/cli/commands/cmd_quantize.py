@@ -23,7 +23,7 @@ from onnxq.cli._options import (
 )
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
-from onnxq.cli._summary import show_quantization
+from onnxq.cli._summary import show_folder, show_quantization
 from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.values import BITS, WORKLOADS
@@ -47,6 +47,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         "onnxq quantize model.onnx -o small.onnx -c calibration.npz",
         "onnxq quantize model.onnx -c calibration.npz --range entropy --format qoperator",
         "onnxq quantize model.onnx -c calibration.npz --exclude 'head/*' --op-type Conv",
+        "onnxq quantize phi-genai -o phi-w4 -c prompts.txt -p w4",
         "onnxq quantize model.onnx --stats model.stats.npz --min-sqnr 20 --json",
     ),
 )
@@ -58,7 +59,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     type=FILE,
     group=_FILES,
     default_text="<model stem>.<preset>.onnx beside MODEL",
-    help="File for the quantized model. An existing one is replaced when the new one is complete.",
+    help="File for the quantized model. An existing one is replaced when the new one is complete. Of a folder: the "
+    "folder to write, which must not exist or be empty unless --force is given.",
 )
 @option(
     "-c",
@@ -329,7 +331,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
-@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
 @output_options
 @click.pass_context
 def command(
@@ -349,6 +351,9 @@ def command(
 ) -> None:
     """Quantize the float model MODEL, verify the result, and write it beside MODEL.
 
+    MODEL is an ONNX file, or the folder of a language model: of onnxruntime-genai, optimum, transformers.js or
+    sentence-transformers. Of a folder every graph is quantized, and the result is a folder for the same runtime.
+
     The result is opened in onnxruntime with and without optimizations, compared with MODEL on samples that were not
     used for calibration, and timed against it. If that fails, nothing is written and the exit code is 3. MODEL itself
     is never changed.
@@ -364,6 +369,10 @@ def command(
         options["preset"] = preset
     if budget is not None:
         options["budget"] = budget
+    if model.is_dir():
+        named = {"range": range_method, "statistics": stats, "benchmark": not no_benchmark, "cache": not no_cache}
+        _quantize_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)
+        return
     from onnxq import api
 
     with working(as_json) as progress:
@@ -381,4 +390,20 @@ def command(
         emit_json(result.to_dict())
     else:
         show_quantization(result.to_dict(), float_model=model, verbose=verbose)
+    show_warnings(result.warnings)
+
+
+def _quantize_folder(
+    ctx: click.Context, folder: Path, output: Path | None, options: dict[str, Any], *, as_json: bool
+) -> None:
+    """The same of a folder: a line a graph."""
+    from onnxq.folders.quantizing_folder import quantize_folder
+
+    with working(as_json) as progress:
+        result = quantize_folder(folder, output, progress=progress, **options)
+    state(ctx).written = result.output
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_folder(result.to_dict())
     show_warnings(result.warnings)
