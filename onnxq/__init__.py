@@ -15,6 +15,7 @@ from onnxq._version import __version__
 
 if TYPE_CHECKING:
     from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, targets
+    from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
@@ -39,6 +40,7 @@ __all__ = [
     "Comparison",
     "DiagnoseResult",
     "FolderResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -69,6 +71,7 @@ _HOMES = {
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "FolderResult": "onnxq.report.folder_results",
+    "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",

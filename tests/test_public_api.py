@@ -18,6 +18,7 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxq.core.dtypes import Array
-from onnxq.data.language_inputs import takes_text
-from onnxq.data.language_run import AFTER, ENCODER, FIRST, LanguageModel, Part, vocabulary_of
-from onnxq.data.prompts import longest
+from onnxq.data.text.language_inputs import takes_text
+from onnxq.data.text.language_run import AFTER, ENCODER, FIRST, LanguageModel, Part, vocabulary_of
+from onnxq.data.text.prompts import longest
 from onnxq.errors import CalibrationError
 from onnxq.folders import layouts
 from onnxq.folders.layouts import GENAI, GraphFile, Layout

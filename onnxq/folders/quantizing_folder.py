@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.data.language_inputs import UnknownCacheError, language_inputs, takes_text
-from onnxq.data.prompts import is_text, open_prompts
-from onnxq.data.text_samples import TextSamples
+from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, takes_text
+from onnxq.data.text.prompts import is_text, open_prompts
+from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts, staging
 from onnxq.folders.layouts import JS, GraphFile, Layout

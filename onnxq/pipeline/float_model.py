@@ -22,6 +22,7 @@ from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize
 from onnxq.pipeline.clock import Clock
+from onnxq.plan.given import Training
 from onnxq.runtime.session import InputSpec, Session, session_of
 from onnxq.targets import Target
 
@@ -52,6 +53,7 @@ class Prepared:
         watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
         outputs: what the model gives; without outputs that are no tensors.
+        training: what it was trained with, taken out of its graph; None where it brought nothing along.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class Prepared:
     widened_at_load: bool = False
     watch: Watch | None = None
     outputs: list[InputSpec] = field(default_factory=list)
+    training: Training | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:

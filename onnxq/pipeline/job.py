@@ -12,7 +12,7 @@ from onnxq.core import scratch
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
-from onnxq.data.text_samples import as_samples
+from onnxq.data.text.text_samples import as_samples
 from onnxq.errors import ModelError
 from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
@@ -166,7 +166,7 @@ def contents(model: Model, stack: ExitStack) -> bytes | Path:
 
 
 def with_tokens(calibration: object, source: Source, tokenizer: str | os.PathLike[str] | None = None) -> object:
-    """Calibration data as it is, but a text in tokens; errors as of `onnxq.data.text_samples.as_samples`."""
+    """Calibration data as it is, but a text in tokens; errors as of `onnxq.data.text.text_samples.as_samples`."""
     beside = Path(source) if is_path(source) else None
     return as_samples(calibration, beside, None if tokenizer is None else Path(tokenizer))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
-from onnxq.data.language_inputs import may_be_cached, takes_text
-from onnxq.data.language_run import (
+from onnxq.data.text.language_inputs import may_be_cached, takes_text
+from onnxq.data.text.language_run import (
     AFTER,
     ENCODER,
     FIRST,
@@ -19,7 +19,7 @@ from onnxq.data.language_run import (
     joined_ids,
     vocabulary_of,
 )
-from onnxq.data.prompts import LONGEST, longest, read_config
+from onnxq.data.text.prompts import LONGEST, longest, read_config
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError, there_are
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.values import CHAT, DECODE, PREFILL, WORKLOADS

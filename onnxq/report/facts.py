@@ -7,6 +7,9 @@ from typing import Any
 
 from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares, speed, times_faster
 
+_NAMED = 4
+"""Names that a fact has room for."""
+
 
 def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures of a quantization as pairs of a name and a phrase.
@@ -25,6 +28,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             if result.get("bits_per_weight")
             else []
         ),
+        *_trained(result.get("trained")),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result) + _workload(result)),
         *_phases(result),
@@ -49,6 +53,23 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     where = f" of output {worst}" if len(outputs) > 1 else ""
     return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
+
+
+def _trained(trained: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What was kept of a model's training, and what was added to it."""
+    if trained is None:
+        return []
+    kept, given, added = trained["kept"], trained["given"], trained["added"]
+    names = added["activations"]
+    shown = f" ({', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''})" if names else ""
+    return [
+        (
+            "kept",
+            f"{kept['activations']} of {given['activations']} trained scales of activations, "
+            f"{kept['weights']} of {given['weights']} of weights",
+        ),
+        ("added", f"scales of {len(names)} activations{shown}, int32 biases of {added['biases']} layers"),
+    ]
 
 
 def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -56,6 +56,8 @@ class QuantizeResult:
         recipe: YAML of the recipe that such a search found; None where there was none.
         workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
         generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
+        trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
+            ``given``, what was ``added``, and why others were ``refused``; None for any other model.
     """
 
     output: Path | None
@@ -85,6 +87,7 @@ class QuantizeResult:
     recipe: str | None = None
     workload: dict[str, Any] | None = None
     generated: Generated | None = None
+    trained: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -132,6 +135,7 @@ class QuantizeResult:
             "choices": self.choices,
             "trail": self.trail,
             "recipe": self.recipe,
+            "trained": self.trained,
             "warnings": self.warnings,
         }
 

@@ -7,13 +7,14 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from onnxq.core import scratch
 from onnxq.core.processors import blas_threads
-from onnxq.data.language_run import LanguageModel
-from onnxq.data.text_samples import TextSamples
+from onnxq.data.text.language_run import LanguageModel
+from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
@@ -24,6 +25,7 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
+from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.pipeline.used_as import UsedAs, generated, part_of, workload_of
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
@@ -96,6 +98,8 @@ def quantize_by(
         if failures and not options.force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
         job.prepared.check_unchanged()
+        trained = _trained(chosen, job)
+        chosen.warnings[:0] = said_of(trained) if trained is not None else []
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
         written, size = _write(chosen, model, destination, clock)
         if chosen.trail and state is not None:
@@ -103,7 +107,9 @@ def quantize_by(
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
-    return replace(_result(chosen, job, destination, size, proto), generated=follows)
+    result = _result(chosen, job, destination, size, proto)
+    result.trained, result.generated = trained, follows
+    return result
 
 
 def _open(
@@ -134,11 +140,17 @@ def _open(
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
+    if wants_training(given):
+        take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
+    if prepared.training is not None:
+        given = given.override(preset="w8a8") if given.preset == "auto" else given
+        check_training(given)
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
-        given = settle_preset(given, data is not None or saved is not None, has_moments)
+        has_ranges = data is not None or saved is not None or prepared.training is not None
+        given = settle_preset(given, has_ranges, has_moments)
     job = Job(prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget)
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
@@ -154,6 +166,14 @@ def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | Non
     with job.clock.step("verify"):
         session = open_session(chosen.content, threads=job.threads, label="quantized model")
         return generated(used, LanguageModel(part_of(session, "quantized model")))
+
+
+def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
+    """What became of the grids that a model was trained with; None where it brought none, or float is given back."""
+    training, built = job.prepared.training, chosen.built
+    if training is None or built is None:
+        return None
+    return kept_and_added(training, chosen.plan, built.rounded)
 
 
 def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:

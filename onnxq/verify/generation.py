@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.data.language_run import LanguageModel
+from onnxq.data.text.language_run import LanguageModel
 from onnxq.verify.tokens import divergence_of, log_probabilities
 
 GENERATED = 32

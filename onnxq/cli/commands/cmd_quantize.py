@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -332,6 +333,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
+@image_options()
 @output_options
 @click.pass_context
 def command(

@@ -9,9 +9,9 @@ from pathlib import Path
 from onnxq.core.dtypes import Array
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed, InputSpec
-from onnxq.data.language_run import AFTER, FIRST, LanguageModel, Part
-from onnxq.data.prompts import Prompts, is_text, open_prompts
 from onnxq.data.sources import Source, SpoolSource
+from onnxq.data.text.language_run import AFTER, FIRST, LanguageModel, Part
+from onnxq.data.text.prompts import Prompts, is_text, open_prompts
 from onnxq.errors import CalibrationError, ModelError
 
 DECODED = 4

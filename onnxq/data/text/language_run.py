@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed, InputSpec
-from onnxq.data.language_inputs import ENCODED, ENCODED_MASK, LanguageInputs, language_inputs
 from onnxq.data.state_pairs import state_pairs
+from onnxq.data.text.language_inputs import ENCODED, ENCODED_MASK, LanguageInputs, language_inputs
 from onnxq.errors import CalibrationError, ModelError
 
 RunGraph: TypeAlias = Callable[[Feed], Sequence[Any]]
