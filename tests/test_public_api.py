@@ -18,6 +18,7 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -38,6 +39,7 @@ PUBLIC = [
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "targets",
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, takes_text
+from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, may_be_cached, takes_text
 from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
@@ -24,13 +24,14 @@ from onnxq.graph.files.io import weight_files
 from onnxq.graph.files.saving import copy, write_text
 from onnxq.pipeline.clock import Progress
 from onnxq.pipeline.planning import NothingToQuantizeError
-from onnxq.pipeline.used_as import UsedAs
 from onnxq.recipe.arguments import checked_options
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.recipe.unused import refuse_unused
+from onnxq.recipe.values import WORKLOADS
 from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.used_as import UsedAs
 from onnxq.verify.generation import Generated, compare_generated
 
 _OF_ONE_FILE = ("statistics", "states", "search_state", "resume", "used")
@@ -97,7 +98,7 @@ def quantize_folder(
     layout = layouts.layout_of(source)
     staging.check_folder(target, source, force=run.force)
     rows = _rows(layout, run)
-    _check(layout, rows)
+    _check(layout, rows, run.workload)
     with staging.staged_folder(target) as place:
         work = _Work(layout, given, run, rows, place, target)
         result = FolderResult(source, target, layout.kind, [])
@@ -151,14 +152,17 @@ def _rows(layout: Layout, options: Options) -> list[Array]:
     return []
 
 
-def _check(layout: Layout, rows: Sequence[Array]) -> None:
+def _check(layout: Layout, rows: Sequence[Array], workload: str | None) -> None:
     """What cannot be done is said before the work starts.
 
     Raises:
+        RecipeError: there is no such workload, or none of a model without a cache.
         ModelError: a graph cannot be read.
         CalibrationError: a cache has names that nothing pairs, or no graph takes the text.
     """
-    takers = 0
+    if workload is not None and workload not in WORKLOADS:
+        raise RecipeError(f"--workload {workload}: {there_are(workload, WORKLOADS)}")
+    takers, cached = 0, False
     for graph in layout.graphs:
         inputs, outputs = interface_of(layout.file(graph.path))
         as_used.check_caches(layout, graph, [spec.name for spec in inputs], [spec.name for spec in outputs])
@@ -166,6 +170,7 @@ def _check(layout: Layout, rows: Sequence[Array]) -> None:
         before = [] if found is None else interface_of(layout.file(found.first.path))[1]
         if not takes_text(inputs):
             continue
+        cached |= may_be_cached(inputs, outputs)
         try:
             language_inputs(inputs, outputs, str(layout.file(graph.path)), before=before)
             takers += 1
@@ -174,6 +179,8 @@ def _check(layout: Layout, rows: Sequence[Array]) -> None:
         except CalibrationError:
             if rows:
                 raise
+    if workload is not None and not cached:
+        raise RecipeError(f"--workload {workload}: is of language models with a cache, and {layout.folder} has none")
     if rows and not takers:
         raise CalibrationError(f"{layout.folder}: no graph takes token ids, so a text is no calibration data for it")
 
@@ -301,14 +308,21 @@ def _hint(layout: Layout, result: FolderResult) -> str:
         return f"onnxruntime_genai.Model({str(place)!r})"
     if layout.kind == JS:
         forms = {graph.output for graph in result.graphs}
-        return f"transformers.js finds {', '.join(sorted(forms))} by dtype in config.json; local_files_only, {place}"
+        return f"transformers.js finds {', '.join(sorted(forms))}: config.json names the dtype"
     if layout.kind == layouts.SENTENCES:
         return f"SentenceTransformer({str(place)!r}, backend='onnx')"
-    roles = {graph.role for graph in layout.graphs}
-    name = "ORTModelForSeq2SeqLM" if layouts.ENCODER in roles else "ORTModelFor…"
-    if any(as_used.ensemble_of(layout, graph) for graph in layout.graphs) and result.generated is not None:
-        name = "ORTModelForSeq2SeqLM" if layouts.ENCODER in roles else "ORTModelForCausalLM"
-    return f"{name}.from_pretrained({str(place)!r})"
+    return f"{_optimum_class(layout, result)}.from_pretrained({str(place)!r})"
+
+
+def _optimum_class(layout: Layout, result: FolderResult) -> str:
+    """The class of optimum that opens a folder: by its graphs, else by the architecture that config.json names."""
+    if any(graph.role == layouts.ENCODER for graph in layout.graphs):
+        return "ORTModelForSeq2SeqLM"
+    if any(graph.result is not None and graph.result.workload is not None for graph in result.graphs):
+        return "ORTModelForCausalLM"
+    named = layout.config.get("architectures")
+    task = str(named[0]).rpartition("For")[2] if isinstance(named, list) and named and "For" in str(named[0]) else ""
+    return f"ORTModelFor{task or 'FeatureExtraction'}"
 
 
 def _generated(work: _Work, result: FolderResult) -> Generated | None:

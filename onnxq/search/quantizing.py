@@ -26,7 +26,6 @@ from onnxq.pipeline.float_model import Prepared, Source, is_path, load_and_prepa
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
-from onnxq.pipeline.used_as import UsedAs, generated, part_of, workload_of
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
@@ -38,6 +37,7 @@ from onnxq.runtime.custom_ops import registered
 from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
+from onnxq.search.used_as import UsedAs, generated, part_of, workload_of
 from onnxq.search.within.score import Function, search_metric
 from onnxq.search.within.state import forget
 from onnxq.search.within.within_limits import SearchOptions

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -24,10 +25,10 @@ from onnxq.cli._options import (
 )
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
-from onnxq.cli._summary import show_folder, show_quantization
+from onnxq.cli._summary import show_quantization
 from onnxq.recipe.recipe import FORMATS, RANGES
 from onnxq.recipe.rounding import ROUNDINGS
-from onnxq.recipe.values import BITS, WORKLOADS
+from onnxq.recipe.values import BITS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
@@ -72,14 +73,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
-@option(
-    "--tokenizer",
-    metavar="FILE",
-    type=FILE,
-    group=_FILES,
-    default_text="tokenizer.json beside MODEL or above its folder",
-    help="Tokenizer for samples that are text.",
-)
+@tokenizer_option(_FILES)
 @states_option(_FILES)
 @option(
     "--stats",
@@ -296,14 +290,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
     "so far is written.",
 )
-@option(
-    "--workload",
-    type=click.Choice(WORKLOADS),
-    group=_PROOF,
-    default_text="chat",
-    help="What the latency of a language model with a cache is of: a prompt of 128 tokens, one token behind a cache, "
-    "or a chat, 128 tokens in and 128 out. Both kinds of pass are always measured.",
-)
+@workload_option(_PROOF)
 @option(
     "--search-state",
     metavar="FILE",
@@ -373,7 +360,7 @@ def command(
         options["budget"] = budget
     if model.is_dir():
         named = {"range": range_method, "statistics": stats, "benchmark": not no_benchmark, "cache": not no_cache}
-        _quantize_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)
+        quantize_a_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)
         return
     from onnxq import api
 
@@ -392,20 +379,4 @@ def command(
         emit_json(result.to_dict())
     else:
         show_quantization(result.to_dict(), float_model=model, verbose=verbose)
-    show_warnings(result.warnings)
-
-
-def _quantize_folder(
-    ctx: click.Context, folder: Path, output: Path | None, options: dict[str, Any], *, as_json: bool
-) -> None:
-    """The same of a folder: a line a graph."""
-    from onnxq.folders.quantizing_folder import quantize_folder
-
-    with working(as_json) as progress:
-        result = quantize_folder(folder, output, progress=progress, **options)
-    state(ctx).written = result.output
-    if as_json:
-        emit_json(result.to_dict())
-    else:
-        show_folder(result.to_dict())
     show_warnings(result.warnings)
