@@ -21,8 +21,9 @@ from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
-from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.compare import Comparison, Patience, compare_all
 from onnxq.verify.loads import check, worth_a_look
+from onnxq.verify.reference import Reference
 
 LOW_SQNR_DB = 10.0
 """Below this a warning is due: the noise is a third of the signal's amplitude."""
@@ -68,7 +69,20 @@ class Verdict:
         return self.timings[1].ratio if len(self.timings) > 1 else None
 
 
-def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
+@dataclass(frozen=True)
+class Compared:
+    """What was found out before.
+
+    Attributes:
+        comparison: of the model with float, all optimizations on.
+        reference: the float model.
+    """
+
+    comparison: Comparison
+    reference: Reference
+
+
+def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared | None = None) -> Verdict:
     """Load and run the quantized model at both optimization levels, compare it with float, and time it.
 
     Args:
@@ -76,6 +90,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
         job: holds the float model, the limits, and the samples that were not used for ranges; without any the models
             are compared on one synthetic sample.
         timed: measure latency.
+        compared: a comparison that need not be made again.
     """
     prepared, data, clock, threads = job.prepared, job.data, job.clock, job.threads
     verdict = Verdict()
@@ -92,15 +107,22 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
             feeds = [feed] if data is None else data.held_out
             labels = data.held_out.labels if data is not None else None
             try:
-                sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
-                verdict.comparison, verdict.unoptimized = compare_all(
-                    sessions["float"],
-                    [sessions["quantized"], plain],
-                    feeds,
-                    labels=labels,
-                    budgets=(math.inf, _PLAIN_SECONDS),
-                    facts=output_facts(prepared.model, None if data is None else data.every.states),
-                )
+                facts = output_facts(prepared.model, None if data is None else data.every.states)
+                if compared is None:
+                    sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                    verdict.comparison, verdict.unoptimized = compare_all(
+                        sessions["float"],
+                        [sessions["quantized"], plain],
+                        feeds,
+                        labels=labels,
+                        patience=(Patience(), Patience(_PLAIN_SECONDS)),
+                        facts=facts,
+                    )
+                else:
+                    verdict.comparison = compared.comparison
+                    (verdict.unoptimized,) = compare_all(
+                        compared.reference, [plain], feeds, patience=(Patience(_PLAIN_SECONDS),), facts=facts
+                    )
             except CalibrationError:
                 raise  # the data is at fault, not the model
             except OnnxqError as error:
