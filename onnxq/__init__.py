@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
+        EngineError,
         MissingExtraError,
         ModelError,
         OnnxqError,
@@ -37,6 +38,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "EngineError",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -69,6 +71,7 @@ _HOMES = {
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",

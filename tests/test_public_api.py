@@ -20,6 +20,7 @@ PUBLIC = [
     "DiagnoseResult",
     "Images",
     "Inspection",
+    "EngineError",
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
