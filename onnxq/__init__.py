@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnxq.recipe.recipe import Recipe, Rule
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -38,6 +38,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
     "EngineError",
     "Images",
     "Inspection",
@@ -56,6 +57,7 @@ __all__ = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
@@ -69,6 +71,7 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Difference": "onnxq.report.results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "EngineError": "onnxq.errors",
@@ -86,6 +89,7 @@ _HOMES = {
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
     "diagnose": "onnxq.api",
+    "diff": "onnxq.api",
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
