@@ -13,14 +13,16 @@ from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
-from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
+from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite, seen_by
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed
 from onnxq.plan.activations.channel_grids import spread_channels
-from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
+from onnxq.plan.decisions import DYNAMIC, FLOAT, INTEGER, WEIGHT, Plan
+from onnxq.plan.make_plan import make_plan
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
 
@@ -78,6 +80,8 @@ def build(job: Job) -> Built:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
+    if PRESETS[job.recipe.preset].weights == FLOAT:
+        return _unquantized(job)
     with job.clock.around("rewrite"):
         built, searched = _build(job)
     if not searched or job.data is None:
@@ -89,6 +93,24 @@ def build(job: Job) -> Built:
         return built
     plain.warnings.insert(0, reason)
     return plain
+
+
+def _unquantized(job: Job) -> Built:
+    """The float model with what a recipe asks for beside quantization."""
+    model = job.prepared.model.clone()
+    model.meta.update(job.prepared.model.meta)
+    job = replace(job, prepared=replace(job.prepared, model=model))
+    done = transform(job)
+    model = job.prepared.model
+    with job.clock.step("plan"):
+        plan = make_plan(model, Recipe(preset="w8", exclude=("*",)), job.target, seen_by(job))
+    nodes = {name: replace(node, reason="preset float") for name, node in plan.nodes.items()}
+    with job.clock.step("rewrite"):
+        narrow(model)
+        drop_inferred(model)
+        consumed = initializer_inputs.restore(model)
+    warnings = [*done.notes, *initializer_inputs.said_of_constants(consumed)]
+    return Built(model, job.recipe, job.target.formats[0], Plan(nodes, {}), None, warnings=warnings)
 
 
 def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:

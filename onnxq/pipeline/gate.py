@@ -107,7 +107,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
                 verdict.failures.append(str(error))
                 return verdict
             _note(data, feed, verdict)
-            _judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
+            judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
     if timed and feed is not None:
         with clock.step("benchmark"):
@@ -188,7 +188,8 @@ def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
         verdict.warnings += verdict.comparison.warnings
 
 
-def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+def judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+    """Add what two comparisons, with the runtime's optimizations and without, say against a model to its verdict."""
     for level, comparison in (("ORT_ENABLE_ALL", best), ("ORT_DISABLE_ALL", plain)):
         bad = [name for name, output in comparison.outputs.items() if not output.finite]
         if bad:

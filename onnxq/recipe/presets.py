@@ -15,7 +15,8 @@ class Preset:
         activations: "static" (calibrated), "dynamic" (one scale for each tensor, found at inference), "token" (one for
             each row, found at inference); None where they stay float.
         weights: "integer" for kernels that multiply integers, "storage" for integers dequantized to float at load,
-            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means).
+            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means), "float"
+            where they stay as they are.
         needs_data: whether calibration data is needed.
         bits: bits of a weight.
         codebook: table of a "codebook" preset: "nf4", "fp4" or "kmeans".
@@ -119,6 +120,14 @@ PRESETS: dict[str, Preset] = {
             False,
             8,
             "kmeans",
+        ),
+        Preset(
+            "float",
+            "weights and activations stay float: for --kv-cache or --rotate alone",
+            None,
+            "float",
+            False,
+            32,
         ),
     )
 }

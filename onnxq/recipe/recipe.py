@@ -25,6 +25,7 @@ from onnxq.recipe.values import (
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
@@ -61,7 +62,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -102,6 +103,9 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
+        rotate: turn the residual stream and the heads by orthogonal matrices folded into the weights first (QuaRot).
     """
 
     preset: str = "auto"
@@ -129,6 +133,8 @@ class Recipe:
     adaround: bool = False
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         _settle(self, "recipe", _RECIPE_TYPES)
@@ -141,6 +147,7 @@ class Recipe:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
         check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")

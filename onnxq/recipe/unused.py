@@ -49,7 +49,7 @@ USES: dict[str, _Use] = {
         lambda preset, value: preset.activations == "static" or preset.weights == "blocks", "has no grid to choose"
     ),
     "per_channel": _Use(
-        lambda preset, value: preset.codebook in (None, "kmeans") and preset.name != "lut8",
+        lambda preset, value: preset.codebook in (None, "kmeans") and preset.name not in ("lut8", "float"),
         "groups weights in its own way",
     ),
     "bias_correct": _Use(_static, "corrects no bias"),
@@ -78,6 +78,11 @@ def refuse_unused(recipe: Recipe) -> None:
         RecipeError: names the option, what the preset does, and presets that look at the option.
     """
     default = Recipe()
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse):
+        raise RecipeError(
+            "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
+            "--kv-cache, --rotate or --fuse, or use --preset w8"
+        )
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name in USES and value != getattr(default, field.name):
