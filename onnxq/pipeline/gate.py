@@ -17,6 +17,7 @@ from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
@@ -93,9 +94,12 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
             labels = data.held_out.labels if data is not None else None
             try:
                 sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                compared = [sessions["float"], sessions["quantized"], plain]
+                if job.recipe.kv_cache is not None:  # its attention gives something else where everything is masked
+                    compared = [AtTokens(session) for session in compared]
                 verdict.comparison, verdict.unoptimized = compare_all(
-                    sessions["float"],
-                    [sessions["quantized"], plain],
+                    compared[0],
+                    compared[1:],
                     feeds,
                     labels=labels,
                     budgets=(math.inf, _PLAIN_SECONDS),

@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "float",
-            "weights and activations stay float: for --kv-cache or --rotate alone",
+            "weights and activations stay float: for --kv-cache alone",
             None,
             "float",
             False,

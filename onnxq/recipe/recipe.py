@@ -105,7 +105,6 @@ class Recipe:
             need more, the samples are run again for each part of the layers.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
             the operators of attention, as they are.
-        rotate: turn the residual stream and the heads by orthogonal matrices folded into the weights first (QuaRot).
     """
 
     preset: str = "auto"
@@ -134,7 +133,6 @@ class Recipe:
     outliers: float | None = None
     max_memory: float = 2.0
     kv_cache: str | None = None
-    rotate: bool = False
 
     def __post_init__(self) -> None:
         _settle(self, "recipe", _RECIPE_TYPES)

@@ -78,11 +78,6 @@ def refuse_unused(recipe: Recipe) -> None:
         RecipeError: names the option, what the preset does, and presets that look at the option.
     """
     default = Recipe()
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse):
-        raise RecipeError(
-            "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
-            "--kv-cache, --rotate or --fuse, or use --preset w8"
-        )
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name in USES and value != getattr(default, field.name):
@@ -92,6 +87,11 @@ def refuse_unused(recipe: Recipe) -> None:
             value = getattr(rule, field.name)
             if field.name in USES and value is not None:
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.fuse):
+        raise RecipeError(
+            "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
+            "--kv-cache or --fuse, or use --preset w8"
+        )
 
 
 def _check(option: str, name: str, value: object, presets: list[Preset]) -> None:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 
 from onnxq.core.cache_grids import BITS
 from onnxq.core.dtypes import Array
+from onnxq.data.attention_mask import at_tokens
 from onnxq.data.decoding import Roles, in_pieces, roles_of
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import walk
 from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of
 from onnxq.graph.attention.grouped import group
-from onnxq.graph.attention.plain_attention import find_sites
+from onnxq.graph.attention.plain_attention import Seen, factors_of, find_sites
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import with_outputs
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data
-from onnxq.runtime.decoder_loop import Decoder
 from onnxq.runtime.fuse import TOLERANCE, farthest_apart
+from onnxq.runtime.loops.decoder_loop import Decoder
+from onnxq.runtime.probe import probe
 from onnxq.runtime.session import session_of
 from onnxq.runtime.synthetic import runnable_feed
 
 _LOOKED_FOR = "com.microsoft.GroupQueryAttention, or scores, a causal mask, Softmax and a mixture by MatMul"
+_OLDER = 3
+"""Tokens that a cache holds when masks and outputs are looked at once more."""
+
 _ATTENTIONS = ("MultiHeadAttention", "Attention", "DecoderMaskedMultiHeadAttention", "PagedAttention")
 
 
@@ -48,14 +55,14 @@ def group_attention(prepared: Prepared, data: Data | None, form: str, threads: i
         )
     model = prepared.model
     feed = data.first if data is not None else runnable_feed(session_of(model, threads=threads))
-    fused = _grouped(model, feed, threads)
-    caches = caches_of(fused if fused is not None else model)
+    fused, sizes = _grouped(model, feed, threads)
+    caches = caches_of(fused or model, sizes)
     if not caches:
         raise ModelError(f"--kv-cache {form}: no attention that can have such caches: {_what_there_is(model)}")
     refuse(caches, form)
     prepared.head_sizes = {cache.node: cache.size for cache in caches}
     with_caches = (fused or model).clone()
-    whole = add_caches(with_caches)
+    whole = add_caches(with_caches, sizes)
     if whole != caches:
         _check_going_on(model, with_caches, whole, feed, threads)
     if fused is not None:
@@ -87,42 +94,60 @@ def _what_there_is(model: Model) -> str:
     return f"looked for {_LOOKED_FOR}, and found {found}; onnxruntime has integer caches for GroupQueryAttention alone"
 
 
-def _grouped(model: Model, feed: Feed, threads: int | None) -> Model | None:
-    """A copy with plain attention written as one operator; None where there is none that is causal."""
-    sites = find_sites(model)
-    names = {site.mask_name for site in sites if site.mask is not None}
+def _grouped(model: Model, feed: Feed, threads: int | None) -> tuple[Model | None, dict[str, int]]:
+    """A copy with plain attention written as one operator, or None where none is causal; sizes of its heads."""
+    feeds, found = _variations(feed), probe(model, feed, threads=threads)
+    shapes = {name: info.shape for name, info in found.items()}
+    factors = _single_numbers(model, factors_of(model, shapes), feeds, threads)
+    seen = Seen(shapes, factors)
+    names = {site.mask_name for site in find_sites(model, seen) if site.mask is not None}
     if not names:
-        return None
+        return None, {}
+    masks, kept = _observed(model, names, feeds, threads)
+    fused = model.clone()
+    fused.meta.update(model.meta)
+    sizes = group(fused, masks, seen)
+    if not sizes:
+        return None, {}
+    ours, theirs = session_of(model, threads=threads), session_of(fused, threads=threads)
+    for varied in kept:
+        apart = farthest_apart(at_tokens(ours.run(varied), varied), at_tokens(theirs.run(varied), varied))
+        if not apart <= TOLERANCE:
+            raise ModelError(
+                f"--kv-cache: with its attention written as GroupQueryAttention the model's outputs differ by "
+                f"{apart:.1e}, more than {TOLERANCE:.0e}; export it with that operator (onnxruntime-genai's builder)"
+            )
+    return fused, sizes
+
+
+def _observed(
+    model: Model, names: Collection[str], feeds: list[Feed], threads: int | None
+) -> tuple[dict[str, list[Array]], list[Feed]]:
+    """Contents of values in each run, constants once; and the feeds that the model ran on."""
     augmented = with_outputs(model, names)
     session = session_of(augmented.model, threads=threads)
-    feeds = _variations(feed)
     seen: dict[str, list[Array]] = {name: [] for name in augmented.outputs}
     kept = []
-    for varied in feeds:
+    for feed in feeds:
         try:
-            arrays = session.run(varied, augmented.outputs)
+            arrays = session.run(feed, augmented.outputs)
         except ModelError:
             continue  # a model of fixed lengths
-        kept.append(varied)
+        kept.append(feed)
         for name, array in zip(augmented.outputs, arrays, strict=True):
             seen[name].append(np.asarray(array))
     for name in augmented.constants:
         array = walk.const_array(model.graph.initializers[name])
         if array is not None:
             seen[name] = [array]
-    fused = model.clone()
-    fused.meta.update(model.meta)
-    if not group(fused, seen):
-        return None
-    ours, theirs = session_of(model, threads=threads), session_of(fused, threads=threads)
-    for varied in kept:
-        apart = farthest_apart(ours.run(varied), theirs.run(varied))
-        if not apart <= TOLERANCE:
-            raise ModelError(
-                f"--kv-cache: with its attention written as GroupQueryAttention the model's outputs differ by "
-                f"{apart:.1e}, more than {TOLERANCE:.0e}; export it with that operator (onnxruntime-genai's builder)"
-            )
-    return fused
+    return seen, kept
+
+
+def _single_numbers(model: Model, names: list[str], feeds: list[Feed], threads: int | None) -> dict[str, float]:
+    """Those of the values that hold one and the same number in every run."""
+    seen, _ = _observed(model, names, feeds, threads)
+    numbers = {name: {float(array.reshape(())) for array in arrays} for name, arrays in seen.items()}
+    return {name: found.pop() for name, found in numbers.items() if len(found) == 1}
 
 
 def _variations(feed: Feed) -> list[Feed]:
@@ -137,7 +162,21 @@ def _variations(feed: Feed) -> list[Feed]:
         name: array[:, : array.shape[1] - (new - short)] if name in ids or _is_mask(name, array) else array
         for name, array in feed.items()
     }
-    return [*found, shorter]
+    batch = feed[ids[0]].shape[0]
+    pasts = [n for n, a in feed.items() if a.ndim == 4 and a.shape[0] == batch and re.search("past|cache", n.lower())]
+    if not pasts:
+        return [*found, shorter]
+    draw = np.random.default_rng(0).standard_normal
+    longer = dict(shorter)
+    for name in pasts:
+        shape = feed[name].shape
+        longer[name] = draw((batch, shape[1], shape[2] + _OLDER, shape[3])).astype(feed[name].dtype)
+    for name, array in shorter.items():
+        if _is_mask(name, array):
+            longer[name] = np.concatenate([np.ones((batch, _OLDER), array.dtype), array], axis=1)
+        elif name in ids and "position" in name.lower():
+            longer[name] = array + _OLDER
+    return [*found, shorter, {name: array[:1] for name, array in longer.items()}]
 
 
 def _is_mask(name: str, array: Array) -> bool:

@@ -20,7 +20,7 @@ from onnxq.pipeline.caches.grouping import roles_in
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import judge
 from onnxq.pipeline.job import Job, contents
-from onnxq.runtime.decoder_loop import CacheRows, Decoder, Looped
+from onnxq.runtime.loops.decoder_loop import CacheRows, Decoder, Looped
 from onnxq.runtime.session import open_session, session_of
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.verify.benchmark import benchmark
@@ -45,7 +45,7 @@ _LOOPED = 16
 _PLAIN_SECONDS = 0.5
 """As in `onnxq.pipeline.gate`: without optimizations large models run for many seconds."""
 
-_OLDEST_RUNTIME = "1.24"
+_OLDEST_RUNTIME = "1.27"
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxq.core.cache_grids import CacheGrid
 from onnxq.core.dtypes import Array
+from onnxq.data.attention_mask import at_tokens
 from onnxq.data.decoding import Roles, empty_caches, in_pieces, one_more
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.runtime.session import Session
@@ -133,4 +134,28 @@ class Looped(Session):
         count = feed[self._decoder.roles.ids].shape[1]
         self.steps = min(self.MOST_STEPS, count // 2)
         logits, _ = self._decoder.run(feed, [count - self.steps, *([1] * self.steps)])
-        return [logits]
+        return at_tokens([logits], feed)
+
+
+class AtTokens(Session):
+    """An open session whose outputs are zeros at padding (see `onnxq.data.attention_mask.at_tokens`)."""
+
+    def __init__(self, session: Session) -> None:
+        self.label = session.label
+        self.keep, self.source, self.optimize, self.threads = session, None, session.optimize, session.threads
+        self.output_names, self.output_dtypes = session.output_names, session.output_dtypes
+        self._inner = session
+
+    @property
+    def input_specs(self) -> list[InputSpec]:
+        """Those of the session."""
+        return self._inner.input_specs
+
+    @property
+    def output_specs(self) -> list[InputSpec]:
+        """Those of the session."""
+        return self._inner.output_specs
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None, *, seconds: float | None = None) -> list[Any]:
+        """Run the session once."""
+        return at_tokens(self._inner.run(feed, outputs, seconds=seconds), feed)
