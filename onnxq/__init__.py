@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
+    from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
@@ -36,6 +37,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -55,6 +57,7 @@ __all__ = [
     "inspect",
     "presets",
     "quantize",
+    "report",
     "targets",
 ]
 
@@ -64,6 +67,7 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
@@ -82,6 +86,7 @@ _HOMES = {
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "report": "onnxq.api",
     "targets": "onnxq.api",
 }
 

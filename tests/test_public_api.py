@@ -18,6 +18,7 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -37,6 +38,7 @@ PUBLIC = [
     "inspect",
     "presets",
     "quantize",
+    "report",
     "targets",
 ]
 

@@ -22,8 +22,9 @@ from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
 from onnxq.verify.budget import Limits
-from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.compare import Comparison, Patience, compare_all
 from onnxq.verify.loads import check, worth_a_look
+from onnxq.verify.reference import Reference
 
 LOW_SQNR_DB = 10.0
 """Below this a warning is due: the noise is a third of the signal's amplitude."""
@@ -69,7 +70,20 @@ class Verdict:
         return self.timings[1].ratio if len(self.timings) > 1 else None
 
 
-def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
+@dataclass(frozen=True)
+class Compared:
+    """What was found out before.
+
+    Attributes:
+        comparison: of the model with float, all optimizations on.
+        reference: the float model.
+    """
+
+    comparison: Comparison
+    reference: Reference
+
+
+def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared | None = None) -> Verdict:
     """Load and run the quantized model at both optimization levels, compare it with float, and time it.
 
     Args:
@@ -77,6 +91,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
         job: holds the float model, the limits, and the samples that were not used for ranges; without any the models
             are compared on one synthetic sample.
         timed: measure latency.
+        compared: a comparison that need not be made again.
     """
     prepared, data, clock, threads = job.prepared, job.data, job.clock, job.threads
     verdict = Verdict()
@@ -93,18 +108,25 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool) -> Verdict:
             feeds = [feed] if data is None else data.held_out
             labels = data.held_out.labels if data is not None else None
             try:
-                sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
-                compared = [sessions["float"], sessions["quantized"], plain]
-                if job.recipe.kv_cache is not None:  # its attention gives something else where everything is masked
-                    compared = [AtTokens(session) for session in compared]
-                verdict.comparison, verdict.unoptimized = compare_all(
-                    compared[0],
-                    compared[1:],
-                    feeds,
-                    labels=labels,
-                    budgets=(math.inf, _PLAIN_SECONDS),
-                    facts=output_facts(prepared.model, None if data is None else data.every.states),
-                )
+                facts = output_facts(prepared.model, None if data is None else data.every.states)
+                if compared is None:
+                    sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                    models = [sessions["float"], sessions["quantized"], plain]
+                    if job.recipe.kv_cache is not None:  # its attention gives something else where all is masked
+                        models = [AtTokens(session) for session in models]
+                    verdict.comparison, verdict.unoptimized = compare_all(
+                        models[0],
+                        models[1:],
+                        feeds,
+                        labels=labels,
+                        patience=(Patience(), Patience(_PLAIN_SECONDS)),
+                        facts=facts,
+                    )
+                else:
+                    verdict.comparison = compared.comparison
+                    (verdict.unoptimized,) = compare_all(
+                        compared.reference, [plain], feeds, patience=(Patience(_PLAIN_SECONDS),), facts=facts
+                    )
             except CalibrationError:
                 raise  # the data is at fault, not the model
             except OnnxqError as error:
@@ -240,6 +262,8 @@ def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:
 def _remedy(recipe: Recipe) -> str:
     """What makes the error smaller with such a preset."""
     preset = PRESETS[recipe.preset]
+    if preset.weights == "float":
+        return "try --store-only, or --exclude the layers that hurt"
     if preset.activations is None and preset.weights != "integer":
         return "try more --bits, a smaller --block-size or another --algorithm, or --exclude the layers that hurt"
     if preset.activations != "static":

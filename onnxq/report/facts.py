@@ -7,6 +7,9 @@ from typing import Any
 
 from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares
 
+_NAMED = 4
+"""Names that a fact has room for."""
+
 
 def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures of a quantization as pairs of a name and a phrase.
@@ -15,6 +18,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
     how = result["format"] or ("dynamic" if result.get("at_inference") else "weights only")
+    if result.get("float_type"):
+        how = f"{result['float_type']}{', ' + how if result.get('bits_per_weight') else ''}"
     if result["preset"] == "float":
         how = "as it was"
     facts = [
@@ -26,10 +31,13 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             else []
         ),
         *_caches(result.get("caches") or {}),
+        *_trained(result.get("trained")),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result)),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
+    if result.get("float_type"):
+        facts += _differences(result.get("outputs") or {})
     if result["top1_agreement"] is not None:
         several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
         where = f", output {result['class_output']}" if several else ""
@@ -39,6 +47,16 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
     return facts + token_facts(result)
+
+
+def _differences(outputs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Mean and largest difference of the output that differs most, for its size."""
+    real = {name: o for name, o in outputs.items() if o["sqnr_db"] is not None and o.get("mean_abs_error") is not None}
+    if not real:
+        return []
+    worst = min(real, key=lambda name: float(real[name]["sqnr_db"]))
+    found = real[worst]
+    return [("difference", f"mean {cell(found['mean_abs_error'])}, largest {cell(found['max_abs_error'])} ({worst})")]
 
 
 def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -61,6 +79,23 @@ def _caches(caches: Mapping[str, Any]) -> list[tuple[str, str]]:
     if caches.get("steps"):
         found.append(("judged", f"with its own caches, the last {caches['steps']} tokens of each sample one by one"))
     return found
+
+
+def _trained(trained: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What was kept of a model's training, and what was added to it."""
+    if trained is None:
+        return []
+    kept, given, added = trained["kept"], trained["given"], trained["added"]
+    names = added["activations"]
+    shown = f" ({', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''})" if names else ""
+    return [
+        (
+            "kept",
+            f"{kept['activations']} of {given['activations']} trained scales of activations, "
+            f"{kept['weights']} of {given['weights']} of weights",
+        ),
+        ("added", f"scales of {len(names)} activations{shown}, int32 biases of {added['biases']} layers"),
+    ]
 
 
 def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -56,6 +56,16 @@ class QuantizeResult:
             ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
             model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
+        source: the float model as it was named; None where it was not a file.
+        command: words of the command line that the run comes to, and ``base`` without preset and limits.
+        versions: of onnxq and of what computes.
+        machine: where times were measured.
+        evidence: error by layer, histograms and outputs side by side (`onnxq.diagnosis.evidence`), where a report was
+            asked for.
+        report: the page that was written; None where none was asked for.
+        trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
+            ``given``, what was ``added``, and why others were ``refused``; None for any other model.
     """
 
     output: Path | None
@@ -84,13 +94,24 @@ class QuantizeResult:
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
     caches: dict[str, Any] = field(default_factory=dict)
+    float_type: str | None = None
+    source: str | None = None
+    command: dict[str, list[str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] | None = None
+    report: Path | None = None
+    trained: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
+            "model": self.source,
             "output": str(self.output) if self.output is not None else None,
+            "report": str(self.report) if self.report is not None else None,
             "preset": self.preset,
             "format": self.format,
+            "float_type": self.float_type,
             "target": self.target,
             "size_bytes": {"before": self.size_before, "after": self.size_after},
             "sqnr_db": self.sqnr_db,
@@ -130,6 +151,11 @@ class QuantizeResult:
             "trail": self.trail,
             "caches": self.caches or None,
             "recipe": self.recipe,
+            "command": self.command,
+            "versions": self.versions,
+            "machine": self.machine,
+            "evidence": self.evidence,
+            "trained": self.trained,
             "warnings": self.warnings,
         }
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from onnxq.cli._image_options import image_options
+from onnxq.cli._model_options import float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -208,6 +210,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
 )
+@float_options(_HOW)
+@model_options(_HOW)
 @option(
     "--target",
     metavar="NAME",
@@ -320,9 +324,17 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Measure anew what auto has measured before for the same model, data, options and machine.",
 )
+@option(
+    "--report",
+    metavar="FILE.html",
+    type=FILE,
+    group=_PROOF,
+    help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
+)
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@image_options()
 @output_options
 @click.pass_context
 def command(

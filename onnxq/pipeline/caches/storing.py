@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from onnxq.runtime.loops.decoder_loop import CacheRows, Decoder, Looped
 from onnxq.runtime.session import open_session, session_of
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.verify.benchmark import benchmark
-from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.compare import Comparison, Patience, compare_all
 from onnxq.verify.loads import check
 
 _ROWS = 2048
@@ -180,7 +179,11 @@ def _verify(job: Job, chosen: Chosen, stored: Stored) -> None:
     if labels is not None:
         labels = labels[: sum(feed[roles.ids].shape[0] for feed in feeds)]
     found = compare_all(
-        _float_decoder(job, roles, threads), looped, feeds, labels=labels, budgets=(math.inf, _PLAIN_SECONDS)
+        _float_decoder(job, roles, threads),
+        looped,
+        feeds,
+        labels=labels,
+        patience=(Patience(), Patience(_PLAIN_SECONDS)),
     )
     chosen.caches["before"] = _figures(verdict.comparison)
     chosen.caches["steps"] = looped[0].steps
