@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnxq.recipe.recipe import Recipe, Rule
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -37,6 +37,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -54,6 +55,7 @@ __all__ = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
@@ -67,6 +69,7 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Difference": "onnxq.report.results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "MissingExtraError": "onnxq.errors",
@@ -83,6 +86,7 @@ _HOMES = {
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
     "diagnose": "onnxq.api",
+    "diff": "onnxq.api",
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",

@@ -11,8 +11,9 @@ from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
+from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph.files import io, saving
+from onnxq.graph.files import io
 from onnxq.graph.files.saving import check_destination
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
@@ -21,12 +22,12 @@ from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
-from onnxq.report.html.page import page_of_file, result_page
-from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import target_named
@@ -37,7 +38,9 @@ from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
-__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "report", "targets"]
+__all__ = [
+    "benchmark", "calibrate", "compare", "diagnose", "diff", "inspect", "presets", "quantize", "report", "targets",
+]  # fmt: skip
 
 
 @checked
@@ -346,47 +349,3 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
             name = f"{path} ({n})"
         names.append(name)
     return names
-
-
-@checked
-def inspect(model: Source) -> Inspection:
-    """Say what of a model is quantized, how, and what its weights look like.
-
-    Args:
-        model: path or ``onnx.ModelProto``, float or quantized, by whatever tool.
-
-    Raises:
-        ModelError: the model cannot be used.
-    """
-    from onnxq.graph.reading.inspection import inspect_model
-
-    loaded = io.load(model)
-    size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
-    found = inspect_model(loaded, size)
-    return Inspection(found.facts, found.nodes, found.weights, found.coverage)
-
-
-@checked
-def report(result: QuantizeResult | str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Write the page of a quantization.
-
-    Args:
-        result: what `quantize` returned, or a file with what ``onnxq quantize --json`` printed. It has error by layer,
-            histograms and outputs side by side where the quantization was asked for a report.
-        output: HTML file to write.
-
-    Returns:
-        The file.
-
-    Raises:
-        RecipeError: the file holds no result, or nothing can be written there.
-        MissingExtraError: jinja2 or matplotlib is not installed.
-    """
-    place = Path(output)
-    if isinstance(result, QuantizeResult):
-        page = result_page(result.to_dict())
-    else:
-        saving.check_destination(place, [result])
-        page = page_of_file(Path(result))
-    saving.write_text(place, page)
-    return place

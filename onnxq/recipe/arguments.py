@@ -144,6 +144,7 @@ def _paths(where: str, value: Any) -> list[Any]:
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
+    "first": _model, "second": _model, "schemes": _flag,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
     "statistics": _statistics,
     "states": _states,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.report.facts import inspection_facts, quantization_facts
+from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
 
 if TYPE_CHECKING:
@@ -238,16 +239,20 @@ class Inspection:
         weights: one entry a weight: ``name``, ``node``, ``shape``, ``dtype``, ``granularity`` of its scales, ``low``
             and ``high`` of the real numbers that it stands for, and of float weights ``sqnr_db`` at int8 per channel.
         coverage: ``{operator: {"quantized": n, "total": n}}``.
+        schemes: the errors of every scheme for every float weight (`onnxq.plan.weights.scheme_tables`), where asked
+            for.
     """
 
     facts: dict[str, Any]
     nodes: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     coverage: dict[str, dict[str, int]]
+    schemes: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        found = {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        return found if self.schemes is None else found | {"schemes": self.schemes}
 
     def summary(self, *, everything: bool = False) -> str:
         """Facts and tables as plain text.
@@ -256,7 +261,48 @@ class Inspection:
             everything: all names and weights, not only the first.
         """
         result = self.to_dict()
-        return _page(inspection_facts(result), inspection_tables(result, everything=everything))
+        tables = inspection_tables(result, everything=everything)
+        if self.schemes is not None:
+            tables += schemes_tables(self.schemes, everything=everything)
+        return _page(inspection_facts(result), tables)
+
+
+@dataclass
+class Difference:
+    """What is quantized differently between two models.
+
+    Attributes:
+        nodes: those that differ: ``node``, ``differs`` (what does), ``first`` and ``second`` (``op_type``, ``state``,
+            ``how``, ``weight``, ``output``, the range of its result), and ``weight_sqnr_db``: the second model's weight
+            against the first's, where both are known.
+        only_first: nodes that the second model has no counterpart of.
+        only_second: likewise.
+        same: nodes that do not differ.
+    """
+
+    nodes: list[dict[str, Any]]
+    only_first: list[dict[str, Any]]
+    only_second: list[dict[str, Any]]
+    same: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "nodes": self.nodes,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "same": self.same,
+        }
+
+    def summary(self, *, everything: bool = False) -> str:
+        """Tables as plain text.
+
+        Args:
+            everything: all nodes, not only the first.
+        """
+        result = self.to_dict()
+        tables = difference_tables(result, everything=everything)
+        return "\n\n".join([difference_line(result), *(table.text() for table in tables)])
 
 
 def _page(facts: Sequence[tuple[str, str]], tables: Sequence[Table]) -> str:
