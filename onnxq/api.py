@@ -82,6 +82,7 @@ def quantize(
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     max_memory: float | None = None,
+    kv_cache: str | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
@@ -142,6 +143,9 @@ def quantize(
         max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
             the units of a function.
         max_memory: GiB that second moments may take at a time.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
+            outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
+            caches, and a decoder without any gets some.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.

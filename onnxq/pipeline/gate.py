@@ -17,6 +17,7 @@ from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, benchmark
@@ -110,9 +111,12 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
                 facts = output_facts(prepared.model, None if data is None else data.every.states)
                 if compared is None:
                     sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                    models = [sessions["float"], sessions["quantized"], plain]
+                    if job.recipe.kv_cache is not None:  # its attention gives something else where all is masked
+                        models = [AtTokens(session) for session in models]
                     verdict.comparison, verdict.unoptimized = compare_all(
-                        sessions["float"],
-                        [sessions["quantized"], plain],
+                        models[0],
+                        models[1:],
                         feeds,
                         labels=labels,
                         patience=(Patience(), Patience(_PLAIN_SECONDS)),
@@ -129,7 +133,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
                 verdict.failures.append(str(error))
                 return verdict
             _note(data, feed, verdict)
-            _judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
+            judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
     if timed and feed is not None:
         with clock.step("benchmark"):
@@ -210,7 +214,8 @@ def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
         verdict.warnings += verdict.comparison.warnings
 
 
-def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+def judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+    """Add what two comparisons, with the runtime's optimizations and without, say against a model to its verdict."""
     for level, comparison in (("ORT_ENABLE_ALL", best), ("ORT_DISABLE_ALL", plain)):
         bad = [name for name, output in comparison.outputs.items() if not output.finite]
         if bad:

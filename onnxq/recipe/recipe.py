@@ -26,6 +26,7 @@ from onnxq.recipe.values import (
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims")
@@ -64,7 +65,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -105,6 +106,8 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
             float32 where that says nothing.
         store_only: weights alone are stored in this type; everything computes in float32.
@@ -138,6 +141,7 @@ class Recipe:
     adaround: bool = False
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True
@@ -155,6 +159,7 @@ class Recipe:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
         check_choice("--float-type", self.float_type, FLOAT_TYPES)
         sizes("--fix-dim", self.fix_dims)
         if self.opset is not None and not 7 <= self.opset <= 99:

@@ -30,6 +30,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             if result.get("bits_per_weight")
             else []
         ),
+        *_caches(result.get("caches") or {}),
         *_trained(result.get("trained")),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result)),
@@ -66,6 +67,18 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     where = f" of output {worst}" if len(outputs) > 1 else ""
     return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
+
+
+def _caches(caches: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What caches of keys and values hold, and what that takes."""
+    if not caches:
+        return []
+    before, after = caches["bytes_a_token"]["before"], caches["bytes_a_token"]["after"]
+    size = f"{before:,} bytes a token" if before == after else f"{before:,} -> {after:,} bytes a token"
+    found = [("caches", f"{caches['form']}, {size}")]
+    if caches.get("steps"):
+        found.append(("judged", f"with its own caches, the last {caches['steps']} tokens of each sample one by one"))
+    return found
 
 
 def _trained(trained: Mapping[str, Any] | None) -> list[tuple[str, str]]:

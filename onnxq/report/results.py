@@ -53,6 +53,9 @@ class QuantizeResult:
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
+        caches: of a decoder whose caches got another form: ``form``, ``added`` (it had none), ``bytes_a_token``,
+            ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
+            model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
         float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
         source: the float model as it was named; None where it was not a file.
@@ -91,6 +94,7 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    caches: dict[str, Any] = field(default_factory=dict)
     float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
@@ -146,6 +150,7 @@ class QuantizeResult:
             "candidates": self.candidates,
             "choices": self.choices,
             "trail": self.trail,
+            "caches": self.caches or None,
             "recipe": self.recipe,
             "command": self.command,
             "versions": self.versions,

@@ -18,6 +18,8 @@ from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
 from onnxq.pipeline.build import Built
+from onnxq.pipeline.caches.grouping import group_attention
+from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
@@ -88,6 +90,7 @@ def quantize_by(
         page = place_of_report(model, destination, options)
         with job.prepared.watched():
             chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
+            store_caches(job, chosen)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
         failures = chosen.verdict.failures
@@ -146,6 +149,9 @@ def _open(
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
+    if given.kv_cache is not None:
+        with clock.step("caches"):
+            group_attention(prepared, data, given.kv_cache, options.threads)
     if wants_training(given):
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
@@ -213,6 +219,7 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         candidates=chosen.candidates,
         choices=chosen.choices,
         trail=chosen.trail,
+        caches=chosen.caches,
         float_type=built.recipe.half if built is not None else None,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
     )

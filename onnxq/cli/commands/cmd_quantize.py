@@ -235,6 +235,15 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
 )
 @option(
+    "--kv-cache",
+    metavar="FORM",
+    group=_HOW,
+    default_text="as they are",
+    help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
+    "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
+    "GroupQueryAttention, and a decoder without caches gets some.",
+)
+@option(
     "--include",
     metavar="PATTERN",
     multiple=True,
