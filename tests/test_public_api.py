@@ -18,6 +18,8 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
+    "EngineError",
     "FolderResult",
     "Images",
     "Inspection",
@@ -36,10 +38,12 @@ PUBLIC = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
     "quantize_folder",
+    "report",
     "targets",
 ]
 

@@ -32,9 +32,9 @@ from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.used_as import UsedAs
-from onnxq.verify.generation import Generated, compare_generated
+from onnxq.verify.language.generation import Generated, compare_generated
 
-_OF_ONE_FILE = ("statistics", "states", "search_state", "resume", "used")
+_OF_ONE_FILE = ("statistics", "states", "search_state", "resume", "report", "used")
 """Options of a run that are of one graph."""
 
 

@@ -12,6 +12,7 @@ from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
+from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -123,6 +124,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         training = job.prepared.training
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+    keep = wide_nodes(job, used, warnings)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
@@ -133,7 +135,10 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []
         if given is not None:
             rename(model, given)
-        narrow(model)
+        if recipe.half is None:
+            narrow(model)
+        else:
+            model, plan = to_halves(model, job, plan, keep, warnings)
         drop_inferred(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)

@@ -25,7 +25,7 @@ from onnxq.runtime.probe import probe
 from onnxq.runtime.session import Session, open_session
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
-from onnxq.verify.workload import Workload
+from onnxq.verify.language.workload import Workload
 
 
 @dataclass

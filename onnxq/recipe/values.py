@@ -87,6 +87,22 @@ def names(key: str, value: object) -> tuple[str, ...]:
     return names
 
 
+def sizes(option: str, given: Iterable[str]) -> dict[str, int]:
+    """Sizes by name, of entries such as ``batch=1``.
+
+    Raises:
+        RecipeError: one is no such entry, or two give one name different sizes.
+    """
+    found: dict[str, int] = {}
+    for entry in given:
+        name, _, size = entry.rpartition("=")
+        if not name or not size.isdecimal() or not 0 < int(size) < 1 << 31:
+            raise RecipeError(f"{option}: {shown(entry)} is not NAME=N with a positive whole number, such as batch=1")
+        if found.setdefault(name, int(size)) != int(size):
+            raise RecipeError(f"{option}: {shown(name)} is given twice, as {found[name]} and {size}; leave one out")
+    return found
+
+
 def plain(value: Any) -> Any:
     """A number of numpy as Python's own; anything else as it is."""
     kind = getattr(type(value), "__module__", "")

@@ -18,6 +18,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
     how = result["format"] or ("dynamic" if result.get("at_inference") else "weights only")
+    if result.get("float_type"):
+        how = f"{result['float_type']}{', ' + how if result.get('bits_per_weight') else ''}"
     if result["preset"] == "float":
         how = "as it was"
     facts = [
@@ -28,12 +30,15 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             if result.get("bits_per_weight")
             else []
         ),
+        *_caches(result.get("caches") or {}),
         *_trained(result.get("trained")),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result) + _workload(result)),
         *_phases(result),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
+    if result.get("float_type"):
+        facts += _differences(result.get("outputs") or {})
     if result["top1_agreement"] is not None:
         several = len(result.get("outputs") or {}) > 1 and result.get("class_output")
         where = f", output {result['class_output']}" if several else ""
@@ -45,6 +50,16 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts + token_facts(result) + generated_fact(result)
 
 
+def _differences(outputs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Mean and largest difference of the output that differs most, for its size."""
+    real = {name: o for name, o in outputs.items() if o["sqnr_db"] is not None and o.get("mean_abs_error") is not None}
+    if not real:
+        return []
+    worst = min(real, key=lambda name: float(real[name]["sqnr_db"]))
+    found = real[worst]
+    return [("difference", f"mean {cell(found['mean_abs_error'])}, largest {cell(found['max_abs_error'])} ({worst})")]
+
+
 def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The share of decisions that is expected to change, and the output that it is of."""
     loss, outputs = result.get("loss"), result.get("outputs") or {}
@@ -53,6 +68,18 @@ def _loss(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     where = f" of output {worst}" if len(outputs) > 1 else ""
     return [("loss", f"{shares(loss)} of decisions{where} ({outputs[worst]['kind']})")]
+
+
+def _caches(caches: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What caches of keys and values hold, and what that takes."""
+    if not caches:
+        return []
+    before, after = caches["bytes_a_token"]["before"], caches["bytes_a_token"]["after"]
+    size = f"{before:,} bytes a token" if before == after else f"{before:,} -> {after:,} bytes a token"
+    found = [("caches", f"{caches['form']}, {size}")]
+    if caches.get("steps"):
+        found.append(("judged", f"with its own caches, the last {caches['steps']} tokens of each sample one by one"))
+    return found
 
 
 def _trained(trained: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from onnxq.report.results import QuantizeResult
 from onnxq.report.words import change_of_size, decibels, speed
 
 if TYPE_CHECKING:
-    from onnxq.verify.generation import Generated
+    from onnxq.verify.language.generation import Generated
 
 
 @dataclass

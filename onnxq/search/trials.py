@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.prepare.whole.widen import narrow
-from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.gate import Compared
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError, complete
 from onnxq.pipeline.rescue import rescue
@@ -25,13 +25,14 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, STORED, LayerChoice, Outcome, insisted
+from onnxq.search.comparing import Judge
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
-from onnxq.verify.compare import Comparison, compare_all
+from onnxq.verify.compare import Comparison
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loss import BUDGET
-from onnxq.verify.workload import measure
 
 _TIMED_FEEDS = 4
 
@@ -45,10 +46,10 @@ _ROUNDS, _TIME_SHARE = 20, 0.2
 """Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
-"""Share of the time that is left which comparing each candidate may take; the chosen one is compared in full."""
+"""Share of the time that is left which comparing each candidate may take."""
 
-_GLANCE, _HOPELESS = 2, 4.0
-"""Samples of a first glance at a candidate, and how many budgets it may miss on them and still be looked at in full."""
+_HOPELESS = 4.0
+"""A candidate that misses the budget by this factor misses it by far."""
 
 _MARGIN = 0.5
 """Share of the budget that a model may take which was searched until it was inside."""
@@ -108,7 +109,7 @@ class Trials:
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
-        self._facts = output_facts(job.prepared.model, None if job.data is None else job.data.every.states)
+        self._judge: Judge | None = None
         self._signatures: dict[tuple[object, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
@@ -278,37 +279,18 @@ class Trials:
         assert self._float is not None, "open_float comes first"
         return self._float
 
-    def glance(self, trial: Trial) -> None:
-        """Compare a candidate on a few samples, and on all of them unless it is far outside the budget on those."""
-        if self.job.data is not None and self._by_budget:
-            self.compare([trial], feeds=_GLANCE)
-            if self.hopeless(trial) or (trial.session is None and not math.isfinite(self.loss(trial))):
-                return
-            if trial.session is None:
-                self.open(trial)
-            trial.refused = ""
-        self.compare([trial])
-
-    def compare(self, trials: Sequence[Trial], *, feeds: int | None = None) -> None:
+    def compare(self, trials: Iterable[Trial]) -> None:
         """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused.
 
         Args:
             trials: those that are open and not refused are compared.
-            feeds: held-out samples to run, at most; None for all.
         """
-        data = self.job.data
         chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
+        sessions = [trial.session for trial in chosen if trial.session is not None]
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
         with self.job.clock.step("compare"):
             try:
-                found = compare_all(
-                    self._opened_float(),
-                    [trial.session for trial in chosen if trial.session is not None],
-                    [self.feed] if data is None else itertools.islice(data.held_out, feeds),
-                    labels=None if data is None or feeds is not None else data.held_out.labels,
-                    budgets=[left] * len(chosen),
-                    facts=self._facts,
-                )
+                found = self.judge.compare(sessions, left)
             except CalibrationError:
                 raise  # the data is at fault
             except OnnxqError as error:
@@ -319,6 +301,19 @@ class Trials:
             trial.refused = self.outside(comparison)
             if trial.refused:
                 trial.session = None  # its arena and its threads are given back
+
+    @property
+    def judge(self) -> Judge:
+        """What candidates are compared by."""
+        if self._judge is None:
+            self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self._by_budget)
+        return self._judge
+
+    def compared(self, trial: Trial) -> Compared | None:
+        """What a candidate's verification need not find out again; None where it was not compared in full."""
+        if trial.comparison is None or self._judge is None or not self._by_budget:
+            return None
+        return Compared(trial.comparison, self._judge.reference)
 
     def outside(self, comparison: Comparison) -> str:
         """Why figures are outside the accuracy budget; a synthetic sample only shows what is broken."""

@@ -24,8 +24,8 @@ from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError, 
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.values import CHAT, DECODE, PREFILL, WORKLOADS
 from onnxq.runtime.session import Session, open_session
-from onnxq.verify.generation import Generated, compare_generated
-from onnxq.verify.workload import TOKENS_IN, TOKENS_OUT, Phase, Workload
+from onnxq.verify.language.generation import Generated, compare_generated
+from onnxq.verify.language.workload import TOKENS_IN, TOKENS_OUT, Phase, Workload
 
 _FEWEST = 4
 """Tokens of a prompt that is not worth a measurement any more."""

@@ -49,8 +49,8 @@ class Timing:
             machine does; None where it was not computed.
         peak_memory_bytes: memory that a process of its own needs to load and run it once, above what the runtime
             needs anyway; None where it was not asked for or cannot be measured.
-        phases: of a language model's workload (`onnxq.verify.workload`): ``median_ms`` and ``ratio`` of each kind of
-            pass, by its name; the other figures are then of all passes together.
+        phases: of a language model's workload (`onnxq.verify.language.workload`): ``median_ms`` and ``ratio`` of each
+            kind of pass, by its name; the other figures are then of all passes together.
     """
 
     name: str

@@ -9,6 +9,7 @@ import click
 
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
+from onnxq.cli._model_options import float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -213,6 +214,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
 )
+@float_options(_HOW)
+@model_options(_HOW)
 @option(
     "--target",
     metavar="NAME",
@@ -234,6 +237,15 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_HOW,
     default_text="2",
     help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
+)
+@option(
+    "--kv-cache",
+    metavar="FORM",
+    group=_HOW,
+    default_text="as they are",
+    help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
+    "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
+    "GroupQueryAttention, and a decoder without caches gets some.",
 )
 @option(
     "--include",
@@ -317,6 +329,13 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Measure anew what auto has measured before for the same model, data, options and machine.",
 )
+@option(
+    "--report",
+    metavar="FILE.html",
+    type=FILE,
+    group=_PROOF,
+    help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
+)
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
@@ -354,10 +373,7 @@ def command(
         if range_method not in (None, "percentile"):
             raise click.UsageError(f"--percentile does not go with --range {range_method}; leave one of them out")
         range_method, options["percentile"] = "percentile", percentile
-    if preset is not None:
-        options["preset"] = preset
-    if budget is not None:
-        options["budget"] = budget
+    options |= {name: value for name, value in (("preset", preset), ("budget", budget)) if value is not None}
     if model.is_dir():
         named = {"range": range_method, "statistics": stats, "benchmark": not no_benchmark, "cache": not no_cache}
         quantize_a_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)

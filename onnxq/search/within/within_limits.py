@@ -34,7 +34,7 @@ from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
-from onnxq.verify.workload import measure
+from onnxq.verify.language.workload import measure
 
 _TIMED_FEEDS = 4
 
