@@ -18,6 +18,10 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
+    "EngineError",
+    "FolderResult",
+    "Images",
     "Inspection",
     "MissingExtraError",
     "ModelError",
@@ -34,9 +38,12 @@ PUBLIC = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
+    "report",
     "targets",
 ]
 

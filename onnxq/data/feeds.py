@@ -143,7 +143,18 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
     if absent and any(closest(name, absent, cutoff=0.65) for name in feed if name not in known):
         check_names([str(name) for name in feed], inputs, where)  # a state that is written otherwise
     held = [spec for spec in inputs if not spec.optional or spec.name in feed]
-    return {spec.name: check_array(_array(feed[spec.name], spec.name, where), spec, where) for spec in held}
+    return {spec.name: check_array(_array_of(feed[spec.name], spec, where), spec, where) for spec in held}
+
+
+def _array_of(given: object, spec: InputSpec, where: str) -> Array:
+    """An array for an input; plain lists and numbers, as data sets hold them, get its type and its batch axis."""
+    array = _array(given, spec.name, where)
+    if not isinstance(given, list | tuple | int | float | str):
+        return array
+    if array.dtype.kind == spec.dtype.kind and spec.dtype.kind in "if":
+        array = array.astype(spec.dtype)
+    batched = bool(spec.shape) and (spec.shape[0] in (1, None) or isinstance(spec.shape[0], str))
+    return array[None] if batched and array.ndim + 1 == len(spec.shape) else array
 
 
 def _by_name(feed: object, inputs: Sequence[InputSpec]) -> object:

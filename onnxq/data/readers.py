@@ -13,15 +13,20 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.data.carried_states import CarriedSource, Recurrence
 from onnxq.data.feeds import Feed, FeedHash, InputSpec, check_feed
+from onnxq.data.images import IMAGE_SUFFIXES, Images
+from onnxq.data.media_files import files_with
 from onnxq.data.npz import NpzSource
+from onnxq.data.recordings import AUDIO_SUFFIXES, AudioSource
 from onnxq.data.sources import FolderSource, RewindSource, SequenceSource, Source, SpoolSource, get_all
 from onnxq.data.state_pairs import possible_states, state_pairs, with_asked
+from onnxq.data.table_files import TABLE_SUFFIXES, TableSource, frame_columns, is_frame, table_file
+from onnxq.data.text.text_samples import TextSamples
 from onnxq.data.user_code import import_callable
 from onnxq.errors import CalibrationError, OnnxqError
 
 __all__ = ["Feed", "InputSpec", "Reader", "open_reader", "split"]
 
-FORMS = "an .npz file, a folder of .npz or .npy feeds, or module:callable"
+FORMS = "an .npz, .parquet or .csv file, a folder of feeds (.npz, .npy), images or recordings, or module:callable"
 
 
 class Reader:
@@ -130,7 +135,8 @@ def open_reader(
         calibration: path of an .npz file (arrays by input name, samples along axis 0, ``labels`` optional), path of
             a folder (each .npz or .npy one feed), ``module:callable`` or a callable that gives an iterable of feeds,
             an iterable of feeds, or an object with onnxruntime's ``get_next()``. A feed is a dict of arrays by input
-            name. What can be read only once is kept in a temporary folder while it is read.
+            name. What can be read only once is kept in a temporary folder while it is read. Texts come as
+            `onnxq.data.text.text_samples.TextSamples`.
         inputs: what the model takes.
         batch_size: samples of an .npz in a feed; None takes what the model is fixed to, else 1.
         recurrence: how states that the samples lack are carried from one to the next; None asks for all inputs.
@@ -141,17 +147,32 @@ def open_reader(
     """
     if isinstance(calibration, Reader):
         return calibration
+    if isinstance(calibration, TextSamples):
+        source, caches = calibration.source(inputs, recurrence)
+        reader = Reader(source, inputs)
+        reader.states = caches
+        return reader
     if recurrence is not None:
         pairs = with_asked({}, recurrence.asked, inputs, recurrence.outputs)
         maybe = possible_states(inputs, recurrence.outputs) | set(pairs.values())
         if maybe:
             return _carrying(calibration, inputs, batch_size, recurrence, maybe)
-    reader = Reader(_source(calibration, inputs, batch_size), inputs)
+    reader = Reader(_source(calibration, inputs, batch_size, recurrence), inputs)
     reader.states = None if recurrence is None else {}
     return reader
 
 
-def _source(calibration: Any, inputs: Sequence[InputSpec], batch_size: int | None) -> Source:
+def _source(
+    calibration: Any, inputs: Sequence[InputSpec], batch_size: int | None, recurrence: Recurrence | None
+) -> Source:
+    folder = None if isinstance(calibration, Images) else _kind_of_folder(calibration)
+    if folder == "images":
+        calibration = Images(calibration)
+    if isinstance(calibration, Images):
+        run, outputs = (None, []) if recurrence is None else (recurrence.run, recurrence.outputs)
+        return calibration.open(inputs, run, outputs)
+    if folder == "recordings":
+        return AudioSource(Path(calibration), inputs)
     if isinstance(calibration, str | os.PathLike):
         return _from_text(os.fspath(calibration), inputs, batch_size)
     return _from_object(calibration, inputs, "calibration data")
@@ -162,7 +183,7 @@ def _carrying(
 ) -> Reader:
     """A reader of samples that need not hold the states of the model."""
     loose = [replace(spec, optional=spec.name in maybe) for spec in inputs]
-    source = _source(calibration, loose, batch_size)
+    source = _source(calibration, loose, batch_size, recurrence)
     held = next(iter(Reader(source, loose)))
     found = state_pairs(inputs, recurrence.outputs, held)
     pairs = with_asked(found, recurrence.asked, inputs, recurrence.outputs)
@@ -182,10 +203,34 @@ def _carrying(
     return reader
 
 
+def _stacks(given: Array, inputs: Sequence[InputSpec]) -> bool:
+    """Whether an array holds samples of the only input that a model needs: along its first axis, or a new one."""
+    needed = _needed(inputs)
+    rank = len(needed[0].shape) if len(needed) == 1 else 0
+    return rank > 0 and given.dtype == needed[0].dtype and given.ndim in (rank, rank + 1)
+
+
+def _needed(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    return [spec for spec in inputs if not spec.optional]
+
+
+def _kind_of_folder(calibration: object) -> str | None:
+    """What a folder without feeds holds."""
+    if not isinstance(calibration, str | os.PathLike) or not Path(calibration).is_dir():
+        return None
+    folder = Path(calibration)
+    if files_with(folder, frozenset({".npz", ".npy"})).get(""):
+        return None
+    kinds = {"images": IMAGE_SUFFIXES, "recordings": AUDIO_SUFFIXES}
+    return next((kind for kind, suffixes in kinds.items() if files_with(folder, suffixes)), None)
+
+
 def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -> Source:
     path = Path(text)
     if path.is_dir():
         return FolderSource(path, inputs)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return table_file(path, inputs)
     if path.is_file():
         return NpzSource(path, inputs, batch_size)
     module, colon, name = text.rpartition(":")
@@ -207,6 +252,11 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
             raise CalibrationError(f"{where}: the call raised {type(error).__name__}: {error}") from error
     if isinstance(given, Mapping):
         raise CalibrationError(f"{where}: is one dict; pass a list of feeds, for example [feed]")
+    if isinstance(given, np.ndarray) and _stacks(given, inputs):
+        stacked = given if given.ndim > len(_needed(inputs)[0].shape) else given[:, None]
+        return SequenceSource(list(stacked))
+    if is_frame(given):
+        return TableSource(frame_columns(given), inputs, where)
     if isinstance(given, np.ndarray | str | bytes):
         raise CalibrationError(
             f"{where}: is a {type(given).__name__}; pass an iterable of dicts of arrays by input name"

@@ -63,7 +63,7 @@ class FolderSource:
             if path.suffix in (".npz", ".npy") and not path.name.startswith(".") and path.is_file()
         ]
         if not self._files:
-            raise CalibrationError(f"{folder}: holds no .npz or .npy files; save one a feed")
+            raise CalibrationError(f"{folder}: holds no .npz or .npy files, images or recordings; save one a feed")
         arrays = [path for path in self._files if path.suffix == ".npy"]
         needed = [spec for spec in inputs if not spec.optional]
         self._only = needed[0] if len(needed) == 1 else None

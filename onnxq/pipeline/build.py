@@ -11,14 +11,18 @@ from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
+from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
+from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
+from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed
 from onnxq.plan.activations.channel_grids import spread_channels
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
+from onnxq.plan.given import unread
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
@@ -39,6 +43,7 @@ class Built:
         non_finite: calibrated values with NaN or infinite elements, and how many.
         warnings: one line each.
         weights: bits and error of the weights of layers whose activations stay float.
+        rounded: values that are rounded as in training although what reads them computes in float.
     """
 
     model: Model
@@ -49,6 +54,7 @@ class Built:
     non_finite: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     weights: tuple[LayerWeight, ...] = ()
+    rounded: list[str] = field(default_factory=list)
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -116,7 +122,10 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
             recipe = spend_bits(model, plan, recipe, used)
             plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
     with clock.step("rewrite"), blas_threads(_largest(used)):
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report)
+        training = job.prepared.training
+        given = training.given if training is not None else None
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+    keep = wide_nodes(job, used, warnings)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
@@ -124,17 +133,23 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         emit(model, spread_channels(model, solution.rewrite, used), form)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
+        rounded = round_again(model, unread(given, plan.values)) if given is not None else []
+        if given is not None:
+            rename(model, given)
+        if recipe.half is None:
+            narrow(model)
+        else:
+            model, plan = to_halves(model, job, plan, keep, warnings)
         finish(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    return Built(model, recipe, form, plan, used, found, warnings, solution.weights), done.searched
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
 
 
 def finish(model: Model) -> None:
     """The last steps on a model that will be written, quantized or not."""
-    narrow(model)
     drop_inferred(model)
     store_once(model)
 

@@ -14,6 +14,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Data, Job, open_samples, probe_shapes
+from onnxq.pipeline.trained_model import take_training
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult
@@ -59,6 +60,7 @@ def calibrate_model(
     reader = open_samples(samples, prepared, states=options.states, threads=options.threads)
     first = next(iter(reader))
     confirm(prepared, first, clock, options.threads)
+    take_training(prepared, options.target)
     job = Job(prepared, Recipe(), options.target, Data(reader, reader, first, reader), threads=options.threads)
     seen = probe_shapes(job, prepared.model)
     wanted = wanted_by_any(prepared.model, options.target, seen.dtypes, prepared.sources, moments=options.moments)

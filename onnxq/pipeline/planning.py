@@ -15,7 +15,8 @@ from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import unusable_values
 from onnxq.plan.decisions import Plan
-from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
+from onnxq.plan.given import from_sums, spread
+from onnxq.plan.make_plan import ModelFacts, activation_spec, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
@@ -28,6 +29,9 @@ _PLAIN_BITS = 8
 
 _NAMED = 3
 """Values with elements that are not finite that get a warning of their own."""
+
+
+_NO_SCALE = "has no scale from training, and there is no calibration data to find one"
 
 
 class NothingToQuantizeError(RecipeError):
@@ -90,10 +94,15 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
     warnings: list[str] = []
     with job.clock.step("plan"):
         seen = seen_by(job)
-        plan = make_plan(prepared.model, recipe, job.target, seen)
+        if job.data is None and statistics is None and seen.given is not None:
+            plan, seen = _without_data(job, seen)
+        else:
+            plan = make_plan(prepared.model, recipe, job.target, seen)
         refuse_empty(plan, prepared, recipe)
-    wanted = wanted_by(prepared.model, plan, means=recipe.bias_correct)
-    if not wanted.values and not wanted.second_moments and not wanted.channel_peaks:
+    measured = recipe.bias_correct and (seen.given is None or job.data is not None or statistics is not None)
+    wanted = wanted_by(prepared.model, plan, means=measured)
+    means = () if seen.given is None else (*wanted.image_means, *wanted.row_means)
+    if not (wanted.values or wanted.second_moments or wanted.channel_peaks or means):
         return plan, statistics, warnings
     samples = job.data.calibration if job.data is not None and statistics is None else None
     if statistics is not None:
@@ -122,10 +131,28 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
     return plan, statistics, warnings
 
 
+def _without_data(job: Job, seen: ModelFacts) -> tuple[Plan, ModelFacts]:
+    """The plan of a trained model for which there are no samples: what has no scale from training stays float."""
+    assert seen.given is not None
+    model, spec = job.prepared.model, activation_spec(job.recipe, job.target)
+    values = dict(seen.given.values)
+    values |= from_sums(model.graph, spread(model.graph, values), spec)
+    seen = replace(seen, given=replace(seen.given, values=values))
+    plan = make_plan(model, job.recipe, job.target, seen)
+    unusable: dict[str, str] = {}
+    while missing := plan.calibrated:
+        unusable |= dict.fromkeys(missing, _NO_SCALE)
+        seen = replace(seen, unusable=unusable)
+        plan = make_plan(model, job.recipe, job.target, seen)
+    return plan, seen
+
+
 def seen_by(job: Job) -> ModelFacts:
     """What is known of the job's model before anything is calibrated."""
     shapes = probe_shapes(job, job.prepared.model, job.statistics)
-    return ModelFacts(shapes.shapes, shapes.dtypes, job.prepared.sources, job.prepared.op_types)
+    training = job.prepared.training
+    given = training.given if training is not None else None
+    return ModelFacts(shapes.shapes, shapes.dtypes, job.prepared.sources, job.prepared.op_types, given=given)
 
 
 def complete(statistics: Statistics, job: Job) -> None:
@@ -138,14 +165,24 @@ def complete(statistics: Statistics, job: Job) -> None:
         statistics.add(collect_statistics(job, wanted, job.data.calibration, []))
 
 
-def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
+def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe, *, halved: bool = False) -> None:
     """A plan that quantizes nothing is an error.
+
+    Args:
+        plan: every decision.
+        prepared: the float model.
+        recipe: what was asked for.
+        halved: what computes in 16-bit floats is decided too.
 
     Raises:
         RecipeError: nothing would change; the message has the commonest reason.
     """
-    if plan.counts("integer", "storage", "dynamic", "weight") or prepared.folded_weights:
+    if plan.counts("integer", "storage", "dynamic", "weight", "half") or prepared.folded_weights:
         return
+    if recipe.preset == "float":
+        return  # something else is asked for
+    if recipe.half is not None and not halved:
+        return  # what becomes of it shows when the rest is written
     if plan.counts("present"):
         raise RecipeError(
             f"the model is quantized already ({plan.counts('present')} nodes) and the rest stays float; "

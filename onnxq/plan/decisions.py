@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from onnxq.core.spec import TensorSpec
+from onnxq.core.spec import QParams, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,19 @@ class Calibrated:
     spec: TensorSpec
     range_method: str
     within: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """Parameters that the model brought along, from training.
+
+    Attributes:
+        params: scale and zero point, of the target's type.
+        limits: smallest and largest integer that occurs, where a Clip has to see to that; None: those of the type.
+    """
+
+    params: QParams
+    limits: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,13 @@ class Keep:
     reason: str
 
 
-Decision = Calibrated | SharedWith | Derived | Keep
+Decision = Calibrated | Fixed | SharedWith | Derived | Keep
 
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
-DYNAMIC, WEIGHT = "dynamic", "weight"
+DYNAMIC, WEIGHT, HALF = "dynamic", "weight", "half"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
 before it; stays float; was quantized before onnxq saw it; runs on integers with dynamic scales; computes in
-float with a kernel that reads packed weights."""
+float with a kernel that reads packed weights; computes in a 16-bit float type."""
 
 
 _PROMISED = frozenset({INTEGER, DYNAMIC, WEIGHT})
@@ -72,7 +85,7 @@ class NodePlan:
     Attributes:
         name: the node's name in the prepared model.
         op_type: its operator, with the domain where that is not ONNX's own.
-        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT`, `PRESENT`, `DYNAMIC` or `WEIGHT`.
+        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT`, `PRESENT`, `DYNAMIC`, `WEIGHT` or `HALF`.
         reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
         folds: name of the Relu or Clip behind it that its output's range replaces.
         float_output: its products are scaled back to float at once.
@@ -86,6 +99,8 @@ class NodePlan:
         outliers: magnitude from which input channels are to be computed in float; None for none.
         channels: those that are.
         width: of how many.
+        wide: why it computes in float32 where the recipe asks for a 16-bit type; empty where it does not.
+        trained: its weight's integers are those that the model brought along.
     """
 
     name: str
@@ -104,6 +119,8 @@ class NodePlan:
     outliers: float | None = None
     channels: tuple[int, ...] = ()
     width: int = 0
+    wide: str = ""
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,11 @@ class Plan:
     def calibrated(self) -> list[str]:
         """Names of the values whose statistics the plan needs."""
         return [name for name, decision in self.values.items() if isinstance(decision, Calibrated)]
+
+    @property
+    def fixed(self) -> dict[str, tuple[int, int] | None]:
+        """The limits of each value whose parameters are given."""
+        return {name: decision.limits for name, decision in self.values.items() if isinstance(decision, Fixed)}
 
     def coverage(self) -> dict[str, dict[str, int]]:
         """``{operator: {"quantized": n, "total": n}}``; integer, folded and storage nodes count as quantized."""

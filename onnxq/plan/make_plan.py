@@ -31,6 +31,7 @@ from onnxq.plan.decisions import (
     NodePlan,
     Plan,
 )
+from onnxq.plan.given import Given, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
 from onnxq.plan.placement.place import ahead_of_work, place, why_float
@@ -75,6 +76,7 @@ class ModelFacts:
     op_types: Mapping[str, str] | None = None
     unusable: Mapping[str, str] = field(default_factory=dict)
     low_sqnr: Mapping[str, str] = field(default_factory=dict)
+    given: Given | None = None
 
 
 def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) -> Plan:
@@ -93,7 +95,12 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     graph = model.graph
     selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
     spec = activation_spec(recipe, target)
-    found = survey(graph, target, selection, seen.dtypes, spec.symmetric)
+    given = seen.given or Given()
+    known = spread(graph, given.values)
+    trained = None if seen.given is None else {name for name, _ in given.weights}
+    found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
+    if seen.given is not None:
+        insist(found, given, known)
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
@@ -124,12 +131,20 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
+    values = fix(values, known, folded_bounds(found, known))
+    nodes = {name: _as_trained(plan, given) for name, plan in nodes.items()}
     nodes = _drop_folds(nodes, values, found)
     if target.adds_bias:
         nodes = _with_biases(nodes, found, selection)
     notes = tuple(notes_on(nodes.values(), recipe))
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
+
+
+def _as_trained(plan: NodePlan, given: Given) -> NodePlan:
+    """A node's plan with the grids of those of its constants that came as integers."""
+    specs = {i: given.weights[(plan.name, i)].params.spec for i in plan.weights if (plan.name, i) in given.weights}
+    return replace(plan, weights={**plan.weights, **specs}, trained=True) if specs else plan
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -182,9 +197,8 @@ def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
         plan: its plan.
         means: also what bias correction needs.
     """
-    nodes = [
-        node for node in walk.all_nodes(model.graph) if (p := plan.nodes.get(node.name or "")) and p.action == INTEGER
-    ]
+    decided = ((node, plan.nodes.get(node.name or "")) for node in walk.all_nodes(model.graph))
+    nodes = [node for node, p in decided if p is not None and p.action == INTEGER and not p.trained]
     moments = moments_of(model, plan)
     peaks = tuple(dict.fromkeys((*moments_of(model, plan, "awq"), *split_inputs(model, plan))))
     values = (*plan.calibrated, *probed_values(model, plan))
@@ -300,7 +314,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]
-    stored = storage_specs(node, recipe, choice)
+    stored = storage_specs(node, recipe, choice) if preset.weights != "float" else {}
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         outliers = threshold(node, preset, recipe)
@@ -310,7 +324,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
                 name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
             )
         ]
-    if not static and not by_user and op_type in STORABLE and is_small(node):
+    if not static and not by_user and preset.weights != "float" and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 

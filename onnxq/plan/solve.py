@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from onnxq.plan.decisions import (
     Calibrated,
     Decision,
     Derived,
+    Fixed,
     Plan,
     SharedWith,
 )
+from onnxq.plan.given import Given, ends
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.plan.weights.pack import Report, pack_weights
 from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
@@ -62,6 +64,7 @@ def solve(
     percentile: float = 99.99,
     correct_bias: bool = True,
     report: Report | None = None,
+    given: Given | None = None,
 ) -> Solution:
     """Compute every parameter and quantize every constant that a plan names.
 
@@ -72,6 +75,7 @@ def solve(
         percentile: share of the values in percent that the range method "percentile" keeps.
         correct_bias: take what rounding the weights adds to the mean of a layer's output from its bias.
         report: shows the progress of weights that take long.
+        given: what the model was trained with.
 
     Raises:
         CalibrationError: the statistics lack a value that the plan needs.
@@ -81,7 +85,7 @@ def solve(
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
     notes: list[str] = []
-    weights = Weights()
+    weights = Weights(given.weights if given is not None else None)
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
     dynamic: dict[str, DynamicRewrite] = {}
@@ -94,7 +98,7 @@ def solve(
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report)
-    rewrite = Rewrite(values, rewrites, storage, dynamic, packed)
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 
 
@@ -116,6 +120,8 @@ class _Ranges:
                 low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
                 bound_low, bound_high = clamps.get(name, decision.within or (-np.inf, np.inf))
                 self.found[name] = (max(low, bound_low), min(high, bound_high))
+            elif isinstance(decision, Fixed):
+                self.found[name], self._params[name] = ends(decision), decision.params
         for name, decision in plan.values.items():
             if isinstance(decision, Derived):
                 self._join(name, decision)
@@ -147,6 +153,10 @@ class _Ranges:
         each = [self.found[root] for root in roots]
         low, high = min(r[0] for r in each), max(r[1] for r in each)
         self.found[name] = (low, high)
+        if any(isinstance(self._plan.values[root], Fixed) for root in roots):  # those keep what they were trained with
+            if len(roots) == 1:
+                self._parent[name] = roots[0]
+            return
         shareable = all(
             high - low <= SHARED_WIDENING * (r[1] - r[0]) and self._within_clamp(root, low, high)
             for root, r in zip(roots, each, strict=True)
@@ -195,7 +205,8 @@ def _spec(plan: Plan, decision: Decision) -> TensorSpec:
     if isinstance(decision, Calibrated):
         return decision.spec
     specs = [d.spec for d in plan.values.values() if isinstance(d, Calibrated)]
-    return specs[0]
+    given = [replace(d.params.spec, symmetric=False) for d in plan.values.values() if isinstance(d, Fixed)]
+    return [*specs, *given][0]
 
 
 def _clamps(plan: Plan, nodes: dict[str, Node]) -> dict[str, Range]:

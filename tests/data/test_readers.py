@@ -148,7 +148,7 @@ def test_module_and_callable_are_imported_from_the_working_folder(module):
         ("f = 3", "f", "is a int, not a callable"),
         ("f = 3", "g", "cannot be imported: AttributeError: module .* has no attribute 'g'"),
         ("def f(): raise KeyError('k')", "f", "the call raised KeyError: 'k'"),
-        ("def f(): return None", "f", "is a NoneType; pass an .npz file"),
+        ("def f(): return None", "f", "is a NoneType; pass an .npz"),
         ("def f(): return {'x': 1}", "f", "is one dict; pass a list of feeds"),
         ("def f(n): return []", "f", "the call raised TypeError: .* missing 1 required positional argument"),
     ],
@@ -160,7 +160,7 @@ def test_modules_that_fail_are_one_line_errors(module, body, name, message):
 
 @pytest.mark.parametrize("text", ["none.npz", "no/such:folder", "folder", "C:none.npz"])
 def test_paths_that_do_not_exist_are_refused(text):
-    with pytest.raises(CalibrationError, match=f"{text}: no such file or folder; pass an .npz file, a folder"):
+    with pytest.raises(CalibrationError, match=f"{text}: no such file or folder; pass an .npz, .parquet"):
         open_reader(text, INPUTS)
 
 
@@ -169,7 +169,7 @@ def test_paths_that_do_not_exist_are_refused(text):
     [
         ({"x": np.zeros((5, 4))}, "is one dict"),
         (np.zeros((5, 4)), "is a ndarray; pass an iterable of dicts"),
-        (7, "is a int; pass an .npz file"),
+        (7, "is a int; pass an .npz"),
     ],
 )
 def test_objects_that_are_no_data_are_refused(given, message):

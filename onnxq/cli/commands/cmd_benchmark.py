@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -60,6 +61,7 @@ from onnxq.cli._summary import show_benchmark
     group="Measurement",
     help="Exit with 3 if any later model is not at least X times as fast as the first.",
 )
+@image_options()
 @output_options
 def command(
     models: tuple[Path, ...],

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -82,6 +83,7 @@ from onnxq.cli._progress import working
 )
 @threads_option("Running")
 @custom_ops_option("Running")
+@image_options()
 @output_options
 @click.pass_context
 def command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -76,6 +77,7 @@ DROPS = ("top1", "accuracy", "perplexity", "divergence")
     "top-1 agreement or of unchanged decisions, or in the units of --metric accuracy, perplexity or divergence.",
 )
 @custom_ops_option("Data")
+@image_options()
 @output_options
 def command(
     float_model: Path,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -64,6 +65,7 @@ from onnxq.cli._summary import show_diagnosis
 )
 @threads_option("Options")
 @custom_ops_option("Options")
+@image_options()
 @output_options
 @click.pass_context
 def command(

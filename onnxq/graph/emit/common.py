@@ -94,6 +94,20 @@ class Builder:
             shape=value.shape,
         )
 
+    def limit(self, integers: ir.Value, params: QParams, limits: tuple[int, int] | None) -> ir.Node | None:
+        """Clip of quantized activations; None where every integer of their type may occur."""
+        if limits is None:
+            return None
+        dtype = params.spec.dtype
+        bounds = [self.constant(f"{integers.name}_limit", np.asarray(end, dtype.numpy), dtype) for end in limits]
+        return self.node(
+            "Clip",
+            [integers, *bounds],
+            self.names.value(f"{integers.name}_limited"),
+            dtype=IR_TYPES[dtype],
+            shape=integers.shape,
+        )
+
     def dequantize(self, value: ir.Value, params: QParams, output: str, base: str, axis: int | None = None) -> ir.Node:
         """DequantizeLinear of an activation or, along ``axis``, of a constant."""
         attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []

@@ -143,9 +143,11 @@ class _QdqEmitter:
         names = builder.names
         q = builder.quantize(value, params, names.value(f"{name}_QuantizeLinear_Output"))
         back, axis = self._rewrite.grid_behind(name)
-        dq = builder.dequantize(q.outputs[0], back, names.value(f"{name}_DequantizeLinear_Output"), name, axis)
-        builder.place_after(value, [q, dq])
-        self.integers[id(dq.outputs[0])] = q.outputs[0]
+        clip = builder.limit(q.outputs[0], params, self._rewrite.fixed.get(name))
+        integers = q.outputs[0] if clip is None else clip.outputs[0]
+        dq = builder.dequantize(integers, back, names.value(f"{name}_DequantizeLinear_Output"), name, axis)
+        builder.place_after(value, [q, dq] if clip is None else [q, clip, dq])
+        self.integers[id(dq.outputs[0])] = integers
         if take_place:
             common.replace_uses(value, dq.outputs[0], keep=q)
         if axis is not None and value.name == name:  # the numbers that the name is known for come behind the DQ

@@ -114,10 +114,12 @@ class _QOperatorEmitter:
                 shape=output.shape, dtype=common.IR_TYPES[params.spec.dtype],
             )  # fmt: skip
             grid, axis = self._rewrite.grid_behind(name)
-            back = builder.dequantize(new.outputs[0], grid, builder.names.value(f"{name}_float"), name, axis)
-            graph.insert_after(node, [new, back])
+            clip = builder.limit(new.outputs[0], params, self._rewrite.fixed.get(name))
+            integers = new.outputs[0] if clip is None else clip.outputs[0]
+            back = builder.dequantize(integers, grid, builder.names.value(f"{name}_float"), name, axis)
+            graph.insert_after(node, [new, back] if clip is None else [new, clip, back])
             edit.take_over(output, back.outputs[0])
-            self.integers[id(back.outputs[0])] = new.outputs[0]
+            self.integers[id(back.outputs[0])] = integers
             self._params[id(back.outputs[0])] = params
         graph.remove(node, safe=True)
         common.drop_inputs(old_inputs)
@@ -143,8 +145,9 @@ class _QOperatorEmitter:
         if id(value) not in self.integers:
             builder, name = self._builder, value.name or ""
             q = builder.quantize(value, self._params[id(value)], builder.names.value(f"{name}_quantized"))
-            builder.place_after(value, [q])
-            self.integers[id(value)] = q.outputs[0]
+            clip = builder.limit(q.outputs[0], self._params[id(value)], self._rewrite.fixed.get(name))
+            builder.place_after(value, [q] if clip is None else [q, clip])
+            self.integers[id(value)] = (clip or q).outputs[0]
         return self.integers[id(value)]
 
     def _bias(self, node: ir.Node, change: NodeRewrite) -> ir.Value | None:

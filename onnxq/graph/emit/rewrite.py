@@ -81,6 +81,8 @@ class Rewrite:
         weights: the nodes that read packed weights.
         channels: grids of the channels (axis 1) of values that a layer writes scaled by channel and only nodes in float
             read; quantized by ``values`` all the same.
+        fixed: values whose parameters the model brought along, with the smallest and the largest integer where a Clip
+            has to see to them.
     """
 
     values: dict[str, QParams] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class Rewrite:
     dynamic: dict[str, DynamicRewrite] = field(default_factory=dict)
     weights: dict[str, WeightRewrite] = field(default_factory=dict)
     channels: dict[str, QParams] = field(default_factory=dict)
+    fixed: dict[str, tuple[int, int] | None] = field(default_factory=dict)
 
     def grid_behind(self, name: str) -> tuple[QParams, int | None]:
         """What the integers of a value are dequantized with, and the axis of its scales where each channel has one."""

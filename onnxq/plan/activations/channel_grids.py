@@ -59,9 +59,11 @@ def spread_channels(model: Model, rewrite: Rewrite, statistics: Statistics | Non
     channels = dict(rewrite.channels)
     for node in walk.all_nodes(model.graph):
         change = rewrite.nodes.get(node.name or "")
-        if change is None or node.op_type != "Conv" or not _reads_floats(node, change, rewrite):
-            continue
         name = node.outputs[0].name or ""
+        if change is None or node.op_type != "Conv" or name in rewrite.fixed:
+            continue
+        if not _reads_floats(node, change, rewrite):
+            continue
         peaks = statistics.peaks.get(name)
         spread = _spread(node, change, rewrite, peaks.highest if peaks is not None else None)
         if spread is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -90,7 +90,14 @@ class Survey:
             self.kept[clamp] = "the layer before it stays float"
 
 
-def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[str, str], symmetric: bool) -> Survey:
+def survey(
+    graph: Graph,
+    target: Target,
+    selection: Selection,
+    dtypes: Mapping[str, str],
+    symmetric: bool,
+    trained: Collection[str] | None = None,
+) -> Survey:
     """Look at every node, those in bodies included.
 
     Args:
@@ -99,6 +106,8 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
         selection: what the user chose.
         dtypes: element types seen at a run, such as "float32", where inference gave none.
         symmetric: activations have their zero in the middle of the grid.
+        trained: nodes whose weights came as integers, which stay so unless they are excluded. Q and DQ nodes that are
+            left are those that could not be taken out, and say nothing of the other nodes. None for any other model.
     """
     found = Survey()
     hidden = hidden_bodies(graph)
@@ -111,6 +120,8 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
             continue
         found.order.append(node)
         choice = selection.of(node.name or "", node.op_type)
+        if node.name in (trained or ()) and not choice.excluded:
+            choice = replace(choice, reason=None)
         row = row_of(node)
         # A Relu or Clip belongs to the layer before it unless it is excluded by name.
         left_out = choice.reason if choice.excluded or row is None or row.kind is not Kind.CLAMPING else None
@@ -121,7 +132,7 @@ def survey(graph: Graph, target: Target, selection: Selection, dtypes: Mapping[s
         else:
             found.candidates[node.name or ""] = Candidate(node, row, choice)
     _leave_masks(found, masked_values(graph))
-    if any(node.name in found.present and not _only_weights(node) for node in found.order):
+    if trained is None and any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
     _fold_clamps(found, symmetric)
     return found

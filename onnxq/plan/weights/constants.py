@@ -54,7 +54,8 @@ def node_rewrite(
         scale_x = float(values[name].scale.reshape(()))
         exact = None if bias is None else bias.astype(np.float64).reshape(-1)
         constants[position] = weights.of(node, position, spec, exact, scale_x)
-        added_to = shift if shift is not None else _shift(node, name, constants[position], statistics)
+        known = None if plan.trained else statistics
+        added_to = shift if shift is not None else _shift(node, name, constants[position], known)
         if added_to is not None:
             exact = added_to if exact is None else exact + added_to
         if exact is not None:
