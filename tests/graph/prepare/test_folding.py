@@ -208,7 +208,8 @@ def test_every_operator_knows_its_size_before_it_is_computed(op_type: str) -> No
         "a": weights(4, 4, low=0.1), "s": np.array([2, 8], np.int64), "k": np.array([0], np.int64),
         "l": np.array([2], np.int64), "sc": np.float32(0.1), "t": np.ones((4, 4), bool), "f": np.int64(0),
         "g": np.int64(9), "h": np.int64(2), "e": np.array([3, 4, 4], np.int64), "r": np.array([2, 3], np.int64),
-        "ix": np.zeros((2, 4), np.int64), "z": np.int64(1), "row": weights(1, 4, low=0.1), "p": np.array([1, 0, 2, 5], np.int64),
+        "ix": np.zeros((2, 4), np.int64), "z": np.int64(1), "row": weights(1, 4, low=0.1),
+        "p": np.array([1, 0, 2, 5], np.int64),
     }  # fmt: skip
     if op_type == "Squeeze":
         constants["a"] = weights(1, 4)
