@@ -18,6 +18,9 @@ PUBLIC = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
+    "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -35,9 +38,12 @@ PUBLIC = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
+    "report",
     "targets",
 ]
 

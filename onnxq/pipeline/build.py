@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
+from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -123,6 +125,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         training = job.prepared.training
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+    keep = wide_nodes(job, used, warnings)
     if recipe.learns:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
@@ -133,13 +136,22 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []
         if given is not None:
             rename(model, given)
-        narrow(model)
-        drop_inferred(model)
+        if recipe.half is None:
+            narrow(model)
+        else:
+            model, plan = to_halves(model, job, plan, keep, warnings)
+        finish(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
+
+
+def finish(model: Model) -> None:
+    """The last steps on a model that will be written, quantized or not."""
+    drop_inferred(model)
+    store_once(model)
 
 
 def _largest(statistics: Statistics | None) -> int:

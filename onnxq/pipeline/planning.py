@@ -165,14 +165,24 @@ def complete(statistics: Statistics, job: Job) -> None:
         statistics.add(collect_statistics(job, wanted, job.data.calibration, []))
 
 
-def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe) -> None:
+def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe, *, halved: bool = False) -> None:
     """A plan that quantizes nothing is an error.
+
+    Args:
+        plan: every decision.
+        prepared: the float model.
+        recipe: what was asked for.
+        halved: what computes in 16-bit floats is decided too.
 
     Raises:
         RecipeError: nothing would change; the message has the commonest reason.
     """
-    if plan.counts("integer", "storage", "dynamic", "weight") or prepared.folded_weights:
+    if plan.counts("integer", "storage", "dynamic", "weight", "half") or prepared.folded_weights:
         return
+    if recipe.preset == "float":
+        return  # something else is asked for
+    if recipe.half is not None and not halved:
+        return  # what becomes of it shows when the rest is written
     if plan.counts("present"):
         raise RecipeError(
             f"the model is quantized already ({plan.counts('present')} nodes) and the rest stays float; "

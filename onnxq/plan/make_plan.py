@@ -314,7 +314,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
             return [planned]
-    stored = storage_specs(node, recipe, choice)
+    stored = storage_specs(node, recipe, choice) if preset.weights != "float" else {}
     if stored and not by_user:
         why = f"{reason}; its weight is stored as {target.weight.value}" if static else (reason or "")
         outliers = threshold(node, preset, recipe)
@@ -324,7 +324,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
                 name, op_type, STORAGE, why, weights=stored, float_us=as_float_us, int_us=as_int_us, outliers=outliers
             )
         ]
-    if not static and not by_user and op_type in STORABLE and is_small(node):
+    if not static and not by_user and preset.weights != "float" and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 

@@ -15,13 +15,15 @@ class Preset:
         activations: "static" (calibrated), "dynamic" (one scale for each tensor, found at inference), "token" (one for
             each row, found at inference); None where they stay float.
         weights: "integer" for kernels that multiply integers, "storage" for integers dequantized to float at load,
-            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means).
+            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means), "float"
+            where no weight becomes an integer.
         needs_data: whether calibration data is needed.
         bits: bits of a weight.
         codebook: table of a "codebook" preset: "nf4", "fp4" or "kmeans".
         smooth: SmoothQuant's α, or "auto"; None does not smooth.
         outliers: magnitude from which input channels of a layer are computed in float; None for none.
         distill: learn the rounding of weights layer by layer from the float model.
+        float_type: what computes in float becomes this type, "float16" or "bfloat16"; None leaves it float32.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Preset:
     smooth: float | str | None = None
     outliers: float | None = None
     distill: bool = False
+    float_type: str | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -120,6 +123,32 @@ PRESETS: dict[str, Preset] = {
             8,
             "kmeans",
         ),
+        Preset(
+            "fp16",
+            "float16: weights, and what is computed between inputs and outputs, where it stays in range",
+            None,
+            "float",
+            False,
+            16,
+            float_type="float16",
+        ),
+        Preset(
+            "bf16",
+            "bfloat16: the range of float32 with 8 bits of precision; what the target has no kernels for is stored so",
+            None,
+            "float",
+            False,
+            16,
+            float_type="bfloat16",
+        ),
+        Preset(
+            "float",
+            "weights and activations stay float: for --kv-cache alone",
+            None,
+            "float",
+            False,
+            32,
+        ),
     )
 }
 
@@ -129,6 +158,6 @@ SYNONYMS: dict[str, str] = {
     "smoothquant": "w8a8-smooth", "smooth": "w8a8-smooth", "token": "w8a8-token", "llm.int8": "llm-int8",
     "llm.int8()": "llm-int8", "weight-only": "w8", "w8a16": "w8", "w8a32": "w8", "int4": "w4", "uint4": "w4",
     "4bit": "w4", "4-bit": "w4", "q4": "w4", "w4a16": "w4", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
-    "kmeans": "lut4",
+    "kmeans": "lut4", "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "q4f16": "w4",
 }  # fmt: skip
 """What other tools and papers call presets, for the suggestion in a message."""

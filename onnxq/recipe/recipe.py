@@ -22,10 +22,14 @@ from onnxq.recipe.values import (
     field_types,
     names,
     plain,
+    sizes,
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
+FLOAT_TYPES = ("float16", "bfloat16")
+_LISTS = ("include", "exclude", "op_types", "fix_dims")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -61,7 +65,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -102,6 +106,14 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
+        float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
+            float32 where that says nothing.
+        store_only: weights alone are stored in this type; everything computes in float32.
+        keep_io: inputs and outputs keep their types where what computes between them is in another float type.
+        fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
+        opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
     preset: str = "auto"
@@ -129,10 +141,16 @@ class Recipe:
     adaround: bool = False
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
+    float_type: str | None = None
+    store_only: bool = False
+    keep_io: bool = True
+    fix_dims: tuple[str, ...] = ()
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         _settle(self, "recipe", _RECIPE_TYPES)
-        for key in ("include", "exclude", "op_types"):
+        for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
         object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
         check_choice("--preset", self.preset, tuple(PRESETS))
@@ -141,6 +159,11 @@ class Recipe:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
+        check_choice("--float-type", self.float_type, FLOAT_TYPES)
+        sizes("--fix-dim", self.fix_dims)
+        if self.opset is not None and not 7 <= self.opset <= 99:
+            raise RecipeError(f"--opset: {self.opset} is no operator set that can be asked for; 13 to 21 are usual")
         check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
@@ -165,7 +188,7 @@ class Recipe:
             if value is not None and not (isinstance(value, tuple | list) and not value)
         }
         check_keys("recipe", given, [field.name for field in fields(self)])
-        for key in ("include", "exclude", "op_types"):
+        for key in _LISTS:
             if key in given and (listed := names(key, given.pop(key))):
                 given[key] = listed
         return replace(self, **given)  # type: ignore[arg-type]
@@ -198,6 +221,16 @@ class Recipe:
     def learns(self) -> bool:
         """Whether the rounding of weights is learned."""
         return self.adaround or any(preset.distill for preset in self.presets)
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The sizes of `fix_dims` by the names of the dimensions."""
+        return sizes("--fix-dim", self.fix_dims)
+
+    @property
+    def half(self) -> str | None:
+        """The 16-bit type that what computes in float gets, or that weights are stored in; None for float32."""
+        return self.float_type or next((preset.float_type for preset in self.presets if preset.float_type), None)
 
     @property
     def presets(self) -> list[Preset]:
@@ -251,7 +284,7 @@ class Recipe:
         check_keys(where, data, [field.name for field in fields(cls)])
         values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
         values["rules"] = _rules(values.get("rules") or (), where)
-        for key in ("include", "exclude", "op_types"):
+        for key in _LISTS:
             if key in values:
                 values[key] = names(f"{where}: {key}", values[key])
         check_types(where, values, _RECIPE_TYPES)

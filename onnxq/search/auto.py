@@ -139,7 +139,7 @@ class _AutoSearch:
     def _verify(self, trial: Trial) -> Verdict:
         """The whole verification of the model that is about to be chosen."""
         job, timing = self._job, self._trials.float_timing
-        verdict = gate.verify(trial.content, job, timed=False)
+        verdict = gate.verify(trial.content, job, timed=False, compared=self._trials.compared(trial))
         if verdict.failures:
             trial.refused = "; ".join(verdict.failures)
         elif verdict.comparison is not None:

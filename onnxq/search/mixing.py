@@ -183,7 +183,7 @@ class Mixing:
                 continue
             trial.reasons = dict(start.reasons)
             trials.open(trial)
-            trials.glance(trial)
+            trials.compare([trial])
             if not trial.refused:
                 return trial
         return None
@@ -221,7 +221,7 @@ class Mixing:
                 choices[layer.name] = LayerChoice(forms[layer.name], reason)
             trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
             if trial is not None:
-                trials.glance(trial)
+                trials.compare([trial])
             if trial is not None and not trial.refused and trials.has_margin(trial):
                 enough = count, trial
             elif trial is not None and not trial.refused:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnxq.errors import TargetError, there_are
 from onnxq.targets import cpu, cpu_avx2
-from onnxq.targets.target import Costs, MacRates, Rate, Target
+from onnxq.targets.target import Costs, MacRates, Ops, Rate, Target
 
-__all__ = ["TARGETS", "Costs", "MacRates", "Rate", "Target", "target_named"]
+__all__ = ["TARGETS", "Costs", "MacRates", "Ops", "Rate", "Target", "target_named"]
 
 TARGETS: dict[str, Target] = {target.name: target for target in (cpu.TARGET, cpu_avx2.TARGET)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxq.core.dtypes import QType
@@ -84,6 +85,22 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Ops:
+    """A set of operators, as ``type`` or ``domain.type``: those that are named, or all but those.
+
+    Attributes:
+        names: the operators.
+        but: the set is what is not named.
+    """
+
+    names: frozenset[str] = frozenset()
+    but: bool = False
+
+    def __contains__(self, op_type: object) -> bool:
+        return (op_type in self.names) != self.but
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime on a kind of machine.
 
@@ -101,6 +118,8 @@ class Target:
         adds_bias: the kernel that scales the products of a MatMul to float also adds a bias, but only as an operator of
             its own.
         costs: times that decide what is worth quantizing.
+        halves: operators that compute in a 16-bit float type, by the type's name. Weights can be stored in either type
+            for any target.
     """
 
     name: str
@@ -115,3 +134,4 @@ class Target:
     costs: Costs
     slow_norms: bool = False
     adds_bias: bool = False
+    halves: Mapping[str, Ops] = field(default_factory=dict)

@@ -16,12 +16,14 @@ from onnxq.graph.files import io, saving
 
 # For each command: its outputs with their options, and its inputs with the arguments that name them.
 OUTPUTS = {
-    "quantize": {"output": "-o", "search_state": "--search-state"},
+    "quantize": {"output": "-o", "search_state": "--search-state", "report": "--report"},
     "calibrate": {"output": "-o"},
     "diagnose": {"recipe_out": "--recipe-out"},
     "compare": {},
     "benchmark": {},
     "inspect": {},
+    "diff": {},
+    "report": {"output": "-o"},
     "presets": {},
     "targets": {},
 }
@@ -32,6 +34,8 @@ INPUTS = {
     "compare": {"float_model": "", "quantized_model": "", "custom_ops": "--custom-ops"},
     "benchmark": {"models": "", "custom_ops": "--custom-ops"},
     "inspect": {"model": ""},
+    "diff": {"first": "", "second": ""},
+    "report": {"result": ""},
     "presets": {},
     "targets": {},
 }
@@ -84,8 +88,9 @@ def module_cnn() -> onnx.ModelProto:
 
 
 CASES = [
-    (command, output, used)
+    pytest.param(command, output, used, marks=[pytest.mark.report] if output == "--report" else [])
     for command, outputs in OUTPUTS.items()
+    if command != "report"  # reads no model; tests/report/html/test_page.py has it
     for output in outputs.values()
     for used in (*INPUTS[command], *BESIDE)
 ]
