@@ -45,7 +45,7 @@ ROUNDINGS: dict[str, Rounding] = {
         Rounding("gptq", "onnxq.algorithms.gptq:gptq_of_moment", "column by column, errors made good", SECOND_MOMENTS),
         Rounding(
             "autoround",
-            "onnxq.algorithms.autoround:autoround_of_moment",
+            "onnxq.algorithms.learned.autoround:autoround_of_moment",
             "roundings, ranges and scales learned (SignRound)",
             SECOND_MOMENTS,
         ),

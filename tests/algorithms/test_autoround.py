@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxq.algorithms.autoround import AutoRoundConfig, autoround, autoround_of_moment
 from onnxq.algorithms.gptq import GPTQConfig, gptq
+from onnxq.algorithms.learned.autoround import AutoRoundConfig, autoround, autoround_of_moment
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import QType

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.algorithms.descent import Integers, refine_integers
 from onnxq.algorithms.gptq import check_hessian, damped, gptq
 from onnxq.algorithms.groups import check_finite, check_layout, group_size
+from onnxq.algorithms.learned.descent import Integers, refine_integers
 from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.affine import expand_blocks, params_from_range, reduce_range
 from onnxq.core.dtypes import Array
