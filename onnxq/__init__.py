@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.recipe.value_rules import ValueRule
     from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
@@ -51,6 +52,7 @@ __all__ = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
@@ -84,6 +86,7 @@ _HOMES = {
     "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
+    "ValueRule": "onnxq.recipe.value_rules",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",

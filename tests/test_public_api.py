@@ -31,6 +31,7 @@ PUBLIC = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
