@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
     from onnxq.recipe.value_rules import ValueRule
+    from onnxq.report.folder_results import FolderResult
     from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
@@ -41,6 +43,7 @@ __all__ = [
     "DiagnoseResult",
     "Difference",
     "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -63,6 +66,7 @@ __all__ = [
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "report",
     "targets",
 ]
@@ -74,6 +78,7 @@ _HOMES = {
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Difference": "onnxq.report.results",
+    "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
     "EngineError": "onnxq.errors",
@@ -96,6 +101,7 @@ _HOMES = {
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "quantize_folder": "onnxq.folders.quantizing_folder",
     "report": "onnxq.api",
     "targets": "onnxq.api",
 }

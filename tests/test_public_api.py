@@ -20,6 +20,7 @@ PUBLIC = [
     "DiagnoseResult",
     "Difference",
     "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -42,6 +43,7 @@ PUBLIC = [
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "report",
     "targets",
 ]
