@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
+        EngineError,
         MissingExtraError,
         ModelError,
         OnnxqError,
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.recipe.value_rules import ValueRule
+    from onnxq.report.folder_results import FolderResult
     from onnxq.report.results import (
         BenchmarkResult,
         CalibrateResult,
@@ -58,6 +62,8 @@ __all__ = [
     "DequantizeResult",
     "DiagnoseResult",
     "Difference",
+    "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -69,6 +75,7 @@ __all__ = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
@@ -80,6 +87,7 @@ __all__ = [
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "report",
     "targets",
 ]
@@ -92,8 +100,10 @@ _HOMES = {
     "DequantizeResult": "onnxq.report.results",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Difference": "onnxq.report.results",
+    "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
@@ -103,6 +113,7 @@ _HOMES = {
     "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
+    "ValueRule": "onnxq.recipe.value_rules",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
@@ -113,6 +124,7 @@ _HOMES = {
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "quantize_folder": "onnxq.folders.quantizing_folder",
     "report": "onnxq.api",
     "targets": "onnxq.api",
 }

@@ -13,6 +13,7 @@ from typing import Any
 from onnxq.errors import RecipeError
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
+from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
 from onnxq.recipe.values import (
     check_choice,
     check_keys,
@@ -26,6 +27,7 @@ from onnxq.recipe.values import (
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims")
@@ -64,7 +66,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -87,6 +89,7 @@ class Recipe:
         exclude: nodes that match one of these patterns stay float.
         op_types: only nodes of these operator types are quantized.
         rules: exceptions by node.
+        values: exceptions by value: ranges, grids, and what stays float.
         min_sqnr: verification fails below this SQNR, in dB.
         max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
             labels, else of top-1 agreement with the float model.
@@ -105,6 +108,8 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
             float32 where that says nothing.
         store_only: weights alone are stored in this type; everything computes in float32.
@@ -125,6 +130,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     op_types: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    values: tuple[ValueRule, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
     bits: int | None = None
@@ -138,6 +144,7 @@ class Recipe:
     adaround: bool = False
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True
@@ -149,12 +156,14 @@ class Recipe:
         for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
         object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
+        object.__setattr__(self, "values", value_rules(self.values, "recipe"))
         check_choice("--preset", self.preset, tuple(PRESETS))
         check_choice("--format", self.format, FORMATS)
         check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
         check_choice("--float-type", self.float_type, FLOAT_TYPES)
         sizes("--fix-dim", self.fix_dims)
         if self.opset is not None and not 7 <= self.opset <= 99:
@@ -238,6 +247,7 @@ class Recipe:
         import yaml
 
         plain = asdict(self)
+        plain["values"] = [as_data(rule) for rule in self.values]
         plain["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in plain["rules"]]
         default = asdict(Recipe())
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v != default[k] and v != []}
@@ -279,6 +289,7 @@ class Recipe:
         check_keys(where, data, [field.name for field in fields(cls)])
         values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
         values["rules"] = _rules(values.get("rules") or (), where)
+        values["values"] = value_rules(values.get("values") or (), where)
         for key in _LISTS:
             if key in values:
                 values[key] = names(f"{where}: {key}", values[key])
@@ -328,7 +339,7 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name != "rules")
+RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in ("rules", "values"))
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.benchmark import Timing
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.language.generation import Generated
 
 
 @dataclass
@@ -54,7 +55,12 @@ class QuantizeResult:
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
+        caches: of a decoder whose caches got another form: ``form``, ``added`` (it had none), ``bytes_a_token``,
+            ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
+            model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
+        generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
         float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
         source: the float model as it was named; None where it was not a file.
         command: words of the command line that the run comes to, and ``base`` without preset and limits.
@@ -92,6 +98,9 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    workload: dict[str, Any] | None = None
+    generated: Generated | None = None
+    caches: dict[str, Any] = field(default_factory=dict)
     float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
@@ -118,6 +127,8 @@ class QuantizeResult:
             "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
+            "workload": self.workload,
+            "generated": None if self.generated is None else self.generated.to_dict(),
             "coverage": self.coverage,
             "at_inference": [
                 {
@@ -147,6 +158,7 @@ class QuantizeResult:
             "candidates": self.candidates,
             "choices": self.choices,
             "trail": self.trail,
+            "caches": self.caches or None,
             "recipe": self.recipe,
             "command": self.command,
             "versions": self.versions,

@@ -82,7 +82,9 @@ class Times:
         self.kernels: dict[str, float] = {}
         self.asked: list[list[str]] = []
 
-    def benchmark(self, models: Mapping[str, object], feeds: Iterable[object], **options: object) -> list[Timing]:
+    def benchmark(
+        self, models: Mapping[str, object], feeds: Iterable[object], workload: object, **options: object
+    ) -> list[Timing]:
         assert list(feeds), "there is something to run"
         self.asked.append(list(models))
         taken = {name: self.time_of(name) for name in models}
@@ -99,7 +101,7 @@ class Times:
 @pytest.fixture(autouse=True)
 def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
     fake = Times()
-    monkeypatch.setattr(trials, "benchmark", fake.benchmark)
+    monkeypatch.setattr(trials, "measure", fake.benchmark)
     monkeypatch.setattr(layers, "kernel_times", fake.kernel_times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake
