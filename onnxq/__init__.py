@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
+    from onnxq.api import (
+        benchmark,
+        calibrate,
+        compare,
+        convert_config,
+        diagnose,
+        diff,
+        inspect,
+        presets,
+        quantize,
+        report,
+        targets,
+    )
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -61,6 +73,7 @@ __all__ = [
     "benchmark",
     "calibrate",
     "compare",
+    "convert_config",
     "diagnose",
     "diff",
     "inspect",
@@ -96,6 +109,7 @@ _HOMES = {
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
+    "convert_config": "onnxq.api",
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",

@@ -38,6 +38,7 @@ PUBLIC = [
     "benchmark",
     "calibrate",
     "compare",
+    "convert_config",
     "diagnose",
     "diff",
     "inspect",
