@@ -17,9 +17,8 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-COMMANDS = tuple(
-    "quantize calibrate diagnose compare benchmark inspect diff report convert-config presets targets".split()
-)
+_NAMES = "quantize calibrate diagnose compare benchmark inspect diff report convert-config presets targets"
+COMMANDS = tuple(_NAMES.split())
 
 EPILOG = """\
 \b
