@@ -19,7 +19,7 @@ from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
-from onnxq.search import layers, trials
+from onnxq.search import bases, layers, trials
 from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
@@ -349,7 +349,7 @@ def test_a_form_that_fails_does_not_take_the_others_with_it(times: Times, monkey
             raise ZeroDivisionError("no luck")
         return real(job)
 
-    monkeypatch.setattr(trials, "build", failing)
+    monkeypatch.setattr(bases, "build", failing)
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0}
     result = auto("mlp")
     assert result.preset == "w8a8"
@@ -410,8 +410,8 @@ def test_the_format_that_was_asked_for_is_kept(times: Times) -> None:
 def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table leaves a depthwise layer float, so that its input has no range; measured, it is faster in integers."""
     runs: list[int] = []
-    real = trials.complete
-    monkeypatch.setattr(trials, "complete", lambda *given: (runs.append(1), real(*given)))
+    real = bases.complete
+    monkeypatch.setattr(bases, "complete", lambda *given: (runs.append(1), real(*given)))
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "mixed": 1.0}
     times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0}
     text = """g (float[N,64,12,12] x) => (float[N,32,6,6] y) {
