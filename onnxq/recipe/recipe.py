@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
+import glob
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -190,14 +193,30 @@ class Recipe:
 
     def rule_for(self, names: Iterable[str]) -> Rule:
         """All rules that match one of the names, joined into one; later ones win key by key."""
-        joined = Rule(match="")
-        for rule in self.rules:
-            if any(matches(rule.match, name) for name in names):
-                joined = replace(
-                    joined,
-                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
-                )
-        return joined
+        names = tuple(names)
+        exact, patterns = self._sorted_rules
+        found = {index for name in names for index in exact.get(name, ())}
+        found |= {index for index in patterns if any(matches(self.rules[index].match, name) for name in names)}
+        if not found:
+            return _NO_RULE
+        joined: dict[str, Any] = {}
+        for index in sorted(found):
+            joined |= {key: value for key, value in vars(self.rules[index]).items() if value is not None}
+        return Rule(**(joined | {"match": ""}))
+
+    @functools.cached_property
+    def _sorted_rules(self) -> tuple[dict[str, list[int]], list[int]]:
+        """Rules that name one node each, by that name, and those with a pattern; searches make many of the first."""
+        exact: dict[str, list[int]] = {}
+        patterns = []
+        for index, rule in enumerate(self.rules):
+            plain = _ESCAPED.sub(r"\1", rule.match)
+            if glob.escape(plain) != rule.match:
+                patterns.append(index)
+                continue
+            for name in {plain, rule.match}:
+                exact.setdefault(name, []).append(index)
+        return exact, patterns
 
     def smooth_for(self, names: Iterable[str]) -> float | str | None:
         """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
@@ -368,6 +387,12 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
         check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
         built.append(Rule(**rule))
     return tuple(built)
+
+
+_ESCAPED = re.compile(r"\[([*?\[])\]")
+"""What `glob.escape` makes of a character that would stand for others."""
+
+_NO_RULE = Rule(match="")
 
 
 def matches(pattern: str, name: str) -> bool:

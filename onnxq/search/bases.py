@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, RecipeError
+from onnxq.graph.files import io
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import complete
@@ -61,9 +62,15 @@ class Bases:
         self._job = job
         self.plain = Base(job)
         self._equalized: Base | None = None
+        self._unchanged = ""
 
     def build(self, recipe: Recipe) -> Built:
-        """Quantize the model that a recipe starts from; raises as `Base.build`."""
+        """Quantize the model that a recipe starts from.
+
+        Raises:
+            RecipeError: as of `Base.build`; or the recipe equalizes and there is nothing to equalize.
+            CalibrationError: as of `Base.build`.
+        """
         alone = not (recipe.fuse is not None or recipe.smooths or uses_awq(recipe))
         if not recipe.equalize or not alone or self._job.data is None or self._job.statistics is not None:
             return self.plain.build(recipe)
@@ -72,8 +79,12 @@ class Bases:
             model = prepared.model.clone()
             model.meta.update(prepared.model.meta)
             job = replace(self._job, prepared=replace(prepared, model=model), recipe=recipe)
-            transform(job)
+            notes = transform(job).notes
             self._equalized = Base(job)
+            same = io.model_hash(model) == io.model_hash(prepared.model)
+            self._unchanged = "; ".join(notes) or "--equalize: nothing was equalized" if same else ""
+        if self._unchanged:
+            raise RecipeError(self._unchanged)
         built = self._equalized.build(replace(recipe, equalize=False))
         built.recipe = replace(built.recipe, equalize=True)
         return built

@@ -29,6 +29,9 @@ _NEARLY = 0.8
 _SPARE_SHARE = 0.4
 """Share of the time that is left which giving static layers back leaves to sparing stored weights."""
 
+_OUT_OF_REACH = 1000.0
+"""Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
+
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
 
@@ -189,6 +192,8 @@ class Mixing:
     def _at_full_speed(self, start: Trial) -> Trial | None:
         """The same layers in the same forms with other ranges, or with equalized weights; None if none is inside."""
         recipe, trials = start.built.recipe, self._trials
+        if trials.excess(start) > _OUT_OF_REACH:
+            return None
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
         if not recipe.equalize:
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
