@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.files import io
+from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import complete
 from onnxq.pipeline.transformation import transform, uses_awq
+from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.recipe.recipe import Recipe
+from onnxq.search.choice import FLOAT, STORED
 from onnxq.stats.statistics import Statistics
 
 
@@ -88,3 +92,20 @@ class Bases:
         built = self._equalized.build(replace(recipe, equalize=False))
         built.recipe = replace(built.recipe, equalize=True)
         return built
+
+
+def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Built:
+    """The prepared float model itself, in the user's element types.
+
+    Args:
+        job: whose model it is.
+        nodes: of a plan, which all stay float.
+    """
+    model = job.prepared.model.clone()
+    model.meta.update(job.prepared.model.meta)
+    narrow(model)
+    kept = "no quantized candidate was inside the accuracy budget"
+    left = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in nodes.items()}
+    built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(left, {}), None)
+    built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
+    return built

@@ -13,18 +13,16 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.pipeline.build import Built
 from onnxq.pipeline.gate import Compared
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.pipeline.rescue import rescue
-from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.search.bases import Bases
-from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, STORED, LayerChoice, Outcome, insisted
+from onnxq.search.bases import Bases, cleaned
+from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, LayerChoice, Outcome, insisted
 from onnxq.search.comparing import Judge
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
@@ -151,18 +149,11 @@ class Trials:
     def add_cleaned(self) -> Trial | None:
         """The prepared float model itself as a candidate; None where it would be larger than the user's."""
         job = self.job
-        model = job.prepared.model.clone()
-        model.meta.update(job.prepared.model.meta)
-        narrow(model)
-        base = next((trial.built.plan.nodes for trial in self.made.values()), {})
-        kept = "no quantized candidate was inside the accuracy budget"
-        nodes = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in base.items()}
-        content = contents(model, self.job.stack)
+        built = cleaned(job, next((trial.built.plan.nodes for trial in self.made.values()), {}))
+        content = contents(built.model, job.stack)
         size = io.size_of(content)
         if size > job.prepared.size * (1 + SAME_SIZE):
             return None
-        built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(nodes, {}), None)
-        built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
 
