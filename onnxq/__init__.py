@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, inspect, presets, quantize, report, targets
+    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
+        EngineError,
         MissingExtraError,
         ModelError,
         OnnxqError,
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+    from onnxq.report.folder_results import FolderResult
+    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -37,6 +40,9 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "DiagnoseResult",
+    "Difference",
+    "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -54,9 +60,11 @@ __all__ = [
     "calibrate",
     "compare",
     "diagnose",
+    "diff",
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "report",
     "targets",
 ]
@@ -67,8 +75,11 @@ _HOMES = {
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
     "DiagnoseResult": "onnxq.diagnosis.examine",
+    "Difference": "onnxq.report.results",
+    "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
@@ -83,9 +94,11 @@ _HOMES = {
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
     "diagnose": "onnxq.api",
+    "diff": "onnxq.api",
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "quantize_folder": "onnxq.folders.quantizing_folder",
     "report": "onnxq.api",
     "targets": "onnxq.api",
 }

@@ -11,22 +11,23 @@ from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
 from onnxq.diagnosis.examine import diagnose
+from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph.files import io, saving
+from onnxq.graph.files import io
 from onnxq.graph.files.saving import check_destination
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
-from onnxq.pipeline.job import find_calibration
+from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
-from onnxq.report.html.page import page_of_file, result_page
-from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import target_named
@@ -37,7 +38,9 @@ from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
-__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "report", "targets"]
+__all__ = [
+    "benchmark", "calibrate", "compare", "diagnose", "diff", "inspect", "presets", "quantize", "report", "targets",
+]  # fmt: skip
 
 
 @checked
@@ -47,6 +50,7 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     *,
     calibration: object = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     preset: str | None = None,
     format: str | None = None,
@@ -79,10 +83,12 @@ def quantize(
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     max_memory: float | None = None,
+    kv_cache: str | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
     seconds: float = 0.4,
+    workload: str | None = None,
     budget: float = 120.0,
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
@@ -99,8 +105,9 @@ def quantize(
         output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
             chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
         calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; None looks for ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model
-            may be missing.
+            ``get_next()``; for language models also a text file, a line or a paragraph a sample; None looks for
+            ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model may be missing.
+        tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
             shapes do not say so; these are carried over also where every sample holds them.
         preset: a name that `presets` lists; "auto" by default.
@@ -139,10 +146,15 @@ def quantize(
         max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
             the units of a function.
         max_memory: GiB that second moments may take at a time.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
+            outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
+            caches, and a decoder without any gets some.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
+        workload: what the latency of a language model with a cache is of: "prefill" (a prompt of 128 tokens), "decode"
+            (one token behind 192), or "chat", 128 tokens in and 128 out, by default.
         budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
             candidate so far is returned.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
@@ -214,7 +226,7 @@ def calibrate(
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, found, options, Clock(progress))
+    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
 
 
 @checked
@@ -252,6 +264,7 @@ def compare(
     found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
+    found = with_tokens(found, float_model)
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
     after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
     names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
@@ -324,7 +337,8 @@ def benchmark(
             f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
-        feeds = open_reader(data, session.input_specs, recurrence=Recurrence(session.output_specs, session.run))
+        recurrence = Recurrence(session.output_specs, session.run)
+        feeds = open_reader(with_tokens(data, paths[0]), session.input_specs, recurrence=recurrence)
         warnings += feeds.notes
     names = _distinct(paths)
     rows = run_benchmark(
@@ -342,47 +356,3 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
             name = f"{path} ({n})"
         names.append(name)
     return names
-
-
-@checked
-def inspect(model: Source) -> Inspection:
-    """Say what of a model is quantized, how, and what its weights look like.
-
-    Args:
-        model: path or ``onnx.ModelProto``, float or quantized, by whatever tool.
-
-    Raises:
-        ModelError: the model cannot be used.
-    """
-    from onnxq.graph.reading.inspection import inspect_model
-
-    loaded = io.load(model)
-    size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
-    found = inspect_model(loaded, size)
-    return Inspection(found.facts, found.nodes, found.weights, found.coverage)
-
-
-@checked
-def report(result: QuantizeResult | str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Write the page of a quantization.
-
-    Args:
-        result: what `quantize` returned, or a file with what ``onnxq quantize --json`` printed. It has error by layer,
-            histograms and outputs side by side where the quantization was asked for a report.
-        output: HTML file to write.
-
-    Returns:
-        The file.
-
-    Raises:
-        RecipeError: the file holds no result, or nothing can be written there.
-        MissingExtraError: jinja2 or matplotlib is not installed.
-    """
-    place = Path(output)
-    if isinstance(result, QuantizeResult):
-        page = result_page(result.to_dict())
-    else:
-        saving.check_destination(place, [result])
-        page = page_of_file(Path(result))
-    saving.write_text(place, page)
-    return place

@@ -29,7 +29,7 @@ TIERS = [
     ["search"],
     ["folders"],
     ["api"],
-    ["cli"],
+    ["compat", "cli"],
 ]
 LEVEL = {package: level for level, packages in enumerate(TIERS) for package in packages}
 

@@ -17,7 +17,7 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-COMMANDS = ("quantize", "calibrate", "diagnose", "compare", "benchmark", "inspect", "report", "presets", "targets")
+COMMANDS = tuple("quantize calibrate diagnose compare benchmark inspect diff report presets targets".split())
 
 EPILOG = """\
 \b

@@ -23,6 +23,8 @@ from onnxq.graph.views.isolate import Unit
 from onnxq.graph.views.outputs import with_outputs
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.job import Job
+from onnxq.plan.weights.scheme_tables import scheme_tables
+from onnxq.report.look_tables import SHOWN_SCHEMES
 from onnxq.runtime.session import open_session, session_of
 from onnxq.verify.kinds.side_by_side import shown_sample
 
@@ -31,6 +33,9 @@ SHOWN = 6
 
 SAMPLES_SHOWN = 4
 """Held-out samples whose outputs a report shows."""
+
+SCHEME_ELEMENTS, SCHEME_WEIGHTS = 1 << 15, 40
+"""Elements of a weight, and weights, that other schemes are tried on for a report."""
 
 BINS = 48
 _LARGEST = 1 << 22
@@ -48,11 +53,16 @@ def gather(job: Job, chosen: Chosen, source: object) -> dict[str, Any]:
     Returns:
         ``layers`` (`onnxq.diagnosis.ranking.Finding` in the order of the graph, ``culprit`` where one is among the
         worst), ``samples`` that were run for them, ``activations`` and ``weights`` with histograms, ``outputs`` side by
-        side, and ``missing``: why a part is empty, one line each.
+        side, ``schemes`` (`onnxq.plan.weights.scheme_tables`), and ``missing``: why a part is empty, one line each.
     """
     found: dict[str, Any] = {
-        "layers": [], "samples": 0, "activations": [], "weights": [], "outputs": [], "missing": [],
+        "layers": [], "samples": 0, "activations": [], "weights": [], "outputs": [], "missing": [], "schemes": None,
     }  # fmt: skip
+    with job.clock.step("report"):
+        try:
+            found["schemes"] = _schemes(source)
+        except OnnxqError as error:
+            found["missing"].append(f"errors of other schemes: {error}")
     if job.data is None:
         found["missing"].append(
             "error by layer, histograms and outputs side by side need samples: pass --calibration DATA"
@@ -68,6 +78,15 @@ def gather(job: Job, chosen: Chosen, source: object) -> dict[str, Any]:
             except OnnxqError as error:
                 found["missing"].append(f"{'error by layer' if part is _layers else 'outputs side by side'}: {error}")
     return found
+
+
+def _schemes(source: Any) -> dict[str, Any]:
+    """What rounding the weights by other schemes would cost; of each weight those schemes that the page shows."""
+    tables = scheme_tables(source, elements=SCHEME_ELEMENTS, most=SCHEME_WEIGHTS)
+    shown = {scheme for _, scheme in SHOWN_SCHEMES}
+    for weight in tables["weights"]:
+        weight["errors"] = [row for row in weight["errors"] if row["scheme"] in shown]
+    return tables
 
 
 def _layers(job: Job, chosen: Chosen, source: Any, found: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class Prepared:
         watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
         outputs: what the model gives; without outputs that are no tensors.
+        head_sizes: numbers that a head of keys holds, by attention, where caches are to have another form.
         wishes: what it was to be like.
         needed: operator set that the target and the form of weights need.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
@@ -96,6 +97,7 @@ class Prepared:
     widened_at_load: bool = False
     watch: Watch | None = None
     outputs: list[InputSpec] = field(default_factory=list)
+    head_sizes: dict[str, int] = field(default_factory=dict)
     wishes: Wishes = Wishes()
     needed: int = 0
     training: Training | None = None

@@ -17,11 +17,13 @@ from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, Patience, compare_all
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loads import check, worth_a_look
 from onnxq.verify.reference import Reference
 
@@ -96,7 +98,9 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
     verdict = Verdict()
     sessions: dict[str, Session] = {}
     with clock.step("verify"):
-        feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
+        feed: Feed | None = None if job.workload is None else job.workload.first
+        if data is not None or feed is None:
+            feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
             plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
         except VerificationError as error:
@@ -110,9 +114,12 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
                 facts = output_facts(prepared.model, None if data is None else data.every.states)
                 if compared is None:
                     sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
+                    models = [sessions["float"], sessions["quantized"], plain]
+                    if job.recipe.kv_cache is not None:  # its attention gives something else where all is masked
+                        models = [AtTokens(session) for session in models]
                     verdict.comparison, verdict.unoptimized = compare_all(
-                        sessions["float"],
-                        [sessions["quantized"], plain],
+                        models[0],
+                        models[1:],
                         feeds,
                         labels=labels,
                         patience=(Patience(), Patience(_PLAIN_SECONDS)),
@@ -129,7 +136,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
                 verdict.failures.append(str(error))
                 return verdict
             _note(data, feed, verdict)
-            _judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
+            judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
     if timed and feed is not None:
         with clock.step("benchmark"):
@@ -171,7 +178,7 @@ def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, 
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
     if threads == 1:
         models = {name: sessions[name] for name in models}
-    verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+    verdict.timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
         verdict.warnings.append(slower_than_float(verdict.timings))
 
@@ -210,7 +217,8 @@ def _note(data: Data | None, feed: Feed, verdict: Verdict) -> None:
         verdict.warnings += verdict.comparison.warnings
 
 
-def _judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+def judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict) -> None:
+    """Add what two comparisons, with the runtime's optimizations and without, say against a model to its verdict."""
     for level, comparison in (("ORT_ENABLE_ALL", best), ("ORT_DISABLE_ALL", plain)):
         bad = [name for name, output in comparison.outputs.items() if not output.finite]
         if bad:

@@ -179,6 +179,8 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe, *, halved: bool
     """
     if plan.counts("integer", "storage", "dynamic", "weight", "half") or prepared.folded_weights:
         return
+    if recipe.preset == "float":
+        return  # something else is asked for
     if recipe.half is not None and not halved:
         return  # what becomes of it shows when the rest is written
     if plan.counts("present"):

@@ -141,6 +141,14 @@ PRESETS: dict[str, Preset] = {
             16,
             float_type="bfloat16",
         ),
+        Preset(
+            "float",
+            "weights and activations stay float: for --kv-cache alone",
+            None,
+            "float",
+            False,
+            32,
+        ),
     )
 }
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-import glob
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches, sorted_patterns
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.values import (
@@ -29,6 +27,7 @@ from onnxq.recipe.values import (
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims")
@@ -67,7 +66,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -108,6 +107,8 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
             float32 where that says nothing.
         store_only: weights alone are stored in this type; everything computes in float32.
@@ -141,6 +142,7 @@ class Recipe:
     adaround: bool = False
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True
@@ -158,6 +160,7 @@ class Recipe:
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
         check_choice("--float-type", self.float_type, FLOAT_TYPES)
         sizes("--fix-dim", self.fix_dims)
         if self.opset is not None and not 7 <= self.opset <= 99:
@@ -206,17 +209,7 @@ class Recipe:
 
     @functools.cached_property
     def _sorted_rules(self) -> tuple[dict[str, list[int]], list[int]]:
-        """Rules that name one node each, by that name, and those with a pattern; searches make many of the first."""
-        exact: dict[str, list[int]] = {}
-        patterns = []
-        for index, rule in enumerate(self.rules):
-            plain = _ESCAPED.sub(r"\1", rule.match)
-            if glob.escape(plain) != rule.match:
-                patterns.append(index)
-                continue
-            for name in {plain, rule.match}:
-                exact.setdefault(name, []).append(index)
-        return exact, patterns
+        return sorted_patterns(rule.match for rule in self.rules)
 
     def smooth_for(self, names: Iterable[str]) -> float | str | None:
         """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
@@ -389,12 +382,4 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
     return tuple(built)
 
 
-_ESCAPED = re.compile(r"\[([*?\[])\]")
-"""What `glob.escape` makes of a character that would stand for others."""
-
 _NO_RULE = Rule(match="")
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)

@@ -11,6 +11,11 @@ from onnxq.errors import RecipeError, there_are
 from onnxq.recipe.presets import SYNONYMS
 
 BITS = (2, 3, 4, 8)
+
+PREFILL, DECODE, CHAT = "prefill", "decode", "chat"
+WORKLOADS = (PREFILL, DECODE, CHAT)
+"""What a language model can be timed for: a prompt, tokens with a cache, or a prompt and as many tokens as answer."""
+
 _INTEGER_BITS = 62
 
 

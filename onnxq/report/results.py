@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.report.facts import inspection_facts, quantization_facts
+from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.benchmark import Timing
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.language.generation import Generated
 
 
 @dataclass
@@ -52,7 +54,12 @@ class QuantizeResult:
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
+        caches: of a decoder whose caches got another form: ``form``, ``added`` (it had none), ``bytes_a_token``,
+            ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
+            model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
+        generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
         float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
         source: the float model as it was named; None where it was not a file.
         command: words of the command line that the run comes to, and ``base`` without preset and limits.
@@ -90,6 +97,9 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    workload: dict[str, Any] | None = None
+    generated: Generated | None = None
+    caches: dict[str, Any] = field(default_factory=dict)
     float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
@@ -116,6 +126,8 @@ class QuantizeResult:
             "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
+            "workload": self.workload,
+            "generated": None if self.generated is None else self.generated.to_dict(),
             "coverage": self.coverage,
             "at_inference": [
                 {
@@ -145,6 +157,7 @@ class QuantizeResult:
             "candidates": self.candidates,
             "choices": self.choices,
             "trail": self.trail,
+            "caches": self.caches or None,
             "recipe": self.recipe,
             "command": self.command,
             "versions": self.versions,
@@ -233,16 +246,20 @@ class Inspection:
         weights: one entry a weight: ``name``, ``node``, ``shape``, ``dtype``, ``granularity`` of its scales, ``low``
             and ``high`` of the real numbers that it stands for, and of float weights ``sqnr_db`` at int8 per channel.
         coverage: ``{operator: {"quantized": n, "total": n}}``.
+        schemes: the errors of every scheme for every float weight (`onnxq.plan.weights.scheme_tables`), where asked
+            for.
     """
 
     facts: dict[str, Any]
     nodes: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     coverage: dict[str, dict[str, int]]
+    schemes: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        found = {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        return found if self.schemes is None else found | {"schemes": self.schemes}
 
     def summary(self, *, everything: bool = False) -> str:
         """Facts and tables as plain text.
@@ -251,7 +268,48 @@ class Inspection:
             everything: all names and weights, not only the first.
         """
         result = self.to_dict()
-        return _page(inspection_facts(result), inspection_tables(result, everything=everything))
+        tables = inspection_tables(result, everything=everything)
+        if self.schemes is not None:
+            tables += schemes_tables(self.schemes, everything=everything)
+        return _page(inspection_facts(result), tables)
+
+
+@dataclass
+class Difference:
+    """What is quantized differently between two models.
+
+    Attributes:
+        nodes: those that differ: ``node``, ``differs`` (what does), ``first`` and ``second`` (``op_type``, ``state``,
+            ``how``, ``weight``, ``output``, the range of its result), and ``weight_sqnr_db``: the second model's weight
+            against the first's, where both are known.
+        only_first: nodes that the second model has no counterpart of.
+        only_second: likewise.
+        same: nodes that do not differ.
+    """
+
+    nodes: list[dict[str, Any]]
+    only_first: list[dict[str, Any]]
+    only_second: list[dict[str, Any]]
+    same: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "nodes": self.nodes,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "same": self.same,
+        }
+
+    def summary(self, *, everything: bool = False) -> str:
+        """Tables as plain text.
+
+        Args:
+            everything: all nodes, not only the first.
+        """
+        result = self.to_dict()
+        tables = difference_tables(result, everything=everything)
+        return "\n\n".join([difference_line(result), *(table.text() for table in tables)])
 
 
 def _page(facts: Sequence[tuple[str, str]], tables: Sequence[Table]) -> str:

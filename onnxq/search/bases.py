@@ -9,7 +9,7 @@ from dataclasses import replace
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.prepare.whole.widen import narrow
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import Built, build, finish
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import complete
 from onnxq.pipeline.transformation import transform, uses_awq
@@ -104,6 +104,7 @@ def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Built:
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
     narrow(model)
+    finish(model)
     kept = "no quantized candidate was inside the accuracy budget"
     left = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in nodes.items()}
     built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(left, {}), None)

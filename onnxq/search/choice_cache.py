@@ -37,7 +37,8 @@ def place_of(job: Job) -> Path:
     """The file of a job's choice: named by all that the choice depends on."""
     data = f"{job.data.every.hash} {sorted((job.data.every.states or {}).items())}" if job.data is not None else ""
     known = io.model_hash(job.prepared.model)
-    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}")
+    used = "" if job.workload is None else job.workload.key
+    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}", used)
     return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
 
 

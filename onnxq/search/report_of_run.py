@@ -10,11 +10,40 @@ from onnxq.errors import RecipeError
 from onnxq.graph.files import saving
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.command_lines import quantize_words
+from onnxq.report.html.page import page_of_file, result_page
+from onnxq.report.results import QuantizeResult
 
 if TYPE_CHECKING:
     from onnxq.search.quantizing import Options
+
+
+@checked
+def report(result: QuantizeResult | str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+    """Write the page of a quantization.
+
+    Args:
+        result: what `quantize` returned, or a file with what ``onnxq quantize --json`` printed. It has error by layer,
+            histograms and outputs side by side where the quantization was asked for a report.
+        output: HTML file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecipeError: the file holds no result, or nothing can be written there.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    place = Path(output)
+    if isinstance(result, QuantizeResult):
+        page = result_page(result.to_dict())
+    else:
+        saving.check_destination(place, [result])
+        page = page_of_file(Path(result))
+    saving.write_text(place, page)
+    return place
 
 
 def place_of_report(model: Source, destination: Path | None, options: Options) -> Path | None:

@@ -26,9 +26,10 @@ from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, LayerChoice, Outcome,
 from onnxq.search.comparing import Judge
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
@@ -198,7 +199,9 @@ class Trials:
         """
         job = self.job
         self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model", timed=True)
-        self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
+        used = job.workload
+        made_up = used.first if used is not None else None
+        self.feed = job.data.first if job.data is not None else made_up or runnable_feed(self._float)
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:
@@ -233,10 +236,10 @@ class Trials:
         feeds = [self.feed] if job.data is None else list(itertools.islice(job.data.held_out, _TIMED_FEEDS))
         seconds = _FIRST_SHARE * job.seconds
         if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
-            wanted = _ROUNDS * self.float_timing.median_ms / 1e3
+            wanted = _ROUNDS * self.float_timing.round_ms / 1e3
             seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
         with job.clock.step("benchmark"):
-            timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
+            timings = measure(sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads)
         self.float_timing = timings[0]
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio

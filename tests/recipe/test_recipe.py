@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches
 from onnxq.recipe.presets import PRESETS
-from onnxq.recipe.recipe import FORMATS, RANGES, Recipe, Rule, matches
+from onnxq.recipe.recipe import FORMATS, RANGES, Recipe, Rule
 
 # PyYAML reads three kinds of line end, which no name has, as spaces.
 letters = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")

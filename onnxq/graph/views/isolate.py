@@ -126,7 +126,7 @@ class _Taker:
         self._real = real
         self._model, self._graph, self._whole = model, model.graph, whole
         self._names = walk.Names(model)
-        self._here = {name for node in model.graph for name in (node.name or "", _bare(node.name or ""))}
+        self._here = {name for node in model.graph for name in (node.name or "", bare_name(node.name or ""))}
         self._sources: dict[str, str] = {}
         self._starts: dict[str, ir.Value] = {}
         self._units: list[Unit] = []
@@ -176,7 +176,7 @@ class _Taker:
         q, ends = self._behind(value)
         if q is None:
             return None
-        for candidate in (*(end.name or "" for end in ends), _bare(q.outputs[0].name or ""), _bare(name)):
+        for candidate in (*(end.name or "" for end in ends), bare_name(q.outputs[0].name or ""), bare_name(name)):
             if self._real.get(candidate, False) and candidate not in self._starts:
                 if any(end.is_graph_output() for end in ends):
                     return None  # the DequantizeLinear behind it is the value itself
@@ -267,7 +267,7 @@ class _Taker:
     def _original(self, value: str, main: ir.Node | None) -> ir.Node | None:
         """The float model's node that a unit stands for."""
         if main is not None and main.name:
-            for candidate in (main.name, _bare(main.name)):
+            for candidate in (main.name, bare_name(main.name)):
                 if candidate in self._nodes:
                     return self._nodes[candidate]
         return self._producers.get(value)
@@ -309,10 +309,11 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A name without the endings that quantizers add."""
     for suffix in _SUFFIXES:
         if name.endswith(suffix):
-            return _bare(name.removesuffix(suffix))
+            return bare_name(name.removesuffix(suffix))
     return name
 
 

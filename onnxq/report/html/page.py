@@ -79,6 +79,7 @@ def _page(result: Mapping[str, Any], most: int) -> str:
         layers=parts.layers(evidence),
         activations=parts.activations(evidence),
         weights=parts.weights(evidence),
+        schemes=parts.schemes(evidence),
         samples=parts.samples(evidence, most),
         kept=parts.stayed_float(result),
         coverage=parts.coverage(result),

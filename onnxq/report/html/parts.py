@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxq.report.command_lines import candidate_line
 from onnxq.report.html import drawing
+from onnxq.report.look_tables import schemes_tables
 from onnxq.report.words import decibels, in_bytes, shares, speed
 
 _WORST = 8
@@ -169,6 +170,15 @@ def weights(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
         plot = drawing.picture(drawing.weight(row), f"Weights of {row['node']}", text, small=True)
         found.append({"name": row["node"], "text": text, "picture": plot})
     return found
+
+
+def schemes(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tables of the errors of other schemes: ``header``, ``rows`` of text, and ``right``."""
+    found = evidence.get("schemes")
+    if not found or not found["weights"]:
+        return []
+    tables = schemes_tables(found)
+    return [{"header": table.header, "rows": table.rows, "right": table.right, "more": table.more} for table in tables]
 
 
 def stayed_float(result: Mapping[str, Any]) -> list[dict[str, Any]]:
