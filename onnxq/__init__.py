@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.recipe.value_rules import ValueRule
     from onnxq.report.folder_results import FolderResult
     from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
     from onnxq.stats.statistics import Statistics
@@ -54,6 +55,7 @@ __all__ = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
@@ -89,6 +91,7 @@ _HOMES = {
     "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
+    "ValueRule": "onnxq.recipe.value_rules",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
