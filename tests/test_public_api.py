@@ -39,6 +39,7 @@ PUBLIC = [
     "benchmark",
     "calibrate",
     "compare",
+    "convert_config",
     "dequantize",
     "diagnose",
     "diff",

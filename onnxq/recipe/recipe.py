@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches, sorted_patterns
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
@@ -199,14 +200,20 @@ class Recipe:
 
     def rule_for(self, names: Iterable[str]) -> Rule:
         """All rules that match one of the names, joined into one; later ones win key by key."""
-        joined = Rule(match="")
-        for rule in self.rules:
-            if any(matches(rule.match, name) for name in names):
-                joined = replace(
-                    joined,
-                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
-                )
-        return joined
+        names = tuple(names)
+        exact, patterns = self._sorted_rules
+        found = {index for name in names for index in exact.get(name, ())}
+        found |= {index for index in patterns if any(matches(self.rules[index].match, name) for name in names)}
+        if not found:
+            return _NO_RULE
+        joined: dict[str, Any] = {}
+        for index in sorted(found):
+            joined |= {key: value for key, value in vars(self.rules[index]).items() if value is not None}
+        return Rule(**(joined | {"match": ""}))
+
+    @functools.cached_property
+    def _sorted_rules(self) -> tuple[dict[str, list[int]], list[int]]:
+        return sorted_patterns(rule.match for rule in self.rules)
 
     def smooth_for(self, names: Iterable[str]) -> float | str | None:
         """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
@@ -381,6 +388,4 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
     return tuple(built)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+_NO_RULE = Rule(match="")

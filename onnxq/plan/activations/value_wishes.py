@@ -13,7 +13,8 @@ from onnxq.errors import RecipeError, closest
 from onnxq.graph import walk
 from onnxq.graph.types import Graph
 from onnxq.plan.decisions import Calibrated, Decision, Derived, Fixed, SharedWith
-from onnxq.recipe.recipe import Recipe, matches
+from onnxq.recipe.patterns_of_names import matches
+from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.value_rules import ValueRule
 
 
