@@ -25,8 +25,8 @@ from onnxq.plan.weights.constants import quantize_bias
 from onnxq.stats.statistics import Statistics
 
 LEAST_GAIN_BITS = 1.0
-"""What the channels must gain in the mean. Where channels lie last, a DequantizeLinear with a scale for each takes three
-times as long as one with a single scale, 0.3 ns more an element, once for each node that reads it; layers whose
+"""What the channels must gain in the mean. Where channels lie last, a DequantizeLinear with a scale for each takes
+three times as long as one with a single scale, 0.3 ns more an element, once for each node that reads it; layers whose
 channels gain less lose little on a common grid."""
 
 _FINEST = 2.0**-10
