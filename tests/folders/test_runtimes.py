@@ -99,6 +99,19 @@ def generated_by_genai(folder: Path, count: int = COUNT) -> list[int]:
 
 @pytest.mark.genai
 @pytest.mark.text
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_genai_generates_with_integer_caches(tmp_path: Path, form: str) -> None:
+    folder = genai_folder(tmp_path / "in")
+    text = tmp_path / "prompts.txt"
+    text.write_text(TEXT)
+    out = tmp_path / "out"
+    onnxq.quantize_folder(folder, out, calibration=text, preset="w8", kv_cache=form, **QUICK)
+    plain = generated_by_plain_runtime([out / "model.onnx"])
+    assert same_start(generated_by_genai(out)[len(PROMPT) :], plain) >= COUNT // 2
+
+
+@pytest.mark.genai
+@pytest.mark.text
 @pytest.mark.parametrize("preset", ["w8", "w4", "w8a8-dynamic", "w8a8"])
 def test_genai_generates(tmp_path: Path, preset: str) -> None:
     folder = genai_folder(tmp_path / "in")
