@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
+from onnxq.graph.reading.matrices import low_rank_branches
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
     STORABLE,
@@ -93,7 +94,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     """
     check_outliers(recipe)
     graph = model.graph
-    selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
+    op_types = {node.op_type for node in walk.all_nodes(graph)}
+    selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
     given = seen.given or Given()
     known = spread(graph, given.values)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxq.data.feeds import Feed
 from onnxq.graph.files import io
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe
@@ -66,6 +67,12 @@ class Mixing:
         self._barely: list[Trial] = []
         self._spared = False
 
+    @property
+    def _sample(self) -> Feed:
+        """What layers are measured on: of a workload the pass that it has most of."""
+        used = self._job.workload
+        return self._trials.feed if used is None else used.heaviest
+
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
         job, trials = self._job, self._trials
@@ -85,7 +92,7 @@ class Mixing:
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
         )
         forms = [form for form in layers.FORMS if form in plans]
-        if not layers.measure(bench, found, trials.feed, forms, job.clock):
+        if not layers.measure(bench, found, self._sample, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
         if base is not None:
@@ -129,7 +136,7 @@ class Mixing:
         kept = self._at_full_speed(start)
         if kept is None:
             self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
-            layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
+            layers.measure_damage(self._bench, self.layers, self._sample, self._job.clock)
             kept = self._spare_weights() if self._nearly_as_fast(start) else None
         if kept is None:
             least = min(self._refined(start), key=trials.loss)
