@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
+    from onnxq.api import (
+        benchmark,
+        calibrate,
+        compare,
+        convert_config,
+        dequantize,
+        diagnose,
+        diff,
+        inspect,
+        presets,
+        quantize,
+        report,
+        targets,
+    )
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
@@ -29,8 +42,16 @@ if TYPE_CHECKING:
     )
     from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
+    from onnxq.recipe.value_rules import ValueRule
     from onnxq.report.folder_results import FolderResult
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
+    from onnxq.report.results import (
+        BenchmarkResult,
+        CalibrateResult,
+        DequantizeResult,
+        Difference,
+        Inspection,
+        QuantizeResult,
+    )
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -39,6 +60,7 @@ __all__ = [
     "CalibrateResult",
     "CalibrationError",
     "Comparison",
+    "DequantizeResult",
     "DiagnoseResult",
     "Difference",
     "EngineError",
@@ -54,11 +76,14 @@ __all__ = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
     "calibrate",
     "compare",
+    "convert_config",
+    "dequantize",
     "diagnose",
     "diff",
     "inspect",
@@ -74,6 +99,7 @@ _HOMES = {
     "CalibrateResult": "onnxq.report.results",
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
+    "DequantizeResult": "onnxq.report.results",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Difference": "onnxq.report.results",
     "FolderResult": "onnxq.report.folder_results",
@@ -89,10 +115,13 @@ _HOMES = {
     "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
+    "ValueRule": "onnxq.recipe.value_rules",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
+    "convert_config": "onnxq.api",
+    "dequantize": "onnxq.api",
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",

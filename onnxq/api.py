@@ -10,17 +10,19 @@ from pathlib import Path
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
+from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
 from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.graph.files.saving import check_destination
+from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
+from onnxq.recipe.foreign import Converted, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
@@ -39,7 +41,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "diagnose", "diff", "inspect", "presets", "quantize", "report", "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
+    "targets",
 ]  # fmt: skip
 
 
@@ -356,3 +359,23 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
             name = f"{path} ({n})"
         names.append(name)
     return names
+
+
+def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Converted:
+    """Turn another tool's configuration into a recipe.
+
+    Args:
+        config: JSON file of Olive, optimum, transformers.js or Quark.
+        output: YAML file to write; None writes nothing.
+
+    Returns:
+        The recipe, whose configuration it was, and notes of what was not taken over.
+
+    Raises:
+        RecipeError: the file cannot be read, or is none of these.
+    """
+    found = convert(Path(config))
+    if output is not None:
+        check_destination(Path(output), (config,))
+        write_text(output, found.recipe.to_yaml())
+    return found

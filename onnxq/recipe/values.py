@@ -61,7 +61,7 @@ def field_types(made: type) -> dict[str, tuple[type, ...]]:
     found = {}
     for name, hint in get_type_hints(made).items():
         types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        if get_origin(hint) is not tuple:
+        if get_origin(hint) is not tuple and not any(get_origin(kind) is tuple for kind in types):
             found[name] = tuple(dict.fromkeys([*([int] if float in types else []), *types]))
     return found
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq.report.facts import inspection_facts, quantization_facts
 from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
+from onnxq.report.words import decibels
 
 if TYPE_CHECKING:
     from onnxq.graph.types import Proto
@@ -272,6 +273,43 @@ class Inspection:
         if self.schemes is not None:
             tables += schemes_tables(self.schemes, everything=everything)
         return _page(inspection_facts(result), tables)
+
+
+@dataclass
+class DequantizeResult:
+    """A quantized model back in float.
+
+    Attributes:
+        output: the file that was written; None where only `model` was asked for.
+        rewritten: quantized operators, Q and DQ nodes among them, that were given a float form, by type.
+        left: operators that are quantized still, by type.
+        sqnr_db: the quantized model against the float one, worst output, on a made-up sample; None where none runs.
+        warnings: one line each.
+        model: the float model where a model, not a path, was given; else None.
+    """
+
+    output: Path | None
+    rewritten: dict[str, int]
+    left: dict[str, int]
+    sqnr_db: float | None
+    warnings: list[str] = field(default_factory=list)
+    model: Proto | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "output": str(self.output) if self.output is not None else None,
+            "rewritten": self.rewritten,
+            "left": self.left,
+            "sqnr_db": self.sqnr_db,
+            "warnings": self.warnings,
+        }
+
+    def summary(self) -> str:
+        """What was rewritten, as text."""
+        rewritten = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "stored weights"
+        ratio = "" if self.sqnr_db is None else f"\nthe quantized model on a made-up sample: {decibels(self.sqnr_db)}"
+        return f"{self.output or 'float model'}: {rewritten}{ratio}"
 
 
 @dataclass
