@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
@@ -42,10 +43,11 @@ from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
+from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import Target
+from onnxq.targets import MEASURED, Target
 
 _BEFORE_LOG = (
     "what it computes goes into a Log, where small numbers count as much as large ones: one scale is too coarse"
@@ -95,6 +97,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     graph = model.graph
     selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
     spec = activation_spec(recipe, target)
+    if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
+        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -362,7 +366,11 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
 def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
-    return TensorSpec(target.activation, PerTensor(), symmetric=symmetric)
+    wide = any(preset.activation_bits == 16 for preset in recipe.presets)
+    dtype = QType.UINT16 if wide else target.activation
+    if symmetric and QType.INT8 in target.activations and not wide:
+        dtype = QType.INT8
+    return TensorSpec(dtype, PerTensor(), symmetric=symmetric)
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

@@ -145,8 +145,8 @@ def _paths(where: str, value: Any) -> list[Any]:
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
     "first": _model, "second": _model, "schemes": _flag,
-    "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
-    "statistics": _statistics,
+    "output": _path, "engine_python": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path,
+    "report": _path, "statistics": _statistics,
     "states": _states,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
