@@ -35,6 +35,7 @@ from onnxq.plan.decisions import (
 from onnxq.plan.given import Given, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
+from onnxq.plan.placement.halves import values_to_see
 from onnxq.plan.placement.place import ahead_of_work, place, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
@@ -218,6 +219,8 @@ def wanted_by_any(
     moments: bool = False,
 ) -> Wanted:
     """What any plan for the target could need; ``moments`` also what rounding weights by their inputs needs."""
+    if target.coverage != MEASURED:
+        return Wanted(tuple(values_to_see(model, dtypes)))
     selection = Selection(Recipe(preset="w8a8"), sources, ())
     found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
     names: dict[str, None] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data.feeds import Feed
-from onnxq.errors import RecipeError
+from onnxq.errors import EngineError, RecipeError
 from onnxq.pipeline.job import Job
 from onnxq.runtime.engines.engine import About, Engine, Refusal
 from onnxq.runtime.engines.process_engine import ProcessEngine
@@ -37,6 +37,9 @@ _FEEDS, _SECONDS = 40, 20.0
 """Held-out samples that the engine runs, and the time after which no further one is begun: a simulator is slow."""
 
 _NAMED = 6
+
+_APART_DB = 3.0
+"""Decibels by which an engine may be behind the CPU provider on the same integers."""
 
 
 @dataclass
@@ -108,7 +111,10 @@ def ask_engine(content: bytes | Path, job: Job, samples: Iterable[Feed], *, time
         return EngineWord(note=engine)
     with ExitStack() as stack:
         stack.callback(engine.close)
-        word = EngineWord(engine.about(), engine.refused(content))
+        try:
+            word = EngineWord(engine.about(), engine.refused(content))
+        except EngineError as error:
+            return EngineWord(engine.about(), note=f"the engine refuses the model: {error}")
         feeds = list(islice(samples, _FEEDS))
         if not feeds or (word.refused and job.target.coverage == WHOLE):
             return word
@@ -141,7 +147,7 @@ def said_of(word: EngineWord, target: Target) -> tuple[list[str], list[str]]:
     """(failures, warnings) that follow from what an engine said."""
     if word.about is None:
         return [], [word.note]
-    failures, warnings = [], []
+    failures, warnings = ([word.note] if word.note else []), []
     layers = [entry for entry in word.refused if entry.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     if layers and target.coverage == WHOLE:
         named = "; ".join(map(str, layers[:_NAMED]))
@@ -157,4 +163,11 @@ def said_of(word: EngineWord, target: Target) -> tuple[list[str], list[str]]:
             line += f"; {word.ms['float']:.3g} ms -> {word.ms['quantized']:.3g} ms there"
             line += ", slower than float" if ratio < 1 else f", {ratio:.2f}x faster"
         warnings.append(line)
+        if word.sqnr_db <= 0.0:
+            failures.append(f"{line}: the error is as large as the signal there")
+        elif word.sqnr_db < word.sqnr_here - _APART_DB:
+            warnings.append(
+                f"{target.name}: the engine computes this model otherwise than the CPU does; compare the outputs of its "
+                "layers on both, or take a preset with more bits"
+            )
     return failures, warnings
