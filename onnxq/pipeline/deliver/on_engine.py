@@ -167,7 +167,7 @@ def said_of(word: EngineWord, target: Target) -> tuple[list[str], list[str]]:
             failures.append(f"{line}: the error is as large as the signal there")
         elif word.sqnr_db < word.sqnr_here - _APART_DB:
             warnings.append(
-                f"{target.name}: the engine computes this model otherwise than the CPU does; compare the outputs of its "
+                f"{target.name}: the engine computes this otherwise than the CPU does; compare the outputs of its "
                 "layers on both, or take a preset with more bits"
             )
     return failures, warnings
