@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.emit.rewrite import Style
 from onnxq.graph.emit.wrapped import mark_rows
@@ -145,12 +146,18 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
             narrow(model)
         else:
             model, plan = to_halves(model, job, plan, keep, warnings)
-        drop_inferred(model)
+        finish(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
+
+
+def finish(model: Model) -> None:
+    """The last steps on a model that will be written, quantized or not."""
+    drop_inferred(model)
+    store_once(model)
 
 
 def _largest(statistics: Statistics | None) -> int:

@@ -21,9 +21,10 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, Patience, compare_all
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loads import check, worth_a_look
 from onnxq.verify.reference import Reference
 
@@ -100,7 +101,9 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
     verdict = Verdict()
     sessions: dict[str, Session] = {}
     with clock.step("verify"):
-        feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
+        feed: Feed | None = None if job.workload is None else job.workload.first
+        if data is not None or feed is None:
+            feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
             plain, sessions["quantized"] = _check(quantized, job, feed, verdict)
         except VerificationError as error:
@@ -183,7 +186,7 @@ def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, 
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
     if threads == 1:
         models = {name: sessions[name] for name in models}
-    verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+    verdict.timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
         verdict.warnings.append(slower_than_float(verdict.timings))
 

@@ -190,7 +190,7 @@ def refuse_empty(plan: Plan, prepared: Prepared, recipe: Recipe, *, halved: bool
     if plan.counts("present"):
         raise RecipeError(
             f"the model is quantized already ({plan.counts('present')} nodes) and the rest stays float; "
-            "pass the float model, or run onnxq inspect to see what is in this one"
+            "pass the float model, or give it its floats back with onnxq dequantize and quantize the result"
         )
     reasons: dict[str, int] = {}
     for _, op_type, reason in plan.kept_float():

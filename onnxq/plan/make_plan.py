@@ -22,6 +22,7 @@ from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.value_decisions import decide_values
+from onnxq.plan.activations.value_wishes import kept_float, with_wishes
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,
@@ -32,7 +33,7 @@ from onnxq.plan.decisions import (
     NodePlan,
     Plan,
 )
-from onnxq.plan.given import Given, fix, folded_bounds, insist, spread
+from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
 from onnxq.plan.placement.halves import values_to_see
@@ -106,8 +107,9 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
+    unusable = {**kept_float(recipe, graph), **seen.unusable}
     for name, candidate in list(found.candidates.items()):
-        wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **seen.unusable}
+        wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
             found.guard(name, f"value {bad!r} {wrong[bad]}")
@@ -136,20 +138,14 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
-    values = fix(values, known, folded_bounds(found, known))
-    nodes = {name: _as_trained(plan, given) for name, plan in nodes.items()}
+    values, in_vain = with_wishes(fix(values, known, folded_bounds(found, known)), recipe, spec)
+    nodes = {name: as_trained(plan, given) for name, plan in nodes.items()}
     nodes = _drop_folds(nodes, values, found)
     if target.adds_bias:
         nodes = _with_biases(nodes, found, selection)
-    notes = tuple(notes_on(nodes.values(), recipe))
+    notes = (*notes_on(nodes.values(), recipe), *in_vain)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
-
-
-def _as_trained(plan: NodePlan, given: Given) -> NodePlan:
-    """A node's plan with the grids of those of its constants that came as integers."""
-    specs = {i: given.weights[(plan.name, i)].params.spec for i in plan.weights if (plan.name, i) in given.weights}
-    return replace(plan, weights={**plan.weights, **specs}, trained=True) if specs else plan
 
 
 def _presets(recipe: Recipe) -> list[Preset]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onnxq.errors import RecipeError, closest
-from onnxq.recipe.recipe import Recipe, Rule, matches
+from onnxq.recipe.patterns_of_names import matches
+from onnxq.recipe.recipe import Recipe, Rule
 
 
 @dataclass(frozen=True)
