@@ -40,6 +40,7 @@ from onnxq.plan.placement.halves import values_to_see
 from onnxq.plan.placement.place import ahead_of_work, place, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
+from onnxq.plan.wanted import Wanted
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
@@ -48,7 +49,6 @@ from onnxq.plan.weights.weight_only import notes_on, plan_weight
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
-from onnxq.stats.statistics import Statistics
 from onnxq.targets import MEASURED, Target
 
 _BEFORE_LOG = (
@@ -155,39 +155,6 @@ def _presets(recipe: Recipe) -> list[Preset]:
 def preset_of(recipe: Recipe, choice: Choice) -> Preset:
     """The preset that holds for a node."""
     return PRESETS[choice.rule.preset or recipe.preset]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a calibration run has to gather.
-
-    Attributes:
-        values: values that need a range.
-        image_means: inputs of convolutions, whose channel means correct biases.
-        row_means: inputs of Gemm layers, likewise.
-        second_moments: inputs of layers whose weights are rounded by them, and how many channels they have.
-        channel_peaks: those whose channel magnitudes are needed too.
-    """
-
-    values: tuple[str, ...]
-    image_means: tuple[str, ...] = ()
-    row_means: tuple[str, ...] = ()
-    second_moments: Mapping[str, int] = field(default_factory=dict)
-    channel_peaks: tuple[str, ...] = ()
-
-    def without(self, known: Statistics) -> Wanted:
-        """What is not known yet."""
-        return Wanted(
-            tuple(name for name in self.values if name not in known),
-            tuple(name for name in self.image_means if name not in known.means),
-            tuple(name for name in self.row_means if name not in known.means),
-            {
-                name: count
-                for name, count in self.second_moments.items()
-                if name not in known.moments and name not in known.later
-            },
-            tuple(name for name in self.channel_peaks if name not in known.peaks),
-        )
 
 
 def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
