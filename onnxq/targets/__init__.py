@@ -8,9 +8,8 @@ from onnxq.targets.target import INPUTS, MEASURED, WHOLE, Costs, MacRates, Ops, 
 
 __all__ = ["INPUTS", "MEASURED", "TARGETS", "WHOLE", "Costs", "MacRates", "Ops", "Rate", "Target", "target_named"]
 
-TARGETS: dict[str, Target] = {
-    module.TARGET.name: module.TARGET for module in (cpu, cpu_avx2, arm, qnn, openvino, tensorrt, cuda, web, web_gpu)
-}
+_FILES = (cpu, cpu_avx2, arm, qnn, openvino, tensorrt, cuda, web, web_gpu)
+TARGETS: dict[str, Target] = {file.TARGET.name: file.TARGET for file in _FILES}
 
 
 def target_named(name: str) -> Target:
