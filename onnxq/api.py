@@ -80,6 +80,8 @@ def quantize(
     store_only: bool | None = None,
     keep_io: bool | None = None,
     fix_dims: Sequence[str] = (),
+    float_outputs: Sequence[str] = (),
+    engine_python: str | os.PathLike[str] | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -142,6 +144,8 @@ def quantize(
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
         opset: operator set of the model that is written.
+        float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
+        engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``

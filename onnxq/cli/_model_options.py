@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from onnxq.cli._options import F, option
+from onnxq.cli._options import FILE, F, option
 from onnxq.recipe.recipe import FLOAT_TYPES
 
 
@@ -41,9 +41,26 @@ def float_options(group: str) -> Callable[[F], F]:
 
 
 def model_options(group: str) -> Callable[[F], F]:
-    """Add --fix-dim and --opset."""
+    """Add --fix-dim, --opset, --float-output and --engine-python."""
 
     def add(function: F) -> F:
+        function = option(
+            "--engine-python",
+            type=FILE,
+            metavar="FILE",
+            group=group,
+            default_text="this Python",
+            help="Python that has the engine of the target, such as one with onnxruntime-openvino; the model is then "
+            "run and timed there too.",
+        )(function)
+        function = option(
+            "--float-output",
+            "float_outputs",
+            metavar="TYPE",
+            multiple=True,
+            group=group,
+            help="With a target that quantizes outputs: leave float what operators of this type write. Repeatable.",
+        )(function)
         function = option(
             "--opset",
             type=int,

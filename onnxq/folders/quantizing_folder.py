@@ -99,6 +99,11 @@ def quantize_folder(
     staging.check_folder(target, source, force=run.force)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
+    if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
+        raise RecipeError(
+            f"--kv-cache {given.kv_cache}: {layout.kind} begins with float caches, which such a model does not take; "
+            "it is for folders of onnxruntime-genai, or for single files"
+        )
     with staging.staged_folder(target) as place:
         work = _Work(layout, given, run, rows, place, target)
         result = FolderResult(source, target, layout.kind, [])
@@ -283,6 +288,8 @@ def _finish(work: _Work, result: FolderResult) -> None:
         result.copied.append(str(path))
     if layout.kind == JS:
         _update_js(work, result)
+    elif layout.kind == layouts.GENAI:
+        _update_genai(work, result)
     result.hints = [_hint(layout, result)]
     result.warnings = [line for graph in result.graphs if graph.result is not None for line in graph.result.warnings]
     if work.rows:
@@ -299,6 +306,16 @@ def _update_js(work: _Work, result: FolderResult) -> None:
     write_text(work.place / layouts.CONFIG, json.dumps(updated, indent=2, ensure_ascii=False) + "\n")
     result.copied.remove(layouts.CONFIG)
     result.updated.append(layouts.CONFIG)
+
+
+def _update_genai(work: _Work, result: FolderResult) -> None:
+    """Let genai_config.json describe the caches as they are now."""
+    entries = configs.decoder_entries(work.layout.config, work.given.kv_cache)
+    if entries:
+        updated = configs.updated_genai_config(work.layout.config, entries)
+        write_text(work.place / layouts.GENAI_CONFIG, json.dumps(updated, indent=4, ensure_ascii=False) + "\n")
+        result.copied.remove(layouts.GENAI_CONFIG)
+        result.updated.append(layouts.GENAI_CONFIG)
 
 
 def _hint(layout: Layout, result: FolderResult) -> str:

@@ -70,6 +70,7 @@ class Job:
         threads: threads an operator may use; None lets the runtime choose, and measures with one.
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
+        engine_python: the Python that has the target's engine; None looks in this one.
         workload: what a language model with a cache is timed on; None times the samples.
     """
 
@@ -83,6 +84,7 @@ class Job:
     threads: int | None = None
     seconds: float = 0.4
     budget: float = 120.0
+    engine_python: str | None = None
     workload: Workload | None = None
 
     @property

@@ -31,7 +31,7 @@ FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
-_LISTS = ("include", "exclude", "op_types", "fix_dims")
+_LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -116,6 +116,8 @@ class Recipe:
         store_only: weights alone are stored in this type; everything computes in float32.
         keep_io: inputs and outputs keep their types where what computes between them is in another float type.
         fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
+        float_outputs: operator types whose results stay float where they are outputs of the model, for targets that
+            quantize outputs too.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -150,6 +152,7 @@ class Recipe:
     store_only: bool = False
     keep_io: bool = True
     fix_dims: tuple[str, ...] = ()
+    float_outputs: tuple[str, ...] = ()
     opset: int | None = None
 
     def __post_init__(self) -> None:
