@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
+from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
+from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.graph.files.saving import check_destination
+from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
-from onnxq.pipeline.job import find_calibration
+from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
-from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.foreign import Converted, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
-from onnxq.report.results import BenchmarkResult, CalibrateResult, Inspection, QuantizeResult
+from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.session import CPU, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
-from onnxq.targets import TARGETS, target_named
+from onnxq.targets import target_named
+from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
 from onnxq.verify.compare import Comparison, matched_outputs
 from onnxq.verify.compare import compare as run_comparison
 from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
-__all__ = ["benchmark", "calibrate", "compare", "diagnose", "inspect", "presets", "quantize", "targets"]
+__all__ = [
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
+    "targets",
+]  # fmt: skip
 
 
 @checked
@@ -47,6 +53,7 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     *,
     calibration: object = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     preset: str | None = None,
     format: str | None = None,
@@ -71,20 +78,30 @@ def quantize(
     algorithm: str | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
+    float_type: str | None = None,
+    store_only: bool | None = None,
+    keep_io: bool | None = None,
+    fix_dims: Sequence[str] = (),
+    float_outputs: Sequence[str] = (),
+    engine_python: str | os.PathLike[str] | None = None,
+    opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     max_memory: float | None = None,
+    kv_cache: str | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
     seconds: float = 0.4,
+    workload: str | None = None,
     budget: float = 120.0,
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
     resume: bool = False,
     cache: bool = True,
+    report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -95,8 +112,9 @@ def quantize(
         output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
             chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
         calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; None looks for ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model
-            may be missing.
+            ``get_next()``; for language models also a text file, a line or a paragraph a sample; None looks for
+            ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model may be missing.
+        tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
             shapes do not say so; these are carried over also where every sample holds them.
         preset: a name that `presets` lists; "auto" by default.
@@ -125,6 +143,14 @@ def quantize(
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
             takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
+        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2; fp16 and bf16 say
+            it themselves.
+        store_only: store weights in that type and compute in float32.
+        keep_io: inputs and outputs keep their types; done by default.
+        fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
+        opset: operator set of the model that is written.
+        float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
+        engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
@@ -132,10 +158,15 @@ def quantize(
         max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
             the units of a function.
         max_memory: GiB that second moments may take at a time.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
+            outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
+            caches, and a decoder without any gets some.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
+        workload: what the latency of a language model with a cache is of: "prefill" (a prompt of 128 tokens), "decode"
+            (one token behind 192), or "chat", 128 tokens in and 128 out, by default.
         budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
             candidate so far is returned.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
@@ -146,6 +177,8 @@ def quantize(
             ``<output>.search.json``, or none where no file is written.
         resume: go on from that file where an earlier search was interrupted.
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
+        report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs
+            the extra ``report``.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
@@ -159,6 +192,8 @@ def quantize(
         VerificationError: the result failed verification; nothing was written.
     """
     named = dict(locals())  # the options, by the names that a recipe and a run have for them
+    if is_path(model) and Path(model).is_dir():
+        raise ModelError(f"quantize: {model} is a folder; use onnxq.quantize_folder, or name the ONNX file in it")
     given = Recipe.given(recipe).override(**{name: named[name] for name in RECIPE_OPTIONS})
     run = {field.name: named[field.name] for field in fields(Options) if field.name in named}
     options = Options(**run, recipe_file=None if isinstance(recipe, Recipe) else recipe)
@@ -205,7 +240,7 @@ def calibrate(
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, found, options, Clock(progress))
+    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
 
 
 @checked
@@ -243,6 +278,7 @@ def compare(
     found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
+    found = with_tokens(found, float_model)
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
     after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
     names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
@@ -315,7 +351,8 @@ def benchmark(
             f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
-        feeds = open_reader(data, session.input_specs, recurrence=Recurrence(session.output_specs, session.run))
+        recurrence = Recurrence(session.output_specs, session.run)
+        feeds = open_reader(with_tokens(data, paths[0]), session.input_specs, recurrence=recurrence)
         warnings += feeds.notes
     names = _distinct(paths)
     rows = run_benchmark(
@@ -335,40 +372,21 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-@checked
-def inspect(model: Source) -> Inspection:
-    """Say what of a model is quantized, how, and what its weights look like.
+def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Converted:
+    """Turn another tool's configuration into a recipe.
 
     Args:
-        model: path or ``onnx.ModelProto``, float or quantized, by whatever tool.
+        config: JSON file of Olive, optimum, transformers.js or Quark.
+        output: YAML file to write; None writes nothing.
+
+    Returns:
+        The recipe, whose configuration it was, and notes of what was not taken over.
 
     Raises:
-        ModelError: the model cannot be used.
+        RecipeError: the file cannot be read, or is none of these.
     """
-    from onnxq.graph.reading.inspection import inspect_model
-
-    loaded = io.load(model)
-    size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
-    found = inspect_model(loaded, size)
-    return Inspection(found.facts, found.nodes, found.weights, found.coverage)
-
-
-def presets() -> list[dict[str, Any]]:
-    """All presets, as data."""
-    return [asdict(preset) for preset in PRESETS.values()]
-
-
-def targets() -> list[dict[str, Any]]:
-    """All targets, as data."""
-    return [
-        {
-            "name": target.name,
-            "description": target.description,
-            "activation": target.activation.value,
-            "weight": target.weight.value
-            + (f", {target.weight_bits} bits used" if target.weight_bits < target.weight.bits else ""),
-            "formats": list(target.formats),
-            "operators": sorted(target.integer_ops),
-        }
-        for target in TARGETS.values()
-    ]
+    found = convert(Path(config))
+    if output is not None:
+        check_destination(Path(output), (config,))
+        write_text(output, found.recipe.to_yaml())
+    return found

@@ -32,8 +32,8 @@ hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profil
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def _lacks(module: str) -> Callable[[pytest.Config], bool]:
-    return lambda config: importlib.util.find_spec(module) is None
+def _lacks(*modules: str) -> Callable[[pytest.Config], bool]:
+    return lambda config: any(importlib.util.find_spec(module) is None for module in modules)
 
 
 def _unset(variable: str) -> Callable[[pytest.Config], bool]:
@@ -55,12 +55,15 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "gpu": ("onnxruntime has no CUDA provider here", lambda config: _no_gpu()),
     "large": ("run pytest with --large", lambda config: not config.getoption("--large")),
     "zoo": ("no ../shared/zoo beside the project", lambda config: not (ZOO / "zoo.py").is_file()),
-    "browser": ("playwright is not installed", _lacks("playwright")),
+    "browser": (
+        "playwright or Chromium is not installed",
+        lambda config: importlib.util.find_spec("playwright") is None or shutil.which("chromium") is None,
+    ),
     "audio": ('soundfile is not installed; pip install ".[audio]"', _lacks("soundfile")),
     "images": ('Pillow is not installed; pip install ".[images]"', _lacks("PIL")),
     "tables": ('pyarrow is not installed; pip install ".[tables]"', _lacks("pyarrow")),
     "text": ('tokenizers is not installed; pip install ".[text]"', _lacks("tokenizers")),
-    "report": ('jinja2 is not installed; pip install ".[report]"', _lacks("jinja2")),
+    "report": ('jinja2 or matplotlib is not installed; pip install ".[report]"', _lacks("jinja2", "matplotlib")),
     "genai": ("onnxruntime-genai is not installed", _lacks("onnxruntime_genai")),
     "optimum": ("optimum is not installed", _lacks("optimum")),
     "qnn": ("onnxruntime-qnn is not installed", _lacks("onnxruntime_qnn")),

@@ -29,7 +29,7 @@ TIERS = [
     ["search"],
     ["folders"],
     ["api"],
-    ["cli"],
+    ["compat", "cli"],
 ]
 LEVEL = {package: level for level, packages in enumerate(TIERS) for package in packages}
 
@@ -46,6 +46,7 @@ HOMES = {
     "click": ["cli"],
     "rich": ["cli"],
     "jinja2": ["report"],
+    "matplotlib": ["report"],
     "tokenizers": ["data"],
     "PIL": ["data"],
     "soundfile": ["data"],
@@ -57,7 +58,7 @@ NUMBERS_ONLY = {
     "algorithms": {"numpy", "ml_dtypes"},
 }
 FREE = {"numpy", "ml_dtypes"} | set(sys.stdlib_module_names)
-HEAVY = ["onnx", "onnx_ir", "onnxruntime", "torch", "ray", "numpy"]
+HEAVY = ["onnx", "onnx_ir", "onnxruntime", "torch", "ray", "numpy", "matplotlib", "jinja2"]
 
 # The public API reaches everywhere, on first use; all else keeps the order.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})

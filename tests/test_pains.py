@@ -142,10 +142,10 @@ def test_ort_5849_a_loss_through_optimizations_points_to_the_safe_target() -> No
         return Comparison({"y": output}, 1, ratio, None, None)
 
     verdict = gate.Verdict()
-    gate._judge(compared(12.0), compared(38.0), onnxq.Recipe(), verdict)
+    gate.judge(compared(12.0), compared(38.0), onnxq.Recipe(), verdict)
     (line,) = verdict.warnings
     assert "12.0 dB with, 38.0 dB without" in line and "--target cpu-avx2" in line
-    gate._judge(compared(37.0), compared(38.0), onnxq.Recipe(), verdict)
+    gate.judge(compared(37.0), compared(38.0), onnxq.Recipe(), verdict)
     assert len(verdict.warnings) == 1 and not verdict.failures
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
@@ -45,3 +49,27 @@ def kept_positions(feed: Feed) -> Array | None:
         if kept is not None:
             return None if kept.all() else kept
     return None
+
+
+def at_tokens(outputs: Sequence[Any], feed: Feed) -> list[Any]:
+    """Outputs of a decoder with zeros at padding.
+
+    Where all keys are hidden from a query, every form of attention gives something else, and nothing reads it.
+
+    Args:
+        outputs: (batch, length, …), and caches of (batch, heads, tokens, size); others stay as they are.
+        feed: what they were made of.
+    """
+    kept = kept_positions(feed)
+    if kept is None:
+        return list(outputs)
+    found = []
+    for given in outputs:
+        output = given
+        if isinstance(output, np.ndarray) and output.ndim == 3 and output.shape[1] <= kept.shape[1]:
+            new = kept[:, kept.shape[1] - output.shape[1] :]
+            output = np.where(new[:, :, None], output, output.dtype.type(0)) if len(new) == len(output) else output
+        elif isinstance(output, np.ndarray) and output.ndim == 4 and kept.shape == (output.shape[0], output.shape[2]):
+            output = np.where(kept[:, None, :, None], output, output.dtype.type(0))
+        found.append(output)
+    return found

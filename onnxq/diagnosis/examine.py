@@ -15,12 +15,13 @@ from onnxq.diagnosis.ranking import diagnose as run_diagnosis
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
-from onnxq.graph.views.isolate import float_values, isolate
+from onnxq.graph.views.isolate import Isolated, float_values, isolate
+from onnxq.graph.views.tail import typed
 from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
-from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
@@ -120,7 +121,7 @@ def diagnose(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     with prepared.watched():
-        samples = open_data(found, prepared, states=states, threads=threads)
+        samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
             quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
@@ -157,15 +158,34 @@ def examine(
     Raises:
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
-    reference = _closest(quantized, prepared.model, original)
     with clock.step("diagnose"):
-        seen = probe(reference, first, threads=threads)
-        real = {name: info.dtype.kind == "f" for name, info in seen.items()}
-        apart = isolate(reference, quantized, real, weights=(prepared.model, original))
-        return run_diagnosis(reference, apart, _spread(samples), threads=threads, progress=clock.report("diagnose"))
+        reference, apart = take_apart(prepared.model, original, quantized, first, threads)
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=clock.report("diagnose"))
 
 
-def _spread(samples: Reader) -> Iterator[Feed]:
+def take_apart(
+    prepared: Model, original: Model, quantized: Model, first: Feed, threads: int | None
+) -> tuple[Model, Isolated]:
+    """The form of the float model that a quantized one is closest to, and the quantized one node by node.
+
+    Args:
+        prepared: the float model, cleaned up.
+        original: the float model as it was given.
+        quantized: its quantized form; its constants become initializers.
+        first: one sample, which tells the values that hold real numbers.
+        threads: threads an operator may use.
+
+    Raises:
+        ModelError: a model cannot be loaded or run.
+    """
+    reference = _closest(quantized, prepared, original)
+    seen = probe(reference, first, threads=threads)
+    real = {name: info.dtype.kind == "f" for name, info in seen.items()}
+    reference = typed(reference, {name: info.dtype for name, info in seen.items()})
+    return reference, isolate(reference, quantized, real, weights=(prepared, original))
+
+
+def spread(samples: Reader) -> Iterator[Feed]:
     """At most `SAMPLES` of the samples, evenly spaced."""
     total = samples.count_feeds()
     chosen = {index * total // min(total, SAMPLES) for index in range(min(total, SAMPLES))}

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.emit.rewrite import Style
+from onnxq.graph.emit.wrapped import mark_rows
+from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
+from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learning import refine
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -29,6 +34,7 @@ from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
+from onnxq.targets import MEASURED
 
 
 @dataclass
@@ -106,6 +112,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
     job = replace(job, prepared=replace(job.prepared, model=model))
+    if target.coverage != MEASURED:
+        mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
     if job.statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
@@ -126,6 +134,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         training = job.prepared.training
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+    keep = wide_nodes(job, used, warnings)
     end = math.inf
     if recipe.reconstructs:
         check_learning(job)
@@ -135,24 +144,34 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, deadline=half)
         warnings += learned
     with clock.step("rewrite"):
-        rewrite = spread_channels(model, solution.rewrite, used)
+        rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
     if recipe.reconstructs:
         rewrite, learned = reconstructed(job, plan, rewrite, weight_steps(model, solution.rewrite), end)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, rewrite, form)
+        emit(model, rewrite, form, Style(target.steered, target.float_bias))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []
         if given is not None:
             rename(model, given)
-        narrow(model)
-        drop_inferred(model)
+        if recipe.half is None:
+            narrow(model)
+        else:
+            model, plan = to_halves(model, job, plan, keep, warnings)
+        finish(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
+
+
+def finish(model: Model) -> None:
+    """The last steps on a model that will be written, quantized or not."""
+    write_as_max(model)
+    drop_inferred(model)
+    store_once(model)
 
 
 def _largest(statistics: Statistics | None) -> int:

@@ -28,6 +28,7 @@ class Chosen:
         choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
         warnings: one line each.
         trail: everything that a search for the limits tried.
+        caches: what became of caches of keys and values; empty where they stay as they are.
     """
 
     preset: str
@@ -39,6 +40,7 @@ class Chosen:
     choices: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
+    caches: dict[str, Any] = field(default_factory=dict)
 
 
 def make(job: Job, *, timed: bool) -> Chosen:

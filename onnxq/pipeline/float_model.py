@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
 from onnxq.graph.files.external import READ_UP_TO
 from onnxq.graph.files.saved_by_runtime import note_of_fused
 from onnxq.graph.files.watch import Watch
-from onnxq.graph.prepare import prepare
-from onnxq.graph.prepare.whole import shapes, widen
+from onnxq.graph.prepare import PrepareReport, prepare
+from onnxq.graph.prepare.whole import lower_opset, shapes, widen
+from onnxq.graph.prepare.whole.fix_dims import fix_dims
 from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
-from onnxq.graph.walk import constants_to_quantize
+from onnxq.graph.walk import constants_to_quantize, opset
 from onnxq.pipeline.clock import Clock
 from onnxq.plan.given import Training
 from onnxq.runtime.session import InputSpec, Session, session_of
 from onnxq.targets import Target
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Proto
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user wants of the float model before anything else is done to it.
+
+    Attributes:
+        min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
+            its own, and a note says so.
+        keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
+        sizes: sizes of symbolic dimensions, by name.
+        opset: the operator set that the model must have in the end; None where any will do.
+    """
+
+    min_opset: int = 0
+    keep_halves: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    opset: int | None = None
 
 
 @dataclass
@@ -53,6 +72,9 @@ class Prepared:
         watch: the files of the model; None for one in memory.
         widened_at_load: they did so already in ``original``, since the runtime has no kernels for them.
         outputs: what the model gives; without outputs that are no tensors.
+        head_sizes: numbers that a head of keys holds, by attention, where caches are to have another form.
+        wishes: what it was to be like.
+        needed: operator set that the target and the form of weights need.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
     """
 
@@ -75,6 +97,9 @@ class Prepared:
     widened_at_load: bool = False
     watch: Watch | None = None
     outputs: list[InputSpec] = field(default_factory=list)
+    head_sizes: dict[str, int] = field(default_factory=dict)
+    wishes: Wishes = Wishes()
+    needed: int = 0
     training: Training | None = None
 
     @contextmanager
@@ -97,21 +122,21 @@ class Prepared:
             self.watch.check()
 
 
-def load_and_prepare(
-    source: Source, target: Target, clock: Clock, min_opset: int = 0, *, keep_halves: bool = False
-) -> Prepared:
+_NO_WISHES = Wishes()
+
+
+def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishes = _NO_WISHES) -> Prepared:
     """Load a model, check it and clean it up.
 
     Args:
         source: the model.
         target: what will run it.
         clock: takes the time.
-        min_opset: operator set that is needed beyond what the target needs; a model that cannot be raised to it keeps
-            its own, and a note says so.
-        keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
+        wishes: what it is to be like.
 
     Raises:
         ModelError: the file or the graph cannot be used, or the runtime cannot load it.
+        RecipeError: it cannot be what is wished for.
     """
     with clock.step("load"):
         watch = Watch.of(source) if is_path(source) else None
@@ -126,8 +151,9 @@ def load_and_prepare(
         else:
             original = io.to_bytes(model)
             size = len(original)
+        fixed = bool(wishes.sizes) and fix_dims(model, wishes.sizes) > 0
         session, changed = _opened(model, _name(source))
-        if changed == "types" or (changed and not is_path(source)):
+        if changed == "types" or fixed or (changed and not is_path(source)):
             original = io.to_bytes(model)
         inputs = session.input_specs
     with clock.step("prepare"):
@@ -140,15 +166,36 @@ def load_and_prepare(
             label=_name(source),
             session=session,
             source=source,
-            min_opset=max(target.min_opset, min_opset),
-            widened=() if keep_halves else widen.EVERY,
+            min_opset=max(target.min_opset, wishes.min_opset, wishes.opset or 0),
+            widened=() if wishes.keep_halves else widen.EVERY,
             widened_at_load=changed == "types",
             watch=watch,
             outputs=session.output_specs,
+            wishes=wishes,
+            needed=max(target.min_opset, wishes.min_opset),
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)
     return prepared
+
+
+def _settle_opset(model: Model, wished: int, needed: int, report: PrepareReport) -> None:
+    """Give a model the operator set that the user wants.
+
+    Raises:
+        RecipeError: it cannot have it.
+    """
+    if wished < needed:
+        raise RecipeError(
+            f"--opset {wished}: this target, or this form of weights, needs {needed}; leave it out, or take {needed}"
+        )
+    if opset(model) > wished:
+        lower_opset.run(model, wished)
+    if opset(model) != wished:
+        why = next((note for note in report.notes if "operator set" in note), "")
+        why = why or "operators of it mean something else there; export the model at that operator set"
+        raise RecipeError(f"--opset {wished}: the model cannot be brought from {opset(model)} to it: {why}")
+    report.opset = report.opset[0], wished
 
 
 def _opened(model: Model, label: str) -> tuple[Session, str]:
@@ -183,6 +230,8 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     prepared.folded_weights = constants_to_quantize(prepared.model)
     ir_version = prepared.model.ir_version
     report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
+    if prepared.wishes.opset is not None:
+        _settle_opset(prepared.model, prepared.wishes.opset, prepared.needed, report)
     fused = note_of_fused(prepared.model)
     prepared.sources = origin.sources(before, prepared.model)
     prepared.notes = [*report.notes, *([fused] if fused else [])]
@@ -195,6 +244,8 @@ def reload(prepared: Prepared) -> Model:
     """The user's model, read once more."""
     assert prepared.source is not None
     model = io.load(prepared.source)
+    if prepared.wishes.sizes:
+        fix_dims(model, prepared.wishes.sizes)
     if prepared.widened_at_load:
         widen.run(model, widen.EVERY)
     return model

@@ -13,6 +13,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.errors import RecipeError
 from onnxq.graph import edit, walk
+from onnxq.graph.emit.apply import use_own_pair
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
@@ -83,6 +84,7 @@ def reconstructed(
     emitted = model.clone()
     emit_qdq(emitted, rewrite)
     emit_dynamic(emitted, rewrite)
+    use_own_pair(emitted)
     link = _Link(GraphModule(plain_graph(emitted)), rewrite)
     link.restrict(model, plan, steps)
     seen = probe_shapes(job, model)

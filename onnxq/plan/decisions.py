@@ -15,12 +15,15 @@ class Calibrated:
     Attributes:
         spec: the grid.
         range_method: how the statistics become a range.
-        within: (low, high) that the value has by definition (Softmax lies in 0…1): the range is no wider.
+        within: (low, high) that the value has by definition (Softmax lies in 0…1), or outside which its readers tell
+            nothing apart: the range is no wider.
+        least: width that the range has at least, in the units of the value; its high end gives way.
     """
 
     spec: TensorSpec
     range_method: str
     within: tuple[float, float] | None = None
+    least: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +69,10 @@ class Keep:
 Decision = Calibrated | Fixed | SharedWith | Derived | Keep
 
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
-DYNAMIC, WEIGHT = "dynamic", "weight"
+DYNAMIC, WEIGHT, HALF = "dynamic", "weight", "half"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
 before it; stays float; was quantized before onnxq saw it; runs on integers with dynamic scales; computes in
-float with a kernel that reads packed weights."""
+float with a kernel that reads packed weights; computes in a 16-bit float type."""
 
 
 _PROMISED = frozenset({INTEGER, DYNAMIC, WEIGHT})
@@ -85,7 +88,7 @@ class NodePlan:
     Attributes:
         name: the node's name in the prepared model.
         op_type: its operator, with the domain where that is not ONNX's own.
-        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT`, `PRESENT`, `DYNAMIC` or `WEIGHT`.
+        action: `INTEGER`, `STORAGE`, `FOLDED`, `FLOAT`, `PRESENT`, `DYNAMIC`, `WEIGHT` or `HALF`.
         reason: why, in words; empty where the action is `INTEGER` for the plain reason that it pays.
         folds: name of the Relu or Clip behind it that its output's range replaces.
         float_output: its products are scaled back to float at once.
@@ -99,6 +102,7 @@ class NodePlan:
         outliers: magnitude from which input channels are to be computed in float; None for none.
         channels: those that are.
         width: of how many.
+        wide: why it computes in float32 where the recipe asks for a 16-bit type; empty where it does not.
         trained: its weight's integers are those that the model brought along.
     """
 
@@ -118,6 +122,7 @@ class NodePlan:
     outliers: float | None = None
     channels: tuple[int, ...] = ()
     width: int = 0
+    wide: str = ""
     trained: bool = False
 
 

@@ -15,7 +15,8 @@ class Preset:
         activations: "static" (calibrated), "dynamic" (one scale for each tensor, found at inference), "token" (one for
             each row, found at inference); None where they stay float.
         weights: "integer" for kernels that multiply integers, "storage" for integers dequantized to float at load,
-            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means).
+            "blocks" for blockwise kernels (MatMulNBits), "codebook" for tables of values (NF4, FP4, k-means), "float"
+            where no weight becomes an integer.
         needs_data: whether calibration data is needed.
         bits: bits of a weight.
         codebook: table of a "codebook" preset: "nf4", "fp4" or "kmeans".
@@ -23,6 +24,8 @@ class Preset:
         outliers: magnitude from which input channels of a layer are computed in float; None for none.
         distill: learn the rounding of weights layer by layer from the float model.
         reconstruct: let blocks of the network learn together from the float model, in PyTorch.
+        activation_bits: bits of calibrated activations.
+        float_type: what computes in float becomes this type, "float16" or "bfloat16"; None leaves it float32.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Preset:
     outliers: float | None = None
     distill: bool = False
     reconstruct: bool = False
+    float_type: str | None = None
+    activation_bits: int = 8
 
 
 PRESETS: dict[str, Preset] = {
@@ -86,6 +91,23 @@ PRESETS: dict[str, Preset] = {
             reconstruct=True,
         ),
         Preset(
+            "w8a16",
+            "static: 8-bit weights and calibrated 16-bit activations, for NPUs; a CPU has no kernels for them",
+            "static",
+            "integer",
+            True,
+            activation_bits=16,
+        ),
+        Preset(
+            "w4a16",
+            "static: 4-bit weights between Q and DQ and calibrated 16-bit activations, for NPUs",
+            "static",
+            "integer",
+            True,
+            4,
+            activation_bits=16,
+        ),
+        Preset(
             "llm-int8",
             "as w8a8-token, and input channels that reach a magnitude of 6 are computed in float (LLM.int8())",
             "token",
@@ -130,6 +152,32 @@ PRESETS: dict[str, Preset] = {
             8,
             "kmeans",
         ),
+        Preset(
+            "fp16",
+            "float16: weights, and what is computed between inputs and outputs, where it stays in range",
+            None,
+            "float",
+            False,
+            16,
+            float_type="float16",
+        ),
+        Preset(
+            "bf16",
+            "bfloat16: the range of float32 with 8 bits of precision; what the target has no kernels for is stored so",
+            None,
+            "float",
+            False,
+            16,
+            float_type="bfloat16",
+        ),
+        Preset(
+            "float",
+            "weights and activations stay float: for --kv-cache alone",
+            None,
+            "float",
+            False,
+            32,
+        ),
     )
 }
 
@@ -137,8 +185,8 @@ SYNONYMS: dict[str, str] = {
     "int8": "w8a8", "uint8": "w8a8", "8bit": "w8a8", "8-bit": "w8a8", "static": "w8a8", "w8a8-static": "w8a8",
     "ptq": "w8a8", "dynamic": "w8a8-dynamic", "int8-dynamic": "w8a8-dynamic", "dynamic-int8": "w8a8-dynamic",
     "smoothquant": "w8a8-smooth", "smooth": "w8a8-smooth", "token": "w8a8-token", "llm.int8": "llm-int8",
-    "llm.int8()": "llm-int8", "weight-only": "w8", "w8a16": "w8", "w8a32": "w8", "int4": "w4", "uint4": "w4",
-    "4bit": "w4", "4-bit": "w4", "q4": "w4", "w4a16": "w4", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
-    "kmeans": "lut4",
+    "llm.int8()": "llm-int8", "weight-only": "w8", "w8a32": "w8", "a16w8": "w8a16", "int4": "w4", "uint4": "w4",
+    "4bit": "w4", "4-bit": "w4", "q4": "w4", "a16w4": "w4a16", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
+    "kmeans": "lut4", "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "q4f16": "w4",
 }  # fmt: skip
 """What other tools and papers call presets, for the suggestion in a message."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches, sorted_patterns
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
+from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
 from onnxq.recipe.values import (
     check_choice,
     check_keys,
@@ -22,10 +24,14 @@ from onnxq.recipe.values import (
     field_types,
     names,
     plain,
+    sizes,
 )
 
 FORMATS = ("qdq", "qoperator")
+CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
+FLOAT_TYPES = ("float16", "bfloat16")
+_LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -61,7 +67,7 @@ class Rule:
     def __post_init__(self) -> None:
         _settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name != "auto"))
+        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
         check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
         check_smooth("rule smooth", self.smooth)
@@ -84,6 +90,7 @@ class Recipe:
         exclude: nodes that match one of these patterns stay float.
         op_types: only nodes of these operator types are quantized.
         rules: exceptions by node.
+        values: exceptions by value: ranges, grids, and what stays float.
         min_sqnr: verification fails below this SQNR, in dB.
         max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
             labels, else of top-1 agreement with the float model.
@@ -105,6 +112,16 @@ class Recipe:
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
             need more, the samples are run again for each part of the layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
+            the operators of attention, as they are.
+        float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
+            float32 where that says nothing.
+        store_only: weights alone are stored in this type; everything computes in float32.
+        keep_io: inputs and outputs keep their types where what computes between them is in another float type.
+        fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
+        float_outputs: operator types whose results stay float where they are outputs of the model, for targets that
+            quantize outputs too.
+        opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
     preset: str = "auto"
@@ -119,6 +136,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     op_types: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    values: tuple[ValueRule, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
     bits: int | None = None
@@ -134,18 +152,31 @@ class Recipe:
     minutes: float = 4.0
     outliers: float | None = None
     max_memory: float = 2.0
+    kv_cache: str | None = None
+    float_type: str | None = None
+    store_only: bool = False
+    keep_io: bool = True
+    fix_dims: tuple[str, ...] = ()
+    float_outputs: tuple[str, ...] = ()
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         _settle(self, "recipe", _RECIPE_TYPES)
-        for key in ("include", "exclude", "op_types"):
+        for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
         object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
+        object.__setattr__(self, "values", value_rules(self.values, "recipe"))
         check_choice("--preset", self.preset, tuple(PRESETS))
         check_choice("--format", self.format, FORMATS)
         check_choice("--range", self.range, RANGES)
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"--percentile: {self.percentile} is not in (50, 100]; 99.99 is the default")
         check_choice("--algorithm", self.algorithm, tuple(ROUNDINGS))
+        check_choice("--kv-cache", self.kv_cache, CACHES)
+        check_choice("--float-type", self.float_type, FLOAT_TYPES)
+        sizes("--fix-dim", self.fix_dims)
+        if self.opset is not None and not 7 <= self.opset <= 99:
+            raise RecipeError(f"--opset: {self.opset} is no operator set that can be asked for; 13 to 21 are usual")
         check_weights("--", self.bits, self.block_size, self.accuracy_level)
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
@@ -172,21 +203,27 @@ class Recipe:
             if value is not None and not (isinstance(value, tuple | list) and not value)
         }
         check_keys("recipe", given, [field.name for field in fields(self)])
-        for key in ("include", "exclude", "op_types"):
+        for key in _LISTS:
             if key in given and (listed := names(key, given.pop(key))):
                 given[key] = listed
         return replace(self, **given)  # type: ignore[arg-type]
 
     def rule_for(self, names: Iterable[str]) -> Rule:
         """All rules that match one of the names, joined into one; later ones win key by key."""
-        joined = Rule(match="")
-        for rule in self.rules:
-            if any(matches(rule.match, name) for name in names):
-                joined = replace(
-                    joined,
-                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
-                )
-        return joined
+        names = tuple(names)
+        exact, patterns = self._sorted_rules
+        found = {index for name in names for index in exact.get(name, ())}
+        found |= {index for index in patterns if any(matches(self.rules[index].match, name) for name in names)}
+        if not found:
+            return _NO_RULE
+        joined: dict[str, Any] = {}
+        for index in sorted(found):
+            joined |= {key: value for key, value in vars(self.rules[index]).items() if value is not None}
+        return Rule(**(joined | {"match": ""}))
+
+    @functools.cached_property
+    def _sorted_rules(self) -> tuple[dict[str, list[int]], list[int]]:
+        return sorted_patterns(rule.match for rule in self.rules)
 
     def smooth_for(self, names: Iterable[str]) -> float | str | None:
         """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
@@ -212,6 +249,16 @@ class Recipe:
         return self.reconstruct or any(preset.reconstruct for preset in self.presets)
 
     @property
+    def dimensions(self) -> dict[str, int]:
+        """The sizes of `fix_dims` by the names of the dimensions."""
+        return sizes("--fix-dim", self.fix_dims)
+
+    @property
+    def half(self) -> str | None:
+        """The 16-bit type that what computes in float gets, or that weights are stored in; None for float32."""
+        return self.float_type or next((preset.float_type for preset in self.presets if preset.float_type), None)
+
+    @property
     def presets(self) -> list[Preset]:
         """The presets of the recipe and its rules."""
         names = dict.fromkeys((self.preset, *(rule.preset for rule in self.rules if rule.preset)))
@@ -222,6 +269,7 @@ class Recipe:
         import yaml
 
         plain = asdict(self)
+        plain["values"] = [as_data(rule) for rule in self.values]
         plain["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in plain["rules"]]
         default = asdict(Recipe())
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v != default[k] and v != []}
@@ -263,7 +311,8 @@ class Recipe:
         check_keys(where, data, [field.name for field in fields(cls)])
         values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
         values["rules"] = _rules(values.get("rules") or (), where)
-        for key in ("include", "exclude", "op_types"):
+        values["values"] = value_rules(values.get("values") or (), where)
+        for key in _LISTS:
             if key in values:
                 values[key] = names(f"{where}: {key}", values[key])
         check_types(where, values, _RECIPE_TYPES)
@@ -312,7 +361,7 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name != "rules")
+RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in ("rules", "values"))
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
 
@@ -354,6 +403,4 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
     return tuple(built)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+_NO_RULE = Rule(match="")

@@ -36,6 +36,10 @@ def _static(preset: Preset, value: object) -> bool:
     return preset.activations == "static"
 
 
+def _computes_in_float(preset: Preset, value: object) -> bool:
+    return preset.weights in ("blocks", "float") and preset.float_type in (None, value)
+
+
 _RANGES = _Use(_static, "calibrates no ranges of activations")
 
 USES: dict[str, _Use] = {
@@ -49,7 +53,9 @@ USES: dict[str, _Use] = {
         lambda preset, value: preset.activations == "static" or preset.weights == "blocks", "has no grid to choose"
     ),
     "per_channel": _Use(
-        lambda preset, value: preset.codebook in (None, "kmeans") and preset.name != "lut8",
+        lambda preset, value: (
+            preset.codebook in (None, "kmeans") and preset.name != "lut8" and preset.weights != "float"
+        ),
         "groups weights in its own way",
     ),
     "bias_correct": _Use(_static, "corrects no bias"),
@@ -65,6 +71,7 @@ USES: dict[str, _Use] = {
         "has no blocks of weights",
     ),
     "accuracy_level": _Use(_blocks, "packs no weights"),
+    "float_type": _Use(_computes_in_float, "computes on integers or reads tables, which give float32"),
 }
 """Options that not every preset looks at. Others have messages of their own (algorithm, target_bits, outliers), bound
 what may happen rather than say what should (max_memory, minutes), or hold for every preset."""
@@ -79,15 +86,35 @@ def refuse_unused(recipe: Recipe) -> None:
         RecipeError: names the option, what the preset does, and presets that look at the option.
     """
     default = Recipe()
+    if recipe.half is None:
+        for given, option in ((recipe.store_only, "--store-only"), (not recipe.keep_io, "--no-keep-io")):
+            if given:
+                raise RecipeError(
+                    f"{option}: is about float16 and bfloat16; use it with --preset fp16 or bf16, or with --float-type"
+                )
+    if recipe.half == "bfloat16" and not recipe.keep_io:
+        raise RecipeError(
+            "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
+        )
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name in USES and value != getattr(default, field.name):
             _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
+    if recipe.values and not any(preset.activations == "static" or preset.name == "auto" for preset in recipe.presets):
+        raise RecipeError(
+            f"values: do nothing with preset {recipe.preset}, which calibrates no ranges of activations; leave them "
+            "out, or use w8a8"
+        )
     for i, rule in enumerate(recipe.rules):
         for field in fields(Rule):
             value = getattr(rule, field.name)
             if field.name in USES and value is not None:
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.fuse or recipe.half):
+        raise RecipeError(
+            "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
+            "--kv-cache or --fuse, or use --preset w8"
+        )
 
 
 def _check(option: str, name: str, value: object, presets: list[Preset]) -> None:

@@ -11,6 +11,11 @@ from onnxq.errors import RecipeError, there_are
 from onnxq.recipe.presets import SYNONYMS
 
 BITS = (2, 3, 4, 8)
+
+PREFILL, DECODE, CHAT = "prefill", "decode", "chat"
+WORKLOADS = (PREFILL, DECODE, CHAT)
+"""What a language model can be timed for: a prompt, tokens with a cache, or a prompt and as many tokens as answer."""
+
 _INTEGER_BITS = 62
 
 
@@ -56,7 +61,7 @@ def field_types(made: type) -> dict[str, tuple[type, ...]]:
     found = {}
     for name, hint in get_type_hints(made).items():
         types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        if get_origin(hint) is not tuple:
+        if get_origin(hint) is not tuple and not any(get_origin(kind) is tuple for kind in types):
             found[name] = tuple(dict.fromkeys([*([int] if float in types else []), *types]))
     return found
 
@@ -80,6 +85,22 @@ def names(key: str, value: object) -> tuple[str, ...]:
     if not all(isinstance(item, str) for item in names):
         raise RecipeError(f"{key}: {shown(value)} is not a list of names; write [name, name]")
     return names
+
+
+def sizes(option: str, given: Iterable[str]) -> dict[str, int]:
+    """Sizes by name, of entries such as ``batch=1``.
+
+    Raises:
+        RecipeError: one is no such entry, or two give one name different sizes.
+    """
+    found: dict[str, int] = {}
+    for entry in given:
+        name, _, size = entry.rpartition("=")
+        if not name or not size.isdecimal() or not 0 < int(size) < 1 << 31:
+            raise RecipeError(f"{option}: {shown(entry)} is not NAME=N with a positive whole number, such as batch=1")
+        if found.setdefault(name, int(size)) != int(size):
+            raise RecipeError(f"{option}: {shown(name)} is given twice, as {found[name]} and {size}; leave one out")
+    return found
 
 
 def plain(value: Any) -> Any:

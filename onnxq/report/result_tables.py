@@ -135,7 +135,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], everything: bool) -> Ta
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
     """A line for each output of a comparison, as `onnxq.verify.compare.Comparison.to_dict` gives it."""
-    header = ["output", "kind", "loss", "measure", "SQNR", "cosine", "largest error"]
+    header = ["output", "kind", "loss", "measure", "SQNR", "cosine", "mean error", "largest error"]
     broken = any(not output["finite"] for output in result["outputs"].values())
     equal = any(output.get("agreement") is not None for output in result["outputs"].values())
     rows = []
@@ -147,12 +147,13 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
             _measure(output),
             "-" if output["sqnr_db"] is None else decibels(output["sqnr_db"]),
             "-" if output["cosine"] is None else f"{output['cosine']:.6f}",
+            cell(output.get("mean_abs_error")),
             cell(output["max_abs_error"]),
         ]
         row += [_percent(output["agreement"])] if equal else []
         rows.append((*row, *([cell(output["finite"])] if broken else [])))
     header += (["equal elements"] if equal else []) + (["finite"] if broken else [])
-    return Table(tuple(header), rows, right=(2, *range(4, 8 if equal else 7)), long=(0,))
+    return Table(tuple(header), rows, right=(2, *range(4, 9 if equal else 8)), long=(0,))
 
 
 def _measure(output: Mapping[str, Any]) -> str:

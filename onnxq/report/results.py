@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.report.facts import inspection_facts, quantization_facts
+from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
+from onnxq.report.words import decibels
 
 if TYPE_CHECKING:
     from onnxq.graph.types import Proto
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.benchmark import Timing
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.language.generation import Generated
 
 
 @dataclass
@@ -52,7 +55,22 @@ class QuantizeResult:
         choices: of the preset "auto": the form of each node, the alternatives with error and time, and the reason.
         trail: of a search for ``max_drop`` or ``min_sqnr``: everything that was tried, in order, with its figures and
             what became of it; empty where the model as given is inside the limits.
+        caches: of a decoder whose caches got another form: ``form``, ``added`` (it had none), ``bytes_a_token``,
+            ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
+            model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        engine: what the engine of the target said: itself, the nodes that it refused, its SQNR and times; None where it
+            is the ONNX Runtime of this process.
+        workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
+        generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
+        float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
+        source: the float model as it was named; None where it was not a file.
+        command: words of the command line that the run comes to, and ``base`` without preset and limits.
+        versions: of onnxq and of what computes.
+        machine: where times were measured.
+        evidence: error by layer, histograms and outputs side by side (`onnxq.diagnosis.evidence`), where a report was
+            asked for.
+        report: the page that was written; None where none was asked for.
         trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
             ``given``, what was ``added``, and why others were ``refused``; None for any other model.
     """
@@ -82,15 +100,30 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    workload: dict[str, Any] | None = None
+    generated: Generated | None = None
+    caches: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] | None = None
+    float_type: str | None = None
+    source: str | None = None
+    command: dict[str, list[str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] | None = None
+    report: Path | None = None
     trained: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
+            "model": self.source,
             "output": str(self.output) if self.output is not None else None,
+            "report": str(self.report) if self.report is not None else None,
             "preset": self.preset,
             "format": self.format,
+            "float_type": self.float_type,
             "target": self.target,
+            "engine": self.engine,
             "size_bytes": {"before": self.size_before, "after": self.size_after},
             "sqnr_db": self.sqnr_db,
             "top1_agreement": self.top1_agreement,
@@ -98,6 +131,8 @@ class QuantizeResult:
             "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
+            "workload": self.workload,
+            "generated": None if self.generated is None else self.generated.to_dict(),
             "coverage": self.coverage,
             "at_inference": [
                 {
@@ -127,7 +162,12 @@ class QuantizeResult:
             "candidates": self.candidates,
             "choices": self.choices,
             "trail": self.trail,
+            "caches": self.caches or None,
             "recipe": self.recipe,
+            "command": self.command,
+            "versions": self.versions,
+            "machine": self.machine,
+            "evidence": self.evidence,
             "trained": self.trained,
             "warnings": self.warnings,
         }
@@ -211,16 +251,20 @@ class Inspection:
         weights: one entry a weight: ``name``, ``node``, ``shape``, ``dtype``, ``granularity`` of its scales, ``low``
             and ``high`` of the real numbers that it stands for, and of float weights ``sqnr_db`` at int8 per channel.
         coverage: ``{operator: {"quantized": n, "total": n}}``.
+        schemes: the errors of every scheme for every float weight (`onnxq.plan.weights.scheme_tables`), where asked
+            for.
     """
 
     facts: dict[str, Any]
     nodes: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     coverage: dict[str, dict[str, int]]
+    schemes: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        found = {"facts": self.facts, "coverage": self.coverage, "nodes": self.nodes, "weights": self.weights}
+        return found if self.schemes is None else found | {"schemes": self.schemes}
 
     def summary(self, *, everything: bool = False) -> str:
         """Facts and tables as plain text.
@@ -229,7 +273,85 @@ class Inspection:
             everything: all names and weights, not only the first.
         """
         result = self.to_dict()
-        return _page(inspection_facts(result), inspection_tables(result, everything=everything))
+        tables = inspection_tables(result, everything=everything)
+        if self.schemes is not None:
+            tables += schemes_tables(self.schemes, everything=everything)
+        return _page(inspection_facts(result), tables)
+
+
+@dataclass
+class DequantizeResult:
+    """A quantized model back in float.
+
+    Attributes:
+        output: the file that was written; None where only `model` was asked for.
+        rewritten: quantized operators, Q and DQ nodes among them, that were given a float form, by type.
+        left: operators that are quantized still, by type.
+        sqnr_db: the quantized model against the float one, worst output, on a made-up sample; None where none runs.
+        warnings: one line each.
+        model: the float model where a model, not a path, was given; else None.
+    """
+
+    output: Path | None
+    rewritten: dict[str, int]
+    left: dict[str, int]
+    sqnr_db: float | None
+    warnings: list[str] = field(default_factory=list)
+    model: Proto | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "output": str(self.output) if self.output is not None else None,
+            "rewritten": self.rewritten,
+            "left": self.left,
+            "sqnr_db": self.sqnr_db,
+            "warnings": self.warnings,
+        }
+
+    def summary(self) -> str:
+        """What was rewritten, as text."""
+        rewritten = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "stored weights"
+        ratio = "" if self.sqnr_db is None else f"\nthe quantized model on a made-up sample: {decibels(self.sqnr_db)}"
+        return f"{self.output or 'float model'}: {rewritten}{ratio}"
+
+
+@dataclass
+class Difference:
+    """What is quantized differently between two models.
+
+    Attributes:
+        nodes: those that differ: ``node``, ``differs`` (what does), ``first`` and ``second`` (``op_type``, ``state``,
+            ``how``, ``weight``, ``output``, the range of its result), and ``weight_sqnr_db``: the second model's weight
+            against the first's, where both are known.
+        only_first: nodes that the second model has no counterpart of.
+        only_second: likewise.
+        same: nodes that do not differ.
+    """
+
+    nodes: list[dict[str, Any]]
+    only_first: list[dict[str, Any]]
+    only_second: list[dict[str, Any]]
+    same: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "nodes": self.nodes,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "same": self.same,
+        }
+
+    def summary(self, *, everything: bool = False) -> str:
+        """Tables as plain text.
+
+        Args:
+            everything: all nodes, not only the first.
+        """
+        result = self.to_dict()
+        tables = difference_tables(result, everything=everything)
+        return "\n\n".join([difference_line(result), *(table.text() for table in tables)])
 
 
 def _page(facts: Sequence[tuple[str, str]], tables: Sequence[Table]) -> str:

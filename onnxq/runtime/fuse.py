@@ -171,7 +171,7 @@ def _checked(model: Model, result: Path, feed: Feed, threads: int | None) -> Fus
         actual = session_of(fused, threads=threads).run(feed)
     except OnnxqError as error:
         return Fused(None, note=str(error))
-    apart = _apart(expected, actual)
+    apart = farthest_apart(expected, actual)
     if not apart <= TOLERANCE:
         return Fused(None, note=f"its outputs differ by {apart:.1e}, more than {TOLERANCE:.0e}")
     fused.meta.update({key: value for key, value in model.meta.items() if key not in fused.meta})
@@ -182,7 +182,7 @@ def _operators(model: Model) -> Iterable[str]:
     return (node.op_type for node in walk.all_nodes(model.graph) if node.domain not in ("", "ai.onnx"))
 
 
-def _apart(expected: Sequence[object], actual: Sequence[object]) -> float:
+def farthest_apart(expected: Sequence[object], actual: Sequence[object]) -> float:
     """The largest difference of any output, in units of its largest number."""
     worst = 0.0
     for left, right in zip(expected, actual, strict=True):

@@ -79,6 +79,11 @@ class Session:
         self.optimize = True
         self.threads: int | None = None
         self._session = session
+        self._halves = {
+            value.name: dtype
+            for value in session.get_inputs()
+            if (dtype := _tensor_dtype(value.type)) is not None and dtype.name == "float16"
+        }
         self.output_names: list[str] = [output.name for output in session.get_outputs()]
         self.output_dtypes: dict[str, np.dtype[Any] | None] = {
             output.name: _tensor_dtype(output.type) for output in session.get_outputs()
@@ -111,7 +116,8 @@ class Session:
         """Run the model once.
 
         Args:
-            feed: arrays by input name.
+            feed: arrays by input name; float32 for an input that takes float16 is rounded, so that a model whose inputs
+                were halved takes the samples of its float32 original.
             outputs: names of the outputs to give; None gives all.
             seconds: the run is ended after this time; None lets it take what it takes.
 
@@ -124,6 +130,9 @@ class Session:
         """
         if outputs is not None and not outputs:
             return []  # the runtime takes an empty list for all of them
+        for name, dtype in self._halves.items():
+            if name in feed and feed[name].dtype == np.float32:
+                feed = {**feed, name: feed[name].astype(dtype)}
         options = onnxruntime.RunOptions()
         ended = threading.Event()
 

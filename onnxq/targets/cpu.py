@@ -7,7 +7,7 @@ anew. Only their ratios matter: they decide what is worth quantizing, and every 
 from __future__ import annotations
 
 from onnxq.core.dtypes import QType
-from onnxq.targets.target import Costs, MacRates, Rate, Target
+from onnxq.targets.target import Costs, MacRates, Ops, Rate, Target
 
 COSTS = Costs(
     float_macs=MacRates(
@@ -19,7 +19,7 @@ COSTS = Costs(
         row_ns=0.0,
         thin_row_ns=0.0,
         weights_per_us=10e3,
-        min_columns=1,
+        min_columns=16,
         fixed_us=3.0,
         products=57e3,
     ),
@@ -120,6 +120,18 @@ INTEGER_OPS = frozenset(
     "ReduceMax Pad ArgMax".split()
 )
 
+HALVES = {
+    # What has no kernel of its own runs in float32 between Casts that the runtime puts there when it loads the model.
+    "float16": Ops(but=True),
+    # Here it puts none: an operator without a kernel is refused.
+    "bfloat16": Ops(
+        frozenset(
+            "Cast Concat Expand Flatten Gather GatherElements GatherND Identity LayerNormalization Reshape "
+            "ScatterElements ScatterND SimplifiedLayerNormalization Slice Split Squeeze Transpose Unsqueeze".split()
+        )
+    ),
+}
+
 TARGET = Target(
     name="cpu",
     description="ONNX Runtime on CPUs with 8-bit dot products (VNNI, ARM dotprod): uint8 activations, int8 weights",
@@ -133,4 +145,6 @@ TARGET = Target(
     costs=COSTS,
     slow_norms=True,
     adds_bias=True,
+    halves=HALVES,
+    measured="Zen 4 with AVX512-VNNI, one thread",
 )

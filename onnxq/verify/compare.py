@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify import loss as scale
 from onnxq.verify.fidelity import Fidelity, Metric, OutputComparison
+from onnxq.verify.hits import Hits
 from onnxq.verify.kinds.output_kinds import is_real
 from onnxq.verify.output_judges import OutputJudges
+from onnxq.verify.reference import Reference
 from onnxq.verify.still import held_still, note
 from onnxq.verify.tokens import Tokens
 
@@ -155,50 +157,69 @@ def compare(
     )[0]
 
 
+@dataclass(frozen=True)
+class Patience:
+    """When a model need not be compared any further.
+
+    Attributes:
+        seconds: that its runs may take.
+        enough: whether a loss on so many samples settles it; asked after 2, 4, 8 … samples.
+        unseen: samples that made no ranges, which come first; None where that is none of them or all.
+    """
+
+    seconds: float = math.inf
+    enough: Callable[[float, int], bool] | None = None
+    unseen: int | None = None
+
+
 def compare_all(
-    float_model: bytes | Path | Session,
+    float_model: bytes | Path | Session | Reference,
     quantized_models: Sequence[bytes | Path | Session],
     feeds: Iterable[Feed],
     *,
     optimize: bool = True,
     labels: Array | None = None,
     threads: int | None = None,
-    budgets: Sequence[float] | None = None,
+    patience: Sequence[Patience] | None = None,
     facts: Mapping[str, OutputFact] | None = None,
 ) -> list[Comparison]:
     """Compare several models with one float model, which runs once for each feed; otherwise as `compare`.
 
     Args:
-        float_model: as for `compare`.
+        float_model: as for `compare`; a reference remembers what it gave for feeds that are the same objects.
         quantized_models: as for `compare`.
         feeds: as for `compare`.
         optimize: as for `compare`.
         labels: as for `compare`.
         threads: as for `compare`.
-        budgets: seconds after which each model is compared on no further feed; None sets no bound.
+        patience: with each model; None has no end.
         facts: as for `compare`.
     """
     if facts is None:
-        facts = {} if isinstance(float_model, Session) else facts_of_file(float_model)
-    reference, drawing = held_still(_opened(float_model, "float model", optimize, threads))
-    limits = [math.inf] * len(quantized_models) if budgets is None else budgets
+        facts = {} if isinstance(float_model, Session | Reference) else facts_of_file(float_model)
+    if isinstance(float_model, Reference):
+        reference = float_model
+    else:
+        reference = Reference(_opened(float_model, "float model", optimize, threads), most_bytes=0)
+    limits = [Patience()] * len(quantized_models) if patience is None else patience
     trials = [
         _Trial(reference, held_still(_opened(model, "quantized model", optimize, threads))[0], labels, limit, facts)
         for model, limit in zip(quantized_models, limits, strict=True)
     ]
-    names = reference.output_names
     samples = 0
     for feed in feeds:
-        expected = dict(zip(names, reference.run(feed, names), strict=True))
         samples += 1
+        if not any(trial.waits for trial in trials):
+            break
+        expected = reference.run(feed)
         for trial in trials:
             trial.add(feed, expected)
     if samples == 0:
         raise VerificationError("compare: there is not one sample; pass at least one feed")
     found = [trial.result() for trial in trials]
-    if drawing:
+    if reference.drawing:
         for comparison in found:
-            comparison.warnings.append(note(drawing))
+            comparison.warnings.append(note(reference.drawing))
     return found
 
 
@@ -207,28 +228,29 @@ class _Trial:
 
     def __init__(
         self,
-        reference: Session,
+        reference: Reference,
         actual: Session,
         labels: Array | None,
-        seconds: float,
+        patience: Patience,
         facts: Mapping[str, OutputFact],
     ) -> None:
         self._session = actual
-        self._left = seconds
+        self._left = patience.seconds
+        self._patience = patience
         self._samples = 0
-        self._pairs = matched_outputs(reference, actual)
+        self._pairs = matched_outputs(reference.session, actual)
         self._states = {name: Fidelity() for name, _ in self._pairs}
         self._judges = OutputJudges(facts, labelled=labels is not None)
         self._unusual = 0
         self._labels = None if labels is None else np.asarray(labels)
-        self._hits = None if self._labels is None else _Hits(self._labels)
+        self._hits = None if self._labels is None else Hits(self._labels)
         self._tokens: dict[str, Tokens] = {}
         self._items = 0
         self._chosen: str | None = None
 
     def add(self, feed: Feed, outputs: Mapping[str, Any]) -> None:
         """Run the model on a feed and compare with what the float model gave."""
-        if self._left <= 0:
+        if not self.waits:
             return
         started = time.perf_counter()
         found = self._session.run(feed, [name for _, name in self._pairs])
@@ -257,6 +279,18 @@ class _Trial:
                 tokens = self._tokens.setdefault(name, Tokens(self._token_labels is not None))
                 tokens.add(feed, self._labels_of(expected.shape[0]), expected, got)
         self._items += _items(feed)
+        if self._samples == self._patience.unseen:
+            self._judges.others_follow()
+        enough = self._patience.enough
+        if enough is not None and self._samples > 1 and self._samples & (self._samples - 1) == 0:
+            loss = scale.worst(self._judges.judged())
+            if loss is not None and enough(loss, self._samples):
+                self._left = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Further samples are wanted."""
+        return self._left > 0
 
     @property
     def _token_labels(self) -> Array | None:
@@ -359,37 +393,3 @@ def _items(feed: Feed) -> int:
 
 def _looks_like_classes(output: Array) -> bool:
     return is_real(output) and output.ndim in _CLASS_RANKS and output.shape[-1] >= 2
-
-
-class _Hits:
-    """Counts how often the largest element is at the label."""
-
-    def __init__(self, labels: Array) -> None:
-        self._labels = labels.argmax(-1) if labels.ndim > 1 and labels.shape[-1] > 1 else labels.reshape(-1)
-        self._used = 0
-        self._right = [0, 0]
-        self._fits = True
-
-    def add(self, expected: Array, got: Array) -> None:
-        """Compare one batch of both models with its labels."""
-        items = expected.shape[0]
-        labels = self._labels[self._used : self._used + items]
-        self._used += items
-        scores = [array.reshape(items, -1) if array.ndim == 2 else array for array in (expected, got)]
-        if len(labels) != items or any(array.ndim != 2 or array.shape[0] != items for array in scores):
-            self._fits = False
-            return
-        for model, array in enumerate(scores):
-            self._right[model] += int(np.count_nonzero(array.argmax(-1) == labels))
-
-    @property
-    def complete(self) -> bool:
-        """Every batch had its labels, and none were left."""
-        return self._fits and self._used == len(self._labels) > 0
-
-    @property
-    def accuracy(self) -> dict[str, float] | None:
-        """Shares of hits of both models."""
-        if not self.complete:
-            return None
-        return {"float": self._right[0] / self._used, "quantized": self._right[1] / self._used}

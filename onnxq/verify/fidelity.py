@@ -22,6 +22,7 @@ class OutputComparison:
             that are no real numbers, and where no element of the float output is finite.
         cosine: of the angle between the outputs as vectors, over the same elements; None likewise.
         max_abs_error: largest difference, in units of the output; inf where an element is finite only in float.
+        mean_abs_error: mean difference, of the elements that are finite in both.
         top1_agreement: share of decisions among classes that stay; None where the output holds no scores of classes.
         agreement: share of equal elements, for integers, booleans and strings; None for real numbers.
         finite: no element is finite in the float model and not in the quantized one.
@@ -51,6 +52,7 @@ class OutputComparison:
     measure: str | None = None
     value: float | None = None
     loss: float | None = None
+    mean_abs_error: float | None = None
 
     @property
     def judged(self) -> Judged | None:
@@ -74,7 +76,7 @@ class Fidelity:
         self.is_real = False
         self.samples = self.mismatched = 0
         self._signal = self._noise = self._dot = self._other = 0.0
-        self._worst = 0.0
+        self._worst = self._summed = 0.0
         self._compared = 0
         self._equal = _Share()
         self._nonfinite = [0, 0]
@@ -103,7 +105,9 @@ class Fidelity:
         self._noise += float(error @ error)
         self._dot += float(left @ right)
         self._other += float(right @ right)
-        self._worst = max(self._worst, float(np.abs(error).max(initial=0.0)))
+        sizes = np.abs(error)
+        self._worst = max(self._worst, float(sizes.max(initial=0.0)))
+        self._summed += float(sizes.sum())
 
     def result(self) -> OutputComparison:
         """All so far."""
@@ -121,6 +125,7 @@ class Fidelity:
             samples=self.samples,
             mismatched=self.mismatched,
             nonfinite_lost=self._lost,
+            mean_abs_error=self._summed / self._compared if self.is_real and self._compared else None,
         )
 
     def _sqnr(self) -> float:

@@ -27,6 +27,11 @@ class OutputJudges:
         for name, output in expected.items():
             self._judges[name].add(output, got[name], feed, self._rows(name, expected))
 
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        for judge in self._judges.values():
+            judge.others_follow()
+
     def _begin(self, names: list[str], feed: Feed, expected: Mapping[str, Array]) -> None:
         scores = {
             name

@@ -16,12 +16,15 @@ from onnxq.graph.files import io, saving
 
 # For each command: its outputs with their options, and its inputs with the arguments that name them.
 OUTPUTS = {
-    "quantize": {"output": "-o", "search_state": "--search-state"},
+    "quantize": {"output": "-o", "search_state": "--search-state", "report": "--report"},
     "calibrate": {"output": "-o"},
     "diagnose": {"recipe_out": "--recipe-out"},
     "compare": {},
     "benchmark": {},
     "inspect": {},
+    "diff": {},
+    "dequantize": {"output": "-o"},
+    "report": {"output": "-o"},
     "presets": {},
     "targets": {},
 }
@@ -32,6 +35,9 @@ INPUTS = {
     "compare": {"float_model": "", "quantized_model": "", "custom_ops": "--custom-ops"},
     "benchmark": {"models": "", "custom_ops": "--custom-ops"},
     "inspect": {"model": ""},
+    "diff": {"first": "", "second": ""},
+    "dequantize": {"model": "", "custom_ops": "--custom-ops"},
+    "report": {"result": ""},
     "presets": {},
     "targets": {},
 }
@@ -84,8 +90,9 @@ def module_cnn() -> onnx.ModelProto:
 
 
 CASES = [
-    (command, output, used)
+    pytest.param(command, output, used, marks=[pytest.mark.report] if output == "--report" else [])
     for command, outputs in OUTPUTS.items()
+    if command not in ("report", "dequantize")  # take no samples; their own tests have them
     for output in outputs.values()
     for used in (*INPUTS[command], *BESIDE)
 ]

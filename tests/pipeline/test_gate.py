@@ -35,7 +35,7 @@ def comparison(sqnr_db: float) -> Comparison:
 )
 def test_levels_that_are_apart_are_said(optimized: float, plain: float, said: list[str]) -> None:
     verdict = gate.Verdict()
-    gate._judge(comparison(optimized), comparison(plain), Recipe(), verdict)
+    gate.judge(comparison(optimized), comparison(plain), Recipe(), verdict)
     assert not verdict.failures
     assert len(verdict.warnings) == len(said)
     assert all(line.startswith(start) for line, start in zip(verdict.warnings, said, strict=True))

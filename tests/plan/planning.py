@@ -12,7 +12,7 @@ from onnxq.data.feeds import Feed
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.types import Model, Node
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.float_model import Prepared, load_and_prepare
+from onnxq.pipeline.float_model import Prepared, Wishes, load_and_prepare
 from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by
 from onnxq.plan.placement.candidates import Survey, survey
@@ -106,7 +106,7 @@ def look_at(
 ) -> Survey:
     """The first look at a model, without running it."""
     target = target_named("cpu")
-    prepared = load_and_prepare(proto, target, Clock(None), keep_halves=not widened)
+    prepared = load_and_prepare(proto, target, Clock(None), Wishes(keep_halves=not widened))
     selection = Selection(replace(Recipe(), **options), prepared.sources, prepared.op_types.values())  # type: ignore[arg-type]
     return survey(prepared.model.graph, target, selection, dtypes or {}, symmetric)
 

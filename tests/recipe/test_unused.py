@@ -20,9 +20,10 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "format": ("qoperator", "qdq"), "range": ("minmax",), "percentile": (95.0,), "symmetric": (True, False),
     "per_channel": (False,), "bias_correct": (False,), "smooth": (0.5,), "adaround": (True,), "reconstruct": (True,), "bits": (3,),
     "block_size": (32, 64), "accuracy_level": (0,),
+    "float_type": ("float16", "bfloat16"),
 }  # fmt: skip
 """One of them is another than any preset's own."""
-NAMES = [name for name in PRESETS if name != "auto"]
+NAMES = [name for name in PRESETS if name not in ("auto", "float")]  # float alone is refused: there is nothing to do
 
 
 @cache
@@ -71,11 +72,7 @@ def marks(option: str, preset: str) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize(
     ("option", "preset"),
-    [
-        pytest.param(option, preset, marks=marks(option, preset))
-        for option in VALUES
-        for preset in NAMES
-    ],
+    [pytest.param(option, preset, marks=marks(option, preset)) for option in VALUES for preset in NAMES],
 )
 def test_an_option_is_refused_or_does_something(preset: str, option: str) -> None:
     more = {"range": "percentile"} if option == "percentile" else {}

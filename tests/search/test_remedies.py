@@ -44,5 +44,5 @@ def test_nothing_is_said_of_a_good_model_or_without_time(monkeypatch: pytest.Mon
 def test_every_preset_has_others_that_exist() -> None:
     from onnxq.recipe.presets import PRESETS
 
-    assert set(remedies._OTHERS) == set(PRESETS) - {"auto", "w8"}
+    assert set(remedies._OTHERS) == set(PRESETS) - {"auto", "float", "w8", "fp16", "bf16"}
     assert {name for names in remedies._OTHERS.values() for name in names} <= set(PRESETS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli._options import FILE, GroupedCommand, examples, output_options
+from onnxq.cli._options import FILE, GroupedCommand, examples, option, output_options
 from onnxq.cli._output import emit_json
 from onnxq.cli._summary import show_inspection
 
@@ -14,18 +14,25 @@ from onnxq.cli._summary import show_inspection
 @click.command(
     cls=GroupedCommand,
     short_help="Say what of a model is quantized and how.",
-    epilog=examples("onnxq inspect model.onnx", "onnxq inspect model.w8a8.onnx --verbose"),
+    epilog=examples(
+        "onnxq inspect model.onnx", "onnxq inspect model.w8a8.onnx --verbose", "onnxq inspect model.onnx --schemes"
+    ),
 )
 @click.argument("model", type=FILE)
+@option(
+    "--schemes",
+    is_flag=True,
+    help="Also round every float weight by every usual scheme, 8 to 2 bits, and show the errors.",
+)
 @output_options
-def command(model: Path, as_json: bool, verbose: bool) -> None:
+def command(model: Path, schemes: bool, as_json: bool, verbose: bool) -> None:
     """Say what of MODEL is quantized and how, what is not and why, and what its weights look like.
 
     Works on float models and on quantized ones, whoever made them.
     """
     from onnxq import api
 
-    result = api.inspect(model)
+    result = api.inspect(model, schemes=schemes)
     if as_json:
         emit_json(result.to_dict())
     else:

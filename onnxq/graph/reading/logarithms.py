@@ -28,7 +28,13 @@ def before_logs(graph: ir.Graph) -> set[str]:
     Args:
         graph: the main graph; those in bodies are looked at too.
     """
-    found: set[str] = set()
+    reached = ahead_of_logs(graph)
+    return {node.name or "" for node in reached if node.op_type in _LAYERS and walk.is_constant(walk.input_at(node, 1))}
+
+
+def ahead_of_logs(graph: ir.Graph) -> list[ir.Node]:
+    """All nodes from which a Log is reached in this way, nearest first; the Log itself is not among them."""
+    found: list[ir.Node] = []
     seen: set[int] = set()
     pending = [node for node in walk.all_nodes(graph) if node.op_type == "Log" and node.domain == ""]
     while pending:
@@ -40,7 +46,6 @@ def before_logs(graph: ir.Graph) -> set[str]:
             seen.add(id(producer))
             if producer.op_type not in _LINEAR_OR_POWER:
                 continue
-            if producer.op_type in _LAYERS and walk.is_constant(walk.input_at(producer, 1)):
-                found.add(producer.name or "")
+            found.append(producer)
             pending.append(producer)
     return found

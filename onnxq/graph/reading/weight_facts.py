@@ -181,6 +181,14 @@ def weight_facts(weight: Weight) -> dict[str, Any]:
     return facts
 
 
+def reals_of(weight: Weight) -> Array | None:
+    """The real numbers that a weight stands for, in the shape that it is stored in; None where they are not known."""
+    array = walk.const_array(weight.value)
+    if array is None or weight.table is not None or weight.node.op_type in _PACKED:
+        return None
+    return _reals(weight, array)
+
+
 def _shape(value: ir.Value, array: Array | None) -> list[int]:
     """The shape of the contents, which what the model declares may contradict."""
     tensor = value.const_value

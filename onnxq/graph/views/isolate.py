@@ -18,6 +18,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.reading.ops import channel_axis
+from onnxq.graph.undo import real_weights
 from onnxq.graph.views.canonical import to_qdq
 
 _SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
@@ -26,6 +27,7 @@ _WORK = frozenset(
     "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
 )
 _PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
+_UNPACK = {"MatMulNBits": real_weights.of_nbits, "MatMulBnb4": real_weights.of_bnb4}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -126,7 +128,7 @@ class _Taker:
         self._real = real
         self._model, self._graph, self._whole = model, model.graph, whole
         self._names = walk.Names(model)
-        self._here = {name for node in model.graph for name in (node.name or "", _bare(node.name or ""))}
+        self._here = {name for node in model.graph for name in (node.name or "", bare_name(node.name or ""))}
         self._sources: dict[str, str] = {}
         self._starts: dict[str, ir.Value] = {}
         self._units: list[Unit] = []
@@ -176,7 +178,7 @@ class _Taker:
         q, ends = self._behind(value)
         if q is None:
             return None
-        for candidate in (*(end.name or "" for end in ends), _bare(q.outputs[0].name or ""), _bare(name)):
+        for candidate in (*(end.name or "" for end in ends), bare_name(q.outputs[0].name or ""), bare_name(name)):
             if self._real.get(candidate, False) and candidate not in self._starts:
                 if any(end.is_graph_output() for end in ends):
                     return None  # the DequantizeLinear behind it is the value itself
@@ -267,7 +269,7 @@ class _Taker:
     def _original(self, value: str, main: ir.Node | None) -> ir.Node | None:
         """The float model's node that a unit stands for."""
         if main is not None and main.name:
-            for candidate in (main.name, _bare(main.name)):
+            for candidate in (main.name, bare_name(main.name)):
                 if candidate in self._nodes:
                     return self._nodes[candidate]
         return self._producers.get(value)
@@ -309,10 +311,11 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A name without the endings that quantizers add."""
     for suffix in _SUFFIXES:
         if name.endswith(suffix):
-            return _bare(name.removesuffix(suffix))
+            return bare_name(name.removesuffix(suffix))
     return name
 
 
@@ -376,7 +379,9 @@ def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
     if before is None or channel_axis(original, before.ndim) is None or before.dtype.kind != "f":
         return None
     after = None
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    if main.op_type in _UNPACK:
+        after = _UNPACK[main.op_type](main, [walk.const_array(source) for source in main.inputs])
+    elif producer is not None and producer.op_type == "DequantizeLinear":
         after = _dequantized(producer)
     elif producer is not None and producer.op_type == "Mul":
         cast = producer.inputs[0].producer() if producer.inputs[0] is not None else None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import edit, walk
@@ -76,6 +80,22 @@ def tail(model: ir.Model, name: str) -> Tail:
     for given in [v for v in graph.inputs if not v.uses()]:
         graph.inputs.remove(given)
     return Tail(copy, start.name or "", beside, outputs)
+
+
+def typed(model: ir.Model, dtypes: Mapping[str, np.dtype[Any]]) -> ir.Model:
+    """A copy of a model whose values have the element types that they were seen with, where the file says none.
+
+    Args:
+        model: unchanged.
+        dtypes: by name of the value.
+    """
+    copy = model.clone()
+    for node in copy.graph:
+        for value in node.outputs:
+            if value.type is None and (dtype := dtypes.get(value.name or "")) is not None:
+                with contextlib.suppress(TypeError):  # strings and the like
+                    value.type = ir.TensorType(ir.DataType.from_numpy(dtype))
+    return copy
 
 
 def _dependents(graph: ir.Graph, value: ir.Value) -> set[int]:

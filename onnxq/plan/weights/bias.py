@@ -29,8 +29,8 @@ def mean_kind(node: Node) -> str | None:
     """How the mean of the node's input is taken: over the "image" (Conv), over "rows" (Gemm); None: not wanted."""
     row = row_of(node)
     weight = walk.const_array(node.inputs[1]) if row is not None and is_weight(node, row) else None
-    if weight is None or weight.ndim > _LARGEST_RANK:
-        return None
+    if weight is None or weight.ndim > _LARGEST_RANK or (node.op_type == "Conv" and weight.ndim < 3):
+        return None  # a Conv without an axis to go along is allowed, and pooling is not
     return {"Conv": "image", "Gemm": "rows"}.get(node.op_type)
 
 

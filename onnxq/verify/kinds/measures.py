@@ -9,6 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
 from onnxq.verify.kinds.flips import Flips, best_and_next, log_odds, log_probabilities, margin_of
+from onnxq.verify.kinds.moments import Moments, Noise
 from onnxq.verify.loss import Judged
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -23,8 +24,10 @@ COMMON, RARE = 0.5, 0.9
 From the second on that is the whole decision, as with a detector, and it counts as one on a probability.
 """
 
-_MOST_CHANGED = 0.2
-"""However unsure float was: one decision in twenty may change where one in a hundred of the sure ones may."""
+OF_CLASSES, OF_RESULTS = 0.2, 0.5
+"""However unsure float was, each change counts this much: one decision in twenty may change among classes, and one in
+fifty where the decision itself is the result: what a threshold lets through, how a word reads.
+"""
 
 _FAR = 0.05
 """Probabilities below this share of a threshold are no decisions that a threshold is near to."""
@@ -74,13 +77,19 @@ class ClassMeasure:
             return
         chosen, margins = best_and_next(left)
         index = np.arange(len(left))
-        self._flips.add(margins, margin_of(right, chosen, index))
+        often = int(np.bincount(chosen).max())
+        found = len(left) - often if often > COMMON * len(left) else len(left)  # before what may be a background
+        self._flips.add(margins, margin_of(right, chosen, index), found)
         self._peaks += float(np.exp(np.nan_to_num(left[index, chosen], nan=-np.inf)).sum())
         classes = left.shape[-1]
         if self.counts.shape[1] < classes:
             self.counts = np.pad(self.counts, ((0, 0), (0, classes - self.counts.shape[1])))
         for model, found in enumerate((chosen, right.argmax(axis=-1))):
             self.counts[model] += np.bincount(found, minlength=self.counts.shape[1])
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._flips.others_follow()
 
     @property
     def decisions(self) -> int:
@@ -109,15 +118,15 @@ class ClassMeasure:
         """The figures: of items, each counts; of positions, those with something before a common background."""
         background, often = self.common
         total = self._flips.decisions
-        price, among = 1.0, total
+        price, least, among = 1.0, OF_CLASSES, total
         if kind == loss.POSITIONS and often > COMMON:
             found = int((self.counts.sum(axis=1) - self.counts[:, background]).sum())
-            price = UNSURE ** min(1.0, (often - COMMON) / (RARE - COMMON))
+            share = min(1.0, (often - COMMON) / (RARE - COMMON))
+            price, least = UNSURE**share, OF_CLASSES + (OF_RESULTS - OF_CLASSES) * share
             among = min(total, found) or total
         changed = self._flips.changed / max(among, 1)
-        weighted = self._flips.weighted(price) / max(among, 1)
-        plain = _MOST_CHANGED * (self._flips.changed - math.sqrt(self._flips.changed)) / max(among, 1)
-        return Judged(kind, "changed decisions", min(changed, 1.0), min(max(weighted, plain), 1.0))
+        weighted = max(self._flips.weighted(price), least * self._flips.weighted()) / max(among, 1)
+        return Judged(kind, "changed decisions", min(changed, 1.0), min(weighted, 1.0))
 
 
 class ProbabilityMeasure:
@@ -137,11 +146,18 @@ class ProbabilityMeasure:
         self._all += left.size
         odds = [log_odds(array) for array in (left, right)]
         for index, threshold in enumerate(THRESHOLDS):
-            self._above[index] += [np.count_nonzero(array > threshold) for array in (left, right)]
+            above = [int(np.count_nonzero(array > threshold)) for array in (left, right)]
+            self._above[index] += above
             near = (left > _FAR * threshold) | (right > _FAR * threshold)
             cut = math.log(threshold / (1 - threshold))
             margins = odds[0][near] - cut
-            self._flips[index].add(np.abs(margins), np.sign(margins) * (odds[1][near] - cut))
+            self._flips[index].add(np.abs(margins), np.sign(margins) * (odds[1][near] - cut), sum(above))
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._size.others_follow()
+        for flips in self._flips:
+            flips.others_follow()
 
     def judged(self) -> Judged:
         """The figures, over all thresholds: of what either model finds, or of all where most are found."""
@@ -150,7 +166,7 @@ class ProbabilityMeasure:
             found = self._size.judged()
             return Judged(loss.PROBABILITIES, found.measure, found.value, found.loss)
         changed = sum(flips.changed for flips in self._flips) / among
-        weighted = sum(flips.weighted(UNSURE) for flips in self._flips) / among
+        weighted = sum(max(flips.weighted(UNSURE), OF_RESULTS * flips.weighted()) for flips in self._flips) / among
         return Judged(loss.PROBABILITIES, "changed decisions", min(changed, 1.0), min(weighted, 1.0))
 
 
@@ -159,9 +175,8 @@ class ValueMeasure:
 
     def __init__(self) -> None:
         """Start with no sample."""
-        self._noise, self._noisy = 0.0, 0
-        self._chosen_noise, self._chosen = 0.0, 0
-        self._moments: list[_Moments] = [_Moments(), _Moments()]
+        self._noise, self._chosen = Noise(), Noise()
+        self._moments: list[Moments] = [Moments(), Moments()]
         self._broken = False
 
     def add(self, expected: Array, got: Array, rows: Array | None = None) -> None:
@@ -177,33 +192,40 @@ class ValueMeasure:
         self._broken |= not np.isfinite(right[finite]).all()
         left, right = np.where(finite, left, 0.0), np.where(finite & np.isfinite(right), right, 0.0)
         error = right - left
-        self._noise += float(np.vdot(error, error))
-        self._noisy += error.size
+        self._noise.add(error)
         if rows is not None and rows.any():
-            chosen = error[rows]
-            self._chosen_noise += float(np.vdot(chosen, chosen))
-            self._chosen += chosen.size
+            self._chosen.add(error[rows])
         self._moments[0].add(left.reshape(-1, 1))
         if 2 <= left.ndim <= 3 and left.shape[-1] <= _COLUMNS:
             self._moments[1].add(left.reshape(-1, left.shape[-1]))
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._noise.others_follow()
+        self._chosen.others_follow()
 
     @property
     def ratio(self) -> float:
         """Standard deviation of the error ÷ that of the values; inf where there is an error and no value differs."""
         if self._broken:
             return math.inf
-        error, count = (self._chosen_noise, self._chosen) if self._chosen else (self._noise, self._noisy)
-        if error == 0.0:
+        power = self._power.mean
+        if power == 0.0:
             return 0.0
         field, columns = self._moments
         spread = columns.variance if columns.rows >= _FEW else field.variance if field.rows >= _FEW else 0.0
         spread = spread or field.power
-        return math.sqrt(error / count / spread) if spread > 0 else math.inf
+        return math.sqrt(power / spread) if spread > 0 else math.inf
+
+    @property
+    def _power(self) -> Noise:
+        """The errors that count."""
+        return self._chosen if self._chosen.samples else self._noise
 
     def judged(self, kind: str = loss.VALUES) -> Judged:
         """The figures."""
         ratio = self.ratio
-        found = loss.by_noise(ratio)
+        found = loss.by_noise(ratio * math.sqrt(1.0 + self._power.uncertainty))
         if kind == loss.SIGNAL:
             noise = math.inf if ratio == 0 else -20 * math.log10(ratio) if math.isfinite(ratio) else -math.inf
             return Judged(kind, "SNR", noise, found)
@@ -217,7 +239,7 @@ class ReconstructionMeasure:
 
     def __init__(self) -> None:
         """Start with no sample."""
-        self._misses, self._inputs = _Moments(), _Moments()
+        self._misses, self._inputs = Moments(), Moments()
         self._apart, self._residual, self._elements = 0.0, 0.0, 0
 
     def add(self, given: Array, expected: Array, got: Array) -> None:
@@ -240,39 +262,6 @@ class ReconstructionMeasure:
         return Judged(loss.VALUES, "relative error of what is missed", ratio, loss.by_similarity(ratio))
 
 
-class _Moments:
-    """Mean and variance of columns, merged as Chan, Golub and LeVeque (1979) do."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._mean: Array = np.zeros(1)
-        self._squares: Array = np.zeros(1)
-
-    def add(self, values: Array) -> None:
-        """Add rows, (rows, columns)."""
-        count = len(values)
-        if not count or (self.rows and values.shape[1] != len(self._mean)):
-            return
-        mean = values.mean(axis=0)
-        squares = ((values - mean) ** 2).sum(axis=0)
-        apart = mean - self._mean
-        total = self.rows + count
-        if self.rows:
-            squares = squares + self._squares + apart**2 * (self.rows * count / total)
-            mean = self._mean + apart * (count / total)
-        self.rows, self._mean, self._squares = total, mean, squares
-
-    @property
-    def variance(self) -> float:
-        """Mean of the columns' variances."""
-        return float(self._squares.mean() / max(self.rows - 1, 1))
-
-    @property
-    def power(self) -> float:
-        """Mean square."""
-        return float((self._squares / max(self.rows, 1) + self._mean**2).mean())
-
-
 class VectorMeasure:
     """Embeddings: whether neighbours stay neighbours."""
 
@@ -280,6 +269,11 @@ class VectorMeasure:
         """Start with no sample."""
         self._kept: list[tuple[Array, Array]] = []
         self._cosines, self._vectors = 0.0, 0
+        self._unseen = 0
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._unseen = len(self._kept)
 
     def add(self, expected: Array, got: Array, kept: Array | None = None) -> None:
         """Add one sample: vectors along the last axis; of the others, those that ``kept`` holds."""
@@ -298,9 +292,15 @@ class VectorMeasure:
             return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_angle(cosine))
         left, right = (np.stack([pair[model] for pair in self._kept]) for model in (0, 1))
         pairs = np.triu_indices(len(left), 1)
-        before, after = (left @ left.T)[pairs], (right @ right.T)[pairs]
-        spread, error = float(before.std()), math.sqrt(float(((after - before) ** 2).mean()))
+        before, apart = left @ left.T, (right @ right.T - left @ left.T) ** 2
+        spread, error = float(before[pairs].std()), math.sqrt(float(apart[pairs].mean()))
         ratio = error / spread if spread > 0 else math.inf if error > 0 else 0.0
+        if 0.0 < ratio < math.inf:  # a pair belongs to two vectors, so that it is vectors that are independent
+            each = apart.sum(axis=1)
+            if self._unseen:
+                apart = float(each.std(ddof=1)) / math.sqrt(self._unseen)
+                ratio *= math.sqrt(max(float((each[: self._unseen].mean() - 2 * apart) / each.mean()), 1.0))
+            ratio *= math.sqrt(1.0 + 2 * float(each.std(ddof=1)) / math.sqrt(len(each)) / float(each.mean()))
         return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_similarity(ratio))
 
 

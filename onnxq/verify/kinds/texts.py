@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
 from onnxq.verify.kinds.flips import Flips, log_probabilities
-from onnxq.verify.kinds.measures import UNSURE
+from onnxq.verify.kinds.measures import OF_RESULTS, UNSURE
 from onnxq.verify.loss import Judged
 
 _LONGEST_RUN = 2.0
@@ -62,7 +62,11 @@ class TextMeasure:
             pair = [_lead(array[start:stop], int(symbols[index]), beside) for array in (before, after)]
             margins.append([lead.min() if beside.size else lead.max() for lead in pair])
         both = np.asarray(margins, np.float64)
-        self._flips.add(np.maximum(both[:, 0], 0.0), both[:, 1])
+        self._flips.add(np.maximum(both[:, 0], 0.0), both[:, 1], 1)
+
+    def others_follow(self) -> None:
+        """Samples from here on made the ranges."""
+        self._flips.others_follow()
 
     @property
     def fits(self) -> bool:
@@ -75,7 +79,7 @@ class TextMeasure:
     def judged(self) -> Judged:
         """The figures."""
         texts = max(self._texts, 1)
-        expected = loss.of_sequences(self._flips.weighted(UNSURE) / texts)
+        expected = loss.of_sequences(max(self._flips.weighted(UNSURE), OF_RESULTS * self._flips.weighted()) / texts)
         sure = max(self._changed - math.sqrt(self._changed), 0.0) / texts
         return Judged(loss.TEXT, "changed texts", self._changed / texts, max(expected, sure))
 

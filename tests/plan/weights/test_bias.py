@@ -157,3 +157,8 @@ def test_the_mean_of_the_output_comes_closer(form: str) -> None:
         return float(np.abs(means[0] - means[1]).mean())
 
     assert shift(True) < 0.5 * shift(False)
+
+
+def test_a_conv_without_an_axis_to_go_along_corrects_nothing() -> None:
+    model = layer("Conv", 0, 3, np.ones((6, 3), np.float32))
+    assert mean_kind(io.load(model).graph.node(0)) is None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 
 WIDE = ir.DataType.FLOAT
@@ -117,12 +118,14 @@ def edge_of(model: ir.Model, kinds: Collection[ir.DataType]) -> str | None:
     return next((value.name for value in edges if _kind(value.type) in kinds), None)
 
 
-def narrow(model: ir.Model, kind: ir.DataType | None = None) -> int:
-    """Store float32 weights that a narrower type holds exactly in it, with a Cast behind them, which runtimes fold.
+def narrow(model: ir.Model, kind: ir.DataType | None = None, *, exact: bool = True, but: Collection[int] = ()) -> int:
+    """Store float32 weights that a narrower type holds in it, with a Cast behind them, which runtimes fold.
 
     Args:
         model: changed in place.
         kind: the type; None takes that which `run` found, and does nothing where it found none.
+        exact: only weights that the type holds exactly; else all that it holds at all.
+        but: ids of the values that stay as they are.
 
     Returns:
         How many weights were changed.
@@ -132,10 +135,10 @@ def narrow(model: ir.Model, kind: ir.DataType | None = None) -> int:
         return 0
     names = walk.Names(model)
     found = [(g, value) for g in walk.all_graphs(model.graph) for value in g.initializers.values()]
-    return sum(_narrow(graph, value, kind, names) for graph, value in found)
+    return sum(_narrow(graph, value, kind, names, exact) for graph, value in found if id(value) not in but)
 
 
-def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Names) -> bool:
+def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Names, exact: bool) -> bool:
     tensor = value.const_value
     if tensor is None or tensor.dtype != WIDE or tensor.nbytes < _SMALLEST or not value.uses() or value.name is None:
         return False
@@ -144,8 +147,10 @@ def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Nam
     array = tensor.numpy()
     with np.errstate(over="ignore", under="ignore"):
         small = array.astype(kind.numpy())
-        if not np.array_equal(small.astype(np.float32), array, equal_nan=True):
+        if exact and not np.array_equal(small.astype(np.float32), array, equal_nan=True):
             return False
+    if not exact and why_not(array, kind):
+        return False
     wide = ir.Value(name=names.value(f"{value.name}_float32"), type=ir.TensorType(WIDE), shape=value.shape)
     value.replace_all_uses_with(wide)
     value.const_value = ir.Tensor(small, dtype=kind, name=value.name)
@@ -157,6 +162,32 @@ def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Nam
     else:
         graph.insert_before(first, cast)
     return True
+
+
+_LOST = 1e-2
+"""Share of a constant's length that rounding may take. A normal number loses a thousandth at most."""
+
+
+def why_not(array: Array, kind: ir.DataType) -> str:
+    """Why a 16-bit type cannot stand for a float32 constant; empty where it can.
+
+    Args:
+        array: float32.
+        kind: float16 or bfloat16.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        small = array.astype(kind.numpy()).astype(np.float64)
+    finite = np.isfinite(array)
+    name = kind.name.lower()
+    if not np.isfinite(small[finite]).all():
+        largest = float(np.abs(array[finite]).max())
+        return f"holds {largest:.4g}, which is more than {name} reaches"
+    length = float(np.linalg.norm(array[finite].astype(np.float64)))
+    lost = float(np.linalg.norm(small[finite] - array[finite]))
+    if lost > _LOST * length:
+        least = float(np.abs(array[array != 0]).min())
+        return f"holds numbers as small as {least:.2g}, of which {name} keeps too little"
+    return ""
 
 
 def _kind(kind: ir.TypeProtocol | None) -> ir.DataType | None:

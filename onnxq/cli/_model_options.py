@@ -1,0 +1,81 @@
+"""Options about the float types, shapes and operator set of the model that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from onnxq.cli._options import FILE, F, option
+from onnxq.recipe.recipe import FLOAT_TYPES
+
+
+def float_options(group: str) -> Callable[[F], F]:
+    """Add --float-type, --store-only and --keep-io."""
+
+    def add(function: F) -> F:
+        function = option(
+            "--keep-io/--no-keep-io",
+            default=None,
+            group=group,
+            default_text="keep",
+            help="With a 16-bit float type: whether inputs and outputs keep their types, or get it too.",
+        )(function)
+        function = option(
+            "--store-only",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="With a 16-bit float type: store weights in it, and compute everything in float32.",
+        )(function)
+        return option(
+            "--float-type",
+            type=click.Choice(FLOAT_TYPES),
+            group=group,
+            default_text="float32, or the preset's",
+            help="What computes in float between inputs and outputs, with w8, w4 and w2 (w4 with float16 is q4f16); "
+            "the presets fp16 and bf16 say it themselves. Nodes whose range leaves the type stay float32.",
+        )(function)
+
+    return add
+
+
+def model_options(group: str) -> Callable[[F], F]:
+    """Add --fix-dim, --opset, --float-output and --engine-python."""
+
+    def add(function: F) -> F:
+        function = option(
+            "--engine-python",
+            type=FILE,
+            metavar="FILE",
+            group=group,
+            default_text="this Python",
+            help="Python that has the engine of the target, such as one with onnxruntime-openvino; the model is then "
+            "run and timed there too.",
+        )(function)
+        function = option(
+            "--float-output",
+            "float_outputs",
+            metavar="TYPE",
+            multiple=True,
+            group=group,
+            help="With a target that quantizes outputs: leave float what operators of this type write. Repeatable.",
+        )(function)
+        function = option(
+            "--opset",
+            type=int,
+            metavar="N",
+            group=group,
+            default_text="the model's, raised where the target or the form of weights needs it",
+            help="Operator set of the model that is written.",
+        )(function)
+        return option(
+            "--fix-dim",
+            "fix_dims",
+            metavar="NAME=N",
+            multiple=True,
+            group=group,
+            help="Give a symbolic dimension a size, everywhere in the model: batch=1. Repeatable.",
+        )(function)
+
+    return add

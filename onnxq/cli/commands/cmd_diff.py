@@ -1,0 +1,33 @@
+"""``onnxq diff``: what is quantized differently between two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxq.cli._options import FILE, GroupedCommand, examples, output_options
+from onnxq.cli._output import emit_json
+from onnxq.cli._summary import show_difference
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Say what is quantized differently between two models.",
+    epilog=examples("onnxq diff model.onnx model.w8a8.onnx", "onnxq diff ours.onnx theirs.onnx --json"),
+)
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@output_options
+def command(first: Path, second: Path, as_json: bool, verbose: bool) -> None:
+    """Say node by node what is quantized differently between FIRST and SECOND, two forms of one network.
+
+    Either may be float or quantized, by whatever tool. Nodes are matched by name, else by the values they write.
+    """
+    from onnxq import api
+
+    result = api.diff(first, second)
+    if as_json:
+        emit_json(result.to_dict())
+    else:
+        show_difference(result.to_dict(), verbose=verbose)

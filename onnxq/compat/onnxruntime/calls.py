@@ -1,0 +1,312 @@
+"""``quantize_static``, ``quantize_dynamic``, ``quantize`` and ``quant_pre_process`` of ``onnxruntime.quantization``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxq import api
+from onnxq.compat.onnxruntime.quant_types import (
+    CalibrationMethod,
+    DynamicQuantConfig,
+    QuantConfig,
+    QuantFormat,
+    QuantType,
+    StaticQuantConfig,
+    UnsupportedError,
+    as_member,
+)
+from onnxq.compat.onnxruntime.wishes import literal, wishes_of
+from onnxq.data.carried_states import Recurrence
+from onnxq.data.readers import Reader, open_reader
+from onnxq.errors import RecipeError
+from onnxq.graph import walk
+from onnxq.graph.files import io, saving
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import Source, load_and_prepare
+from onnxq.pipeline.planning import NothingToQuantizeError
+from onnxq.recipe.recipe import Recipe
+from onnxq.report.results import QuantizeResult
+from onnxq.runtime.session import open_session
+from onnxq.targets import target_named
+
+logger = logging.getLogger("onnxq.compat.onnxruntime")
+
+_RANGES = {
+    CalibrationMethod.MinMax: "minmax",
+    CalibrationMethod.Entropy: "entropy",
+    CalibrationMethod.Percentile: "percentile",
+}
+_FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
+_EIGHT_BITS = (QuantType.QInt8, QuantType.QUInt8)
+
+
+def quantize_static(
+    model_input: Source,
+    model_output: str | os.PathLike[str],
+    calibration_data_reader: Any = None,
+    quant_format: Any = QuantFormat.QDQ,
+    op_types_to_quantize: Sequence[str] | None = None,
+    per_channel: bool = False,
+    reduce_range: bool = False,
+    activation_type: Any = QuantType.QInt8,
+    weight_type: Any = QuantType.QInt8,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    use_external_data_format: bool = False,
+    calibrate_method: Any = CalibrationMethod.MinMax,
+    calibration_providers: Sequence[Any] | None = None,
+    extra_options: Mapping[str, Any] | None = None,
+    calibration_cache_path: str | os.PathLike[str] | None = None,
+) -> QuantizeResult:
+    """Quantize weights and activations with ranges from samples, as the preset ``w8a8`` does.
+
+    Args:
+        model_input: path or ``onnx.ModelProto``; pre-processing is not needed.
+        model_output: file to write.
+        calibration_data_reader: gives samples by ``get_next()``; any form that `onnxq.quantize` takes will do.
+        quant_format: QDQ or QOperator.
+        op_types_to_quantize: operators to quantize, faster or not; None takes what pays, and all where nothing does.
+        per_channel: scales of weights by output channel.
+        reduce_range: weights of 7 bits, for processors without VNNI (target ``cpu-avx2``).
+        activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps.
+        weight_type: 8 bits; written as symmetric int8.
+        nodes_to_quantize: only these nodes, faster or not.
+        nodes_to_exclude: nodes that stay float.
+        use_external_data_format: weights go into a file beside the model, whatever its size.
+        calibrate_method: MinMax, Entropy or Percentile.
+        calibration_providers: execution provider that runs the float model; the first one counts.
+        extra_options: see the documentation for what each becomes.
+        calibration_cache_path: file of statistics (``.npz``), written if it is not there, and then used again.
+
+    Returns:
+        What `onnxq.quantize` returns; onnxruntime's own function returns nothing.
+
+    Raises:
+        UnsupportedError: a wish that has no equal here; a ValueError.
+        OnnxqError: as `onnxq.quantize`; nothing was written.
+    """
+    _check_types(activation_type, weight_type)
+    method = as_member(CalibrationMethod, calibrate_method, "calibrate_method")
+    if method not in _RANGES:
+        raise UnsupportedError("calibrate_method Distribution: is for float8 only; pass MinMax, Entropy or Percentile")
+    cache = None if calibration_cache_path is None else Path(calibration_cache_path)
+    if calibration_data_reader is None and (cache is None or not cache.is_file()):
+        raise UnsupportedError(
+            "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
+        )
+    wishes = {"preset": "w8a8", "range": _RANGES[method], **wishes_of(extra_options)}
+    wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
+    wishes["format"] = _FORMATS[as_member(QuantFormat, quant_format, "quant_format")]
+    samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
+    if cache is not None:
+        if not cache.is_file():
+            provider = _provider(calibration_providers)
+            api.calibrate(model_input, cache, calibration=samples, target=wishes["target"], provider=provider)
+        wishes["statistics"] = cache
+    wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
+    result = _quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel)
+    return _settled(result, model_output, external=use_external_data_format)
+
+
+def quantize_dynamic(
+    model_input: Source,
+    model_output: str | os.PathLike[str],
+    op_types_to_quantize: Sequence[str] | None = None,
+    per_channel: bool = False,
+    reduce_range: bool = False,
+    weight_type: Any = QuantType.QInt8,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    use_external_data_format: bool = False,
+    extra_options: Mapping[str, Any] | None = None,
+) -> QuantizeResult:
+    """Quantize weights, and activations at inference, as the preset ``w8a8-dynamic`` does.
+
+    Args:
+        model_input: path or ``onnx.ModelProto``.
+        model_output: file to write.
+        op_types_to_quantize: as for `quantize_static`.
+        per_channel: as for `quantize_static`.
+        reduce_range: as for `quantize_static`.
+        weight_type: 8 bits; written as symmetric int8.
+        nodes_to_quantize: as for `quantize_static`.
+        nodes_to_exclude: as for `quantize_static`.
+        use_external_data_format: as for `quantize_static`.
+        extra_options: as for `quantize_static`.
+
+    Raises:
+        UnsupportedError: a wish that has no equal here; a ValueError.
+        OnnxqError: as `onnxq.quantize`; nothing was written.
+    """
+    _check_types(QuantType.QUInt8, weight_type)
+    wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
+    for static in ("symmetric", "smooth", "percentile", "constant_products", "values"):
+        wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
+    wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
+    wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
+    result = _quantized(model_input, model_output, wishes, per_channel=per_channel)
+    return _settled(result, model_output, external=use_external_data_format)
+
+
+def quantize(model_input: Source, model_output: str | os.PathLike[str], quant_config: Any) -> QuantizeResult:
+    """Quantize by a configuration: a `StaticQuantConfig`, a `DynamicQuantConfig` or one of weights alone.
+
+    Raises:
+        TypeError: it is none of these.
+        OnnxqError: as for the function that it stands for.
+    """
+    from onnxq.compat.onnxruntime.matmul_nbits_quantizer import WeightOnlyQuantConfig, quantize_weights
+
+    if isinstance(quant_config, WeightOnlyQuantConfig):
+        return quantize_weights(model_input, model_output, quant_config)
+    if not isinstance(quant_config, QuantConfig):
+        raise TypeError(
+            f"quant_config: is a {type(quant_config).__name__}; pass a StaticQuantConfig, a DynamicQuantConfig or a "
+            "WeightOnlyQuantConfig"
+        )
+    given = dict(vars(quant_config))
+    if isinstance(quant_config, StaticQuantConfig):
+        return quantize_static(model_input, model_output, **given)
+    if isinstance(quant_config, DynamicQuantConfig):
+        given.pop("activation_type")
+        return quantize_dynamic(model_input, model_output, **given)
+    raise TypeError("quant_config: is a bare QuantConfig; pass a StaticQuantConfig or a DynamicQuantConfig")
+
+
+def quant_pre_process(
+    input_model: Source | None = None,
+    output_model_path: str | os.PathLike[str] | None = None,
+    skip_optimization: bool = False,
+    skip_onnx_shape: bool = False,
+    skip_symbolic_shape: bool = False,
+    auto_merge: bool = False,
+    int_max: int = 2**31 - 1,
+    guess_output_rank: bool = False,
+    verbose: int = 0,
+    save_as_external_data: bool = False,
+    all_tensors_to_one_file: bool = False,
+    external_data_location: str | None = None,
+    external_data_size_threshold: int = 1024,
+    **deprecated_kwargs: Any,
+) -> None:
+    """Write the float model as onnxq cleans it up before it quantizes; the same numbers, often faster already.
+
+    Quantizing does this by itself, so that a script may leave the call out.
+
+    Args:
+        input_model: path or ``onnx.ModelProto``.
+        output_model_path: file to write.
+        skip_optimization: write the model as it is.
+        skip_onnx_shape: without effect; shapes come from a run.
+        skip_symbolic_shape: without effect.
+        auto_merge: without effect.
+        int_max: without effect.
+        guess_output_rank: without effect.
+        verbose: without effect.
+        save_as_external_data: weights go into a file beside the model, whatever its size.
+        all_tensors_to_one_file: without effect; they always do.
+        external_data_location: not supported; the name depends on the weights, so that no reader sees a mixture.
+        external_data_size_threshold: without effect.
+        deprecated_kwargs: ``input_model_path``, an older name of ``input_model``.
+
+    Raises:
+        UnsupportedError: no model, no output, or a place for weights.
+        OnnxqError: the model cannot be used.
+    """
+    source = deprecated_kwargs.pop("input_model_path", None) if input_model is None else input_model
+    if source is None or output_model_path is None:
+        missing = "input_model" if source is None else "output_model_path"
+        raise UnsupportedError(f"quant_pre_process: {missing} is missing; pass a path")
+    if external_data_location is not None:
+        raise UnsupportedError("external_data_location: the weights' file is named by its content; leave it out")
+    path = Path(output_model_path)
+    saving.check_destination(path, (source,))
+    model = io.load(source)
+    if not skip_optimization:
+        model = load_and_prepare(source, target_named("cpu"), Clock(None)).model
+    saving.save(
+        model, path, source=source if isinstance(source, str | os.PathLike) else None, **_limit(save_as_external_data)
+    )
+
+
+def _limit(external: bool) -> dict[str, int]:
+    return {"threshold": 0} if external else {}
+
+
+def _check_types(activation: Any, weight: Any) -> None:
+    for argument, given in (("activation_type", activation), ("weight_type", weight)):
+        kind = as_member(QuantType, given, argument)
+        if kind not in _EIGHT_BITS:
+            raise UnsupportedError(
+                f"{argument} {kind}: the CPU provider has integer kernels of 8 bits; pass QInt8 or QUInt8, or pack "
+                "weights of 4 bits with MatMulNBitsQuantizer"
+            )
+
+
+def _samples(model: Source, reader: Any) -> Reader:
+    """The samples of a reader, which may be read only once, as one that can be read again."""
+    session = open_session(Path(model) if isinstance(model, str | os.PathLike) else io.to_bytes(io.load(model)))
+    return open_reader(reader, session.input_specs, recurrence=Recurrence(session.output_specs, session.run, {}))
+
+
+def _provider(providers: Sequence[Any] | None) -> str:
+    first = next(iter(providers or ()), "CPUExecutionProvider")
+    return first[0] if isinstance(first, tuple) else str(first)
+
+
+def _nodes(
+    model: Source,
+    op_types: Sequence[str] | None,
+    only: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    wishes: dict[str, Any],
+) -> dict[str, Any]:
+    """Which nodes: names and types that the model does not have are left out with a warning, as onnxruntime does."""
+    nodes = list(walk.all_nodes(io.load(model).graph))
+    names, types = {node.name for node in nodes}, {node.op_type for node in nodes}
+    found: dict[str, Any] = {
+        "op_types": [kind for kind in op_types or () if kind in types],
+        "include": _known("nodes_to_quantize", only, names),
+        "exclude": _known("nodes_to_exclude", exclude, names),
+    }
+    if (op_types and not found["op_types"]) or (only and not found["include"]):
+        argument = "nodes_to_quantize" if found["op_types"] or not op_types else "op_types_to_quantize"
+        raise RecipeError(f"{argument}: the model has none of these; it has nodes of {', '.join(sorted(types))}")
+    if wishes.pop("constant_products", False):
+        products = [n for n in nodes if n.op_type == "MatMul" and not any(walk.is_constant(i) for i in n.inputs)]
+        found["exclude"] += [node.name for node in products if node.name]
+    return found
+
+
+def _known(argument: str, given: Sequence[str] | None, names: set[str | None]) -> list[str]:
+    unknown = [name for name in given or () if name not in names]
+    if unknown:
+        logger.warning("%s: the model has no node %s", argument, ", ".join(map(repr, unknown)))
+    return [literal(name) for name in given or () if name in names]
+
+
+def _quantized(
+    model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], **options: Any
+) -> QuantizeResult:
+    """What pays is quantized; where nothing pays, all that can be, since that is what was asked for."""
+    wishes = dict(wishes)
+    if values := wishes.pop("values", None):
+        wishes["recipe"] = Recipe.from_mapping({"values": values}, "extra_options")
+    try:
+        return api.quantize(model, output, benchmark=False, **wishes, **options)
+    except NothingToQuantizeError:
+        if wishes["include"] or wishes["op_types"]:
+            raise
+        return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
+
+
+def _settled(result: QuantizeResult, output: str | os.PathLike[str], *, external: bool) -> QuantizeResult:
+    for line in result.warnings:
+        logger.warning("%s", line)
+    if external:
+        saving.save(io.load(output), output, threshold=0)
+    return result

@@ -1,0 +1,156 @@
+"""``extra_options`` of ``onnxruntime.quantization``, one by one: what each becomes here, or what to use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from onnxq.compat.onnxruntime.quant_types import UnsupportedError
+from onnxq.errors import closest
+from onnxq.recipe.values import plain
+
+Wishes = dict[str, Any]
+"""Options of `onnxq.quantize`."""
+
+Meaning = Callable[[Any], Wishes]
+
+
+def _none(value: Any) -> Wishes:
+    return {}
+
+
+def _only(allowed: Any, remedy: str) -> Meaning:
+    """An option that has one value here."""
+
+    def meaning(value: Any) -> Wishes:
+        if value != allowed:
+            raise UnsupportedError(f"has no equal here; {remedy}")
+        return {}
+
+    return meaning
+
+
+def _symmetric(value: Any) -> Wishes:
+    return {"symmetric": True} if value else {}
+
+
+def _smooth(value: Any) -> Wishes:
+    return {"preset": "w8a8-smooth"} if value else {}
+
+
+def _exclude_products(value: Any) -> Wishes:
+    return {"constant_products": True} if value else {}
+
+
+def _least_range(value: Any) -> Wishes:
+    return {} if value is None else {"values": [{"match": "*", "min_range": float(value)}]}
+
+
+_OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", "reduce_range"}
+
+
+def _overrides(value: Any) -> Wishes:
+    """Grids of activations by name; one for each, not by channel."""
+    rules = []
+    for name, entries in dict(value).items():
+        if len(entries) != 1:
+            raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
+        rule = _override(name, entries[0])
+        if rule:
+            rules.append({"match": literal(name), **rule})
+    return {"values": rules} if rules else {}
+
+
+def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = set(given) - _OVERRIDES
+    if unknown:
+        raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
+    kind = getattr(given.get("quant_type"), "name", "QInt8")
+    if kind not in ("QInt8", "QUInt8"):
+        raise UnsupportedError(f"{name!r}: quant_type {kind} has no integer kernel; pass 8 bits")
+    if ("scale" in given) != ("zero_point" in given):
+        raise UnsupportedError(f"{name!r}: scale and zero_point belong together; give both")
+    if "scale" in given and {"symmetric", "reduce_range", "rmin", "rmax"} & set(given):
+        raise UnsupportedError(f"{name!r}: scale and zero_point say all of a grid; leave the rest out")
+    if ("rmin" in given) != ("rmax" in given):
+        raise UnsupportedError(f"{name!r}: rmin and rmax belong together here; give both")
+    rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
+    if "zero_point" in rule and kind == "QInt8":
+        rule["zero_point"] += 128  # the same grid, counted as uint8
+    if "rmin" in given:
+        rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
+    return rule
+
+
+def literal(name: str) -> str:
+    """A name whose characters are none of a pattern's."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+MEANINGS: dict[str, tuple[Meaning, str]] = {
+    "ActivationSymmetric": (_symmetric, "`symmetric=True`"),
+    "CalibTensorRangeSymmetric": (_symmetric, "`symmetric=True`"),
+    "WeightSymmetric": (_only(True, "weights of integer kernels are symmetric"), "always"),
+    "SmoothQuant": (_smooth, '`preset="w8a8-smooth"`; needs no further package'),
+    "SmoothQuantAlpha": (lambda value: {"smooth": float(value)}, "`smooth=α`, with SmoothQuant"),
+    "SmoothQuantFolding": (_only(True, "factors always go into the node before"), "always"),
+    "CalibPercentile": (lambda value: {"percentile": float(value)}, "`percentile`"),
+    "CalibMaxIntermediateOutputs": (_none, "not needed: memory does not grow with the samples"),
+    "CalibStridedMinMax": (_none, "not needed: memory does not grow with the samples"),
+    "EnableSubgraph": (_none, "always: bodies of If, Loop and Scan are quantized"),
+    "DefaultTensorType": (_none, "not needed: types and shapes come from a run"),
+    "DisableShapeInference": (_none, "not needed: types and shapes come from a run"),
+    "MatMulConstBOnly": (_exclude_products, "MatMuls of two activations are left out"),
+    "QDQKeepRemovableActivations": (
+        _only(False, "a Relu or Clip is left out only where the grid does the same; --exclude keeps one float"),
+        "no",
+    ),
+    "QDQDisableWeightAdjustForInt32Bias": (
+        _only(False, "a bias that is too large for int32 would be wrong"),
+        "no",
+    ),
+    "extra.Sigmoid.nnapi": (_only(False, "--target says what will run the model"), "no"),
+    "ForceQuantizeNoInputCheck": (_only(False, "nodes_to_quantize insists on nodes by name"), "no"),
+    "ActivationRestrictedAsymmetric": (_only(False, "ActivationSymmetric has its zero point in the middle"), "no"),
+    "AddQDQPairToWeight": (_only(False, "weights are stored as integers"), "no"),
+    "QuantizeBias": (_only(True, "--exclude keeps a node float, with its bias"), "always"),
+    "DedicatedQDQPair": (_only(False, "a Q/DQ pair is shared by all readers, with the same numbers"), "no"),
+    "UseQDQContribOps": (_only(False, "ONNX's own operators are written; they need no other domain"), "no"),
+    "OpTypesToExcludeOutputQuantization": (_only([], "nodes_to_exclude keeps nodes float"), "no"),
+    "QDQOpTypePerChannelSupportToAxis": (_only({}, "scales go along the output channels of each operator"), "no"),
+    "CalibMovingAverage": (
+        _only(False, 'calibrate_method Percentile, or onnxq.quantize(range="mse"), is robust'),
+        "no",
+    ),
+    "CalibMovingAverageConstant": (_none, "only with CalibMovingAverage"),
+    "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
+    "TensorQuantOverrides": (_overrides, "`onnxq.ValueRule` for each activation; weights have their own grids"),
+    "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
+}
+"""By option: what becomes of its value, and the same in words for the documentation."""
+
+
+def wishes_of(extra_options: Mapping[str, Any] | None) -> Wishes:
+    """Options of `onnxq.quantize` that mean the same.
+
+    Raises:
+        UnsupportedError: an option has no equal here; the message says what to use.
+    """
+    found: Wishes = {}
+    for name, value in (extra_options or {}).items():
+        if name not in MEANINGS:
+            near = closest(name, MEANINGS)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(MEANINGS)}"
+            raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; {hint}")
+        try:
+            wished = MEANINGS[name][0](value)
+            values = [*found.get("values", []), *wished.get("values", [])]
+            found.update(wished)
+            found.update({"values": values} if values else {})
+        except UnsupportedError as error:
+            raise UnsupportedError(f"extra_options[{name!r}] = {value!r}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise UnsupportedError(f"extra_options[{name!r}] = {value!r}: {error}; pass a number") from None
+    if "smooth" in found and found.get("preset") is None:
+        found.pop("smooth")  # onnxruntime ignores the strength without SmoothQuant, too
+    return found

@@ -1,0 +1,54 @@
+"""Give symbolic dimensions of a model fixed sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from onnxq.errors import RecipeError, there_are
+from onnxq.graph import walk
+
+
+def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
+    """Replace named dimensions in the shapes of all values, bodies included.
+
+    The shape of an output that has other symbols too is forgotten, so that it is inferred from what is fixed.
+
+    Args:
+        model: changed in place.
+        sizes: by the name of the dimension.
+
+    Returns:
+        How many dimensions were fixed.
+
+    Raises:
+        RecipeError: no input or output of the model has a dimension of that name.
+    """
+    signature = (*model.graph.inputs, *model.graph.outputs)
+    known = {name: None for value in signature for name in _symbols(value)}
+    for name in sizes:
+        if name not in known:
+            there = there_are(name, known) if known else "all of its dimensions are fixed, or have no name"
+            raise RecipeError(f"--fix-dim {name}: no input or output of the model has such a dimension; {there}")
+    fixed = 0
+    values = dict.fromkeys((*walk.all_values(model.graph), *model.graph.outputs))
+    for value in values:
+        if value.shape is None or not any(name in sizes for name in _symbols(value)):
+            continue
+        dims: list[int | ir.SymbolicDim] = []
+        for dim in value.shape:
+            size = sizes.get(dim.value or "") if isinstance(dim, ir.SymbolicDim) else None
+            fixed += size is not None
+            dims.append(dim if size is None else size)
+        value.shape = ir.Shape(dims)
+    for output in model.graph.outputs:
+        if _symbols(output) and output.producer() is not None:
+            output.shape = None  # sizes that follow from those that are fixed now
+    return fixed
+
+
+def _symbols(value: ir.Value) -> list[str]:
+    if value.shape is None:
+        return []
+    return [dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim) and isinstance(dim.value, str)]

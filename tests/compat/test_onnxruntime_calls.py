@@ -1,0 +1,258 @@
+"""Scripts for ``onnxruntime.quantization`` run after changing the import."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxruntime.quantization as theirs
+import pytest
+
+from onnxq.compat import onnxruntime as ours
+from onnxq.compat.onnxruntime import matmul_nbits_quantizer as nbits
+from onnxq.compat.onnxruntime.wishes import MEANINGS, wishes_of
+from onnxq.errors import RecipeError, VerificationError
+
+
+class Digits(ours.CalibrationDataReader):
+    """A reader as scripts write it: read once, and that is all."""
+
+    def __init__(self, root: Path, count: int = 40) -> None:
+        with np.load(root / "calibration_data" / "digits_dsconv.npz") as data:
+            self._samples: Iterator[Any] = iter([{"image": image[None]} for image in data["image"][:count]])
+
+    def get_next(self) -> Any:
+        return next(self._samples, None)
+
+
+def operators(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def agree(one: Path, other: Path, root: Path) -> float:
+    sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (one, other)]
+    reader = Digits(root)
+    pairs = [[session.run(None, sample)[0].argmax() for session in sessions] for sample in reader]
+    return float(np.mean([first == second for first, second in pairs]))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("quantize_static", True), ("quantize_dynamic", True), ("quantize", True), ("quant_pre_process", True)],
+)
+def test_signatures_are_those_of_onnxruntime(name: str, known: bool) -> None:
+    here, there = (inspect.signature(getattr(module, name)).parameters for module in (ours, theirs))
+    missing = set(there) - set(here)
+    assert missing == set()
+    for key, parameter in there.items():
+        assert str(here[key].default) == str(parameter.default), key
+    if len(here) == len(there):  # older releases lack the newest argument
+        assert list(here) == list(there)
+
+
+@pytest.mark.parametrize("name", ["QuantType", "QuantFormat", "CalibrationMethod"])
+def test_enumerations_have_the_same_members(name: str) -> None:
+    here, there = getattr(ours, name), getattr(theirs, name)
+    assert {member.name: member.value for member in here} == {member.name: member.value for member in there}
+    if name == "QuantType":
+        assert [here[member.name].tensor_type for member in there] == [member.tensor_type for member in there]
+
+
+@pytest.mark.parametrize("module", [ours, theirs], ids=["own words", "onnxruntime's words"])
+@pytest.mark.parametrize("format", ["QDQ", "QOperator"])
+def test_static(root: Path, tmp_path: Path, format: str, module: Any) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    ours.quantize_static(
+        str(model),
+        str(output),
+        Digits(root),
+        quant_format=module.QuantFormat[format],
+        activation_type=module.QuantType.QUInt8,
+        weight_type=module.QuantType.QInt8,
+        calibrate_method=module.CalibrationMethod.Percentile,
+        extra_options={"CalibPercentile": 99.9, "ActivationSymmetric": True},
+    )
+    assert agree(model, output, root) > 0.95
+    assert ("QLinearConv" in operators(output)) == (format == "QOperator")
+    weights = [t for t in onnx.load(output).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims)]
+    assert weights
+    zeros = [onnx.numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer if t.data_type == 2]
+    assert {int(zero) for zero in zeros if zero.ndim == 0} <= {0, 128}, "symmetric: the middle, or 0 above zero"
+
+
+def test_per_tensor_is_the_default_as_there(root: Path, tmp_path: Path) -> None:
+    def scales(per_channel: bool) -> int:
+        output = tmp_path / "out.onnx"
+        ours.quantize_static(root / "models" / "digits_dsconv.onnx", output, Digits(root), per_channel=per_channel)
+        return sum(
+            len(t.dims) == 1 and t.data_type == 1 and "scale" in t.name for t in onnx.load(output).graph.initializer
+        )
+
+    assert scales(False) < scales(True)
+
+
+def test_patterns_types_and_names(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    convolutions = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
+    with caplog.at_level(logging.WARNING):
+        result = ours.quantize_static(
+            model,
+            output,
+            Digits(root),
+            op_types_to_quantize=["Conv", "LSTM"],
+            nodes_to_exclude=[convolutions[0], "nobody"],
+        )
+    kept = {name for name, _, _ in result.kept_float}
+    assert convolutions[0] in kept
+    assert convolutions[1] not in kept
+    assert "the model has no node 'nobody'" in caplog.text
+    with pytest.raises(RecipeError, match="op_types_to_quantize: the model has none of these; it has nodes of"):
+        ours.quantize_static(model, output, Digits(root), op_types_to_quantize=["LSTM"])
+
+
+def test_what_pays_nowhere_is_quantized_all_the_same(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 8])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1, 8])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    samples = [{"x": np.random.default_rng(i).standard_normal((1, 8)).astype(np.float32)} for i in range(8)]
+    result = ours.quantize_static(model, tmp_path / "out.onnx", samples)
+    assert result.kept_float == []
+
+
+def test_the_cache_is_written_and_used_again(root: Path, tmp_path: Path) -> None:
+    model, cache = root / "models" / "digits_dsconv.onnx", tmp_path / "ranges.npz"
+    ours.quantize_static(model, tmp_path / "a.onnx", Digits(root), calibration_cache_path=cache)
+    assert cache.is_file()
+    ours.quantize_static(model, tmp_path / "b.onnx", None, calibration_cache_path=cache)
+    assert agree(model, tmp_path / "b.onnx", root) > 0.95
+    with pytest.raises(ValueError, match="Either calibration_data_reader or an existing calibration_cache_path"):
+        ours.quantize_static(model, tmp_path / "c.onnx", None, calibration_cache_path=tmp_path / "none.npz")
+    assert not (tmp_path / "c.onnx").exists()
+
+
+def test_dynamic_and_configurations(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "text_encoder.onnx", tmp_path / "out.onnx"
+    ours.quantize(model, output, ours.DynamicQuantConfig(per_channel=True, extra_options={"MatMulConstBOnly": True}))
+    assert operators(output) & {"DynamicQuantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+    digits = root / "models" / "digits_dsconv.onnx"
+    ours.quantize(digits, output, ours.StaticQuantConfig(Digits(root), quant_format=ours.QuantFormat.QOperator))
+    assert "QLinearConv" in operators(output)
+    ours.quantize(root / "models" / "tiny_lm.onnx", output, nbits.HQQWeightOnlyQuantConfig(block_size=32))
+    assert "MatMulNBits" in operators(output)
+    with pytest.raises(TypeError, match="quant_config: is a dict"):
+        ours.quantize(model, output, {})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4),
+        nbits.DefaultWeightOnlyQuantConfig(block_size=32, quant_format=ours.QuantFormat.QDQ),
+        nbits.RTNWeightOnlyQuantConfig(),
+        nbits.KQuantWeightOnlyQuantConfig(),
+        nbits.HQQWeightOnlyQuantConfig(block_size=64),
+        None,
+    ],
+    ids=["default", "qdq", "rtn", "k_quant", "hqq", "none"],
+)
+def test_weights_in_blocks(root: Path, tmp_path: Path, config: Any) -> None:
+    quantizer = ours.MatMulNBitsQuantizer(str(root / "models" / "tiny_lm.onnx"), block_size=32, algo_config=config)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(tmp_path / "out.onnx"), True)
+    found = operators(tmp_path / "out.onnx")
+    assert ("DequantizeLinear" if config is not None and config.quant_format.name == "QDQ" else "MatMulNBits") in found
+    onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    assert len(list(tmp_path.glob("out.onnx.*.data"))) == 1
+
+
+def test_weights_stand_beside_the_model_where_asked(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    ours.quantize_dynamic(root / "models" / "text_encoder.onnx", output, use_external_data_format=True)
+    assert len(list(tmp_path.glob("out.onnx.*.data"))) == 1
+    onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+
+
+def test_pre_processing_gives_the_same_numbers(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "prepared.onnx"
+    ours.quant_pre_process(str(model), str(output))
+    assert "BatchNormalization" not in operators(output)
+    assert agree(model, output, root) == 1
+    with pytest.raises(ValueError, match="output_model_path is missing"):
+        ours.quant_pre_process(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"WeightSymetric": True}, "there is no such option; did you mean 'WeightSymmetric'"),
+        ({"WeightSymmetric": False}, "has no equal here; weights of integer kernels are symmetric"),
+        ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': scale and zero_point belong together; give both"),
+        ({"SmoothQuant": True, "SmoothQuantAlpha": "half"}, "could not convert string to float: 'half'; pass a number"),
+    ],
+)
+def test_wishes_without_an_equal_say_what_to_use(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ours.UnsupportedError, match=message) as caught:
+        wishes_of(options)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_documentation_has_every_option(root: Path) -> None:
+    page = (root / "docs" / "from-onnxruntime.md").read_text(encoding="utf-8")
+    assert [
+        f"| `{name}` | {words} |" for name, (_, words) in MEANINGS.items() if f"| `{name}` | {words} |" not in page
+    ] == []
+
+
+def test_every_option_with_its_default_is_taken() -> None:
+    defaults = {"WeightSymmetric": True, "QuantizeBias": True, "SmoothQuantFolding": True, "MinimumRealRange": None}
+    empty = {"OpTypesToExcludeOutputQuantization": [], "QDQOpTypePerChannelSupportToAxis": {}, "BlockSize": 0}
+    special = {**defaults, **empty, "TensorQuantOverrides": {}, "SmoothQuantAlpha": 0.5, "CalibPercentile": 99.9}
+    assert wishes_of({name: special.get(name, False) for name in MEANINGS}) == {"percentile": 99.9}
+
+
+def test_grids_of_single_tensors(root: Path, tmp_path: Path) -> None:
+    overrides = {"image": [{"rmin": np.float32(-1), "rmax": np.float32(1)}], "logits": [{"symmetric": True}]}
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    wishes = {"TensorQuantOverrides": overrides, "MinimumRealRange": 1e-4}
+    ours.quantize_static(model, output, Digits(root), op_types_to_quantize=["Conv", "Relu"], extra_options=wishes)
+    written = onnx.load(output)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+    quantized = {node.input[0]: node.input[1] for node in written.graph.node if node.op_type == "QuantizeLinear"}
+    scale = constants[quantized["image"]]
+    assert scale == pytest.approx(2 / 255)
+    signed = {"x": [{"quant_type": theirs.QuantType.QInt8, "scale": 0.5, "zero_point": np.int8(-128)}]}
+    assert wishes_of({"TensorQuantOverrides": signed}) == {"values": [{"match": "x", "scale": 0.5, "zero_point": 0}]}
+
+
+def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    with pytest.raises(ValueError, match="activation_type QUInt16: the CPU provider has integer kernels of 8 bits"):
+        ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QUInt16)
+    with pytest.raises(ValueError, match=r"quant_format: is 'qdq', not a QuantFormat; pass a member"):
+        ours.quantize_static(model, output, Digits(root), quant_format="qdq")
+    with pytest.raises(ValueError, match="calibrate_method Distribution: is for float8 only"):
+        ours.quantize_static(model, output, Digits(root), calibrate_method=ours.CalibrationMethod.Distribution)
+    assert not output.exists()
+    assert issubclass(VerificationError, Exception)
+
+
+def test_anything_with_get_next_is_a_reader() -> None:
+    class Reader:
+        def get_next(self) -> None:
+            return None
+
+    assert isinstance(Reader(), ours.CalibrationDataReader)
+    assert not isinstance(object(), ours.CalibrationDataReader)

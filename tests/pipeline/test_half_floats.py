@@ -1,0 +1,155 @@
+"""The presets fp16 and bf16 from end to end: what stays float32, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.errors import RecipeError
+from tests.graph.build import build
+
+RNG = np.random.default_rng(3)
+WEIGHT = RNG.standard_normal((32, 32)).astype(np.float32) / 6
+
+
+def network(body: str, **weights: np.ndarray) -> onnx.ModelProto:
+    return build(f"net (float[n, 32] x) => (float[n, 32] y) {{ {body} }}", **weights)
+
+
+def feeds(count: int = 6) -> list[dict[str, np.ndarray]]:
+    return [{"x": RNG.standard_normal((4, 32)).astype(np.float32)} for _ in range(count)]
+
+
+LOUD = """[a] h = MatMul (x, w) [up] g = MatMul (h, large) [mid] r = Relu (g) [down] d = MatMul (r, small)
+    [b] k = MatMul (d, w) [c] y = Add (k, x)"""
+
+
+def loud() -> onnx.ModelProto:
+    eye = np.eye(32, dtype=np.float32)
+    return network(LOUD, w=WEIGHT, large=(eye * 6e4 + 1), small=eye * 1e-4)
+
+
+def test_values_beyond_float16_keep_just_the_nodes_that_touch_them() -> None:
+    result = onnxq.quantize(loud(), preset="fp16", calibration=feeds(), benchmark=False)
+    kept = {name: reason for name, _, reason in result.kept_float}
+    assert set(kept) == {"up", "mid", "down"}
+    assert all("float16 ends at 65504" in reason for reason in kept.values())
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 50
+    assert {node.name for node in result.plan.nodes.values() if node.action == "half"} == {"a", "b", "c"}
+
+
+def test_without_samples_one_is_made_up() -> None:
+    result = onnxq.quantize(loud(), preset="fp16", benchmark=False)
+    assert {name for name, _, _ in result.kept_float} == {"up", "mid", "down"}
+
+
+def test_bfloat16_reaches_as_far_as_float32_and_is_stored_where_there_are_no_kernels() -> None:
+    result = onnxq.quantize(loud(), preset="bf16", calibration=feeds(), benchmark=False)
+    assert result.float_type == "bfloat16"
+    assert all("cpu has no bfloat16 kernel" in reason for _, _, reason in result.kept_float)
+    assert result.size_after < 0.6 * result.size_before
+
+
+def test_angles_and_indices_stay_float32() -> None:
+    body = """[p] t = Mul (x, far) [s] u = Sin (t) [i] j = Cast <to = 7> (t) [f] k = Cast <to = 1> (j)
+        [z] l = Mul (k, none) [m] v = Add (u, l) [a] y = MatMul (v, w)"""
+    model = network(body, w=WEIGHT, far=np.array(500, np.float32), none=np.array(0, np.float32))
+    result = onnxq.quantize(model, preset="fp16", calibration=feeds(), benchmark=False)
+    kept = {name: reason for name, _, reason in result.kept_float}
+    assert "angles" in kept["s"] or "angles" in kept["p"]
+    assert {"p", "s", "i"} <= set(kept)
+    assert "a" not in kept
+
+
+def test_power_spectra_in_front_of_a_log_stay_float32() -> None:
+    body = """[a] s = MatMul (x, w) [p] q = Mul (s, s) [e] r = Add (q, eps) [l] t = Log (r) [b] y = MatMul (t, w)"""
+    model = network(body, w=WEIGHT, eps=np.array(1e-10, np.float32))
+    result = onnxq.quantize(model, preset="fp16", calibration=feeds(), benchmark=False)
+    assert {"a", "p", "e"} <= {name for name, _, _ in result.kept_float}
+    assert "b" not in {name for name, _, _ in result.kept_float}
+
+
+def test_what_the_user_excludes_stays_float32() -> None:
+    result = onnxq.quantize(loud(), preset="fp16", exclude=["b"], calibration=feeds(), benchmark=False)
+    assert {name: reason for name, _, reason in result.kept_float}["b"] == "excluded by --exclude"
+
+
+def test_packed_weights_with_float16_in_and_out() -> None:
+    wide = RNG.standard_normal((32, 512)).astype(np.float32) / 6
+    back = RNG.standard_normal((512, 32)).astype(np.float32) / 20
+    model = network("[a] h = MatMul (x, w) [r] k = Relu (h) [b] y = MatMul (k, v)", w=wide, v=back)
+    result = onnxq.quantize(model, preset="w4", float_type="float16", calibration=feeds(), benchmark=False)
+    assert result.model is not None
+    packed = [node for node in result.model.graph.node if node.op_type == "MatMulNBits"]
+    assert packed
+    types = {tensor.name: tensor.data_type for tensor in result.model.graph.initializer}
+    assert all(types[node.input[2]] == onnx.TensorProto.FLOAT16 for node in packed)
+    assert result.float_type == "float16"
+
+
+def test_a_float16_model_goes_out_in_the_type_that_is_asked_for() -> None:
+    proto = build(
+        "g (float16[n, 32] x) => (float16[n, 32] y) { [a] h = MatMul (x, w) [b] y = Relu (h) }",
+        w=WEIGHT.astype(np.float16),
+    )
+    samples = [{"x": feed["x"].astype(np.float16)} for feed in feeds()]
+    half = onnxq.quantize(proto, preset="fp16", calibration=samples, benchmark=False)
+    assert half.model is not None
+    assert [node.op_type for node in half.model.graph.node] == ["MatMul", "Relu"]
+    brain = onnxq.quantize(proto, preset="bf16", calibration=samples, benchmark=False)
+    assert brain.model is not None
+    assert brain.model.graph.initializer[0].data_type == onnx.TensorProto.BFLOAT16
+    assert brain.model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+def test_inputs_and_outputs_in_float16(digits: Path, tmp_path: Path) -> None:
+    result = onnxq.quantize(digits, tmp_path / "h.onnx", preset="fp16", keep_io=False, benchmark=False)
+    graph = onnx.load(tmp_path / "h.onnx").graph
+    types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert types == {onnx.TensorProto.FLOAT16}
+    assert "Cast" not in {node.op_type for node in graph.node}
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 50
+    assert onnxq.compare(digits, tmp_path / "h.onnx").sqnr_db > 50
+
+
+def test_the_report_has_size_and_differences(digits: Path, tmp_path: Path) -> None:
+    result = onnxq.quantize(digits, tmp_path / "h.onnx", preset="fp16", benchmark=False)
+    assert result.size_after < 0.55 * result.size_before
+    page = result.summary()
+    assert "fp16 (float16, for cpu)" in page
+    assert "difference  mean" in page
+
+
+def test_a_pair_that_brings_the_runtime_down_stays_float32() -> None:
+    proto = build(
+        "g (float[a, b, 32] x) => (float[b, a, 32] y)"
+        " { [e] h = MatMul (x, w) [t] k = Transpose <perm = [1, 0, 2]> (h) [m] y = MatMul (k, w) }",
+        w=WEIGHT,
+    )
+    samples = [{"x": RNG.standard_normal((3, 5, 32)).astype(np.float32)} for _ in range(3)]
+    result = onnxq.quantize(proto, preset="fp16", calibration=samples, benchmark=False)
+    assert {name for name, _, _ in result.kept_float} == {"t", "m"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preset": "w8a8", "float_type": "float16"}, "--float-type float16: does nothing with preset w8a8"),
+        ({"preset": "fp16", "float_type": "bfloat16"}, "--float-type bfloat16: does nothing with preset fp16"),
+        ({"preset": "w4", "store_only": True}, "--store-only: is about float16 and bfloat16"),
+        ({"preset": "w4", "keep_io": False}, "--no-keep-io: is about float16 and bfloat16"),
+        ({"preset": "bf16", "keep_io": False}, "--no-keep-io: onnxruntime neither takes bfloat16"),
+        ({"preset": "fp16", "bits": 4}, "--bits 4: does nothing with preset fp16"),
+        ({"preset": "fp16", "float_type": "fp8"}, "--float-type: no 'fp8'"),
+    ],
+)
+def test_options_that_do_not_go_together(digits: Path, tmp_path: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        onnxq.quantize(digits, tmp_path / "x.onnx", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "x.onnx").exists()
