@@ -20,9 +20,9 @@ from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learning import refine
+from onnxq.pipeline.learned.learning import refine
+from onnxq.pipeline.learned.reconstructing import check_learning, reconstructed, weight_steps
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
-from onnxq.pipeline.reconstructing import check_learning, reconstructed, weight_steps
 from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
 from onnxq.pipeline.unsmoothed import why_unsmoothed

@@ -21,8 +21,8 @@ from torch import nn
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import RecipeError
-from onnxq.qat.blocks import Block
 from onnxq.qat.graph_module import GraphModule
+from onnxq.qat.network_blocks import Block
 from onnxq.qat.parameters import Integers, as_tensor
 from onnxq.qat.torch_ops.call import Tensor
 

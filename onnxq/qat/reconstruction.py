@@ -23,9 +23,9 @@ from onnxq.data.feeds import Feed
 from onnxq.graph.types import Model
 from onnxq.graph.views.plain_graph import plain_graph, replace_constants
 from onnxq.qat.block_learning import BlockLearner, LearningConfig, Outcome, Sample
-from onnxq.qat.blocks import Block, Facts, find_blocks, teachers_of
 from onnxq.qat.graph_module import GraphModule
-from onnxq.runtime.inner_values import InnerValues
+from onnxq.qat.network_blocks import Block, Facts, find_blocks, teachers_of
+from onnxq.runtime.probe import InnerValues
 
 IN_MEMORY = 256 << 20
 """Bytes of a block's samples that are kept in memory; the rest lies in a temporary folder."""

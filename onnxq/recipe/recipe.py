@@ -18,6 +18,7 @@ from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
 from onnxq.recipe.values import (
     check_choice,
     check_keys,
+    check_positive,
     check_smooth,
     check_types,
     check_weights,
@@ -105,8 +106,7 @@ class Recipe:
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
-        reconstruct: let blocks of the network learn together how weights are rounded, and the grids of activations
-            and the biases with them; needs PyTorch.
+        reconstruct: let blocks of the network learn weights' rounding, activations' grids and biases, in PyTorch.
         minutes: time that learning may take.
         outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
             activations have a scale a row; None takes the preset's.
@@ -181,12 +181,9 @@ class Recipe:
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
         check_smooth("--smooth", self.smooth)
-        if not self.max_memory > 0:
-            raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
-        if not self.minutes > 0:
-            raise RecipeError(f"--minutes: {self.minutes} is not positive; 4 is the default")
-        if self.outliers is not None and not self.outliers > 0:
-            raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
+        check_positive("--max-memory", self.max_memory, "2 GiB is the default")
+        check_positive("--minutes", self.minutes, "4 is the default")
+        check_positive("--outliers", self.outliers, "it is a magnitude, 6 is the usual choice")
         for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
             if limit is not None and math.isnan(limit):
                 raise RecipeError(f"{option}: must be a number, not {limit}; nothing could be compared with it")

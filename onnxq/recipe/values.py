@@ -34,6 +34,12 @@ def check_smooth(option: str, alpha: float | str | None) -> None:
         raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
 
 
+def check_positive(option: str, number: float | None, usual: str) -> None:
+    """Refuse what is not above zero."""
+    if number is not None and not number > 0:
+        raise RecipeError(f"{option}: {number} is not positive; {usual}")
+
+
 def check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
     """Refuse bits, blocks and levels that no kernel has."""
     if bits is not None and bits not in BITS:

@@ -12,7 +12,7 @@ from onnxq.core.spec import QParams
 from onnxq.data.feeds import Feed
 from onnxq.graph.reading.matrices import Matrices
 from onnxq.graph.views.outputs import Model
-from onnxq.runtime.inner_values import InnerValues
+from onnxq.runtime.probe import InnerValues
 
 
 @dataclass(frozen=True)

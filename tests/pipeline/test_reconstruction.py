@@ -149,7 +149,7 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_blocks_end_at_joints() -> None:
     from onnxq.graph.files import io
     from onnxq.graph.views.plain_graph import plain_graph
-    from onnxq.qat.blocks import Facts, find_blocks, teachers_of
+    from onnxq.qat.network_blocks import Facts, find_blocks, teachers_of
 
     graph = plain_graph(io.load(model()))
     floats = {name: 1 for node in graph.nodes for name in node.outputs}

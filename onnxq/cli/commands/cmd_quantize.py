@@ -18,6 +18,7 @@ from onnxq.cli._options import (
     GroupedCommand,
     custom_ops_option,
     examples,
+    learning_options,
     option,
     output_options,
     state,
@@ -168,29 +169,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@option(
-    "--adaround",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-)
-@option(
-    "--reconstruct",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Let blocks of the network learn from the float model: the rounding of weights, the grids of activations and "
-    "the biases, together. Takes minutes; needs PyTorch.",
-)
-@option(
-    "--minutes",
-    type=FiniteRange(min=0, min_open=True),
-    metavar="M",
-    group=_HOW,
-    default_text="4",
-    help="Time that --reconstruct may take; blocks that it does not suffice for stay as they are.",
-)
+@learning_options(_HOW)
 @option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
