@@ -9,6 +9,7 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
+from onnxq.graph.reading.matrices import low_rank_branches
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
     STORABLE,
@@ -97,7 +98,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     """
     check_outliers(recipe)
     graph = model.graph
-    selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
+    op_types = {node.op_type for node in walk.all_nodes(graph)}
+    selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
         return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))

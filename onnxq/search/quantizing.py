@@ -258,7 +258,7 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         engine=verdict.engine.to_dict() if verdict.engine is not None else None,
         float_type=built.recipe.half if built is not None else None,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
-        workload=None if job.workload is None else job.workload.table(verdict.timings),
+        workload=None if job.workload is None or chosen.caches else job.workload.table(verdict.timings),
     )
 
 
