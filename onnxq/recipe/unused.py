@@ -37,7 +37,7 @@ def _static(preset: Preset, value: object) -> bool:
 
 
 def _computes_in_float(preset: Preset, value: object) -> bool:
-    return preset.weights in ("blocks", "float") and preset.float_type in (None, value)
+    return preset.name != "float" and preset.weights in ("blocks", "float") and preset.float_type in (None, value)
 
 
 _RANGES = _Use(_static, "calibrates no ranges of activations")
