@@ -251,4 +251,3 @@ def _tied(weight: Value | None, tables: dict[int, Node]) -> str:
     maker = weight.producer() if weight is not None else None
     source = maker.inputs[0] if maker is not None and maker.op_type == "Transpose" else None
     return f": it is '{source.name}', the table of the embedding, turned" if id(source) in tables and source else ""
-

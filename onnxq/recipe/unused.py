@@ -104,10 +104,10 @@ def refuse_unused(recipe: Recipe) -> None:
             value = getattr(rule, field.name)
             if field.name in USES and value is not None:
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.fuse):
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse):
         raise RecipeError(
             "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
-            "--kv-cache or --fuse, or use --preset w8"
+            "--kv-cache, --rotate or --fuse, or use --preset w8"
         )
 
 

@@ -244,6 +244,15 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     "GroupQueryAttention, and a decoder without caches gets some.",
 )
 @option(
+    "--rotate",
+    is_flag=True,
+    default=None,
+    group=_HOW,
+    help="Turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices that "
+    "are folded into the weights (QuaRot), so that no channel is far larger than the others. Nothing is computed at "
+    "inference for it.",
+)
+@option(
     "--include",
     metavar="PATTERN",
     multiple=True,
