@@ -14,11 +14,25 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import benchmark, calibrate, compare, diagnose, diff, inspect, presets, quantize, report, targets
+    from onnxq.api import (
+        benchmark,
+        calibrate,
+        compare,
+        convert_config,
+        dequantize,
+        diagnose,
+        diff,
+        inspect,
+        presets,
+        quantize,
+        report,
+        targets,
+    )
     from onnxq.data.images import Images
     from onnxq.diagnosis.examine import DiagnoseResult
     from onnxq.errors import (
         CalibrationError,
+        EngineError,
         MissingExtraError,
         ModelError,
         OnnxqError,
@@ -26,8 +40,18 @@ if TYPE_CHECKING:
         TargetError,
         VerificationError,
     )
+    from onnxq.folders.quantizing_folder import quantize_folder
     from onnxq.recipe.recipe import Recipe, Rule
-    from onnxq.report.results import BenchmarkResult, CalibrateResult, Difference, Inspection, QuantizeResult
+    from onnxq.recipe.value_rules import ValueRule
+    from onnxq.report.folder_results import FolderResult
+    from onnxq.report.results import (
+        BenchmarkResult,
+        CalibrateResult,
+        DequantizeResult,
+        Difference,
+        Inspection,
+        QuantizeResult,
+    )
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
 
@@ -36,8 +60,11 @@ __all__ = [
     "CalibrateResult",
     "CalibrationError",
     "Comparison",
+    "DequantizeResult",
     "DiagnoseResult",
     "Difference",
+    "EngineError",
+    "FolderResult",
     "Images",
     "Inspection",
     "MissingExtraError",
@@ -49,16 +76,20 @@ __all__ = [
     "Rule",
     "Statistics",
     "TargetError",
+    "ValueRule",
     "VerificationError",
     "__version__",
     "benchmark",
     "calibrate",
     "compare",
+    "convert_config",
+    "dequantize",
     "diagnose",
     "diff",
     "inspect",
     "presets",
     "quantize",
+    "quantize_folder",
     "report",
     "targets",
 ]
@@ -68,10 +99,13 @@ _HOMES = {
     "CalibrateResult": "onnxq.report.results",
     "CalibrationError": "onnxq.errors",
     "Comparison": "onnxq.verify.compare",
+    "DequantizeResult": "onnxq.report.results",
     "DiagnoseResult": "onnxq.diagnosis.examine",
     "Difference": "onnxq.report.results",
+    "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
@@ -81,15 +115,19 @@ _HOMES = {
     "Rule": "onnxq.recipe.recipe",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
+    "ValueRule": "onnxq.recipe.value_rules",
     "VerificationError": "onnxq.errors",
     "benchmark": "onnxq.api",
     "calibrate": "onnxq.api",
     "compare": "onnxq.api",
+    "convert_config": "onnxq.api",
+    "dequantize": "onnxq.api",
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
+    "quantize_folder": "onnxq.folders.quantizing_folder",
     "report": "onnxq.api",
     "targets": "onnxq.api",
 }

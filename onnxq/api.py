@@ -10,17 +10,19 @@ from pathlib import Path
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import open_reader
+from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
 from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.graph.files.saving import check_destination
+from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.float_model import Source, is_path
-from onnxq.pipeline.job import find_calibration
+from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
+from onnxq.recipe.foreign import Converted, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
@@ -39,7 +41,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "diagnose", "diff", "inspect", "presets", "quantize", "report", "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
+    "targets",
 ]  # fmt: skip
 
 
@@ -50,6 +53,7 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     *,
     calibration: object = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     preset: str | None = None,
     format: str | None = None,
@@ -76,6 +80,8 @@ def quantize(
     store_only: bool | None = None,
     keep_io: bool | None = None,
     fix_dims: Sequence[str] = (),
+    float_outputs: Sequence[str] = (),
+    engine_python: str | os.PathLike[str] | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -88,6 +94,7 @@ def quantize(
     threads: int | None = None,
     benchmark: bool = True,
     seconds: float = 0.4,
+    workload: str | None = None,
     budget: float = 120.0,
     metric: str | Function | None = None,
     search_state: str | os.PathLike[str] | None = None,
@@ -104,8 +111,9 @@ def quantize(
         output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
             chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
         calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; None looks for ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model
-            may be missing.
+            ``get_next()``; for language models also a text file, a line or a paragraph a sample; None looks for
+            ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model may be missing.
+        tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
             shapes do not say so; these are carried over also where every sample holds them.
         preset: a name that `presets` lists; "auto" by default.
@@ -137,6 +145,8 @@ def quantize(
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
         opset: operator set of the model that is written.
+        float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
+        engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
@@ -153,6 +163,8 @@ def quantize(
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
+        workload: what the latency of a language model with a cache is of: "prefill" (a prompt of 128 tokens), "decode"
+            (one token behind 192), or "chat", 128 tokens in and 128 out, by default.
         budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
             candidate so far is returned.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
@@ -224,7 +236,7 @@ def calibrate(
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, found, options, Clock(progress))
+    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
 
 
 @checked
@@ -262,6 +274,7 @@ def compare(
     found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
+    found = with_tokens(found, float_model)
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
     after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
     names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
@@ -334,7 +347,8 @@ def benchmark(
             f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
-        feeds = open_reader(data, session.input_specs, recurrence=Recurrence(session.output_specs, session.run))
+        recurrence = Recurrence(session.output_specs, session.run)
+        feeds = open_reader(with_tokens(data, paths[0]), session.input_specs, recurrence=recurrence)
         warnings += feeds.notes
     names = _distinct(paths)
     rows = run_benchmark(
@@ -352,3 +366,23 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
             name = f"{path} ({n})"
         names.append(name)
     return names
+
+
+def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Converted:
+    """Turn another tool's configuration into a recipe.
+
+    Args:
+        config: JSON file of Olive, optimum, transformers.js or Quark.
+        output: YAML file to write; None writes nothing.
+
+    Returns:
+        The recipe, whose configuration it was, and notes of what was not taken over.
+
+    Raises:
+        RecipeError: the file cannot be read, or is none of these.
+    """
+    found = convert(Path(config))
+    if output is not None:
+        check_destination(Path(output), (config,))
+        write_text(output, found.recipe.to_yaml())
+    return found

@@ -40,6 +40,10 @@ class TargetError(OnnxqError):
     exit_code = 2
 
 
+class EngineError(OnnxqError):
+    """An engine elsewhere is not there, has ended, or refuses a model."""
+
+
 class VerificationError(OnnxqError):
     """The quantized model failed verification; nothing was written."""
 

@@ -17,7 +17,8 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-COMMANDS = tuple("quantize calibrate diagnose compare benchmark inspect diff report presets targets".split())
+_NAMES = "quantize calibrate diagnose compare benchmark inspect diff dequantize report convert-config presets targets"
+COMMANDS = tuple(_NAMES.split())
 
 EPILOG = """\
 \b
@@ -50,7 +51,7 @@ class OnnxqGroup(click.Group):
         """Import the module of one command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"onnxq.cli.commands.cmd_{cmd_name}").command
+        command = importlib.import_module(f"onnxq.cli.commands.cmd_{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -48,7 +48,8 @@ DATA = _Data()
 CALIBRATION_FORMS = (
     "an .npz file (arrays by input name, samples along axis 0, 'labels' optional), a .parquet or .csv table (columns "
     "by input name), a folder of feeds (.npz, .npy), of images or of recordings (folders in it are classes), or "
-    "module:callable, which returns an iterable of feeds"
+    "module:callable, which returns an iterable of feeds; for language models a .txt file, a line or a paragraph a "
+    "sample"
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxq.cli._output import show_table, show_text
 from onnxq.report.facts import inspection_facts, quantization_facts, seconds_by_step, token_facts
+from onnxq.report.folder_results import folder_facts, folder_table
 from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.printable import printable
 from onnxq.report.result_tables import (
@@ -34,6 +35,14 @@ def show_quantization(result: Mapping[str, Any], *, float_model: Path, verbose: 
     facts = quantization_facts(result)
     _show_facts([*facts, ("seconds", seconds_by_step(result))] if verbose else facts)
     _show_tables(quantization_tables(result, everything=verbose))
+
+
+def show_folder(result: Mapping[str, Any]) -> None:
+    """Print what came out of a folder, and a line a graph."""
+    show_text(printable(f"{result['folder']} -> {result['output']}"))
+    show_text()
+    _show_facts(folder_facts(result))
+    _show_tables([folder_table(result)])
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:

@@ -37,13 +37,16 @@ class Scratch:
     descriptor: int | None
 
     @classmethod
-    def make(cls) -> Scratch:
+    def make(cls, beside: Path | None = None) -> Scratch:
         """Make one that stays until it is removed; the first of a process removes those of dead processes.
+
+        Args:
+            beside: the folder to make it in; None takes the system's for temporary files.
 
         Raises:
             OSError: there is no room, or no right to write.
         """
-        place = Path(tempfile.gettempdir())
+        place = Path(tempfile.gettempdir()) if beside is None else beside
         sweep_once(place)
         while True:
             path = place / f"onnxq-{secrets.token_hex(8)}.tmp"

@@ -20,6 +20,7 @@ from onnxq.data.recordings import AUDIO_SUFFIXES, AudioSource
 from onnxq.data.sources import FolderSource, RewindSource, SequenceSource, Source, SpoolSource, get_all
 from onnxq.data.state_pairs import possible_states, state_pairs, with_asked
 from onnxq.data.table_files import TABLE_SUFFIXES, TableSource, frame_columns, is_frame, table_file
+from onnxq.data.text.text_samples import TextSamples
 from onnxq.data.user_code import import_callable
 from onnxq.errors import CalibrationError, OnnxqError
 
@@ -134,7 +135,8 @@ def open_reader(
         calibration: path of an .npz file (arrays by input name, samples along axis 0, ``labels`` optional), path of
             a folder (each .npz or .npy one feed), ``module:callable`` or a callable that gives an iterable of feeds,
             an iterable of feeds, or an object with onnxruntime's ``get_next()``. A feed is a dict of arrays by input
-            name. What can be read only once is kept in a temporary folder while it is read.
+            name. What can be read only once is kept in a temporary folder while it is read. Texts come as
+            `onnxq.data.text.text_samples.TextSamples`.
         inputs: what the model takes.
         batch_size: samples of an .npz in a feed; None takes what the model is fixed to, else 1.
         recurrence: how states that the samples lack are carried from one to the next; None asks for all inputs.
@@ -145,6 +147,11 @@ def open_reader(
     """
     if isinstance(calibration, Reader):
         return calibration
+    if isinstance(calibration, TextSamples):
+        source, caches = calibration.source(inputs, recurrence)
+        reader = Reader(source, inputs)
+        reader.states = caches
+        return reader
     if recurrence is not None:
         pairs = with_asked({}, recurrence.asked, inputs, recurrence.outputs)
         maybe = possible_states(inputs, recurrence.outputs) | set(pairs.values())

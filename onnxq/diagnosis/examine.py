@@ -21,7 +21,7 @@ from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
-from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
@@ -121,7 +121,7 @@ def diagnose(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     with prepared.watched():
-        samples = open_data(found, prepared, states=states, threads=threads)
+        samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
             quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model

@@ -18,7 +18,7 @@ _BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
     """The bodies a node holds (If, Loop, Scan), each with the name of its attribute."""
     found: list[tuple[str, ir.Graph]] = []
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():  # the plain dict: this is asked of every node, again and again
         kind = attribute.type
         if kind not in _BODIES or attribute.is_ref():
             continue

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
+from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.emit.rewrite import Style
+from onnxq.graph.emit.wrapped import mark_rows
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
@@ -27,6 +30,7 @@ from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
+from onnxq.targets import MEASURED
 
 
 @dataclass
@@ -104,6 +108,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
     job = replace(job, prepared=replace(job.prepared, model=model))
+    if target.coverage != MEASURED:
+        mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
     if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
@@ -129,7 +135,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, spread_channels(model, solution.rewrite, used), form)
+        rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
+        emit(model, rewrite, form, Style(target.steered, target.float_bias))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []
@@ -139,12 +146,18 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
             narrow(model)
         else:
             model, plan = to_halves(model, job, plan, keep, warnings)
-        drop_inferred(model)
+        finish(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
+
+
+def finish(model: Model) -> None:
+    """The last steps on a model that will be written, quantized or not."""
+    drop_inferred(model)
+    store_once(model)
 
 
 def _largest(statistics: Statistics | None) -> int:

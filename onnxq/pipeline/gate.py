@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import dequantized_layers
 from onnxq.graph.reading.output_facts import output_facts
+from onnxq.pipeline.deliver.on_engine import EngineWord, ask_engine, said_of
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
@@ -20,9 +21,10 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, Patience, compare_all
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loads import check, worth_a_look
 from onnxq.verify.reference import Reference
 
@@ -54,6 +56,7 @@ class Verdict:
         refused: the model is not valid, does not load, or does not run.
         dequantized: layers that the runtime computes in float although their weights are on integers, by the names of
             the prepared model.
+        engine: what the target's engine said; None where that is ONNX Runtime here.
     """
 
     comparison: Comparison | None = None
@@ -63,6 +66,7 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
     refused: bool = False
     dequantized: tuple[str, ...] = ()
+    engine: EngineWord | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -97,9 +101,11 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
     verdict = Verdict()
     sessions: dict[str, Session] = {}
     with clock.step("verify"):
-        feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
+        feed: Feed | None = None if job.workload is None else job.workload.first
+        if data is not None or feed is None:
+            feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
-            plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
+            plain, sessions["quantized"] = _check(quantized, job, feed, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
             verdict.refused = True
@@ -135,18 +141,23 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
             _note(data, feed, verdict)
             judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
-    if timed and feed is not None:
+    if job.target.provider and not verdict.failures:
+        with clock.step("engine"):
+            samples: Iterable[Feed] = [] if feed is None else [feed] if data is None else data.held_out
+            verdict.engine = ask_engine(quantized, job, samples, timed=timed)
+            failures, said = said_of(verdict.engine, job.target)
+            verdict.failures += failures
+            verdict.warnings += said
+    if timed and feed is not None and job.target.is_here:
         with clock.step("benchmark"):
             _time(quantized, job, feed, sessions, verdict)
     return verdict
 
 
-def _check(
-    quantized: bytes | Path, prepared: Prepared, feed: Feed | None, threads: int | None, verdict: Verdict
-) -> tuple[Session, Session]:
+def _check(quantized: bytes | Path, job: Job, feed: Feed | None, verdict: Verdict) -> tuple[Session, Session]:
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
-    original = prepared.original
-    if not worth_a_look(quantized):
+    prepared, threads, original = job.prepared, job.threads, job.prepared.original
+    if job.target.provider or not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     with scratch.folder() as folder:
         path = folder / "optimized.onnx"
@@ -175,7 +186,7 @@ def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, 
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
     if threads == 1:
         models = {name: sessions[name] for name in models}
-    verdict.timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+    verdict.timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
         verdict.warnings.append(slower_than_float(verdict.timings))
 

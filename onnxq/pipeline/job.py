@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from onnxq.core import scratch
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
+from onnxq.data.text.text_samples import as_samples
 from onnxq.errors import ModelError
 from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
@@ -23,6 +25,7 @@ from onnxq.runtime.probe import probe
 from onnxq.runtime.session import Session, open_session
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
+from onnxq.verify.language.workload import Workload
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Job:
         threads: threads an operator may use; None lets the runtime choose, and measures with one.
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
+        engine_python: the Python that has the target's engine; None looks in this one.
+        workload: what a language model with a cache is timed on; None times the samples.
     """
 
     prepared: Prepared
@@ -79,6 +84,8 @@ class Job:
     threads: int | None = None
     seconds: float = 0.4
     budget: float = 120.0
+    engine_python: str | None = None
+    workload: Workload | None = None
 
     @property
     def timed_threads(self) -> int:
@@ -158,6 +165,12 @@ def contents(model: Model, stack: ExitStack) -> bytes | Path:
         path = stack.enter_context(scratch.folder()) / "model.onnx"
         saving.save(model, path)
         return path
+
+
+def with_tokens(calibration: object, source: Source, tokenizer: str | os.PathLike[str] | None = None) -> object:
+    """Calibration data as it is, but a text in tokens; errors as of `onnxq.data.text.text_samples.as_samples`."""
+    beside = Path(source) if is_path(source) else None
+    return as_samples(calibration, beside, None if tokenizer is None else Path(tokenizer))
 
 
 def find_calibration(source: Source) -> Path | None:

@@ -13,7 +13,7 @@ from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, clamp_bounds, is_weight, row_of
 from onnxq.graph.types import Graph, Node, Value
-from onnxq.plan.decisions import Decision, Fixed, SharedWith
+from onnxq.plan.decisions import Decision, Fixed, NodePlan, SharedWith
 from onnxq.plan.placement.candidates import Survey
 
 
@@ -173,6 +173,12 @@ def folded_bounds(found: Survey, known: Mapping[str, Fixed]) -> dict[str, list[t
         each = [clamp_bounds(candidate.clamp), *([ends(inner)] if inner is not None else [])]
         bounds[candidate.clamp.outputs[0].name or ""] = each
     return bounds
+
+
+def as_trained(plan: NodePlan, given: Given) -> NodePlan:
+    """A node's plan with the grids of those of its constants that came as integers."""
+    specs = {i: given.weights[(plan.name, i)].params.spec for i in plan.weights if (plan.name, i) in given.weights}
+    return replace(plan, weights={**plan.weights, **specs}, trained=True) if specs else plan
 
 
 def unread(given: Given, decided: Mapping[str, Decision]) -> dict[str, tuple[QParams, tuple[int, int] | None]]:

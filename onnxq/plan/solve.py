@@ -119,7 +119,8 @@ class _Ranges:
                     )
                 low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
                 bound_low, bound_high = clamps.get(name, decision.within or (-np.inf, np.inf))
-                self.found[name] = (max(low, bound_low), min(high, bound_high))
+                low, high = max(low, bound_low), min(high, bound_high)
+                self.found[name] = (low, max(high, min(low, 0.0) + decision.least)) if decision.least else (low, high)
             elif isinstance(decision, Fixed):
                 self.found[name], self._params[name] = ends(decision), decision.params
         for name, decision in plan.values.items():

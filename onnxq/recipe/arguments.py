@@ -47,6 +47,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def checked_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a function takes as they are, checked and settled like named ones; None stands for none given.
+
+    Raises:
+        OnnxqError: as for `checked`.
+    """
+    found = {}
+    for name, value in options.items():
+        check = _CHECKS.get(name)
+        settled = plain(value)
+        found[name] = settled if check is None or settled is None else check(f"{function}: {name}", settled)
+    return found
+
+
 def _refuse(where: str, value: object, takes: str, error: type[OnnxqError] = RecipeError) -> OnnxqError:
     return error(f"{where} is {shown(value)} ({type(value).__name__}); it takes {takes}")
 
@@ -147,7 +161,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "first": _model, "second": _model, "schemes": _flag,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
     "statistics": _statistics,
-    "states": _states,
+    "states": _states, "engine_python": _path, "tokenizer": _path, "workload": _text,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
     "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,

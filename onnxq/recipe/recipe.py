@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches, sorted_patterns
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
+from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
 from onnxq.recipe.values import (
     check_choice,
     check_keys,
@@ -29,7 +31,7 @@ FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
-_LISTS = ("include", "exclude", "op_types", "fix_dims")
+_LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -88,6 +90,7 @@ class Recipe:
         exclude: nodes that match one of these patterns stay float.
         op_types: only nodes of these operator types are quantized.
         rules: exceptions by node.
+        values: exceptions by value: ranges, grids, and what stays float.
         min_sqnr: verification fails below this SQNR, in dB.
         max_drop: verification fails if the metric falls by more than this, in points of accuracy where the data has
             labels, else of top-1 agreement with the float model.
@@ -114,6 +117,8 @@ class Recipe:
         store_only: weights alone are stored in this type; everything computes in float32.
         keep_io: inputs and outputs keep their types where what computes between them is in another float type.
         fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
+        float_outputs: operator types whose results stay float where they are outputs of the model, for targets that
+            quantize outputs too.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -129,6 +134,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     op_types: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    values: tuple[ValueRule, ...] = ()
     min_sqnr: float | None = None
     max_drop: float | None = None
     bits: int | None = None
@@ -148,6 +154,7 @@ class Recipe:
     store_only: bool = False
     keep_io: bool = True
     fix_dims: tuple[str, ...] = ()
+    float_outputs: tuple[str, ...] = ()
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +162,7 @@ class Recipe:
         for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
         object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
+        object.__setattr__(self, "values", value_rules(self.values, "recipe"))
         check_choice("--preset", self.preset, tuple(PRESETS))
         check_choice("--format", self.format, FORMATS)
         check_choice("--range", self.range, RANGES)
@@ -197,14 +205,20 @@ class Recipe:
 
     def rule_for(self, names: Iterable[str]) -> Rule:
         """All rules that match one of the names, joined into one; later ones win key by key."""
-        joined = Rule(match="")
-        for rule in self.rules:
-            if any(matches(rule.match, name) for name in names):
-                joined = replace(
-                    joined,
-                    **{key: value for key, value in asdict(rule).items() if value is not None and key != "match"},
-                )
-        return joined
+        names = tuple(names)
+        exact, patterns = self._sorted_rules
+        found = {index for name in names for index in exact.get(name, ())}
+        found |= {index for index in patterns if any(matches(self.rules[index].match, name) for name in names)}
+        if not found:
+            return _NO_RULE
+        joined: dict[str, Any] = {}
+        for index in sorted(found):
+            joined |= {key: value for key, value in vars(self.rules[index]).items() if value is not None}
+        return Rule(**(joined | {"match": ""}))
+
+    @functools.cached_property
+    def _sorted_rules(self) -> tuple[dict[str, list[int]], list[int]]:
+        return sorted_patterns(rule.match for rule in self.rules)
 
     def smooth_for(self, names: Iterable[str]) -> float | str | None:
         """SmoothQuant's α for the input of a node: the rules', else the recipe's, else its preset's."""
@@ -245,6 +259,7 @@ class Recipe:
         import yaml
 
         plain = asdict(self)
+        plain["values"] = [as_data(rule) for rule in self.values]
         plain["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in plain["rules"]]
         default = asdict(Recipe())
         kept = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v != default[k] and v != []}
@@ -286,6 +301,7 @@ class Recipe:
         check_keys(where, data, [field.name for field in fields(cls)])
         values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
         values["rules"] = _rules(values.get("rules") or (), where)
+        values["values"] = value_rules(values.get("values") or (), where)
         for key in _LISTS:
             if key in values:
                 values[key] = names(f"{where}: {key}", values[key])
@@ -335,7 +351,7 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name != "rules")
+RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in ("rules", "values"))
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
 
@@ -377,6 +393,4 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
     return tuple(built)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a node name is the pattern or fits it as a shell pattern (``*``, ``?``, ``[…]``)."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+_NO_RULE = Rule(match="")

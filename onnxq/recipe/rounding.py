@@ -43,6 +43,12 @@ ROUNDINGS: dict[str, Rounding] = {
     for rounding in (
         Rounding("rtn", "onnxq.algorithms.rtn:rtn", "to nearest"),
         Rounding("gptq", "onnxq.algorithms.gptq:gptq_of_moment", "column by column, errors made good", SECOND_MOMENTS),
+        Rounding(
+            "autoround",
+            "onnxq.algorithms.learned.autoround:autoround_of_moment",
+            "roundings, ranges and scales learned (SignRound)",
+            SECOND_MOMENTS,
+        ),
         Rounding("awq", "onnxq.algorithms.awq:clipped", "with inputs that matter scaled up", SECOND_MOMENTS),
         Rounding("hqq", "onnxq.algorithms.hqq:hqq", "with a zero point that is robust to outliers"),
         Rounding("kquant", "onnxq.algorithms.kquant:kquant", "with scales searched as GGML's", MEAN_SQUARES),

@@ -99,12 +99,17 @@ def refuse_unused(recipe: Recipe) -> None:
         value = getattr(recipe, field.name)
         if field.name in USES and value != getattr(default, field.name):
             _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
+    if recipe.values and not any(preset.activations == "static" or preset.name == "auto" for preset in recipe.presets):
+        raise RecipeError(
+            f"values: do nothing with preset {recipe.preset}, which calibrates no ranges of activations; leave them "
+            "out, or use w8a8"
+        )
     for i, rule in enumerate(recipe.rules):
         for field in fields(Rule):
             value = getattr(rule, field.name)
             if field.name in USES and value is not None:
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse):
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
         raise RecipeError(
             "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
             "--kv-cache, --rotate or --fuse, or use --preset w8"

@@ -11,6 +11,11 @@ from onnxq.errors import RecipeError, there_are
 from onnxq.recipe.presets import SYNONYMS
 
 BITS = (2, 3, 4, 8)
+
+PREFILL, DECODE, CHAT = "prefill", "decode", "chat"
+WORKLOADS = (PREFILL, DECODE, CHAT)
+"""What a language model can be timed for: a prompt, tokens with a cache, or a prompt and as many tokens as answer."""
+
 _INTEGER_BITS = 62
 
 
@@ -56,7 +61,7 @@ def field_types(made: type) -> dict[str, tuple[type, ...]]:
     found = {}
     for name, hint in get_type_hints(made).items():
         types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        if get_origin(hint) is not tuple:
+        if get_origin(hint) is not tuple and not any(get_origin(kind) is tuple for kind in types):
             found[name] = tuple(dict.fromkeys([*([int] if float in types else []), *types]))
     return found
 

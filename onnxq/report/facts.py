@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares
+from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares, speed, times_faster
 
 _NAMED = 4
 """Names that a fact has room for."""
@@ -33,7 +33,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_caches(result.get("caches") or {}),
         *_trained(result.get("trained")),
         *_outliers(result.get("at_inference") or ()),
-        ("latency", latency(result)),
+        ("latency", latency(result) + _workload(result)),
+        *_phases(result),
         ("SQNR", decibels(result["sqnr_db"]) + _over_samples(result.get("outputs") or {})),
     ]
     if result.get("float_type"):
@@ -46,7 +47,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     accuracy = result.get("accuracy")
     if accuracy:
         facts.append(("accuracy", f"{100 * accuracy['float']:.2f} % -> {100 * accuracy['quantized']:.2f} %"))
-    return facts + token_facts(result)
+    return facts + token_facts(result) + generated_fact(result)
 
 
 def _differences(outputs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -123,6 +124,50 @@ def token_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if drift is not None:
         facts.append(("drift", f"on its own states a loss of {100 * drift:.2g} % at the end of the samples"))
     return facts
+
+
+def _workload(result: Mapping[str, Any]) -> str:
+    """What the latency of a language model is of, where that is more than one pass."""
+    counted = [phase for phase in (result.get("workload") or {}).get("phases", ()) if phase["passes"]]
+    if not counted or result["latency_ratio"] is None:
+        return ""
+    passes = [phase["passes"] for phase in counted]
+    if passes == [1]:
+        return f", {counted[0]['name']}"
+    into = next((phase["tokens"] for phase in counted if not phase["past"]), 0)
+    return f", a {result['workload']['name']} of {into} tokens in, {passes[-1]} out"
+
+
+def _phases(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The latency of each kind of pass of a language model."""
+    facts = []
+    for phase in (result.get("workload") or {}).get("phases", ()):
+        if "float_ms" in phase:
+            tokens = f"{phase['tokens']} token{'s' if phase['tokens'] != 1 else ''}"
+            behind = f" behind {phase['past']}" if phase["past"] else ""
+            faster = speed(times_faster(phase["float_ms"], phase["quantized_ms"]))
+            facts.append(
+                (
+                    phase["name"],
+                    f"{phase['float_ms']:.3g} ms -> {phase['quantized_ms']:.3g} ms, {faster} ({tokens}{behind})",
+                )
+            )
+    return facts
+
+
+def generated_fact(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the quantized model follows what the float model generates."""
+    found = result.get("generated")
+    if not found:
+        return []
+    before, after = found["perplexity"]["float"], found["perplexity"]["quantized"]
+    return [
+        (
+            "generated",
+            f"the same token for {100 * found['agreement']:.1f} % of {found['tokens']} with its own cache, perplexity "
+            f"{before:.4g} -> {after:.4g}, divergence {found['divergence']:.3g} nats",
+        )
+    ]
 
 
 def _over_samples(outputs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq.report.facts import inspection_facts, quantization_facts
 from onnxq.report.look_tables import difference_line, difference_tables, schemes_tables
 from onnxq.report.result_tables import Table, benchmark_table, inspection_tables, quantization_tables
+from onnxq.report.words import decibels
 
 if TYPE_CHECKING:
     from onnxq.graph.types import Proto
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.benchmark import Timing
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.language.generation import Generated
 
 
 @dataclass
@@ -57,6 +59,10 @@ class QuantizeResult:
             ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
             model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        engine: what the engine of the target said: itself, the nodes that it refused, its SQNR and times; None where it
+            is the ONNX Runtime of this process.
+        workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
+        generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
         float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
         source: the float model as it was named; None where it was not a file.
         command: words of the command line that the run comes to, and ``base`` without preset and limits.
@@ -94,7 +100,10 @@ class QuantizeResult:
     choices: list[dict[str, Any]] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     recipe: str | None = None
+    workload: dict[str, Any] | None = None
+    generated: Generated | None = None
     caches: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] | None = None
     float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
@@ -114,6 +123,7 @@ class QuantizeResult:
             "format": self.format,
             "float_type": self.float_type,
             "target": self.target,
+            "engine": self.engine,
             "size_bytes": {"before": self.size_before, "after": self.size_after},
             "sqnr_db": self.sqnr_db,
             "top1_agreement": self.top1_agreement,
@@ -121,6 +131,8 @@ class QuantizeResult:
             "loss": self.comparison.loss if self.comparison is not None else None,
             "latency_ratio": self.latency_ratio,
             "latency_ms": self.latency_ms,
+            "workload": self.workload,
+            "generated": None if self.generated is None else self.generated.to_dict(),
             "coverage": self.coverage,
             "at_inference": [
                 {
@@ -265,6 +277,43 @@ class Inspection:
         if self.schemes is not None:
             tables += schemes_tables(self.schemes, everything=everything)
         return _page(inspection_facts(result), tables)
+
+
+@dataclass
+class DequantizeResult:
+    """A quantized model back in float.
+
+    Attributes:
+        output: the file that was written; None where only `model` was asked for.
+        rewritten: quantized operators, Q and DQ nodes among them, that were given a float form, by type.
+        left: operators that are quantized still, by type.
+        sqnr_db: the quantized model against the float one, worst output, on a made-up sample; None where none runs.
+        warnings: one line each.
+        model: the float model where a model, not a path, was given; else None.
+    """
+
+    output: Path | None
+    rewritten: dict[str, int]
+    left: dict[str, int]
+    sqnr_db: float | None
+    warnings: list[str] = field(default_factory=list)
+    model: Proto | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "output": str(self.output) if self.output is not None else None,
+            "rewritten": self.rewritten,
+            "left": self.left,
+            "sqnr_db": self.sqnr_db,
+            "warnings": self.warnings,
+        }
+
+    def summary(self) -> str:
+        """What was rewritten, as text."""
+        rewritten = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "stored weights"
+        ratio = "" if self.sqnr_db is None else f"\nthe quantized model on a made-up sample: {decibels(self.sqnr_db)}"
+        return f"{self.output or 'float model'}: {rewritten}{ratio}"
 
 
 @dataclass

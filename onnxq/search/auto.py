@@ -54,9 +54,9 @@ class _AutoSearch:
         self._mixing.measure()
         trials.time(trials.made.values())
         trials.compare(list(trials.made.values()))
+        self._clean()
         self._mixing.demote()
         self._coarsen()
-        self._clean()
         trials.time_finalists()
         return self._finish()
 
@@ -78,7 +78,10 @@ class _AutoSearch:
             trials.build(name, job.recipe.override(preset=name))
 
     def _clean(self) -> None:
-        """Where nothing quantized is inside the budget, the float model as it was cleaned up may still be faster."""
+        """Where nothing quantized is inside the budget, the float model as it was cleaned up may still be faster.
+
+        It comes before any search: what is looked for then has to be faster than that.
+        """
         trials = self._trials
         if chooser.insisted(self._job.recipe) or any(o.name != FLOAT for o in chooser.ranked(trials.outcomes())):
             return

@@ -188,14 +188,22 @@ def by_damage(layers: Iterable[Layer], form: str = STATIC) -> list[Layer]:
 
 def gentler(layer: Layer, form: str = STATIC) -> str:
     """The fastest form of a layer with clearly less error than ``form``; float where there is no other."""
-    worst = layer.forms[form].error_db
+    worst = layer.forms[form]
     costs = {
         other: cost
         for other, found in layer.forms.items()
         if other not in (form, FLOAT) and (cost := layer.cost(other)) is not None
-        if worst is None or found.error_db is None or found.error_db > worst + GENTLER_DB
+        if _more_exact(found, worst)
     }
     return min(costs, key=lambda other: (costs[other], other), default=FLOAT)
+
+
+def _more_exact(one: Form, other: Form) -> bool:
+    """Whether a form has clearly less error than another, by the same measure of both; so it is where none is known."""
+    pair = (one.model_db, other.model_db)
+    if None in pair:
+        pair = (one.sqnr_db, other.sqnr_db)
+    return pair[0] is None or pair[1] is None or pair[0] > pair[1] + GENTLER_DB
 
 
 def as_recipe(recipe: Recipe, base: str, layers: Iterable[Layer], choices: Mapping[str, str]) -> Recipe:

@@ -16,11 +16,14 @@ from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
 from onnxq.pipeline.build import build
 from onnxq.pipeline.candidate import Chosen
-from onnxq.pipeline.gate import verify
+from onnxq.pipeline.gate import Compared, verify
 from onnxq.pipeline.job import Job, contents
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.machine import cache_folder, machine_key
-from onnxq.search.choice import FLOAT
+from onnxq.runtime.session import open_session
+from onnxq.search.bases import cleaned
+from onnxq.search.choice import CLEANED, FLOAT
+from onnxq.search.comparing import Judge
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 
@@ -34,7 +37,8 @@ def place_of(job: Job) -> Path:
     """The file of a job's choice: named by all that the choice depends on."""
     data = f"{job.data.every.hash} {sorted((job.data.every.states or {}).items())}" if job.data is not None else ""
     known = io.model_hash(job.prepared.model)
-    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}")
+    used = "" if job.workload is None else job.workload.key
+    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}", used)
     return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
 
 
@@ -70,15 +74,26 @@ def recall(job: Job) -> Chosen | None:
         return None  # missing, damaged, or of a runtime that does not run it any more: measured anew
 
 
+def _compared(content: bytes | Path, job: Job) -> Compared:
+    """The comparison that the choice rested on, made again."""
+    assert job.data is not None
+    threads = job.timed_threads
+    judge = Judge(job, open_session(job.prepared.original, threads=threads), job.data.first, widely=True)
+    (comparison,) = judge.compare([open_session(content, threads=threads)], math.inf)
+    return Compared(comparison, judge.reference)
+
+
 def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any]) -> Chosen | None:
     built = build(replace(job, recipe=recipe))
+    if known["preset"] == CLEANED:
+        built = cleaned(job, built.plan.nodes)
     content = contents(built.model, job.stack)
     if io.size_of(content) != known["size"] or known["preset"] == FLOAT:
         return None
-    verdict = verify(content, job, timed=False)
     limits = Limits.or_budget(job.recipe.max_drop, job.recipe.min_sqnr)
     if job.data is None:
         limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
+    verdict = verify(content, job, timed=False, compared=_compared(content, job) if limits.max_loss else None)
     missed = verdict.comparison is not None and limits != Limits() and limits.outside(verdict.comparison)
     if verdict.failures or missed or not all(math.isfinite(timing.ratio) for timing in timings):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -20,6 +19,9 @@ from onnxq.verify.reference import Reference
 
 _SAMPLES = 64
 """Samples that candidates are compared on, at most."""
+
+_ENOUGH, _FAR = 8, 4.0
+"""Samples after which a candidate that misses the budget by this factor is looked at no further."""
 
 _MOST_BYTES = 2**27
 """Samples that are kept in memory, so that they are read once."""
@@ -114,5 +116,5 @@ def _within(feeds: Iterable[Feed], most_bytes: int) -> Iterator[Feed]:
 
 
 def _hopeless(loss: float, samples: int) -> bool:
-    """Whether further samples will not bring a loss inside the default budget: four times it after two, less later."""
-    return loss > BUDGET * (1 + 3 * math.sqrt(2 / samples))
+    """Whether further samples will not bring a loss inside the default budget."""
+    return samples >= _ENOUGH and loss > _FAR * BUDGET

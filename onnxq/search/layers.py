@@ -30,7 +30,7 @@ from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
-from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
+from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer, by_damage
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
 
@@ -277,28 +277,33 @@ def _errors(
     return found
 
 
-def measure_damage(bench: Bench, layers: Mapping[str, Layer], feed: Feed, clock: Clock) -> None:
-    """Fill in what each form of each layer alone does to the outputs of the model: its error is added to the float run.
+def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: Feed, clock: Clock) -> None:
+    """Fill in what one form of each layer alone does to the outputs of the model: its error is added to the float run.
 
     Args:
         bench: as `measure` left it.
-        layers: changed in place, worst form first, until the time is over.
+        layers: changed in place, the largest errors first, until the time is over.
+        form: whose errors are added.
         feed: the sample that `measure` ran.
         clock: takes the time.
     """
-    values = {name for offsets in bench.offsets.values() for name in offsets}
+    wanted = [layer for layer in by_damage(layers.values(), form) if (layer.name, form) in bench.offsets]
+    values = {name for layer in wanted for name in bench.offsets[layer.name, form]}
+    if not wanted or all(layer.forms[form].model_db is not None for layer in wanted):
+        return
     model, inputs = with_offsets(bench.prepared.model, sorted(values))
     none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
     with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the errors of the layers themselves serve
         session = session_of(model, threads=bench.threads, packed=False)
         expected = session.run({**feed, **none})
-        for (name, form), offsets in sorted(bench.offsets.items(), key=lambda item: (item[0][1] != STATIC, item[0])):
+        for layer in wanted:
             if time.monotonic() > bench.deadline:
                 break
+            offsets = bench.offsets[layer.name, form]
             moved = session.run({**feed, **none, **{inputs[value]: array for value, array in offsets.items()}})
             real = [_sqnr_db([pair]) for pair in zip(expected, moved, strict=True) if _comparable(*pair)]
-            if real and form in layers[name].forms:
-                layers[name].forms[form] = replace(layers[name].forms[form], model_db=min(real))
+            if real:
+                layer.forms[form] = replace(layer.forms[form], model_db=min(real))
 
 
 def _comparable(expected: object, actual: object) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxq.data.feeds import Feed
 from onnxq.graph.files import io
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choice as chooser
 from onnxq.search import layers
 from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
+from onnxq.search.fewest import Attempt, fewest, noise_left
 from onnxq.search.trials import Trial, Trials
 from onnxq.stats.statistics import Statistics
 
@@ -27,8 +30,8 @@ _NEARLY = 0.8
 _SPARE_SHARE = 0.4
 """Share of the time that is left which giving static layers back leaves to sparing stored weights."""
 
-_MANY = 16
-"""Layers that were given back without coming near the budget: more of them will not do."""
+_OUT_OF_REACH = 1000.0
+"""Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
 
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
@@ -41,13 +44,13 @@ class _Demotion:
     Attributes:
         base: the form that costs accuracy.
         choices: the form of each layer before any is given back.
-        recipe: of the model that has them.
+        trial: the model that has them.
         spare: seconds that have to be left for what comes after.
     """
 
     base: str
     choices: Mapping[str, LayerChoice]
-    recipe: Recipe
+    trial: Trial
     spare: float = 0.0
 
 
@@ -65,6 +68,12 @@ class Mixing:
         self._bench: layers.Bench | None = None
         self._barely: list[Trial] = []
         self._spared = False
+
+    @property
+    def _sample(self) -> Feed:
+        """What layers are measured on: of a workload the pass that it has most of."""
+        used = self._job.workload
+        return self._trials.feed if used is None else used.heaviest
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -85,7 +94,7 @@ class Mixing:
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
         )
         forms = [form for form in layers.FORMS if form in plans]
-        if not layers.measure(bench, found, trials.feed, forms, job.clock):
+        if not layers.measure(bench, found, self._sample, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
         if base is not None:
@@ -124,25 +133,15 @@ class Mixing:
         """
         trials = self._trials
         start = self._too_coarse()
-        if start is None or self._bench is None:
+        if self._bench is None or (start is None and not self._worth_sparing()):
             return
-        kept = self._at_full_speed(start)
-        if kept is None:
-            self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * trials.seconds_left
-            layers.measure_damage(self._bench, self.layers, trials.feed, self._job.clock)
-            kept = self._spare_weights() if self._nearly_as_fast(start) else None
-        if kept is None:
-            least = min(self._refined(start), key=trials.loss)
-            forms = {name: self.form(least, name) for name in self.layers}
-            order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
-            as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
-            gentle = {layer.name: chooser.gentler(layer) for layer in order}
-            # Stored weights come last, and need time of their own.
-            spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
-            plan = _Demotion(STATIC, as_it_is, least.built.recipe, spare)
-            kept = self._fewest(order, gentle, plan, "gentler")
+        kept = None
+        if start is not None:
+            kept = self._at_full_speed(start)
+            if kept is None and self._nearly_as_fast(start):
+                kept = self._spare_weights()
             if kept is None:
-                kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+                kept = self._give_back(start)
         if kept is None:
             kept = self._spare_weights()
         if kept is None:  # none is well inside; the one that is farthest inside serves
@@ -150,6 +149,36 @@ class Mixing:
         if kept is not None:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    def _give_back(self, start: Trial) -> Trial | None:
+        """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
+        trials = self._trials
+        self._find_damage(STATIC)
+        least = min(self._refined(start), key=trials.loss)
+        forms = {name: self.form(least, name) for name in self.layers}
+        order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
+        as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
+        gentle = {layer.name: chooser.gentler(layer) for layer in order}
+        # Stored weights come last, and need time of their own.
+        spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
+        plan = _Demotion(STATIC, as_it_is, least, spare)
+        kept = None
+        if set(gentle.values()) != {FLOAT}:
+            kept = self._fewest(order, gentle, plan, "gentler")
+        return kept or self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+
+    def _find_damage(self, form: str) -> None:
+        """What a form of each layer alone does to the outputs."""
+        assert self._bench is not None
+        self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * self._trials.seconds_left
+        layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
+
+    def _worth_sparing(self) -> bool:
+        """Whether a file of stored weights in part would be the first that is inside and smaller than float's."""
+        trials = self._trials
+        sizes = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
+        smallest = min(sizes, default=self._job.prepared.size)
+        return self._stored_misses() and smallest >= self._job.prepared.size * (1 - chooser.SAME_SIZE)
 
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""
@@ -170,6 +199,8 @@ class Mixing:
     def _at_full_speed(self, start: Trial) -> Trial | None:
         """The same layers in the same forms with other ranges, or with equalized weights; None if none is inside."""
         recipe, trials = start.built.recipe, self._trials
+        if trials.excess(start) > _OUT_OF_REACH:
+            return None
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
         if not recipe.equalize:
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
@@ -195,44 +226,52 @@ class Mixing:
         if stored is None or not self._stored_misses() or self._spared:
             return None
         self._spared = True
+        self._find_damage(STORED)
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
-        start = _Demotion(STORED, as_it_is, stored.built.recipe)
+        start = _Demotion(STORED, as_it_is, stored)
         return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
 
     def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Demotion, how: str) -> Trial | None:
         """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
 
-        First 1, 2, 4 … layers are changed until that is enough, then the fewest that are enough found by bisection.
         A model picked because it is just inside is outside on other samples half of the time: it has to be well inside.
         """
         trials = self._trials
-        enough: tuple[int, Trial] | None = None
-        too_few, count = 0, min(1, len(order))
-        while count > too_few and not trials.out_of_time("no further layers were given a gentler form"):
-            if trials.seconds_left < start.spare:
-                break
-            self._job.clock.report("accuracy")(count, len(order))
-            choices = dict(start.choices)
-            for layer in order[:count]:
-                error = layer.forms[start.base].error_db
-                what = "static costs" if start.base == STATIC else f"{start.base} costs"
-                reason = f"{what} accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
-                choices[layer.name] = LayerChoice(forms[layer.name], reason)
-            trial = self._build_mixed(f"{MIXED} ({count} {how})", start.base, choices, start.recipe)
-            if trial is not None:
-                trials.compare([trial])
-            if trial is not None and not trial.refused and trials.has_margin(trial):
-                enough = count, trial
-            elif trial is not None and not trial.refused:
-                self._barely.append(trial)
-                too_few = count
-            elif enough is None and count >= _MANY and trial is not None and trials.hopeless(trial):
+        good: dict[int, Trial] = {}
+
+        def attempt(count: int) -> Attempt | None:
+            if trials.out_of_time("no further layers were given a gentler form") or trials.seconds_left < start.spare:
                 return None
-            else:
-                too_few = count
-            count = min(2 * count, len(order)) if enough is None else (too_few + enough[0]) // 2
-        return None if enough is None else enough[1]
+            self._job.clock.report("accuracy")(count, len(order))
+            trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
+            if trial is None:
+                return Attempt(False)
+            runs = trial.session is not None and not trial.refused
+            if not runs:
+                return Attempt(False, math.inf if trial.size > self._job.prepared.size else None)
+            trials.compare([trial])
+            if not trial.refused and trials.has_margin(trial):
+                good[count] = trial
+                return Attempt(True)
+            if not trial.refused:
+                self._barely.append(trial)
+            return Attempt(False, trials.excess(trial))
+
+        found = fewest(noise_left(order, start.base, forms), trials.excess(start.trial), attempt)
+        return None if found is None else good[found]
+
+    def _with_other(
+        self, changed: Sequence[Layer], forms: Mapping[str, str], start: _Demotion, name: str
+    ) -> Trial | None:
+        """The start with some layers in another form; None where that is a model that there is already."""
+        choices = dict(start.choices)
+        for layer in changed:
+            error = layer.forms[start.base].error_db
+            what = "static costs" if start.base == STATIC else f"{start.base} costs"
+            reason = f"{what} accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
+            choices[layer.name] = LayerChoice(forms[layer.name], reason)
+        return self._build_mixed(name, start.base, choices, start.trial.built.recipe)
 
     def _too_coarse(self) -> Trial | None:
         """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""

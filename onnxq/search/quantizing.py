@@ -13,6 +13,8 @@ from typing import Any
 
 from onnxq.core import scratch
 from onnxq.core.processors import blas_threads
+from onnxq.data.text.language_run import LanguageModel
+from onnxq.data.text.text_samples import TextSamples
 from onnxq.diagnosis.evidence import gather
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
@@ -23,8 +25,9 @@ from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
-from onnxq.pipeline.job import Job, find_calibration, open_data
+from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.plan.weights.weight_errors import bits_per_weight
@@ -37,14 +40,17 @@ from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
 from onnxq.runtime.machine import machine_facts, versions
+from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.report_of_run import command_of_run, place_of_report
+from onnxq.search.used_as import UsedAs, generated, part_of, workload_of
 from onnxq.search.within.score import Function, search_metric
 from onnxq.search.within.state import forget
 from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
+from onnxq.verify.language.generation import Generated
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,15 @@ class Options:
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
+    engine_python: str | os.PathLike[str] | None = None
+    tokenizer: str | os.PathLike[str] | None = None
+    workload: str | None = None
+    used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
-        given = (self.calibration, self.statistics, self.recipe_file, self.metric)
+        given = (self.calibration, self.statistics, self.recipe_file, self.metric, self.tokenizer)
         return [model, calibration, *given, *registered()]
 
 
@@ -85,7 +95,7 @@ def quantize_by(
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack, blas_threads(), clock.around("other"):
         with clock.around("load"):
-            job, destination = _open(given, model, output, options, clock, stack)
+            job, destination, used = _open(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         page = place_of_report(model, destination, options)
         with job.prepared.watched():
@@ -93,6 +103,7 @@ def quantize_by(
             store_caches(job, chosen)
         if job.data is None and job.recipe.preset == "w8":
             chosen.warnings.insert(0, what_data_would_buy(model, chosen.plan))
+        follows = _generated(job, chosen, used) if options.used is None else None
         failures = chosen.verdict.failures
         helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
         said = [] if helps is None else [helps]
@@ -111,7 +122,7 @@ def quantize_by(
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
     result = _result(chosen, job, destination, size, proto)
-    result.trained = trained
+    result.trained, result.generated = trained, follows
     result.source = str(model) if is_path(model) else None
     result.command = command_of_run(model, output, given, options)
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
@@ -128,7 +139,7 @@ def _open(
     options: Options,
     clock: Clock,
     stack: ExitStack,
-) -> tuple[Job, Path | None]:
+) -> tuple[Job, Path | None, UsedAs | None]:
     """Everything that is read before the work starts: the model, the samples, the statistics; and where it goes."""
     if given.fuse is not None and options.statistics is not None:
         raise RecipeError(
@@ -136,13 +147,17 @@ def _open(
             "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate the result"
         )
     target, saved = target_named(given.target), options.statistics
+    check_recipe(given, target)
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
     halves = saved is None and given.half is None and _packs_few_bits(given)
     wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
     prepared = load_and_prepare(model, target, clock, wishes)
+    check_shapes(prepared.inputs, target)
     found = options.calibration if options.calibration is not None else find_calibration(model)
+    source = found
+    found = with_tokens(found, model, options.tokenizer)
     if found is None and options.states:
         raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
     data = None
@@ -155,7 +170,11 @@ def _open(
     if wants_training(given):
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
-    destination = _destination(model, output, given.preset, options.inputs(model, found))
+    destination = _destination(model, output, given.preset, options.inputs(model, source))
+    if given.preset == "auto" and not target.is_here:
+        given = given.override(preset=default_preset(target, data is not None or saved is not None))
+    if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
+        prepared.notes.append(SLOW_16)
     if prepared.training is not None:
         given = given.override(preset="w8a8") if given.preset == "auto" else given
         check_training(given)
@@ -163,8 +182,24 @@ def _open(
         has_moments = bool(saved.moments) if saved is not None else data is not None
         has_ranges = data is not None or saved is not None or prepared.training is not None
         given = settle_preset(given, has_ranges, has_moments)
-    job = Job(prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget)
-    return job, destination
+    python = None if options.engine_python is None else os.fspath(options.engine_python)
+    job = Job(
+        prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
+    )
+    rows = found.rows if isinstance(found, TextSamples) else ()
+    used = options.used
+    if options.benchmark or options.workload is not None or rows:
+        job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
+    return job, destination, used
+
+
+def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:
+    """How the chosen model follows what the float model generates, where there are texts and a cache."""
+    if used is None or chosen.built is None or chosen.verdict.failures:
+        return None
+    with job.clock.step("verify"):
+        session = open_session(chosen.content, threads=job.threads, label="quantized model")
+        return generated(used, LanguageModel(part_of(session, "quantized model")))
 
 
 def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
@@ -220,8 +255,10 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         choices=chosen.choices,
         trail=chosen.trail,
         caches=chosen.caches,
+        engine=verdict.engine.to_dict() if verdict.engine is not None else None,
         float_type=built.recipe.half if built is not None else None,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
+        workload=None if job.workload is None or chosen.caches else job.workload.table(verdict.timings),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
@@ -14,23 +13,23 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.graph.prepare.whole.widen import narrow
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import Built
 from onnxq.pipeline.gate import Compared
 from onnxq.pipeline.job import Job, contents
-from onnxq.pipeline.planning import NothingToQuantizeError, complete
+from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.pipeline.rescue import rescue
-from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, STORED, LayerChoice, Outcome, insisted
+from onnxq.search.bases import Bases, cleaned
+from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, LayerChoice, Outcome, insisted
 from onnxq.search.comparing import Judge
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
 from onnxq.stats.statistics import Statistics
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison
+from onnxq.verify.language.workload import measure
 from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
@@ -41,14 +40,14 @@ _CLOSE = 0.75
 _FIRST_SHARE = 0.5
 """Share of the usual time for the first alternation, which only tells who is far behind."""
 
-_ROUNDS, _TIME_SHARE = 20, 0.2
+_ROUNDS, _TIME_SHARE = 10, 0.2
 """Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take."""
 
-_HOPELESS = 4.0
-"""A candidate that misses the budget by this factor misses it by far."""
+_UNKNOWN_EXCESS = 4.0
+"""Factor of the noise that is to go where nothing tells more, as with a fall of accuracy."""
 
 _MARGIN = 0.5
 """Share of the budget that a model may take which was searched until it was inside."""
@@ -92,7 +91,6 @@ class Trials:
         dropped: (name, reason) of those that were not.
         empty: what was said by those that would quantize nothing.
         warnings: one line each.
-        statistics: ranges that were calibrated or given; None before.
         feed: the sample on which a model is first run; there once float is open.
         float_timing: of the float model in the last alternation.
     """
@@ -104,7 +102,7 @@ class Trials:
         self.dropped: list[tuple[str, str]] = []
         self.empty: list[NothingToQuantizeError] = []
         self.warnings: list[str] = []
-        self.statistics = job.statistics
+        self._bases = Bases(job)
         self.feed: Feed = {}
         self.float_timing: Timing | None = None
         self._float: Session | None = None
@@ -113,7 +111,6 @@ class Trials:
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
         self._late = False
-        self._complete = False
 
     # Building.
 
@@ -125,7 +122,7 @@ class Trials:
             CalibrationError: likewise.
         """
         try:
-            built = self._built(recipe)
+            built = self._bases.build(recipe)
         except NothingToQuantizeError as error:
             self.empty.append(error)
             self._drop(name, "quantizes nothing here")
@@ -153,18 +150,11 @@ class Trials:
     def add_cleaned(self) -> Trial | None:
         """The prepared float model itself as a candidate; None where it would be larger than the user's."""
         job = self.job
-        model = job.prepared.model.clone()
-        model.meta.update(job.prepared.model.meta)
-        narrow(model)
-        base = next((trial.built.plan.nodes for trial in self.made.values()), {})
-        kept = "no quantized candidate was inside the accuracy budget"
-        nodes = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in base.items()}
-        content = contents(model, self.job.stack)
+        built = cleaned(job, next((trial.built.plan.nodes for trial in self.made.values()), {}))
+        content = contents(built.model, job.stack)
         size = io.size_of(content)
         if size > job.prepared.size * (1 + SAME_SIZE):
             return None
-        built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(nodes, {}), None)
-        built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
 
@@ -177,9 +167,14 @@ class Trials:
         """Whether the default budget stands for limits that the user did not set."""
         return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
 
-    def hopeless(self, trial: Trial) -> bool:
-        """Whether a trial misses the default budget by far."""
-        return self.loss(trial) > _HOPELESS * BUDGET
+    def excess(self, trial: Trial) -> float:
+        """By what factor the noise of a trial is too large for the limits; a guess where they do not say."""
+        recipe, sqnr = self.job.recipe, _sqnr(trial.comparison)
+        if self._by_budget and math.isfinite(self.loss(trial)):
+            return (self.loss(trial) / (BUDGET * _MARGIN)) ** 2  # what changes goes with the size of the noise
+        if recipe.min_sqnr is not None and sqnr is not None and math.isfinite(sqnr):
+            return float(10 ** ((recipe.min_sqnr - sqnr) / 10))
+        return _UNKNOWN_EXCESS
 
     @staticmethod
     def loss(trial: Trial) -> float:
@@ -189,24 +184,10 @@ class Trials:
     def _drop(self, name: str, reason: str) -> None:
         self.dropped.append((name, reason))
 
-    def _built(self, recipe: Recipe) -> Built:
-        job = self.job
-        if job.statistics is None and self.statistics is not None and job.data is not None:
-            try:
-                return self._build_with(recipe, self.statistics)
-            except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
-                if not self._complete:
-                    self._complete = True
-                    complete(self.statistics, job)
-                    with contextlib.suppress(CalibrationError):
-                        return self._build_with(recipe, self.statistics)
-        built = self._build_with(recipe, self.job.statistics)
-        if self.statistics is None:
-            self.statistics = built.statistics
-        return built
-
-    def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Built:
-        return build(replace(self.job, recipe=recipe, statistics=statistics))
+    @property
+    def statistics(self) -> Statistics | None:
+        """Ranges of the prepared model's values that were calibrated or given; None before."""
+        return self._bases.plain.statistics
 
     # Running.
 
@@ -218,7 +199,9 @@ class Trials:
         """
         job = self.job
         self._float = open_session(job.prepared.original, threads=job.timed_threads, label="float model", timed=True)
-        self.feed = job.data.first if job.data is not None else runnable_feed(self._float)
+        used = job.workload
+        made_up = used.first if used is not None else None
+        self.feed = job.data.first if job.data is not None else made_up or runnable_feed(self._float)
         self._float.run(self.feed)
 
     def open(self, trial: Trial) -> None:
@@ -253,10 +236,10 @@ class Trials:
         feeds = [self.feed] if job.data is None else list(itertools.islice(job.data.held_out, _TIMED_FEEDS))
         seconds = _FIRST_SHARE * job.seconds
         if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
-            wanted = _ROUNDS * self.float_timing.median_ms / 1e3
+            wanted = _ROUNDS * self.float_timing.round_ms / 1e3
             seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
         with job.clock.step("benchmark"):
-            timings = benchmark(sessions, feeds, seconds=seconds, threads=job.timed_threads)
+            timings = measure(sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads)
         self.float_timing = timings[0]
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio

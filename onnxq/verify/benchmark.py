@@ -49,6 +49,8 @@ class Timing:
             machine does; None where it was not computed.
         peak_memory_bytes: memory that a process of its own needs to load and run it once, above what the runtime
             needs anyway; None where it was not asked for or cannot be measured.
+        phases: of a language model's workload (`onnxq.verify.language.workload`): ``median_ms`` and ``ratio`` of each
+            kind of pass, by its name; the other figures are then of all passes together.
     """
 
     name: str
@@ -60,6 +62,12 @@ class Timing:
     size_bytes: int
     peak_memory_bytes: int | None = None
     steady_ratio: float | None = None
+    phases: dict[str, dict[str, float]] | None = None
+
+    @property
+    def round_ms(self) -> float:
+        """Time of one run of each kind, in ms."""
+        return self.median_ms if self.phases is None else sum(phase["median_ms"] for phase in self.phases.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values."""

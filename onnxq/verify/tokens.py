@@ -106,10 +106,10 @@ class Tokens:
         logits = expected[asked], got[asked]
         for start in range(0, len(wanted), _ROWS):
             part = slice(start, start + _ROWS)
-            both = [_log_probabilities(array[part]) for array in logits]
+            both = [log_probabilities(array[part]) for array in logits]
             for model, logs in enumerate(both):
                 self._loss[model] -= float(_finite(logs[np.arange(len(logs)), wanted[part]]).sum())
-            self._divergence += _divergence(*both)
+            self._divergence += divergence_of(*both)
         for model, array in enumerate(logits):
             choices.append(array.argmax(axis=-1))
             self._hits[model] += int(np.count_nonzero(choices[model] == wanted))
@@ -155,7 +155,7 @@ class Tokens:
         return {"float": self._hits[0] / self._tokens, "quantized": self._hits[1] / self._tokens}
 
 
-def _log_probabilities(logits: Array) -> Array:
+def log_probabilities(logits: Array) -> Array:
     """Of each row, in float64; NaN where logits are not finite."""
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -169,7 +169,7 @@ def _finite(logs: Array) -> Array:
     return np.where(np.isnan(logs), -np.inf, logs)
 
 
-def _divergence(reference: Array, actual: Array) -> float:
+def divergence_of(reference: Array, actual: Array) -> float:
     """Σ p·(log p − log q) over rows and classes; classes without probability in the reference count nothing."""
     chance = np.exp(reference)
     with np.errstate(invalid="ignore"):

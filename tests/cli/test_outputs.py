@@ -23,6 +23,7 @@ OUTPUTS = {
     "benchmark": {},
     "inspect": {},
     "diff": {},
+    "dequantize": {"output": "-o"},
     "report": {"output": "-o"},
     "presets": {},
     "targets": {},
@@ -35,6 +36,7 @@ INPUTS = {
     "benchmark": {"models": "", "custom_ops": "--custom-ops"},
     "inspect": {"model": ""},
     "diff": {"first": "", "second": ""},
+    "dequantize": {"model": "", "custom_ops": "--custom-ops"},
     "report": {"result": ""},
     "presets": {},
     "targets": {},
@@ -90,7 +92,7 @@ def module_cnn() -> onnx.ModelProto:
 CASES = [
     pytest.param(command, output, used, marks=[pytest.mark.report] if output == "--report" else [])
     for command, outputs in OUTPUTS.items()
-    if command != "report"  # reads no model; tests/report/html/test_page.py has it
+    if command not in ("report", "dequantize")  # take no samples; their own tests have them
     for output in outputs.values()
     for used in (*INPUTS[command], *BESIDE)
 ]

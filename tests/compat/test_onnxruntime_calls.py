@@ -198,7 +198,7 @@ def test_pre_processing_gives_the_same_numbers(root: Path, tmp_path: Path) -> No
     [
         ({"WeightSymetric": True}, "there is no such option; did you mean 'WeightSymmetric'"),
         ({"WeightSymmetric": False}, "has no equal here; weights of integer kernels are symmetric"),
-        ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "has no equal here; rules of a recipe"),
+        ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': scale and zero_point belong together; give both"),
         ({"SmoothQuant": True, "SmoothQuantAlpha": "half"}, "could not convert string to float: 'half'; pass a number"),
     ],
 )
@@ -221,6 +221,20 @@ def test_every_option_with_its_default_is_taken() -> None:
     empty = {"OpTypesToExcludeOutputQuantization": [], "QDQOpTypePerChannelSupportToAxis": {}, "BlockSize": 0}
     special = {**defaults, **empty, "TensorQuantOverrides": {}, "SmoothQuantAlpha": 0.5, "CalibPercentile": 99.9}
     assert wishes_of({name: special.get(name, False) for name in MEANINGS}) == {"percentile": 99.9}
+
+
+def test_grids_of_single_tensors(root: Path, tmp_path: Path) -> None:
+    overrides = {"image": [{"rmin": np.float32(-1), "rmax": np.float32(1)}], "logits": [{"symmetric": True}]}
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    wishes = {"TensorQuantOverrides": overrides, "MinimumRealRange": 1e-4}
+    ours.quantize_static(model, output, Digits(root), op_types_to_quantize=["Conv", "Relu"], extra_options=wishes)
+    written = onnx.load(output)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+    quantized = {node.input[0]: node.input[1] for node in written.graph.node if node.op_type == "QuantizeLinear"}
+    scale = constants[quantized["image"]]
+    assert scale == pytest.approx(2 / 255)
+    signed = {"x": [{"quant_type": theirs.QuantType.QInt8, "scale": 0.5, "zero_point": np.int8(-128)}]}
+    assert wishes_of({"TensorQuantOverrides": signed}) == {"values": [{"match": "x", "scale": 0.5, "zero_point": 0}]}
 
 
 def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> None:

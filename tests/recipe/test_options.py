@@ -19,7 +19,8 @@ from onnxq.targets import TARGETS
 
 SPELLED_OTHERWISE = {"range_method": "range", "stats": "statistics", "no_benchmark": "benchmark", "no_cache": "cache"}
 ONLY_FROM_PYTHON = {"seconds", "progress"}
-OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "custom_ops"}
+IMAGES = {"preprocess", "mean", "std", "bgr", "resize", "crop"}  # of `onnxq.Images`
+OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "custom_ops"} | IMAGES
 PASSED_ON = {"recipe_file"}  # made of the argument ``recipe``
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.patterns_of_names import matches
 from onnxq.recipe.presets import PRESETS
-from onnxq.recipe.recipe import FORMATS, RANGES, Recipe, Rule, matches
+from onnxq.recipe.recipe import FORMATS, RANGES, Recipe, Rule
 
 # PyYAML reads three kinds of line end, which no name has, as spaces.
 letters = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")
@@ -202,3 +204,15 @@ def test_presets_that_win_accuracy_back_and_their_options_survive_yaml() -> None
 def test_what_is_wrong_with_smoothing_and_outliers_is_named(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         Recipe.from_yaml(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab[]*?!", max_size=4), st.booleans()), max_size=8),
+    st.lists(st.text("ab[]*?!", max_size=4), max_size=3),
+)
+def test_rules_are_found_as_if_each_were_asked(patterns: list[tuple[str, bool]], names: list[str]) -> None:
+    matching = [glob.escape(text) if escaped else text for text, escaped in patterns]
+    recipe = Recipe(rules=tuple(Rule(match, range=RANGES[index % 4]) for index, match in enumerate(matching)))
+    last = [index for index, match in enumerate(matching) if any(matches(match, name) for name in names)]
+    assert recipe.rule_for(names) == (Rule("", range=RANGES[last[-1] % 4]) if last else Rule(""))

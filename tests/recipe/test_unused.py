@@ -23,7 +23,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "float_type": ("float16", "bfloat16"),
 }  # fmt: skip
 """One of them is another than any preset's own."""
-NAMES = [name for name in PRESETS if name != "auto"]
+NAMES = [name for name in PRESETS if name not in ("auto", "float")]  # float alone is refused: there is nothing to do
 
 
 @cache

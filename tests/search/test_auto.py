@@ -19,7 +19,7 @@ from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
-from onnxq.search import layers, trials
+from onnxq.search import bases, choice_cache, layers, trials
 from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
@@ -82,7 +82,9 @@ class Times:
         self.kernels: dict[str, float] = {}
         self.asked: list[list[str]] = []
 
-    def benchmark(self, models: Mapping[str, object], feeds: Iterable[object], **options: object) -> list[Timing]:
+    def benchmark(
+        self, models: Mapping[str, object], feeds: Iterable[object], workload: object, **options: object
+    ) -> list[Timing]:
         assert list(feeds), "there is something to run"
         self.asked.append(list(models))
         taken = {name: self.time_of(name) for name in models}
@@ -99,7 +101,7 @@ class Times:
 @pytest.fixture(autouse=True)
 def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
     fake = Times()
-    monkeypatch.setattr(trials, "benchmark", fake.benchmark)
+    monkeypatch.setattr(trials, "measure", fake.benchmark)
     monkeypatch.setattr(layers, "kernel_times", fake.kernel_times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake
@@ -349,7 +351,7 @@ def test_a_form_that_fails_does_not_take_the_others_with_it(times: Times, monkey
             raise ZeroDivisionError("no luck")
         return real(job)
 
-    monkeypatch.setattr(trials, "build", failing)
+    monkeypatch.setattr(bases, "build", failing)
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0}
     result = auto("mlp")
     assert result.preset == "w8a8"
@@ -410,8 +412,8 @@ def test_the_format_that_was_asked_for_is_kept(times: Times) -> None:
 def test_a_mixed_plan_may_need_ranges_that_no_other_needed(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table leaves a depthwise layer float, so that its input has no range; measured, it is faster in integers."""
     runs: list[int] = []
-    real = trials.complete
-    monkeypatch.setattr(trials, "complete", lambda *given: (runs.append(1), real(*given)))
+    real = bases.complete
+    monkeypatch.setattr(bases, "complete", lambda *given: (runs.append(1), real(*given)))
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "mixed": 1.0}
     times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0}
     text = """g (float[N,64,12,12] x) => (float[N,32,6,6] y) {
@@ -449,6 +451,25 @@ def test_what_is_written_is_what_the_table_calls_chosen(
     assert output.stat().st_size == row["size_bytes"] == result.size_after
     if result.preset != "float":
         assert result.comparison is not None and failures(None, result.comparison) == []
+
+
+def test_float_cleaned_up_is_taken_before_a_search_and_remembered(
+    times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failures(self: object, comparison: Any) -> list[str]:
+        return [] if (comparison.sqnr_db or 0.0) > 90.0 else ["outside"]
+
+    monkeypatch.setattr(budget.Limits, "failures", failures)
+    times.models = {"float": 4.0, "w8a8": 3.9, "mixed": 3.9, "cleaned": 2.0}
+    first = auto("convnet")
+    assert first.preset == "cleaned" and first.coverage.get("integer", 0) == 0
+    searched = [row["name"] for row in first.candidates if "(" in row["name"]]
+    assert all("of float weights" in name for name in searched), "nothing slower is worth a search, but for its size"
+    asked = len(times.asked)
+    second = auto("convnet")
+    assert second.preset == "cleaned" and choice_cache.REUSED in second.warnings and len(times.asked) == asked
+    assert first.model is not None and second.model is not None
+    assert first.model.SerializeToString() == second.model.SerializeToString()
 
 
 OFFSET = """g (float[N,64] x) => (float[N,6] y) {

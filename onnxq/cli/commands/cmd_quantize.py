@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
-from onnxq.cli._model_options import float_options, model_options
+from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -49,6 +50,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         "onnxq quantize model.onnx -o small.onnx -c calibration.npz",
         "onnxq quantize model.onnx -c calibration.npz --range entropy --format qoperator",
         "onnxq quantize model.onnx -c calibration.npz --exclude 'head/*' --op-type Conv",
+        "onnxq quantize phi-genai -o phi-w4 -c prompts.txt -p w4",
         "onnxq quantize model.onnx --stats model.stats.npz --min-sqnr 20 --json",
     ),
 )
@@ -60,7 +62,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     type=FILE,
     group=_FILES,
     default_text="<model stem>.<preset>.onnx beside MODEL",
-    help="File for the quantized model. An existing one is replaced when the new one is complete.",
+    help="File for the quantized model. An existing one is replaced when the new one is complete. Of a folder: the "
+    "folder to write, which must not exist or be empty unless --force is given.",
 )
 @option(
     "-c",
@@ -71,6 +74,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
+@tokenizer_option(_FILES)
 @states_option(_FILES)
 @option(
     "--stats",
@@ -234,24 +238,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="2",
     help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
 )
-@option(
-    "--kv-cache",
-    metavar="FORM",
-    group=_HOW,
-    default_text="as they are",
-    help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
-    "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
-    "GroupQueryAttention, and a decoder without caches gets some.",
-)
-@option(
-    "--rotate",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices that "
-    "are folded into the weights (QuaRot), so that no channel is far larger than the others. Nothing is computed at "
-    "inference for it.",
-)
+@decoder_options(_HOW)
 @option(
     "--include",
     metavar="PATTERN",
@@ -307,6 +294,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Time that the preset auto, or a search for --max-drop and --min-sqnr, may take; then the best candidate "
     "so far is written.",
 )
+@workload_option(_PROOF)
 @option(
     "--search-state",
     metavar="FILE",
@@ -342,7 +330,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
-@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
 @image_options()
 @output_options
 @click.pass_context
@@ -363,6 +351,9 @@ def command(
 ) -> None:
     """Quantize the float model MODEL, verify the result, and write it beside MODEL.
 
+    MODEL is an ONNX file, or the folder of a language model: of onnxruntime-genai, optimum, transformers.js or
+    sentence-transformers. Of a folder every graph is quantized, and the result is a folder for the same runtime.
+
     The result is opened in onnxruntime with and without optimizations, compared with MODEL on samples that were not
     used for calibration, and timed against it. If that fails, nothing is written and the exit code is 3. MODEL itself
     is never changed.
@@ -374,10 +365,11 @@ def command(
         if range_method not in (None, "percentile"):
             raise click.UsageError(f"--percentile does not go with --range {range_method}; leave one of them out")
         range_method, options["percentile"] = "percentile", percentile
-    if preset is not None:
-        options["preset"] = preset
-    if budget is not None:
-        options["budget"] = budget
+    options |= {name: value for name, value in (("preset", preset), ("budget", budget)) if value is not None}
+    if model.is_dir():
+        named = {"range": range_method, "statistics": stats, "benchmark": not no_benchmark, "cache": not no_cache}
+        quantize_a_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)
+        return
     from onnxq import api
 
     with working(as_json) as progress:

@@ -19,7 +19,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     UnsupportedError,
     as_member,
 )
-from onnxq.compat.onnxruntime.wishes import wishes_of
+from onnxq.compat.onnxruntime.wishes import literal, wishes_of
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.readers import Reader, open_reader
 from onnxq.errors import RecipeError
@@ -28,6 +28,7 @@ from onnxq.graph.files import io, saving
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.pipeline.planning import NothingToQuantizeError
+from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import open_session
 from onnxq.targets import target_named
@@ -143,7 +144,7 @@ def quantize_dynamic(
     """
     _check_types(QuantType.QUInt8, weight_type)
     wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
-    for static in ("symmetric", "smooth", "percentile", "constant_products"):
+    for static in ("symmetric", "smooth", "percentile", "constant_products", "values"):
         wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
@@ -285,18 +286,16 @@ def _known(argument: str, given: Sequence[str] | None, names: set[str | None]) -
     unknown = [name for name in given or () if name not in names]
     if unknown:
         logger.warning("%s: the model has no node %s", argument, ", ".join(map(repr, unknown)))
-    return [_literal(name) for name in given or () if name in names]
-
-
-def _literal(name: str) -> str:
-    """A name whose characters are none of a pattern's."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    return [literal(name) for name in given or () if name in names]
 
 
 def _quantized(
     model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], **options: Any
 ) -> QuantizeResult:
     """What pays is quantized; where nothing pays, all that can be, since that is what was asked for."""
+    wishes = dict(wishes)
+    if values := wishes.pop("values", None):
+        wishes["recipe"] = Recipe.from_mapping({"values": values}, "extra_options")
     try:
         return api.quantize(model, output, benchmark=False, **wishes, **options)
     except NothingToQuantizeError:

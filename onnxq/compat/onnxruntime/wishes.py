@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
 from onnxq.errors import closest
+from onnxq.recipe.values import plain
 
 Wishes = dict[str, Any]
 """Options of `onnxq.quantize`."""
@@ -39,6 +40,51 @@ def _smooth(value: Any) -> Wishes:
 
 def _exclude_products(value: Any) -> Wishes:
     return {"constant_products": True} if value else {}
+
+
+def _least_range(value: Any) -> Wishes:
+    return {} if value is None else {"values": [{"match": "*", "min_range": float(value)}]}
+
+
+_OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", "reduce_range"}
+
+
+def _overrides(value: Any) -> Wishes:
+    """Grids of activations by name; one for each, not by channel."""
+    rules = []
+    for name, entries in dict(value).items():
+        if len(entries) != 1:
+            raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
+        rule = _override(name, entries[0])
+        if rule:
+            rules.append({"match": literal(name), **rule})
+    return {"values": rules} if rules else {}
+
+
+def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = set(given) - _OVERRIDES
+    if unknown:
+        raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
+    kind = getattr(given.get("quant_type"), "name", "QInt8")
+    if kind not in ("QInt8", "QUInt8"):
+        raise UnsupportedError(f"{name!r}: quant_type {kind} has no integer kernel; pass 8 bits")
+    if ("scale" in given) != ("zero_point" in given):
+        raise UnsupportedError(f"{name!r}: scale and zero_point belong together; give both")
+    if "scale" in given and {"symmetric", "reduce_range", "rmin", "rmax"} & set(given):
+        raise UnsupportedError(f"{name!r}: scale and zero_point say all of a grid; leave the rest out")
+    if ("rmin" in given) != ("rmax" in given):
+        raise UnsupportedError(f"{name!r}: rmin and rmax belong together here; give both")
+    rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
+    if "zero_point" in rule and kind == "QInt8":
+        rule["zero_point"] += 128  # the same grid, counted as uint8
+    if "rmin" in given:
+        rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
+    return rule
+
+
+def literal(name: str) -> str:
+    """A name whose characters are none of a pattern's."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 MEANINGS: dict[str, tuple[Meaning, str]] = {
@@ -77,8 +123,8 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
         "no",
     ),
     "CalibMovingAverageConstant": (_none, "only with CalibMovingAverage"),
-    "MinimumRealRange": (_only(None, "a range that is 0 gets a scale that no engine refuses"), "no"),
-    "TensorQuantOverrides": (_only({}, "rules of a recipe decide by node: onnxq.Rule"), "no"),
+    "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
+    "TensorQuantOverrides": (_overrides, "`onnxq.ValueRule` for each activation; weights have their own grids"),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
 """By option: what becomes of its value, and the same in words for the documentation."""
@@ -97,7 +143,10 @@ def wishes_of(extra_options: Mapping[str, Any] | None) -> Wishes:
             hint = f"did you mean {near!r}?" if near else f"there are {', '.join(MEANINGS)}"
             raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; {hint}")
         try:
-            found.update(MEANINGS[name][0](value))
+            wished = MEANINGS[name][0](value)
+            values = [*found.get("values", []), *wished.get("values", [])]
+            found.update(wished)
+            found.update({"values": values} if values else {})
         except UnsupportedError as error:
             raise UnsupportedError(f"extra_options[{name!r}] = {value!r}: {error}") from None
         except (TypeError, ValueError) as error:

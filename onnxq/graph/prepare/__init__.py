@@ -22,6 +22,7 @@ from onnxq.graph.prepare.operators import (
     gelu,
     gemm,
     hard_swish,
+    narrow_convs,
     pads,
     pooling,
     softmax_axis,
@@ -88,6 +89,7 @@ STEPS = {
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
     "broadcast": "spreading constants",
+    "narrow_convs": "computing several positions of narrow layers at a time",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
 
@@ -175,6 +177,7 @@ _FORMS: dict[str, _Pass] = {
     "softmax_axis": softmax_axis.run,
     "unit_axes": unit_axes.run,
     "broadcast": broadcast.run,
+    "narrow_convs": narrow_convs.run,
 }
 
 

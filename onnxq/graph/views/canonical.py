@@ -13,11 +13,11 @@ from onnxq.graph.reading.ops import MICROSOFT, Kind, row_of
 
 _OPERANDS = {
     "QLinearAdd": 2, "QLinearMul": 2, "QLinearAveragePool": 1, "QLinearGlobalAveragePool": 1, "QLinearLeakyRelu": 1,
-    "QLinearSigmoid": 1, "QLinearSoftmax": 1,
+    "QLinearSigmoid": 1, "QLinearSoftmax": 1, "QLinearReduceMean": 1,
 }  # fmt: skip
 """Operators whose inputs are (x, scale, zero point) for each operand, then (scale, zero point) of the result."""
 
-_DROPPED = {"channels_last", "opset"}
+DROPPED = {"channels_last", "opset"}
 """Attributes that only the integer operator has."""
 
 Triple = tuple[ir.Value | None, ir.Value | None, ir.Value | None]
@@ -42,7 +42,7 @@ def to_qdq(model: ir.Model) -> int:
             _around(model.graph, node, grids, names)
             done += 1
             continue
-        form = _form(node)
+        form = float_form(node)
         if form is None:
             continue
         end = _replace(model.graph, node, form, names)
@@ -52,7 +52,7 @@ def to_qdq(model: ir.Model) -> int:
     return done
 
 
-class _Form:
+class Form:
     """A float operator: its type, its operands, and the grid of its result (None: the result is float)."""
 
     def __init__(
@@ -61,33 +61,34 @@ class _Form:
         self.op_type, self.operands, self.result, self.axes = op_type, operands, result, axes
 
 
-def _form(node: ir.Node) -> _Form | None:
+def float_form(node: ir.Node) -> Form | None:
+    """What an integer operator is in float; None for other operators."""
     i = list(node.inputs) + [None] * 10
     match node.op_type:
         case "QLinearConv":
             bias: Triple | None = (i[8], None, None) if i[8] is not None else None
-            return _Form("Conv", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], (None, i[6], i[7]), {1: 0})
+            return Form("Conv", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], (None, i[6], i[7]), {1: 0})
         case "QLinearMatMul":
             rank = walk.rank(i[3]) or 2
-            return _Form("MatMul", [(i[0], i[1], i[2]), (i[3], i[4], i[5])], (None, i[6], i[7]), {1: rank - 1})
+            return Form("MatMul", [(i[0], i[1], i[2]), (i[3], i[4], i[5])], (None, i[6], i[7]), {1: rank - 1})
         case "MatMulIntegerToFloat" if node.domain == MICROSOFT and i[6] is None:
-            return _Form("MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1})
+            return Form("MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1})
         case "QGemm":
             axis = 0 if walk.outputs_first(node) else 1
             result: Triple | None = (None, i[7], i[8]) if i[7] is not None else None
             bias = (i[6], None, None) if i[6] is not None else None
-            return _Form("Gemm", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], result, {1: axis})
+            return Form("Gemm", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], result, {1: axis})
         case "QLinearConcat":
             operands: list[Triple | ir.Value | None] = [
                 (node.inputs[k], node.inputs[k + 1], node.inputs[k + 2]) for k in range(2, len(node.inputs) - 2, 3)
             ]
-            return _Form("Concat", operands, (None, i[0], i[1]), {})
+            return Form("Concat", operands, (None, i[0], i[1]), {})
         case "QLinearWhere":
-            return _Form("Where", [i[0], (i[1], i[2], i[3]), (i[4], i[5], i[6])], (None, i[7], i[8]), {})
+            return Form("Where", [i[0], (i[1], i[2], i[3]), (i[4], i[5], i[6])], (None, i[7], i[8]), {})
         case name if name in _OPERANDS:
             count = _OPERANDS[name]
             each: list[Triple | ir.Value | None] = [(i[3 * k], i[3 * k + 1], i[3 * k + 2]) for k in range(count)]
-            return _Form(name.removeprefix("QLinear"), each, (None, i[3 * count], i[3 * count + 1]), {})
+            return Form(name.removeprefix("QLinear"), each, (None, i[3 * count], i[3 * count + 1]), {})
     return None
 
 
@@ -120,7 +121,7 @@ def _around(
         grids[id(end)] = (scale, zero)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, form: _Form, names: walk.Names) -> ir.Value:
+def _replace(graph: ir.Graph, node: ir.Node, form: Form, names: walk.Names) -> ir.Value:
     new: list[ir.Node] = []
     inputs: list[ir.Value | None] = []
     scales: list[ir.Value | None] = []
@@ -153,7 +154,7 @@ def _replace(graph: ir.Graph, node: ir.Node, form: _Form, names: walk.Names) -> 
         new.append(made)
         inputs.append(made.outputs[0])
     output = node.outputs[0]
-    kept = [attribute for name, attribute in node.attributes.items() if name not in _DROPPED]
+    kept = [attribute for name, attribute in node.attributes.items() if name not in DROPPED]
     float_name = output.name if form.result is None else names.value(f"{output.name}_float")
     result = ir.Value(name=None if form.result is None else float_name)
     core = ir.Node("", form.op_type, inputs, kept, outputs=[result], name=node.name)

@@ -32,8 +32,9 @@ from onnxq.search.within.state import SearchState
 from onnxq.search.within.strategy import Change, Found, search
 from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
-from onnxq.verify.benchmark import Timing, benchmark
+from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
+from onnxq.verify.language.workload import measure
 
 _TIMED_FEEDS = 4
 
@@ -302,7 +303,7 @@ class _LimitSearch:
         models = {str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)}
         feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
         with job.clock.step("benchmark"):
-            timings = benchmark(models, feeds, seconds=job.seconds, threads=job.timed_threads)
+            timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
         fastest = max(range(len(timings)), key=lambda i: _ratio(timings[i]))
         if _ratio(timings[fastest]) < _FASTER:
             return order

@@ -29,10 +29,10 @@ CASES = [
 
 
 def between(resize: str, opset: int = 18, **constants: np.ndarray) -> onnx.ModelProto:
-    text = f"""g (float[1, 4, 10, 10] x) => (float[?, ?, ?, ?] y) {{
+    text = f"""g (float[1, 16, 10, 10] x) => (float[?, ?, ?, ?] y) {{
         a = Conv <pads = [1, 1, 1, 1]> (x, w1) [target] b = Resize {resize} y = Conv <pads = [1, 1, 1, 1]> (b, w2)
     }}"""
-    return build(text, opset=opset, w1=weights(8, 4, 3, 3), w2=weights(8, 8, 3, 3, seed=1), **constants)
+    return build(text, opset=opset, w1=weights(16, 16, 3, 3), w2=weights(16, 16, 3, 3, seed=1), **constants)
 
 
 def inferred(proto: onnx.ModelProto) -> ir.Model:
@@ -43,7 +43,7 @@ def inferred(proto: onnx.ModelProto) -> ir.Model:
 @pytest.mark.parametrize(("resize", "constants"), CASES)
 def test_it_runs_with_everything_else_on_integers(resize: str, constants: dict[str, np.ndarray], form: str) -> None:
     model = between(resize, **constants)
-    samples = [{"x": weights(1, 4, 10, 10, seed=seed)} for seed in range(6)]
+    samples = [{"x": weights(1, 16, 10, 10, seed=seed)} for seed in range(6)]
     result = onnxq.quantize(model, calibration=samples, preset="w8a8", format=form, benchmark=False)
     assert result.model is not None
     assert result.coverage["Conv"] == {"quantized": 2, "total": 2}
@@ -65,7 +65,7 @@ def test_where_it_is_held(text: str, copies: int) -> None:
     pair = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
     body = text.format(q=pair)
     grid = {"s": np.array(0.05, np.float32), "z": np.array(128, np.uint8)} if "{q}" in text else {}
-    graph = f"g (float[1, 4, 10, 10] x) => (float[?, ?, ?, ?] y) {{ {body} }}"
+    graph = f"g (float[1, 16, 10, 10] x) => (float[?, ?, ?, ?] y) {{ {body} }}"
     model = inferred(build(graph, opset=18, **ALL, **grid))
     for _ in range(2):  # the second time changes nothing
         hold_layout(Builder(model))

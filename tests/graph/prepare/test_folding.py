@@ -198,7 +198,7 @@ def test_every_operator_knows_its_size_before_it_is_computed(op_type: str) -> No
         "Or": "(t, t)", "Xor": "(t, t)", "Where": "(t, a, a)", "Range": "(f, g, h)", "ConstantOfShape": "(s)",
         "Expand": "(a, e)", "Tile": "(a, r)", "Gather": "(a, k)", "GatherElements": "(a, ix)", "MatMul": "(a, a)",
         "CumSum": "(a, z)", "Clip": "(a)", "Sum": "(a, a)", "Mean": "(a, a)", "Max": "(a, row)", "Min": "(a, row)",
-        "Split": "<num_outputs = 2, axis = 1> (a)", "Mod": "<fmod = 1> (a, a)",
+        "Split": "<num_outputs = 2, axis = 1> (a)", "Mod": "<fmod = 1> (a, a)", "Pad": "(a, p)",
     }  # fmt: skip
     binary = ("Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")
     nodes = f"y = {op_type} {arguments.get(op_type, '(a, row)' if op_type in binary else '(a)')}"
@@ -209,6 +209,7 @@ def test_every_operator_knows_its_size_before_it_is_computed(op_type: str) -> No
         "l": np.array([2], np.int64), "sc": np.float32(0.1), "t": np.ones((4, 4), bool), "f": np.int64(0),
         "g": np.int64(9), "h": np.int64(2), "e": np.array([3, 4, 4], np.int64), "r": np.array([2, 3], np.int64),
         "ix": np.zeros((2, 4), np.int64), "z": np.int64(1), "row": weights(1, 4, low=0.1),
+        "p": np.array([1, 0, 2, 5], np.int64),
     }  # fmt: skip
     if op_type == "Squeeze":
         constants["a"] = weights(1, 4)

@@ -90,9 +90,7 @@ _SMALLER = frozenset(
         "ArgMin",
     }
 )
-_OWN = frozenset(
-    {"Shape", "Size", "Range", "ConstantOfShape", "Expand", "Tile", "Gather", "GatherElements", "MatMul", "NonZero"}
-)
+_OWN = frozenset("Shape Size Range ConstantOfShape Expand Tile Pad Gather GatherElements MatMul NonZero".split())
 
 OPERATORS = ARRANGE | _ELEMENTWISE | _SMALLER | _OWN
 """Operators that are deterministic, cheap, and whose result's size is known before it is computed."""
@@ -126,6 +124,8 @@ def _bytes(node: ir.Node, inputs: list[Array | None], present: list[Array]) -> i
             return first.itemsize * _elements(first.shape, tuple(int(dim) for dim in present[1]))
         case "Tile":
             return first.nbytes * math.prod(int(n) for n in present[1])
+        case "Pad":
+            return first.itemsize * math.prod(_padded(first.shape, inputs))
         case "Gather" | "GatherElements":
             slices = first.size // max(1, first.shape[walk.attr_int(node, "axis", 0)])
             return int(first.itemsize * present[1].size * (slices if node.op_type == "Gather" else 1))
@@ -139,6 +139,18 @@ def _bytes(node: ir.Node, inputs: list[Array | None], present: list[Array]) -> i
     if node.op_type in ("Cast", "CastLike", "QuantizeLinear"):
         return int(wide * first.size)
     return int(sum(array.nbytes for array in present))
+
+
+def _padded(shape: tuple[int, ...], inputs: list[Array | None]) -> list[int]:
+    """Lengths behind a Pad; it takes its lengths as an input from operator set 11 on."""
+    lengths, given = list(shape), inputs[3] if len(inputs) > 3 else None
+    axes = range(len(shape)) if given is None else [int(axis) for axis in given.reshape(-1)]
+    pads = inputs[1].reshape(2, -1).sum(axis=0) if len(inputs) > 1 and inputs[1] is not None else None
+    if pads is None or len(pads) != len(axes):
+        raise ValueError("a Pad without lengths")
+    for axis, more in zip(axes, pads, strict=True):
+        lengths[axis] = max(0, lengths[axis] + int(more))
+    return lengths
 
 
 def _elements(*shapes: tuple[int, ...]) -> int:

@@ -1,0 +1,116 @@
+"""What the user says of single values, brought into their decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from onnxq.core.affine import params_from_range
+from onnxq.core.spec import QParams, TensorSpec
+from onnxq.errors import RecipeError, closest
+from onnxq.graph import walk
+from onnxq.graph.types import Graph
+from onnxq.plan.decisions import Calibrated, Decision, Derived, Fixed, SharedWith
+from onnxq.recipe.patterns_of_names import matches
+from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.value_rules import ValueRule
+
+
+def rule_of(recipe: Recipe, name: str) -> ValueRule | None:
+    """All rules that match a value, joined into one, later ones winning key by key; None where none does."""
+    joined: dict[str, object] = {}
+    for rule in recipe.values:
+        if matches(rule.match, name):
+            given = {key: value for key, value in asdict(rule).items() if value is not None}
+            for keys in (("range", "scale", "zero_point", "method"), ("scale", "zero_point", "symmetric")):
+                if any(key in given for key in keys):  # a later way to say where the grid lies replaces an earlier one
+                    joined = {key: value for key, value in joined.items() if key not in keys or key in given}
+            joined |= given
+    return ValueRule(**{**joined, "match": name}) if joined else None  # type: ignore[arg-type]
+
+
+def kept_float(recipe: Recipe, graph: Graph) -> dict[str, str]:
+    """The values that are to stay float, and why, as `onnxq.plan.activations.unusable` says it.
+
+    Raises:
+        RecipeError: a rule matches no value.
+    """
+    if not recipe.values:
+        return {}
+    names = [name for name in _names(graph) if name]
+    for rule in recipe.values:
+        if not any(matches(rule.match, name) for name in names):
+            near = closest(rule.match, names, cutoff=0.5)
+            hint = f"did you mean {near!r}?" if near else "onnxq inspect --verbose lists the nodes"
+            raise RecipeError(f"values: {rule.match!r} matches no value of the model; {hint}")
+    wishes = {name: rule_of(recipe, name) for name in names}
+    return {name: "is kept float by the recipe" for name, rule in wishes.items() if rule and rule.quantize is False}
+
+
+def _names(graph: Graph) -> list[str | None]:
+    inputs = [value.name for scope in walk.all_graphs(graph) for value in scope.inputs]
+    return [*inputs, *(output.name for node in walk.all_nodes(graph) for output in node.outputs)]
+
+
+def with_wishes(
+    values: Mapping[str, Decision], recipe: Recipe, spec: TensorSpec
+) -> tuple[dict[str, Decision], list[str]]:
+    """Decisions with what the recipe says of values, and what it says in vain.
+
+    A value that shares the grid of another one passes its wish on to that one, unless that has one of its own.
+
+    Args:
+        values: a decision for each value that has an integer form.
+        recipe: has the rules.
+        spec: the grid of activations.
+    """
+    decided = dict(values)
+    if not recipe.values:
+        return decided, []
+    wishes = {name: rule for name in values if (rule := rule_of(recipe, name)) is not None}
+    for name, rule in list(wishes.items()):
+        root = name
+        while isinstance(decision := values.get(root), SharedWith):
+            root = decision.value
+        wishes.setdefault(root, rule)
+    for name, rule in wishes.items():
+        decision = decided.get(name)
+        if isinstance(decision, Calibrated | Fixed | Derived) and rule.quantize is None:
+            decided[name] = _wished(decision, rule, spec)
+    idle = [
+        rule.match
+        for rule in recipe.values
+        if rule.quantize is None and not any(matches(rule.match, name) for name in values)
+    ]
+    notes = [f"values: {match!r} has no integer form in this model, so that its rule has no effect" for match in idle]
+    return decided, notes
+
+
+def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: TensorSpec) -> Decision:
+    if isinstance(decision, Calibrated):
+        spec = decision.spec
+    elif isinstance(decision, Fixed):
+        spec = decision.params.spec
+    if rule.symmetric is not None:
+        spec = replace(spec, symmetric=rule.symmetric)
+    if rule.scale is not None and rule.zero_point is not None:
+        if not spec.qmin <= rule.zero_point <= spec.qmax:
+            raise RecipeError(
+                f"value rule {rule.match!r}: zero_point {rule.zero_point} is not in {spec.qmin}…{spec.qmax}, the "
+                f"integers of {spec.dtype.value}"
+            )
+        scale, zero_point = np.array(rule.scale, np.float32), np.array(rule.zero_point, spec.dtype.numpy)
+        return Fixed(QParams(replace(spec, symmetric=False), scale, zero_point))
+    if rule.range is not None:
+        low, high = min(rule.range[0], 0.0), max(rule.range[1], 0.0)
+        return Fixed(params_from_range(low, max(high, low + (rule.min_range or 0.0)), spec))
+    if isinstance(decision, Calibrated):
+        return replace(
+            decision,
+            spec=spec,
+            range_method=rule.method or decision.range_method,
+            least=decision.least if rule.min_range is None else rule.min_range,
+        )
+    return decision

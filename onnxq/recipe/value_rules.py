@@ -1,0 +1,105 @@
+"""Wishes for single values of a model: their range, their grid, or that they stay float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from onnxq.errors import RecipeError
+from onnxq.recipe.values import check_choice, check_keys, check_types, field_types, plain, shown
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class ValueRule:
+    """What holds for the activations whose name matches a pattern; the last rule that matches wins, key by key.
+
+    Attributes:
+        match: name of a value in the user's model, or a shell pattern over names.
+        range: (low, high) of the reals that the integers span, instead of what calibration finds; zero is added to it.
+        method: how the range is found from statistics.
+        symmetric: zero in the middle of the grid, or the grid where the values are.
+        min_range: least width of the range, in the units of the value; a narrower one gets a higher end.
+        scale: reals in a step of the grid; with ``zero_point``, instead of what calibration finds.
+        zero_point: integer that stands for zero.
+        quantize: False leaves the value float, and with it the nodes that would need its integers.
+    """
+
+    match: str
+    range: tuple[float, float] | None = None
+    method: str | None = None
+    symmetric: bool | None = None
+    min_range: float | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+    quantize: bool | None = None
+
+    def __post_init__(self) -> None:
+        where = f"value rule {self.match!r}"
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        check_types("value rule", {name: getattr(self, name) for name in _TYPES}, _TYPES)
+        check_choice("value rule method", self.method, METHODS)
+        if self.range is not None:
+            object.__setattr__(self, "range", _ends(self.range, where))
+        if (self.scale is None) != (self.zero_point is None):
+            raise RecipeError(f"{where}: scale and zero_point belong together; give both or neither")
+        if self.scale is not None and not (0 < self.scale < math.inf):
+            raise RecipeError(f"{where}: scale {self.scale} is not a positive number; leave it out to calibrate")
+        if self.min_range is not None and not (0 <= self.min_range < math.inf):
+            raise RecipeError(f"{where}: min_range {self.min_range} is no width; 0 is the default")
+        chosen = [name for name in ("range", "scale", "method") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise RecipeError(f"{where}: {' and '.join(chosen)} say the same thing twice; leave one out")
+        if self.scale is not None and self.symmetric is not None:
+            raise RecipeError(f"{where}: scale and zero_point say where the grid lies; leave symmetric out")
+        if self.quantize is True:
+            raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
+        if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
+            raise RecipeError(f"{where}: says nothing; give range, method, symmetric, min_range, scale or quantize")
+
+
+def _ends(given: Any, where: str) -> tuple[float, float]:
+    ends = tuple(plain(end) for end in given) if isinstance(given, list | tuple) else ()
+    if len(ends) != 2 or not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+        raise RecipeError(f"{where}: range is {shown(given)}; write two numbers, such as [0, 6]")
+    low, high = float(ends[0]), float(ends[1])
+    if low >= high:
+        raise RecipeError(f"{where}: range [{low:g}, {high:g}] is empty; the lower end comes first")
+    return low, high
+
+
+_TYPES = field_types(ValueRule)
+
+
+def value_rules(given: object, where: str) -> tuple[ValueRule, ...]:
+    """Rules as they may be written: a list of mappings, or of `ValueRule`.
+
+    Raises:
+        RecipeError: names the rule that is none.
+    """
+    if isinstance(given, ValueRule):
+        given = (given,)
+    if not isinstance(given, list | tuple) or not all(isinstance(rule, ValueRule | Mapping) for rule in given):
+        raise RecipeError(f"{where}: values must be a list of mappings, each with 'match' and what is to hold")
+    made = []
+    for index, entry in enumerate(given):
+        if isinstance(entry, ValueRule):
+            made.append(entry)
+            continue
+        check_keys(f"{where}: value rule {index + 1}", entry, [field.name for field in fields(ValueRule)])
+        rule = {key: value for key, value in entry.items() if value is not None}
+        if "match" not in rule:
+            raise RecipeError(f"{where}: value rule {index + 1} has no 'match'; write a value's name, or a pattern")
+        made.append(ValueRule(**rule))
+    return tuple(made)
+
+
+def as_data(rule: ValueRule) -> dict[str, Any]:
+    """The keys of a rule that were given, for YAML."""
+    given = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    given = {key: value for key, value in given.items() if value is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}

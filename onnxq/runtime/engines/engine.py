@@ -1,0 +1,74 @@
+"""What an engine is: five verbs, whatever computes behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnxq.data.feeds import Feed
+
+
+@dataclass(frozen=True)
+class About:
+    """What computes.
+
+    Attributes:
+        runtime: its name and version, such as ``onnxruntime 1.32.0``.
+        provider: the execution provider, by its full name.
+        device: the device that it runs on, in its own words.
+    """
+
+    runtime: str
+    provider: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.provider} on {self.device}, {self.runtime}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that an engine leaves to another one.
+
+    Attributes:
+        node: its name in the model.
+        op_type: its operator.
+        reason: the engine's own words; empty where it gives none.
+    """
+
+    node: str
+    op_type: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op_type} {self.node!r}{f': {self.reason}' if self.reason else ''}"
+
+
+class Engine(Protocol):
+    """Runs models.
+
+    A model is the contents of a file, or its path, which an engine on this machine can read. All verbs raise
+    `onnxq.errors.EngineError`: it is not there, has ended, or refuses the model as a whole.
+    """
+
+    def about(self) -> About:
+        """Version and device."""
+        ...
+
+    def refused(self, model: bytes | Path) -> list[Refusal]:
+        """The nodes that it does not take, with its reasons."""
+        ...
+
+    def run(self, model: bytes | Path, feeds: Sequence[Feed]) -> list[list[Any]]:
+        """One array an output, by feed."""
+        ...
+
+    def time(self, models: Sequence[bytes | Path], feeds: Sequence[Feed], seconds: float) -> list[list[float]]:
+        """Milliseconds of single runs by model, which take turns; about ``seconds`` for each model."""
+        ...
+
+    def close(self) -> None:
+        """End it; nothing else may be asked of it then."""
+        ...

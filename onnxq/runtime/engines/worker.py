@@ -1,0 +1,302 @@
+"""The other side of an engine: reads requests from standard input, computes, and writes answers to standard output.
+
+This file is complete in itself. It is run by the Python that has the runtime, here or elsewhere, and needs numpy and
+onnxruntime there. A message is a line of JSON, and behind it the bytes of the arrays that the line describes, one after
+the other, in native byte order and row-major. Nothing is ever unpickled.
+
+    {"verb": "open", "provider": "cpu", "options": {}, "threads": 1}     -> {"runtime": …, "provider": …, "device": …}
+    {"verb": "load", "path": …} or one array "model"                     -> {"id": 0}
+    {"verb": "refused", "id": 0}                                         -> {"refused": [[node, operator, reason], …]}
+    {"verb": "run", "id": 0}, arrays by input name                       -> arrays by output name
+    {"verb": "time", "ids": [0, 1], "feeds": 1, "seconds": 1.0}, arrays  -> {"ms": [[…], […]]}
+    {"verb": "drop", "id": 0}                                            -> {}
+
+An answer with "error" says in one line what went wrong; the next request is then taken as before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Arrays = dict[str, Any]
+
+_PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
+"""Providers that come as a package of their own: the module that knows where the library is."""
+
+_DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0"}}
+"""Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
+
+_LONGEST = 1 << 34
+"""Bytes of an array; more is no array but a broken stream."""
+
+
+def write_message(stream: BinaryIO, head: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> None:
+    """Write a message and flush it."""
+    parts = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+    described = [[name, array.dtype.name, list(array.shape)] for name, array in parts.items()]
+    stream.write(json.dumps({**head, "arrays": described}).encode() + b"\n")
+    for array in parts.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def read_message(stream: BinaryIO) -> tuple[dict[str, Any], Arrays] | None:
+    """Read a message; None at the end of the stream.
+
+    Raises:
+        ValueError: what comes is no message.
+    """
+    line = stream.readline()
+    if not line:
+        return None
+    try:
+        head = json.loads(line)
+        described = head.pop("arrays")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"no message but {line[:80]!r}") from None
+    arrays: Arrays = {}
+    for name, dtype, shape in described:
+        kind = _dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        if not 0 <= size <= _LONGEST:
+            raise ValueError(f"array {name!r} of {size} bytes")
+        content = stream.read(size)
+        if len(content) != size:
+            return None
+        arrays[name] = np.frombuffer(content, kind).reshape(shape)
+    return head, arrays
+
+
+def _dtype(name: str) -> Any:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+
+
+class _Worker:
+    """The runtime, and the models that it has loaded."""
+
+    def __init__(self) -> None:
+        self._ort: Any = None
+        self._provider, self._threads = "", 1
+        self._plugin = False
+        self._options: dict[str, str] = {}
+        self._models: dict[int, Any] = {}
+        self._sessions: dict[int, Any] = {}
+        self._count = 0
+
+    def open(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Start the provider."""
+        try:
+            self._ort = importlib.import_module("onnxruntime")
+        except ImportError:
+            raise RuntimeError(f"{sys.executable} has no onnxruntime; pip install it there") from None
+        built_in = set(self._ort.get_available_providers())
+        self._provider = self._named(head["provider"])
+        self._plugin = self._provider not in built_in
+        self._options = {**_DEFAULTS.get(self._provider, {}), **head.get("options", {})}
+        self._threads = int(head.get("threads") or 1)
+        return {
+            "runtime": f"onnxruntime {self._ort.__version__}",
+            "provider": self._provider,
+            "device": self._device(),
+        }, {}
+
+    def _named(self, name: str) -> str:
+        known = list(self._ort.get_available_providers())
+        for provider, module in _PLUGINS.items():
+            if provider in known or importlib.util.find_spec(module) is None:
+                continue
+            found = importlib.import_module(module)
+            self._ort.register_execution_provider_library(provider, found.get_library_path())
+            known.append(provider)
+        for provider in known:
+            if name.lower() in (provider.lower(), provider.removesuffix("ExecutionProvider").lower()):
+                return str(provider)
+        there = ", ".join(known)
+        raise RuntimeError(f"provider {name!r} is not in the onnxruntime of {sys.executable}; it has {there}")
+
+    def _device(self) -> str:
+        if self._provider == "QNNExecutionProvider":
+            backend = Path(self._options.get("backend_path", "libQnnHtp.so")).name
+            return f"{backend} on {platform.machine()}"
+        kind = self._options.get("device_type")
+        return f"{kind + ' of ' if kind else ''}{platform.machine()} {platform.system()}"
+
+    def load(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Take a model; it is opened when something is asked of it."""
+        self._count += 1
+        self._models[self._count] = head["path"] if "path" in head else arrays["model"].tobytes()
+        return {"id": self._count}, {}
+
+    def drop(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Forget a model."""
+        self._sessions.pop(head["id"], None)
+        self._models.pop(head["id"], None)
+        return {}, {}
+
+    def _session(self, key: int) -> Any:
+        if key not in self._sessions:
+            self._sessions[key] = self._opened(self._models[key], verbose=False)
+        return self._sessions[key]
+
+    def _opened(self, model: Any, *, verbose: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 0 if verbose else 4
+        options.intra_op_num_threads = self._threads
+        if verbose:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        given = {key: str(value) for key, value in self._options.items()}
+        if self._plugin:
+            devices = [device for device in self._ort.get_ep_devices() if device.ep_name == self._provider][:1]
+            if not devices:
+                raise RuntimeError(f"{self._provider} finds no device here")
+            if self._provider == "QNNExecutionProvider":
+                given.setdefault("backend_path", importlib.import_module("onnxruntime_qnn").get_qnn_htp_path())
+            options.add_provider_for_devices(devices, given)
+            return self._ort.InferenceSession(model, options)
+        providers = [(self._provider, given)]
+        return self._ort.InferenceSession(model, options, providers=providers)
+
+    def refused(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Open the model once more, with everything logged, and read what is not on the provider, and why."""
+        with _log() as text:
+            session = self._opened(self._models[head["id"]], verbose=True)
+        log = text[0]
+        reasons = dict(_reasons(log))
+        if hasattr(session, "get_provider_graph_assignment_info"):
+            placed = [
+                (node.name, node.op_type)
+                for part in session.get_provider_graph_assignment_info()
+                if part.ep_name != self._provider
+                for node in part.get_nodes()
+            ]
+        else:
+            placed = list(_placed_elsewhere(log, self._provider))
+        self._sessions[head["id"]] = session
+        return {"refused": [[name, op_type, reasons.get(name, "")] for name, op_type in placed]}, {}
+
+    def run(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Run a model once."""
+        session = self._session(head["id"])
+        names = [output.name for output in session.get_outputs()]
+        return {}, dict(zip(names, session.run(None, _fitting(session, arrays)), strict=True))
+
+    def time(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Let models take turns on the feeds, after one run each that does not count."""
+        sessions = [self._session(key) for key in head["ids"]]
+        feeds: list[Arrays] = [{} for _ in range(head["feeds"])]
+        for name, array in arrays.items():
+            number, _, own = name.partition(":")
+            feeds[int(number)][own] = array
+        fitting = [[_fitting(session, each) for each in feeds] for session in sessions]
+        for session, mine in zip(sessions, fitting, strict=True):
+            session.run(None, mine[0])
+        taken: list[list[float]] = [[] for _ in sessions]
+        end, turn = time.perf_counter() + head["seconds"] * len(sessions), 0
+        while turn < 3 or time.perf_counter() < end:
+            for i, (session, mine) in enumerate(zip(sessions, fitting, strict=True)):
+                feed = mine[turn % len(mine)]
+                started = time.perf_counter()
+                session.run(None, feed)
+                taken[i].append(1000.0 * (time.perf_counter() - started))
+            turn += 1
+        return {"ms": taken}, {}
+
+
+_KINDS = {"tensor(float16)": "float16", "tensor(float)": "float32"}
+
+
+def _fitting(session: Any, feed: Arrays) -> Arrays:
+    """The feed with float types as the model takes them: that of a float original serves its halved form."""
+    found = {}
+    for value in session.get_inputs():
+        kind, array = _KINDS.get(value.type), feed.get(value.name)
+        if array is not None:
+            found[value.name] = array.astype(kind) if kind and array.dtype.kind == "f" else array
+    return found
+
+
+@contextmanager
+def _log() -> Iterator[list[str]]:
+    """What is written to standard error meanwhile, libraries included; read it afterwards."""
+    text = [""]
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield text
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            text[0] = file.read().decode(errors="replace")
+
+
+_FAILED = re.compile(r"Validation FAILED for \d+ nodes.*\n((?:\s*Operator type: .*\n)+)\s*REASON : (.*)")
+_UNIT = re.compile(r"Operator type: (\S+) Node name: (.*) Node index")
+_VALIDATED = re.compile(r"failed for node `(.*?)` of type `(.*?)` with error code (\d+)")
+
+
+def _reasons(log: str) -> Iterator[tuple[str, str]]:
+    """(node, reason) of what the QNN provider says in its log."""
+    detail = {}
+    for name, kind, code in _VALIDATED.findall(log):
+        detail[re.sub(r"_\d+$", "", name)] = detail[name] = f"{kind} fails validation with error code {code}"
+    for match in _FAILED.finditer(log):
+        members = _UNIT.findall(match[1])
+        reason = match[2].strip()
+        more = next((detail[name] for _, name in members if name in detail), "")
+        for _, name in members:
+            yield name, more or reason
+
+
+_PLACED = re.compile(r"Node\(s\) placed on \[(\w+)\]")
+_NODE = re.compile(r"^\s+(\w+) \((.*)\)\s*$")
+
+
+def _placed_elsewhere(log: str, provider: str) -> Iterator[tuple[str, str]]:
+    """(node, operator) of what the runtime's log says it has placed on other providers."""
+    there = ""
+    for line in log.splitlines():
+        head = _PLACED.search(line)
+        if head:
+            there = head[1]
+            continue
+        node = _NODE.match(line.split("]", 1)[-1] if line.startswith("20") else line)
+        if node and there and there != provider:
+            yield node[2], node[1]
+
+
+def main() -> None:
+    """Answer until the other side closes the stream; what libraries print goes to standard error."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    worker = _Worker()
+    verbs = {name: getattr(worker, name) for name in ("open", "load", "refused", "run", "time", "drop")}
+    while (message := read_message(sys.stdin.buffer)) is not None:
+        head, arrays = message
+        try:
+            write_message(out, *verbs[head["verb"]](head, arrays))
+        except Exception as error:  # whatever it is, the other side is told
+            text = " ".join(str(error).split()) or type(error).__name__
+            write_message(out, {"error": text[:2000]})
+
+
+if __name__ == "__main__":
+    main()

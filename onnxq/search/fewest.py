@@ -1,0 +1,88 @@
+"""How many layers have to be given back: predicted from what each does to the outputs, corrected by measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxq.search.choice import Layer
+
+_CLOSE_ENOUGH = 8
+"""The number is settled where at most one layer in so many is given back without need."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a model.
+
+    Attributes:
+        good: it keeps the budget, with the margin that a search needs.
+        excess: by what factor its noise is too large; inf where it cannot be taken whatever its noise, as with a file
+            that is too large, and None where nobody knows.
+    """
+
+    good: bool
+    excess: float | None = None
+
+
+def noise_left(order: Sequence[Layer], base: str, forms: Mapping[str, str]) -> list[float]:
+    """The share of the noise that is left with the first 0, 1, 2 … layers in another form.
+
+    The errors of layers are taken as independent, so that their powers at the outputs add up.
+
+    Args:
+        order: layers, the worst first.
+        base: the form that they have.
+        forms: the other form by name of the layer.
+    """
+
+    def power(layer: Layer, form: str) -> float:
+        found = layer.forms.get(form)
+        error = None if found is None else found.model_db if form != base else found.error_db
+        return 0.0 if error is None else 10.0 ** (-max(error, -100.0) / 10)
+
+    before = [power(layer, base) for layer in order]
+    after = [min(power(layer, forms[layer.name]), had) for layer, had in zip(order, before, strict=True)]
+    total = sum(before)
+    if total <= 0:
+        return [1.0 - count / max(len(order), 1) for count in range(len(order) + 1)]
+    return [(sum(after[:count]) + sum(before[count:])) / total for count in range(len(order) + 1)]
+
+
+def fewest(left: Sequence[float], excess: float, attempt: Callable[[int], Attempt | None]) -> int | None:
+    """The smallest number that is good, to within an eighth; None where none was found.
+
+    Args:
+        left: share of the noise that is left by number, as of `noise_left`.
+        excess: by what factor the noise is too large with none.
+        attempt: builds the model with so many; None ends the search.
+    """
+    too_few, limit = 0, len(left) - 1
+    enough: int | None = None
+    need = 1.0 / max(excess, 1.0)
+    while too_few < limit:
+        if enough is None:
+            count = _predicted(left, need, too_few, limit)
+        elif enough - too_few <= max(1, enough // _CLOSE_ENOUGH):
+            break
+        else:
+            count = (too_few + enough) // 2
+        found = attempt(count)
+        if found is None:
+            break
+        if found.good:
+            enough = limit = count
+        elif found.excess == math.inf:
+            limit = count - 1
+        else:
+            too_few = count
+            if found.excess is not None:
+                need = left[count] / max(found.excess, 1.0)
+    return enough
+
+
+def _predicted(left: Sequence[float], need: float, too_few: int, limit: int) -> int:
+    """The smallest number from which as little noise is left as needed; twice as many where that was not enough."""
+    count = next((index for index, share in enumerate(left) if share <= need), limit)
+    return min(limit, count if count > too_few else max(2 * too_few, 1))
