@@ -190,6 +190,8 @@ def quantize(
         VerificationError: the result failed verification; nothing was written.
     """
     named = dict(locals())  # the options, by the names that a recipe and a run have for them
+    if is_path(model) and Path(model).is_dir():
+        raise ModelError(f"quantize: {model} is a folder; use onnxq.quantize_folder, or name the ONNX file in it")
     given = Recipe.given(recipe).override(**{name: named[name] for name in RECIPE_OPTIONS})
     run = {field.name: named[field.name] for field in fields(Options) if field.name in named}
     options = Options(**run, recipe_file=None if isinstance(recipe, Recipe) else recipe)

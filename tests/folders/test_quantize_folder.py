@@ -207,3 +207,20 @@ def test_without_text_nothing_is_known_of_quality(tmp_path: Path) -> None:
     assert made.generated is None
     results = [graph.result for graph in made.graphs]
     assert all(result is not None and result.workload is not None for result in results)
+
+
+def test_patterns_are_for_the_graphs_that_have_such_nodes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {**seq2seq_files(), "config.json": CONFIG})
+    made = onnxq.quantize_folder(
+        folder, tmp_path / "out", preset="w8a8-dynamic", exclude=["/fc1"], benchmark=False, cache=False
+    )
+    kept = {graph.source: {name for name, _, _ in graph.result.kept_float} for graph in made.graphs if graph.result}
+    assert "/fc1" in kept["encoder_model.onnx"] and len(kept) == 3
+    only = onnxq.quantize_folder(folder, tmp_path / "only", preset="w8a8-dynamic", include=["/fc*"], benchmark=False)
+    copied = {graph.source: graph.reason for graph in only.graphs if graph.result is None}
+    assert sorted(copied) == ["decoder_model.onnx", "decoder_with_past_model.onnx"]
+    assert set(copied.values()) == {"not named by --include (/fc*)"}
+    with pytest.raises(onnxq.RecipeError, match="decoder_model.onnx: --exclude: '/fc7' matches no node"):
+        onnxq.quantize_folder(folder, tmp_path / "no", preset="w8", exclude=["/fc7"], benchmark=False)
+    with pytest.raises(onnxq.ModelError, match="is a folder; use onnxq.quantize_folder"):
+        onnxq.quantize(folder, tmp_path / "no.onnx")

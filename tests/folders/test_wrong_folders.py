@@ -114,7 +114,7 @@ def test_a_wrong_place_is_one_line(tmp_path: Path, place: str) -> None:
     [
         ({"calibration": "p.txt"}, "there is no tokenizer.json in"),
         ({"tokenizer": "t.json"}, "only goes with a text"),
-        ({"statistics": "s.npz"}, "--statistics: is of one ONNX file"),
+        ({"statistics": "s.npz"}, "--stats: is of one ONNX file"),
         ({"resume": True}, "--resume: is of one ONNX file"),
         ({"bitz": 4}, "no option 'bitz'; did you mean 'bits'"),
         ({"workload": "talk"}, "--workload talk"),
