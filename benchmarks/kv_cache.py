@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ def llama() -> bytes:
         weights[name] = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
         return name
 
-    def node(op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: object) -> str:
+    def node(op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
         nodes.append(helper.make_node(op_type, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs[0]
 
@@ -191,7 +192,7 @@ def llama() -> bytes:
     outputs = [helper.make_tensor_value_info("logits", FLOAT, ["batch", "length", PIECES])]
     for layer in range(LAYERS):
         for part in ("key", "value"):
-            shape = ["batch", KV_HEADS, "past", SIZE]
+            shape: list[str | int | None] = ["batch", KV_HEADS, "past", SIZE]
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{layer}.{part}", FLOAT, shape))
             shape = ["batch", KV_HEADS, "total", SIZE]
             outputs.append(helper.make_tensor_value_info(f"present.{layer}.{part}", FLOAT, shape))
