@@ -19,6 +19,7 @@ from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.deliver.linting import lint
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
@@ -41,8 +42,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
-    "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "lint", "presets", "quantize",
+    "report", "targets",
 ]  # fmt: skip
 
 

@@ -174,11 +174,10 @@ class Mixing:
         layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
 
     def _worth_sparing(self) -> bool:
-        """Whether a file of stored weights in part would be the first that is inside and smaller than float's."""
+        """Whether stored weights, which are outside, would make a file that is smaller by far than those inside."""
         trials = self._trials
-        sizes = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
-        smallest = min(sizes, default=self._job.prepared.size)
-        return self._stored_misses() and smallest >= self._job.prepared.size * (1 - chooser.SAME_SIZE)
+        smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
+        return self._stored_misses() and trials.made[STORED].size <= chooser.SMALL * smallest
 
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""
