@@ -19,6 +19,7 @@ from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.deliver.linting import lint
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
@@ -41,8 +42,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
-    "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "lint", "presets", "quantize",
+    "report", "targets",
 ]  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def quantize(
     max_drop: float | None = None,
     max_memory: float | None = None,
     kv_cache: str | None = None,
+    rotate: bool | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
@@ -161,6 +163,8 @@ def quantize(
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
             outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
             caches, and a decoder without any gets some.
+        rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
+            that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.

@@ -116,9 +116,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
-    if job.statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
+    if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
-        what = "AWQ" if uses_awq(recipe) else "smoothing"
+        what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     with clock.around("plan"):
         recipe, said = settle_levels(job)

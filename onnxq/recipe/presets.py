@@ -172,7 +172,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "float",
-            "weights and activations stay float: for --kv-cache alone",
+            "weights and activations stay float: for --kv-cache or --rotate alone",
             None,
             "float",
             False,

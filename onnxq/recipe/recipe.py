@@ -114,6 +114,7 @@ class Recipe:
             need more, the samples are run again for each part of the layers.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
             the operators of attention, as they are.
+        rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
             float32 where that says nothing.
         store_only: weights alone are stored in this type; everything computes in float32.
@@ -153,6 +154,7 @@ class Recipe:
     outliers: float | None = None
     max_memory: float = 2.0
     kv_cache: str | None = None
+    rotate: bool = False
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True

@@ -62,7 +62,7 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
 
 
 SLOW_16 = (
-    "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, several times "
-    "slower than float alone (digits_resnet 3.1x); the preset is for NPUs, see --target qnn"
+    "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, more than twice as "
+    "slow as float alone (2.2 to 2.4x for digits_resnet); the preset is for NPUs, see --target qnn"
 )
 """What is said of w8a16 and w4a16 on targets without such kernels."""
