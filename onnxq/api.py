@@ -33,6 +33,7 @@ from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
+from onnxq.stats.tensorrt_cache import cache_of
 from onnxq.targets import target_named
 from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
@@ -218,6 +219,7 @@ def calibrate(
     progress: Progress | None = None,
     resume: bool = False,
     moments: bool = False,
+    to: str | os.PathLike[str] | None = None,
     custom_ops: Libraries = (),
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
@@ -234,17 +236,24 @@ def calibrate(
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
         moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
             n channels 8·n² bytes of memory, and as much in the file.
+        to: also write the ranges as a calibration cache of TensorRT there; the target is then "tensorrt".
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
+    target = target if to is None else "tensorrt"
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments, states=states)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        check_destination(Path(to), (model, found, path, *registered()))
+    result = calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        write_text(Path(to), cache_of(dict(result.statistics.items())))
+    return result
 
 
 @checked
