@@ -129,11 +129,9 @@ def quantize(
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; needs samples.
-        outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
-            have a scale a row.
+        outliers: magnitude from which a layer's input channels are float, where activations have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
-        reconstruct: let blocks of the network learn from the float model how weights are rounded, and the grids of
-            activations and the biases with them; needs samples, PyTorch and time.
+        reconstruct: let blocks learn weights' rounding, activations' grids and biases; needs samples and PyTorch.
         minutes: time that this learning may take; 4 by default.
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
@@ -146,8 +144,7 @@ def quantize(
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
             takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
-        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2; fp16 and bf16 say
-            it themselves.
+        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
         store_only: store weights in that type and compute in float32.
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
@@ -158,12 +155,10 @@ def quantize(
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
             is searched for; verification fails where there is none.
-        max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
-            the units of a function.
+        max_drop: largest fall of ``metric``: in points (0.5 is half a percent), or in the units of a function.
         max_memory: GiB that second moments may take at a time.
-        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
-            outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
-            caches, and a decoder without any gets some.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; its inputs and outputs
+            change type, attention in plain operators becomes GroupQueryAttention, and missing caches are added.
         rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
             that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
         force: write the model even if verification fails.
