@@ -75,7 +75,7 @@ def model_options(group: str) -> Callable[[F], F]:
             metavar="NAME=N",
             multiple=True,
             group=group,
-            help="Give a symbolic dimension a size, everywhere in the model: batch=1, or input:0=1 where it has no name. "
+            help="Give a symbolic dimension a size, everywhere in the model: batch=1; input:0=1 if it has no name. "
             "Repeatable.",
         )(function)
 
