@@ -149,7 +149,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         rewrite, learned = reconstructed(job, plan, rewrite, weight_steps(model, solution.rewrite), end)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, rewrite, form, Style(target.steered, target.float_bias))
+        bias = target.float_bias or recipe.float_bias
+        emit(model, rewrite, form, Style(target.steered, bias, recipe.dedicated_pairs, recipe.own_pairs))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []

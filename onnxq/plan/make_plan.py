@@ -17,6 +17,7 @@ from onnxq.graph.reading.ops import (
     activation_positions,
     bias_behind,
     channel_axis,
+    gives_float,
     is_weight,
 )
 from onnxq.graph.types import Graph, Model, Node, Value
@@ -109,9 +110,12 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
-    unusable = {**kept_float(recipe, graph), **seen.unusable}
+    wished = kept_float(recipe, graph)
+    unusable = {**wished, **seen.unusable}
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
+        if gives_float(candidate.node):  # whose products can stay as they are
+            wrong = {key: why for key, why in wrong.items() if key not in wished or not _writes(candidate, key)}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
             found.guard(name, f"value {bad!r} {wrong[bad]}")
@@ -211,6 +215,10 @@ def _touched(candidate: Candidate) -> list[Value]:
     read = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
     written = [] if candidate.row.kind is Kind.READING else candidate.outputs
     return [value for value in (*read, *written) if value is not None]
+
+
+def _writes(candidate: Candidate, name: str) -> bool:
+    return any(value.name == name for value in candidate.outputs)
 
 
 @dataclass(frozen=True)

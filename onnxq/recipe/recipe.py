@@ -121,6 +121,9 @@ class Recipe:
         fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
         float_outputs: operator types whose results stay float where they are outputs of the model, for targets that
             quantize outputs too.
+        float_bias: biases stay float, in QDQ models.
+        dedicated_pairs: each reader of a value has a Q/DQ pair of its own.
+        own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -159,6 +162,9 @@ class Recipe:
     keep_io: bool = True
     fix_dims: tuple[str, ...] = ()
     float_outputs: tuple[str, ...] = ()
+    float_bias: bool = False
+    dedicated_pairs: bool = False
+    own_pairs: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -348,7 +354,8 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in ("rules", "values"))
+_IN_FILES = ("rules", "values", "float_bias", "dedicated_pairs", "own_pairs")
+RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
 

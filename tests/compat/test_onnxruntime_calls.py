@@ -198,7 +198,7 @@ def test_pre_processing_gives_the_same_numbers(root: Path, tmp_path: Path) -> No
     [
         ({"WeightSymetric": True}, "there is no such option; did you mean 'WeightSymmetric'"),
         ({"WeightSymmetric": False}, "has no equal here; weights of integer kernels are symmetric"),
-        ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': scale and zero_point belong together; give both"),
+        ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': Must provide both 'scale' and 'zero_point'"),
         ({"SmoothQuant": True, "SmoothQuantAlpha": "half"}, "could not convert string to float: 'half'; pass a number"),
     ],
 )
@@ -218,6 +218,9 @@ def test_the_documentation_has_every_option(root: Path) -> None:
 
 def test_every_option_with_its_default_is_taken() -> None:
     defaults = {"WeightSymmetric": True, "QuantizeBias": True, "SmoothQuantFolding": True, "MinimumRealRange": None}
+    assert wishes_of({"QuantizeBias": False, "UseQDQContribOps": True}) == {
+        "recipe_keys": {"float_bias": True, "own_pairs": True}
+    }
     empty = {"OpTypesToExcludeOutputQuantization": [], "QDQOpTypePerChannelSupportToAxis": {}, "BlockSize": 0}
     special = {**defaults, **empty, "TensorQuantOverrides": {}, "SmoothQuantAlpha": 0.5, "CalibPercentile": 99.9}
     assert wishes_of({name: special.get(name, False) for name in MEANINGS}) == {"percentile": 99.9}
@@ -239,8 +242,8 @@ def test_grids_of_single_tensors(root: Path, tmp_path: Path) -> None:
 
 def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> None:
     model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
-    with pytest.raises(ValueError, match="activation_type QUInt16: the CPU provider has integer kernels of 8 bits"):
-        ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QUInt16)
+    with pytest.raises(ValueError, match="activation_type QFLOAT8E4M3FN: weights of 8 bits"):
+        ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QFLOAT8E4M3FN)
     with pytest.raises(ValueError, match=r"quant_format: is 'qdq', not a QuantFormat; pass a member"):
         ours.quantize_static(model, output, Digits(root), quant_format="qdq")
     with pytest.raises(ValueError, match="calibrate_method Distribution: is for float8 only"):
@@ -256,3 +259,51 @@ def test_anything_with_get_next_is_a_reader() -> None:
 
     assert isinstance(Reader(), ours.CalibrationDataReader)
     assert not isinstance(object(), ours.CalibrationDataReader)
+
+
+def test_sixteen_bits_of_activations(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    with caplog.at_level(logging.WARNING):
+        ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QUInt16)
+    assert "cpu has no kernels for 16-bit activations" in caplog.text
+    constants = {tensor.name: tensor.data_type for tensor in onnx.load(output).graph.initializer}
+    nodes = onnx.load(output).graph.node
+    zeros = {constants[node.input[2]] for node in nodes if node.op_type == "QuantizeLinear"}
+    assert zeros == {onnx.TensorProto.UINT16}
+    with pytest.raises(ValueError, match="weight_type QInt16: weights of 8 bits"):
+        ours.quantize_static(model, output, Digits(root), weight_type=ours.QuantType.QInt16)
+
+
+def test_types_by_number_and_words_by_name(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    ours.quantize_static(
+        model,
+        output,
+        Digits(root),
+        quant_format="QOperator",
+        activation_type=onnx.TensorProto.UINT8,
+        weight_type=onnx.TensorProto.INT8,
+    )
+    assert "QLinearConv" in operators(output)
+
+
+def test_a_weight_may_have_a_scale_a_channel(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    source = onnx.load(model).graph
+    weights = {tensor.name for tensor in source.initializer}
+    first = next(node for node in source.node if node.op_type == "Conv" and node.input[1] in weights)
+
+    def long_scales(**options: Any) -> set[str]:
+        ours.quantize_static(model, output, Digits(root), op_types_to_quantize=["Conv"], extra_options=options)
+        written = onnx.load(output).graph
+        return {t.name for t in written.initializer if t.name.endswith("_scale") and len(t.dims) == 1 and t.dims[0] > 1}
+
+    overrides = {first.input[1]: [{"quant_type": ours.QuantType.QInt8, "axis": 0}, {"symmetric": True}]}
+    assert len(long_scales(TensorQuantOverrides=overrides) - long_scales()) >= 1
+    for wrong, said in (
+        ({"nothing": [{"symmetric": True}]}, "tensor 'nothing' is not present in the model"),
+        ({first.input[1]: [{"rmax": 1.0, "rmin": -1.0}]}, "rmax has no equal here"),
+        ({first.input[1]: [{"quant_type": ours.QuantType.QInt4}]}, "quant_type has no equal here"),
+    ):
+        with pytest.raises(ours.UnsupportedError, match=said):
+            long_scales(TensorQuantOverrides=wrong)

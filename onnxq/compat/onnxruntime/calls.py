@@ -19,6 +19,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     UnsupportedError,
     as_member,
 )
+from onnxq.compat.onnxruntime.tensors import outputs_of, weights_apart
 from onnxq.compat.onnxruntime.wishes import literal, wishes_of
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.readers import Reader, open_reader
@@ -41,7 +42,9 @@ _RANGES = {
     CalibrationMethod.Percentile: "percentile",
 }
 _FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
-_EIGHT_BITS = (QuantType.QInt8, QuantType.QUInt8)
+_BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
+_PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16"}
+"""By bits of activations and weights."""
 
 
 def quantize_static(
@@ -72,7 +75,8 @@ def quantize_static(
         op_types_to_quantize: operators to quantize, faster or not; None takes what pays, and all where nothing does.
         per_channel: scales of weights by output channel.
         reduce_range: weights of 7 bits, for processors without VNNI (target ``cpu-avx2``).
-        activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps.
+        activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps. Or 16, for
+            NPUs; a CPU has no kernels for those.
         weight_type: 8 bits; written as symmetric int8.
         nodes_to_quantize: only these nodes, faster or not.
         nodes_to_exclude: nodes that stay float.
@@ -89,7 +93,7 @@ def quantize_static(
         UnsupportedError: a wish that has no equal here; a ValueError.
         OnnxqError: as `onnxq.quantize`; nothing was written.
     """
-    _check_types(activation_type, weight_type)
+    preset = _preset(activation_type, weight_type)
     method = as_member(CalibrationMethod, calibrate_method, "calibrate_method")
     if method not in _RANGES:
         raise UnsupportedError("calibrate_method Distribution: is for float8 only; pass MinMax, Entropy or Percentile")
@@ -98,7 +102,8 @@ def quantize_static(
         raise UnsupportedError(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
-    wishes = {"preset": "w8a8", "range": _RANGES[method], **wishes_of(extra_options)}
+    extra_options, rules = weights_apart(model_input, extra_options)
+    wishes = {"preset": preset, "range": _RANGES[method], "rules": rules, **wishes_of(extra_options)}
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes["format"] = _FORMATS[as_member(QuantFormat, quant_format, "quant_format")]
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
@@ -142,9 +147,17 @@ def quantize_dynamic(
         UnsupportedError: a wish that has no equal here; a ValueError.
         OnnxqError: as `onnxq.quantize`; nothing was written.
     """
-    _check_types(QuantType.QUInt8, weight_type)
+    _preset(QuantType.QUInt8, weight_type)
     wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
-    for static in ("symmetric", "smooth", "percentile", "constant_products", "values"):
+    for static in (
+        "symmetric",
+        "smooth",
+        "percentile",
+        "constant_products",
+        "values",
+        "recipe_keys",
+        "float_outputs_of",
+    ):
         wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
@@ -237,14 +250,22 @@ def _limit(external: bool) -> dict[str, int]:
     return {"threshold": 0} if external else {}
 
 
-def _check_types(activation: Any, weight: Any) -> None:
-    for argument, given in (("activation_type", activation), ("weight_type", weight)):
-        kind = as_member(QuantType, given, argument)
-        if kind not in _EIGHT_BITS:
-            raise UnsupportedError(
-                f"{argument} {kind}: the CPU provider has integer kernels of 8 bits; pass QInt8 or QUInt8, or pack "
-                "weights of 4 bits with MatMulNBitsQuantizer"
-            )
+def _preset(activation: Any, weight: Any) -> str:
+    """The preset of two types.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    kinds = [as_member(QuantType, activation, "activation_type"), as_member(QuantType, weight, "weight_type")]
+    bits = [_BITS.get(kind.name, 0) for kind in kinds]
+    preset = _PRESETS.get((bits[0], bits[1]))
+    if preset is None:
+        argument, kind = ("weight_type", kinds[1]) if bits[0] in (8, 16) else ("activation_type", kinds[0])
+        raise UnsupportedError(
+            f"{argument} {kind}: weights of 8 bits (QInt8, QUInt8) go with activations of 8 or 16; for 4 bits use "
+            'MatMulNBitsQuantizer, or for NPUs onnxq.quantize(preset="w4a16", target="qnn")'
+        )
+    return preset
 
 
 def _samples(model: Source, reader: Any) -> Reader:
@@ -276,6 +297,8 @@ def _nodes(
     if (op_types and not found["op_types"]) or (only and not found["include"]):
         argument = "nodes_to_quantize" if found["op_types"] or not op_types else "op_types_to_quantize"
         raise RecipeError(f"{argument}: the model has none of these; it has nodes of {', '.join(sorted(types))}")
+    if op_types_float := wishes.pop("float_outputs_of", ()):
+        wishes["values"] = [*wishes.get("values", []), *outputs_of(model, op_types_float)]
     if wishes.pop("constant_products", False):
         products = [n for n in nodes if n.op_type == "MatMul" and not any(walk.is_constant(i) for i in n.inputs)]
         found["exclude"] += [node.name for node in products if node.name]
@@ -294,8 +317,9 @@ def _quantized(
 ) -> QuantizeResult:
     """What pays is quantized; where nothing pays, all that can be, since that is what was asked for."""
     wishes = dict(wishes)
-    if values := wishes.pop("values", None):
-        wishes["recipe"] = Recipe.from_mapping({"values": values}, "extra_options")
+    lists = {key: found for key in ("values", "rules") if (found := wishes.pop(key, None))}
+    if keys := {**lists, **wishes.pop("recipe_keys", {})}:
+        wishes["recipe"] = Recipe.from_mapping(keys, "extra_options")
     try:
         return api.quantize(model, output, benchmark=False, **wishes, **options)
     except NothingToQuantizeError:

@@ -146,6 +146,15 @@ class QuantizedModel:
     def __init__(self, model: Proto) -> None:
         self.model = model
 
+    def opset_import(self) -> Sequence[Any]:
+        """The operator sets of the model."""
+        found: Sequence[Any] = self.model.opset_import
+        return found
+
+    def graph(self) -> Any:
+        """The graph of the model."""
+        return self.model.graph
+
     def save_model_to_file(self, output_path: str | os.PathLike[str], use_external_data_format: bool = False) -> None:
         """Write the model, its weights beside it if asked for or above 2 GB."""
         saving.save(io.load(self.model), output_path, threshold=0 if use_external_data_format else io.PROTOBUF_LIMIT)

@@ -84,11 +84,15 @@ def _named(kind: Any, name: str) -> Any:
 
 
 def as_member(kind: Any, given: object, argument: str) -> Any:
-    """A member of an enumeration here, of itself or of the one of that name in ``onnxruntime.quantization``.
+    """A member of an enumeration: of one here or in ``onnxruntime.quantization``, or by name or tensor type.
 
     Raises:
         UnsupportedError: it is none.
     """
+    if kind is QuantType and isinstance(given, int):  # a number of onnx.TensorProto, as older scripts have it
+        given = next((member for member in QuantType if member.tensor_type == given), given)
+    if isinstance(given, str) and given in kind.__members__:
+        return kind[given]
     name = getattr(given, "name", None)
     if isinstance(given, Enum) and name in kind.__members__:
         return kind[name]

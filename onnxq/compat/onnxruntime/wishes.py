@@ -34,6 +34,15 @@ def _symmetric(value: Any) -> Wishes:
     return {"symmetric": True} if value else {}
 
 
+def _key(name: str, when: bool = True) -> Meaning:
+    """An option that sets a key of the recipe."""
+    return lambda value: {"recipe_keys": {name: True}} if bool(value) is when else {}
+
+
+def _float_outputs(value: Any) -> Wishes:
+    return {"float_outputs_of": tuple(map(str, value))} if value else {}
+
+
 def _smooth(value: Any) -> Wishes:
     return {"preset": "w8a8-smooth"} if value else {}
 
@@ -51,7 +60,7 @@ _OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", 
 
 def _overrides(value: Any) -> Wishes:
     """Grids of activations by name; one for each, not by channel."""
-    rules = []
+    rules: list[dict[str, Any]] = []
     for name, entries in dict(value).items():
         if len(entries) != 1:
             raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
@@ -69,9 +78,11 @@ def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in ("QInt8", "QUInt8"):
         raise UnsupportedError(f"{name!r}: quant_type {kind} has no integer kernel; pass 8 bits")
     if ("scale" in given) != ("zero_point" in given):
-        raise UnsupportedError(f"{name!r}: scale and zero_point belong together; give both")
-    if "scale" in given and {"symmetric", "reduce_range", "rmin", "rmax"} & set(given):
-        raise UnsupportedError(f"{name!r}: scale and zero_point say all of a grid; leave the rest out")
+        raise UnsupportedError(f"{name!r}: Must provide both 'scale' and 'zero_point', since they belong together")
+    if "scale" in given and (more := sorted({"symmetric", "reduce_range", "rmin", "rmax"} & set(given))):
+        raise UnsupportedError(
+            f"{name!r}: option(s) [{', '.join(more)}] are invalid with 'scale' and 'zero_point', which say it all"
+        )
     if ("rmin" in given) != ("rmax" in given):
         raise UnsupportedError(f"{name!r}: rmin and rmax belong together here; give both")
     rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
@@ -113,10 +124,13 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "ForceQuantizeNoInputCheck": (_only(False, "nodes_to_quantize insists on nodes by name"), "no"),
     "ActivationRestrictedAsymmetric": (_only(False, "ActivationSymmetric has its zero point in the middle"), "no"),
     "AddQDQPairToWeight": (_only(False, "weights are stored as integers"), "no"),
-    "QuantizeBias": (_only(True, "--exclude keeps a node float, with its bias"), "always"),
-    "DedicatedQDQPair": (_only(False, "a Q/DQ pair is shared by all readers, with the same numbers"), "no"),
-    "UseQDQContribOps": (_only(False, "ONNX's own operators are written; they need no other domain"), "no"),
-    "OpTypesToExcludeOutputQuantization": (_only([], "nodes_to_exclude keeps nodes float"), "no"),
+    "QuantizeBias": (_key("float_bias", when=False), "false: `float_bias: true` in a recipe; QDQ alone"),
+    "DedicatedQDQPair": (_key("dedicated_pairs"), "`dedicated_pairs: true` in a recipe; QDQ alone"),
+    "UseQDQContribOps": (_key("own_pairs"), "`own_pairs: true` in a recipe; QDQ alone"),
+    "OpTypesToExcludeOutputQuantization": (
+        _float_outputs,
+        "`onnxq.ValueRule(quantize=False)` for each output; MatMul and Gemm stay on integers",
+    ),
     "QDQOpTypePerChannelSupportToAxis": (_only({}, "scales go along the output channels of each operator"), "no"),
     "CalibMovingAverage": (
         _only(False, 'calibrate_method Percentile, or onnxq.quantize(range="mse"), is robust'),
@@ -124,7 +138,10 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     ),
     "CalibMovingAverageConstant": (_none, "only with CalibMovingAverage"),
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
-    "TensorQuantOverrides": (_overrides, "`onnxq.ValueRule` for each activation; weights have their own grids"),
+    "TensorQuantOverrides": (
+        _overrides,
+        "`onnxq.ValueRule` for each activation; of a weight, `axis`: a scale a channel",
+    ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
 """By option: what becomes of its value, and the same in words for the documentation."""
@@ -145,8 +162,10 @@ def wishes_of(extra_options: Mapping[str, Any] | None) -> Wishes:
         try:
             wished = MEANINGS[name][0](value)
             values = [*found.get("values", []), *wished.get("values", [])]
+            keys = {**found.get("recipe_keys", {}), **wished.get("recipe_keys", {})}
             found.update(wished)
             found.update({"values": values} if values else {})
+            found.update({"recipe_keys": keys} if keys else {})
         except UnsupportedError as error:
             raise UnsupportedError(f"extra_options[{name!r}] = {value!r}: {error}") from None
         except (TypeError, ValueError) as error:

@@ -20,10 +20,14 @@ class Style:
     Attributes:
         steered: keep ONNX Runtime's CPU provider from computing on integers what stays float.
         float_bias: leave biases as they are.
+        dedicated: give each reader of a value a pair of its own.
+        own_pairs: write them as the runtime's own operators.
     """
 
     steered: bool = True
     float_bias: bool = False
+    dedicated: bool = False
+    own_pairs: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxq.data.feeds import InputSpec
-from onnxq.errors import TargetError
+from onnxq.errors import RecipeError, TargetError
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import Target
@@ -16,6 +16,7 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
 
     Raises:
         TargetError: a preset, a format, a type or an operator set that it does not take.
+        RecipeError: integer operators with what is said of Q and DQ.
     """
     if target.presets:
         wrong = next((p.name for p in recipe.presets if p.name not in (*target.presets, "auto")), None)
@@ -26,6 +27,11 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
             )
     if recipe.format is not None and recipe.format not in target.formats:
         raise TargetError(f"--target {target.name}: reads no {recipe.format} models; use --format {target.formats[0]}")
+    if (recipe.format or target.formats[0]) == "qoperator":
+        pairs = [key for key in ("float_bias", "dedicated_pairs", "own_pairs") if getattr(recipe, key)]
+        pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
+        if pairs:
+            raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
     if recipe.opset is not None and recipe.opset > target.max_opset:
         raise TargetError(
             f"--target {target.name}: reads operator sets up to {target.max_opset}, not {recipe.opset}; leave it out"

@@ -18,9 +18,10 @@ _OF_LOGITS = ("LogSoftmax", "Softmax", "Sigmoid")
 def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
     """Find the values that the nodes which touch them have to stay float for.
 
-    Those are values of which calibration saw no finite number, or nothing but zeros: a grid for them would clip
-    whatever comes later. All values of a body that never ran. And the input of a Softmax or Sigmoid where a mask was
-    added to it (−10000, or −∞): beside that an 8-bit grid has no levels left for the numbers that matter.
+    Those are values of which calibration saw no finite number, or nothing but zeros where no least range is asked for:
+    a grid for them would clip whatever comes later. All values of a body that never ran. And the input of a Softmax or
+    Sigmoid where a mask was added to it (−10000, or −∞): beside that an 8-bit grid has no levels left for the numbers
+    that matter.
 
     Args:
         model: the prepared model.
@@ -32,7 +33,9 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
     """
     found = never_run(model, plan, statistics)
     for name in plan.calibrated:
-        if name not in found and (reason := _nothing_seen(statistics.get(name))):
+        decision = plan.values[name]
+        least = decision.least if isinstance(decision, Calibrated) else None
+        if name not in found and (reason := _nothing_seen(statistics.get(name), least or 0.0)):
             found[name] = reason
     for node in walk.all_nodes(model.graph):
         if node.op_type not in _OF_LOGITS or not node.inputs[0] or node.inputs[0].name not in plan.values:
@@ -60,12 +63,12 @@ def _shared(name: str, plan: Plan) -> list[str]:
     return chain
 
 
-def _nothing_seen(statistic: ValueStatistic | None) -> str:
+def _nothing_seen(statistic: ValueStatistic | None, least: float) -> str:
     if statistic is None:
         return "has no statistics"
     if statistic.low is None:
         return "had no finite number in calibration"
-    return "was zero in all of calibration" if statistic.low == statistic.high == 0.0 else ""
+    return "was zero in all of calibration" if statistic.low == statistic.high == least == 0.0 else ""
 
 
 def _masked(statistic: ValueStatistic | None) -> str:

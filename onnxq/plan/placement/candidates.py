@@ -184,6 +184,8 @@ def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | Non
         weight = walk.const_array(node.inputs[1])
         if weight is not None and (weight.ndim < 2 or weight.size == 0):
             return f"its weight of shape {weight.shape} is no matrix"
+        if weight is not None and weight.ndim < 3 and node.op_type in ("Conv", "ConvTranspose"):
+            return "it has no spatial axis; the runtime moves the channels of an integer convolution behind those"
         if node.op_type == "MatMul" and walk.is_constant(node.inputs[0]):
             return "its left operand is constant"
     if not positions or all(walk.is_constant(value) for value in values):
