@@ -149,6 +149,9 @@ def test_dynamic_and_configurations(root: Path, tmp_path: Path) -> None:
     digits = root / "models" / "digits_dsconv.onnx"
     ours.quantize(digits, output, ours.StaticQuantConfig(Digits(root), quant_format=ours.QuantFormat.QOperator))
     assert "QLinearConv" in operators(output)
+    output.unlink()
+    ours.quantize(digits, output, theirs.StaticQuantConfig(Digits(root), quant_format=theirs.QuantFormat.QOperator))
+    assert "QLinearConv" in operators(output)
     ours.quantize(root / "models" / "tiny_lm.onnx", output, nbits.HQQWeightOnlyQuantConfig(block_size=32))
     assert "MatMulNBits" in operators(output)
     with pytest.raises(TypeError, match="quant_config: is a dict"):

@@ -11,11 +11,9 @@ from typing import Any
 from onnxq import api
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
-    DynamicQuantConfig,
     QuantConfig,
     QuantFormat,
     QuantType,
-    StaticQuantConfig,
     UnsupportedError,
     as_member,
 )
@@ -176,18 +174,17 @@ def quantize(model_input: Source, model_output: str | os.PathLike[str], quant_co
 
     if isinstance(quant_config, WeightOnlyQuantConfig):
         return quantize_weights(model_input, model_output, quant_config)
-    if not isinstance(quant_config, QuantConfig):
-        raise TypeError(
-            f"quant_config: is a {type(quant_config).__name__}; pass a StaticQuantConfig, a DynamicQuantConfig or a "
-            "WeightOnlyQuantConfig"
-        )
-    given = dict(vars(quant_config))
-    if isinstance(quant_config, StaticQuantConfig):
+    kinds = {kind.__name__ for kind in type(quant_config).__mro__}  # onnxruntime's own, too
+    given = dict(getattr(quant_config, "__dict__", {}))
+    if "StaticQuantConfig" in kinds:
         return quantize_static(model_input, model_output, **given)
-    if isinstance(quant_config, DynamicQuantConfig):
+    if "DynamicQuantConfig" in kinds:
         given.pop("activation_type")
         return quantize_dynamic(model_input, model_output, **given)
-    raise TypeError("quant_config: is a bare QuantConfig; pass a StaticQuantConfig or a DynamicQuantConfig")
+    what = "bare QuantConfig" if isinstance(quant_config, QuantConfig) else type(quant_config).__name__
+    raise TypeError(
+        f"quant_config: is a {what}; pass a StaticQuantConfig, a DynamicQuantConfig or a WeightOnlyQuantConfig"
+    )
 
 
 def quant_pre_process(
