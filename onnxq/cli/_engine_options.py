@@ -83,7 +83,7 @@ def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
             type=click.Choice(["web"]),
             group=group,
             default_text="ONNX Runtime",
-            help="web: onnxruntime-web on WebAssembly, in the Node that is on the PATH.",
+            help="With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH.",
         ),
         option(
             "--node-modules",
