@@ -66,6 +66,12 @@ def quantize(
     smooth: float | str | None = None,
     outliers: float | None = None,
     adaround: bool | None = None,
+    finetune: bool | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
     target: str | None = None,
     fuse: str | None = None,
     include: Sequence[str] = (),
@@ -125,6 +131,12 @@ def quantize(
         outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
             have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
+        finetune: let the quantized model learn end to end from the float model; needs samples, PyTorch and time.
+        minutes: time that this learning may take; 4 by default.
+        epochs: passes over the samples; by their number by default.
+        learning_rate: as a share of scales and grids; 0.002 by default.
+        seed: of the order of the samples.
+        device: "cpu" or "cuda".
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.

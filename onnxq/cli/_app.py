@@ -17,8 +17,8 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-_NAMES = "quantize calibrate diagnose compare benchmark inspect diff dequantize report convert-config presets targets"
-COMMANDS = tuple(_NAMES.split())
+_WORK = "quantize finetune calibrate diagnose compare benchmark inspect diff"
+COMMANDS = tuple(f"{_WORK} dequantize report convert-config presets targets".split())
 
 EPILOG = """\
 \b

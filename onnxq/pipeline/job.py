@@ -71,6 +71,7 @@ class Job:
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
         workload: what a language model with a cache is timed on; None times the samples.
+        learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
 
     prepared: Prepared
@@ -84,6 +85,7 @@ class Job:
     seconds: float = 0.4
     budget: float = 120.0
     workload: Workload | None = None
+    learning_state: Path | None = None
 
     @property
     def timed_threads(self) -> int:

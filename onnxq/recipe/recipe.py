@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,8 +15,10 @@ from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.value_rules import ValueRule, as_data, value_rules
 from onnxq.recipe.values import (
+    check_bounds,
     check_choice,
     check_keys,
+    check_learning,
     check_smooth,
     check_types,
     check_weights,
@@ -29,6 +30,7 @@ from onnxq.recipe.values import (
 
 FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
+DEVICES = ("cpu", "cuda")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims")
@@ -105,6 +107,11 @@ class Recipe:
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
+        finetune: learn end to end from the float model, in PyTorch.
+        minutes: time that learning may take.
+        epochs: passes of finetuning over the samples; None chooses by their number.
+        learning_rate: of finetuning, as a share of scales and grids; None takes 0.002; ``seed`` orders the samples.
+        device: that finetuning runs on: "cpu" or "cuda".
         outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
             activations have a scale a row; None takes the preset's.
         max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
@@ -143,6 +150,12 @@ class Recipe:
     smooth: float | str | None = None
     equalize: bool = False
     adaround: bool = False
+    finetune: bool = False
+    minutes: float = 4.0
+    epochs: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    device: str = "cpu"
     outliers: float | None = None
     max_memory: float = 2.0
     kv_cache: str | None = None
@@ -173,13 +186,9 @@ class Recipe:
         if self.target_bits is not None and not 2 <= self.target_bits <= 32:
             raise RecipeError(f"--target-bits: {self.target_bits} is not in 2…32; 4.5 is 4 bits with a scale in 32")
         check_smooth("--smooth", self.smooth)
-        if not self.max_memory > 0:
-            raise RecipeError(f"--max-memory: {self.max_memory} GiB is not positive; 2 is the default")
-        if self.outliers is not None and not self.outliers > 0:
-            raise RecipeError(f"--outliers: {self.outliers} is no magnitude; 6 is the usual choice")
-        for option, limit in (("--min-sqnr", self.min_sqnr), ("--max-drop", self.max_drop)):
-            if limit is not None and math.isnan(limit):
-                raise RecipeError(f"{option}: must be a number, not {limit}; nothing could be compared with it")
+        check_learning(self.minutes, self.epochs, self.learning_rate)
+        check_choice("--device", self.device, DEVICES)
+        check_bounds(self.max_memory, self.outliers, {"--min-sqnr": self.min_sqnr, "--max-drop": self.max_drop})
 
     def override(self, **options: object) -> Recipe:
         """A copy in which each option that is not None or empty replaces the recipe's own.

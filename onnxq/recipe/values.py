@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from types import NoneType
@@ -32,6 +33,27 @@ def check_smooth(option: str, alpha: float | str | None) -> None:
         raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
+
+
+def check_bounds(max_memory: float, outliers: float | None, limits: Mapping[str, float | None]) -> None:
+    """Refuse bounds that nothing could keep."""
+    if not max_memory > 0:
+        raise RecipeError(f"--max-memory: {max_memory} GiB is not positive; 2 is the default")
+    if outliers is not None and not outliers > 0:
+        raise RecipeError(f"--outliers: {outliers} is no magnitude; 6 is the usual choice")
+    for option, limit in limits.items():
+        if limit is not None and math.isnan(limit):
+            raise RecipeError(f"{option}: must be a number, not {limit}; nothing could be compared with it")
+
+
+def check_learning(minutes: float, epochs: int | None, rate: float | None) -> None:
+    """Refuse numbers with which nothing could be learned."""
+    if not minutes > 0:
+        raise RecipeError(f"--minutes: {minutes} is not positive; 4 is the default")
+    if epochs is not None and epochs < 1:
+        raise RecipeError(f"--epochs: {epochs} is no number of passes; leave it out to choose by the samples")
+    if rate is not None and not 0 < rate < 1:
+        raise RecipeError(f"--learning-rate: {rate} is not between 0 and 1; 0.002 is the default")
 
 
 def check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:
