@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.lint.findings import LintResult
 
 __all__ = [
     "BenchmarkResult",
@@ -67,6 +68,7 @@ __all__ = [
     "FolderResult",
     "Images",
     "Inspection",
+    "LintResult",
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
@@ -87,6 +89,7 @@ __all__ = [
     "diagnose",
     "diff",
     "inspect",
+    "lint",
     "presets",
     "quantize",
     "quantize_folder",
@@ -105,6 +108,7 @@ _HOMES = {
     "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "LintResult": "onnxq.verify.lint.findings",
     "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
@@ -125,6 +129,7 @@ _HOMES = {
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",
+    "lint": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
     "quantize_folder": "onnxq.folders.quantizing_folder",

@@ -19,6 +19,7 @@ from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.deliver.linting import lint
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
@@ -32,6 +33,7 @@ from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
+from onnxq.stats.tensorrt_cache import cache_of
 from onnxq.targets import target_named
 from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
@@ -41,8 +43,8 @@ from onnxq.verify.free_running import free_running
 from onnxq.verify.metrics import metric_of
 
 __all__ = [
-    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "presets", "quantize", "report",
-    "targets",
+    "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "lint", "presets", "quantize",
+    "report", "targets",
 ]  # fmt: skip
 
 
@@ -86,6 +88,8 @@ def quantize(
     store_only: bool | None = None,
     keep_io: bool | None = None,
     fix_dims: Sequence[str] = (),
+    float_outputs: Sequence[str] = (),
+    engine_python: str | os.PathLike[str] | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -93,6 +97,7 @@ def quantize(
     max_drop: float | None = None,
     max_memory: float | None = None,
     kv_cache: str | None = None,
+    rotate: bool | None = None,
     force: bool = False,
     threads: int | None = None,
     benchmark: bool = True,
@@ -154,6 +159,8 @@ def quantize(
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
         opset: operator set of the model that is written.
+        float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
+        engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
@@ -164,6 +171,8 @@ def quantize(
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
             outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
             caches, and a decoder without any gets some.
+        rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
+            that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
@@ -195,6 +204,8 @@ def quantize(
         VerificationError: the result failed verification; nothing was written.
     """
     named = dict(locals())  # the options, by the names that a recipe and a run have for them
+    if is_path(model) and Path(model).is_dir():
+        raise ModelError(f"quantize: {model} is a folder; use onnxq.quantize_folder, or name the ONNX file in it")
     given = Recipe.given(recipe).override(**{name: named[name] for name in RECIPE_OPTIONS})
     run = {field.name: named[field.name] for field in fields(Options) if field.name in named}
     options = Options(**run, recipe_file=None if isinstance(recipe, Recipe) else recipe)
@@ -215,6 +226,7 @@ def calibrate(
     progress: Progress | None = None,
     resume: bool = False,
     moments: bool = False,
+    to: str | os.PathLike[str] | None = None,
     custom_ops: Libraries = (),
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
@@ -231,17 +243,24 @@ def calibrate(
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
         moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
             n channels 8·n² bytes of memory, and as much in the file.
+        to: also write the ranges as a calibration cache of TensorRT there; the target is then "tensorrt".
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
+    target = target if to is None else "tensorrt"
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments, states=states)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        check_destination(Path(to), (model, found, path, *registered()))
+    result = calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        write_text(Path(to), cache_of(dict(result.statistics.items())))
+    return result
 
 
 @checked

@@ -17,8 +17,9 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-_WORK = "quantize finetune calibrate diagnose compare benchmark inspect diff"
-COMMANDS = tuple(f"{_WORK} dequantize report convert-config presets targets".split())
+_NAMES = "quantize finetune calibrate diagnose compare benchmark inspect lint diff dequantize report convert-config"
+_LISTS = "presets targets"
+COMMANDS = (*_NAMES.split(), *_LISTS.split())
 
 EPILOG = """\
 \b

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from onnxq.cli._options import F, option
+from onnxq.cli._options import FILE, F, option
 from onnxq.recipe.recipe import FLOAT_TYPES
 
 
@@ -41,9 +41,26 @@ def float_options(group: str) -> Callable[[F], F]:
 
 
 def model_options(group: str) -> Callable[[F], F]:
-    """Add --fix-dim and --opset."""
+    """Add --fix-dim, --opset, --float-output and --engine-python."""
 
     def add(function: F) -> F:
+        function = option(
+            "--engine-python",
+            type=FILE,
+            metavar="FILE",
+            group=group,
+            default_text="this Python",
+            help="Python that has the engine of the target, such as one with onnxruntime-openvino; the model is then "
+            "run and timed there too.",
+        )(function)
+        function = option(
+            "--float-output",
+            "float_outputs",
+            metavar="TYPE",
+            multiple=True,
+            group=group,
+            help="With a target that quantizes outputs: leave float what operators of this type write. Repeatable.",
+        )(function)
         function = option(
             "--opset",
             type=int,
@@ -59,6 +76,32 @@ def model_options(group: str) -> Callable[[F], F]:
             multiple=True,
             group=group,
             help="Give a symbolic dimension a size, everywhere in the model: batch=1. Repeatable.",
+        )(function)
+
+    return add
+
+
+def decoder_options(group: str) -> Callable[[F], F]:
+    """Add --kv-cache and --rotate."""
+
+    def add(function: F) -> F:
+        function = option(
+            "--rotate",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal "
+            "matrices that are folded into the weights (QuaRot), so that no channel is far larger than the others. "
+            "Nothing is computed at inference for it.",
+        )(function)
+        return option(
+            "--kv-cache",
+            metavar="FORM",
+            group=group,
+            default_text="as they are",
+            help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the "
+            "samples, or float. Inputs and outputs of the model change type with them. Attention in plain operators "
+            "becomes GroupQueryAttention, and a decoder without caches gets some.",
         )(function)
 
     return add

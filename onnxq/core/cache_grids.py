@@ -69,9 +69,8 @@ def fit_grid(rows: Array, peaks: Array, bits: int, *, tensor: bool = False) -> C
     shared = "channel"
     if tensor and len(rows) >= 4:
         half, other = rows[0::2], rows[1::2]
-        seen = np.abs(half).max(axis=0)
-        one = _one_scale(half, float(seen.max()), bits)
-        if _noise(other, one, bits) <= _noise(other, _scales(half, seen, bits), bits):
+        one = _one_scale(half, float(peaks.max()), bits)
+        if _noise(other, one, bits) <= _noise(other, _scales(half, peaks, bits), bits):
             own, shared = _one_scale(rows, float(peaks.max()), bits), "tensor"
     noise = _noise(rows, own, bits)
     signal = float(np.square(rows, dtype=np.float64).sum())

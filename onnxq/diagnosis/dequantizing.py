@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from onnxq.errors import ModelError, OnnxqError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.undo.undoing import undo
 from onnxq.pipeline.float_model import Source, is_path
+from onnxq.pipeline.job import contents
 from onnxq.recipe.arguments import checked
 from onnxq.report.results import DequantizeResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
@@ -56,7 +58,8 @@ def dequantize(
     if found.left:
         listed = ", ".join(f"{count} {name}" for name, count in found.left.items())
         warnings.append(f"still quantized, in forms that are not known: {listed}")
-    ratio = _compared(io.to_bytes(quantized), io.to_bytes(made), threads, warnings)
+    with ExitStack() as stack:
+        ratio = _compared(contents(quantized, stack), contents(made, stack), threads, warnings)
     if destination is not None:
         saving.save(made, destination, source=model if is_path(model) else None)
     return DequantizeResult(
@@ -69,7 +72,7 @@ def dequantize(
     )
 
 
-def _compared(before: bytes, after: bytes, threads: int | None, warnings: list[str]) -> float | None:
+def _compared(before: bytes | Path, after: bytes | Path, threads: int | None, warnings: list[str]) -> float | None:
     """SQNR of the quantized model against the float one on a made-up sample; None where none runs.
 
     Raises:

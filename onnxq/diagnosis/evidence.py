@@ -38,6 +38,9 @@ SCHEME_ELEMENTS, SCHEME_WEIGHTS = 1 << 15, 40
 """Elements of a weight, and weights, that other schemes are tried on for a report."""
 
 BINS = 48
+_RESCALED_DB = 6.0
+"""What a factor for each channel has to gain for a weight to have been scaled: rounding alone gains less by one."""
+
 _LARGEST = 1 << 22
 """Elements of a weight that a histogram counts; of larger ones evenly spaced elements."""
 
@@ -156,11 +159,12 @@ def _edges(finding: Finding) -> Array:
 
 def _weights(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Histograms of the weights that lose most, in float and as they are now."""
-    rated = [
-        (float(sqnr_db(unit.weight[0], unit.weight[1])), unit.name, unit.weight)
+    pairs = [
+        (unit.name, unit.weight[0], unscaled(*unit.weight))
         for unit in units
         if unit.weight is not None and unit.weight[0].size and np.isfinite(unit.weight[0]).all()
     ]
+    rated = [(float(sqnr_db(before, after)), name, (before, after)) for name, before, after in pairs]
     rows = []
     for ratio, name, pair in sorted(rated, key=lambda entry: entry[0])[:SHOWN]:
         before, after = (_thinned(array) for array in pair)
@@ -177,6 +181,24 @@ def _weights(units: Sequence[Unit]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def unscaled(before: Array, after: Array) -> Array:
+    """A rounded weight without the factors that equalization or its like gave to its channels.
+
+    Args:
+        before: the float weight.
+        after: the weight now; channels of its first or second axis may be scaled.
+    """
+    best, ratio = after, float(sqnr_db(before, after)) + _RESCALED_DB
+    for axis in range(min(before.ndim, 2)):
+        others = tuple(index for index in range(before.ndim) if index != axis)
+        power = np.square(after, dtype=np.float64).sum(axis=others, keepdims=True)
+        shared = (before.astype(np.float64) * after).sum(axis=others, keepdims=True)
+        fitted = (after * np.divide(shared, power, out=np.ones_like(shared), where=power > 0)).astype(np.float32)
+        if (found := float(sqnr_db(before, fitted))) > ratio:
+            best, ratio = fitted, found
+    return best
 
 
 def _thinned(array: Array) -> Array:

@@ -16,6 +16,8 @@ from onnxq.errors import ModelError
 from onnxq.graph.views.isolate import Grid, Isolated, Unit
 from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
 from onnxq.graph.views.tail import tail
+from onnxq.graph.walk import all_values
+from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
 from onnxq.runtime.session import session_of
 
 SUSPECTS, FEWER = 6, 2
@@ -263,6 +265,14 @@ class _Work:
         self._arrived = {unit.output: _Error() for unit in units}
         self._ranges = {unit.output: _Range(unit.grid) for unit in units if unit.grid is not None}
         self._ends = {name: _Error() for name in self._outputs}
+        read = {value.name: told_apart(value) for value in all_values(float_model.graph)}
+        self._read = {
+            unit.value: bounds for unit in units if (bounds := read.get(unit.value, EVERYTHING)) != EVERYTHING
+        }
+
+    def _as_read(self, name: str, array: Array) -> Array:
+        """A value as far as those that read it in the float model tell its elements apart."""
+        return np.clip(array, *self._read[name]) if name in self._read else array
 
     def values(self, feed: Feed) -> dict[str, Array]:
         """The float values of one sample."""
@@ -279,15 +289,17 @@ class _Work:
         values = self.values(feed)
         units = self.isolated.units
         for unit, got in zip(units, self.run_apart(feed, values, [u.output for u in units]), strict=True):
-            if values[unit.value].shape == got.shape:
-                self._own[unit.output].add(some(values[unit.value]), some(got))
+            seen = self._as_read(unit.value, values[unit.value])
+            if seen.shape == got.shape:
+                self._own[unit.output].add(some(seen), some(self._as_read(unit.value, got)))
             if unit.output in self._ranges:
-                self._ranges[unit.output].add(values[unit.value])
+                self._ranges[unit.output].add(seen)
         arrived = dict(zip(self._arriving, self.whole.run(feed, self._arriving), strict=True))
         for unit in units:
             array = arrived.get(unit.arriving)
             if array is not None and array.shape == values[unit.value].shape:
-                self._arrived[unit.output].add(some(values[unit.value]), _real(some(array), unit))
+                seen, got = some(values[unit.value]), _real(some(array), unit)
+                self._arrived[unit.output].add(self._as_read(unit.value, seen), self._as_read(unit.value, got))
         for name in self._outputs:
             if values[name].dtype.kind == "f":
                 self._ends[name].add(values[name].ravel(), arrived[name].ravel())

@@ -43,6 +43,20 @@ def updated_genai_config(config: Mapping[str, Any], decoder: Mapping[str, Any]) 
     return found
 
 
+def decoder_entries(config: Mapping[str, Any], kv_cache: str | None) -> dict[str, Any]:
+    """What a form of the caches changes of ``model.decoder`` in a genai_config.json (onnxruntime-genai 0.18).
+
+    The runtime takes the type of a cache from the graph, and the length of its last axis from ``head_size`` where the
+    graph leaves it open; two numbers of 4 bits are one byte there.
+
+    Args:
+        config: what the file holds.
+        kv_cache: "int8", "int4" or "float"; None where caches stayed as they were.
+    """
+    size = config.get("model", {}).get("decoder", {}).get("head_size")
+    return {"head_size": size // 2} if kv_cache == "int4" and isinstance(size, int) else {}
+
+
 def updated_js_config(config: Mapping[str, Any], dtypes: Mapping[str, str]) -> dict[str, Any]:
     """A config.json that names the form of each graph, so that transformers.js opens it without being told.
 

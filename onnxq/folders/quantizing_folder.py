@@ -18,8 +18,9 @@ from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts, staging
+from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
-from onnxq.graph.files.interface import interface_of
+from onnxq.graph.files.interface import interface_of, nodes_of
 from onnxq.graph.files.io import weight_files
 from onnxq.graph.files.saving import copy, write_text
 from onnxq.pipeline.clock import Progress
@@ -34,8 +35,11 @@ from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.used_as import UsedAs
 from onnxq.verify.language.generation import Generated, compare_generated
 
-_OF_ONE_FILE = ("statistics", "states", "search_state", "resume", "report", "used")
-"""Options of a run that are of one graph."""
+_OF_ONE_FILE = {
+    "statistics": "--stats", "states": "--state", "search_state": "--search-state", "resume": "--resume",
+    "report": "--report", "used": "used",
+}  # fmt: skip
+"""Options of a run that are of one graph, as the command line has them."""
 
 
 @dataclass
@@ -49,6 +53,7 @@ class _Work:
         rows: token ids of texts; empty without.
         place: the folder that is being filled.
         target: where it goes.
+        nodes: operators by name of the node, of each graph; read where the recipe names nodes or operators.
     """
 
     layout: Layout
@@ -57,6 +62,7 @@ class _Work:
     rows: Sequence[Array]
     place: Path
     target: Path
+    nodes: dict[str, dict[str, str]]
 
 
 @with_custom_ops
@@ -99,8 +105,15 @@ def quantize_folder(
     staging.check_folder(target, source, force=run.force)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
+    if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
+        raise RecipeError(
+            f"--kv-cache {given.kv_cache}: {layout.kind} begins with float caches, which such a model does not take; "
+            "it is for folders of onnxruntime-genai, or for single files"
+        )
     with staging.staged_folder(target) as place:
-        work = _Work(layout, given, run, rows, place, target)
+        named = bool(given.include or given.exclude or given.rules or given.op_types)
+        nodes = {str(graph.path): nodes_of(layout.file(graph.path)) for graph in layout.graphs} if named else {}
+        work = _Work(layout, given, run, rows, place, target, nodes)
         result = FolderResult(source, target, layout.kind, [])
         for graph in layout.graphs:
             result.graphs.append(_quantized(work, graph))
@@ -116,9 +129,9 @@ def _split(options: Mapping[str, Any]) -> tuple[Recipe, Options]:
     known = {field.name for field in fields(Options)} - set(_OF_ONE_FILE) - {"recipe_file"}
     named = checked_options("quantize_folder", options)
     recipe = named.pop("recipe", None)
-    for name in _OF_ONE_FILE:
+    for name, option in _OF_ONE_FILE.items():
         if named.pop(name, None):
-            raise RecipeError(f"--{name.replace('_', '-')}: is of one ONNX file; pass the file instead of its folder")
+            raise RecipeError(f"{option}: is of one ONNX file; pass the file instead of its folder")
     unknown = [name for name in named if name not in known and name not in RECIPE_OPTIONS]
     if unknown:
         raise RecipeError(
@@ -190,8 +203,11 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
     layout, options = work.layout, work.options
     source = layout.file(graph.path)
     target = work.place / graph.path
+    recipe, left_out = recipe_for(work.given, str(graph.path), work.nodes) if work.nodes else (work.given, "")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if left_out:
+            raise NothingToQuantizeError(left_out)
         used = None
         if work.rows or options.benchmark:
             used = _used(work, graph)
@@ -206,7 +222,7 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
             workload=options.workload if used is not None and used.model.cached else None,
             progress=_progress(options, graph),
         )
-        result = quantize_by(work.given, source, target, run)
+        result = quantize_by(recipe, source, target, run)
     except NothingToQuantizeError as error:
         copy(source, target)
         return GraphResult(str(graph.path), str(graph.path), None, str(error))
@@ -283,6 +299,8 @@ def _finish(work: _Work, result: FolderResult) -> None:
         result.copied.append(str(path))
     if layout.kind == JS:
         _update_js(work, result)
+    elif layout.kind == layouts.GENAI:
+        _update_genai(work, result)
     result.hints = [_hint(layout, result)]
     result.warnings = [line for graph in result.graphs if graph.result is not None for line in graph.result.warnings]
     if work.rows:
@@ -299,6 +317,16 @@ def _update_js(work: _Work, result: FolderResult) -> None:
     write_text(work.place / layouts.CONFIG, json.dumps(updated, indent=2, ensure_ascii=False) + "\n")
     result.copied.remove(layouts.CONFIG)
     result.updated.append(layouts.CONFIG)
+
+
+def _update_genai(work: _Work, result: FolderResult) -> None:
+    """Let genai_config.json describe the caches as they are now."""
+    entries = configs.decoder_entries(work.layout.config, work.given.kv_cache)
+    if entries:
+        updated = configs.updated_genai_config(work.layout.config, entries)
+        write_text(work.place / layouts.GENAI_CONFIG, json.dumps(updated, indent=4, ensure_ascii=False) + "\n")
+        result.copied.remove(layouts.GENAI_CONFIG)
+        result.updated.append(layouts.GENAI_CONFIG)
 
 
 def _hint(layout: Layout, result: FolderResult) -> str:

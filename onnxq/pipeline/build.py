@@ -8,6 +8,9 @@ from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
+from onnxq.graph.emit.rewrite import Style
+from onnxq.graph.emit.wrapped import mark_rows
+from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
@@ -28,6 +31,7 @@ from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
+from onnxq.targets import MEASURED
 
 
 @dataclass
@@ -105,11 +109,13 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
     job = replace(job, prepared=replace(job.prepared, model=model))
+    if target.coverage != MEASURED:
+        mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
-    if job.statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
+    if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
-        what = "AWQ" if uses_awq(recipe) else "smoothing"
+        what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     with clock.around("plan"):
         recipe, said = settle_levels(job)
@@ -130,7 +136,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
         warnings += learned
     with clock.step("rewrite"):
-        emit(model, spread_channels(model, solution.rewrite, used), form)
+        rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
+        emit(model, rewrite, form, Style(target.steered, target.float_bias))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         rounded = round_again(model, unread(given, plan.values)) if given is not None else []
@@ -150,6 +157,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
 
 def finish(model: Model) -> None:
     """The last steps on a model that will be written, quantized or not."""
+    write_as_max(model)
     drop_inferred(model)
     store_once(model)
 

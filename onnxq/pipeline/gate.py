@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import dequantized_layers
 from onnxq.graph.reading.output_facts import output_facts
+from onnxq.pipeline.deliver.on_engine import EngineWord, ask_engine, said_of
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
 from onnxq.recipe.presets import PRESETS
@@ -55,6 +56,7 @@ class Verdict:
         refused: the model is not valid, does not load, or does not run.
         dequantized: layers that the runtime computes in float although their weights are on integers, by the names of
             the prepared model.
+        engine: what the target's engine said; None where that is ONNX Runtime here.
     """
 
     comparison: Comparison | None = None
@@ -64,6 +66,7 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
     refused: bool = False
     dequantized: tuple[str, ...] = ()
+    engine: EngineWord | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -102,7 +105,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
         if data is not None or feed is None:
             feed = data.first if data is not None else _made_up(prepared, job.recipe, threads, verdict)
         try:
-            plain, sessions["quantized"] = _check(quantized, prepared, feed, threads, verdict)
+            plain, sessions["quantized"] = _check(quantized, job, feed, verdict)
         except VerificationError as error:
             verdict.failures.append(str(error))
             verdict.refused = True
@@ -138,18 +141,23 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
             _note(data, feed, verdict)
             judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
-    if timed and feed is not None:
+    if job.target.provider and not verdict.failures:
+        with clock.step("engine"):
+            samples: Iterable[Feed] = [] if feed is None else [feed] if data is None else data.held_out
+            verdict.engine = ask_engine(quantized, job, samples, timed=timed)
+            failures, said = said_of(verdict.engine, job.target)
+            verdict.failures += failures
+            verdict.warnings += said
+    if timed and feed is not None and job.target.is_here:
         with clock.step("benchmark"):
             _time(quantized, job, feed, sessions, verdict)
     return verdict
 
 
-def _check(
-    quantized: bytes | Path, prepared: Prepared, feed: Feed | None, threads: int | None, verdict: Verdict
-) -> tuple[Session, Session]:
+def _check(quantized: bytes | Path, job: Job, feed: Feed | None, verdict: Verdict) -> tuple[Session, Session]:
     """Load and run at both levels, and look whether the runtime computes on integers what the model says."""
-    original = prepared.original
-    if not worth_a_look(quantized):
+    prepared, threads, original = job.prepared, job.threads, job.prepared.original
+    if job.target.provider or not worth_a_look(quantized):
         return check(quantized, feed, threads=threads, run=feed is not None, original=original)
     with scratch.folder() as folder:
         path = folder / "optimized.onnx"

@@ -70,6 +70,7 @@ class Job:
         threads: threads an operator may use; None lets the runtime choose, and measures with one.
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
+        engine_python: the Python that has the target's engine; None looks in this one.
         workload: what a language model with a cache is timed on; None times the samples.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
@@ -84,6 +85,7 @@ class Job:
     threads: int | None = None
     seconds: float = 0.4
     budget: float = 120.0
+    engine_python: str | None = None
     workload: Workload | None = None
     learning_state: Path | None = None
 

@@ -13,7 +13,7 @@ from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.pipeline.job import Job, probe_shapes
 from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
-from onnxq.plan.activations.unusable import unusable_values
+from onnxq.plan.activations.unusable import never_finite, unusable_values
 from onnxq.plan.decisions import Plan
 from onnxq.plan.given import from_sums, spread
 from onnxq.plan.make_plan import ModelFacts, activation_spec, make_plan, wanted_by, wanted_by_any
@@ -23,6 +23,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import Statistics
+from onnxq.targets import MEASURED
 
 _PLAIN_BITS = 8
 """Bits from which on rounding to nearest is as good as anything."""
@@ -115,9 +116,12 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
     low_sqnr: dict[str, str] = {}
     while True:
         known = len(unusable), len(low_sqnr)
-        unusable |= unusable_values(prepared.model, plan, statistics)
-        low_sqnr |= low_sqnr_values(plan, statistics, recipe.percentile)
-        low_sqnr |= joint_values(prepared.model, plan, statistics)
+        if job.target.coverage == MEASURED:
+            unusable |= unusable_values(prepared.model, plan, statistics)
+            low_sqnr |= low_sqnr_values(plan, statistics, recipe.percentile)
+            low_sqnr |= joint_values(prepared.model, plan, statistics)
+        else:
+            unusable |= never_finite(plan, statistics)
         if known == (len(unusable), len(low_sqnr)):
             break
         plan = make_plan(prepared.model, recipe, job.target, replace(seen, unusable=unusable, low_sqnr=low_sqnr))

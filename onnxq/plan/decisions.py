@@ -15,7 +15,8 @@ class Calibrated:
     Attributes:
         spec: the grid.
         range_method: how the statistics become a range.
-        within: (low, high) that the value has by definition (Softmax lies in 0…1): the range is no wider.
+        within: (low, high) that the value has by definition (Softmax lies in 0…1), or outside which its readers tell
+            nothing apart: the range is no wider.
         least: width that the range has at least, in the units of the value; its high end gives way.
     """
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
+from onnxq.graph.reading.matrices import low_rank_branches
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
     STORABLE,
@@ -35,18 +37,20 @@ from onnxq.plan.decisions import (
 from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
+from onnxq.plan.placement.halves import values_to_see
 from onnxq.plan.placement.place import ahead_of_work, place, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
+from onnxq.plan.wanted import Wanted
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
+from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
-from onnxq.stats.statistics import Statistics
-from onnxq.targets import Target
+from onnxq.targets import MEASURED, Target
 
 _BEFORE_LOG = (
     "what it computes goes into a Log, where small numbers count as much as large ones: one scale is too coarse"
@@ -94,8 +98,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     """
     check_outliers(recipe)
     graph = model.graph
-    selection = Selection(recipe, seen.sources, {node.op_type for node in walk.all_nodes(graph)}, seen.op_types)
+    op_types = {node.op_type for node in walk.all_nodes(graph)}
+    selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
+    if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
+        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -152,39 +159,6 @@ def preset_of(recipe: Recipe, choice: Choice) -> Preset:
     return PRESETS[choice.rule.preset or recipe.preset]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a calibration run has to gather.
-
-    Attributes:
-        values: values that need a range.
-        image_means: inputs of convolutions, whose channel means correct biases.
-        row_means: inputs of Gemm layers, likewise.
-        second_moments: inputs of layers whose weights are rounded by them, and how many channels they have.
-        channel_peaks: those whose channel magnitudes are needed too.
-    """
-
-    values: tuple[str, ...]
-    image_means: tuple[str, ...] = ()
-    row_means: tuple[str, ...] = ()
-    second_moments: Mapping[str, int] = field(default_factory=dict)
-    channel_peaks: tuple[str, ...] = ()
-
-    def without(self, known: Statistics) -> Wanted:
-        """What is not known yet."""
-        return Wanted(
-            tuple(name for name in self.values if name not in known),
-            tuple(name for name in self.image_means if name not in known.means),
-            tuple(name for name in self.row_means if name not in known.means),
-            {
-                name: count
-                for name, count in self.second_moments.items()
-                if name not in known.moments and name not in known.later
-            },
-            tuple(name for name in self.channel_peaks if name not in known.peaks),
-        )
-
-
 def wanted_by(model: Model, plan: Plan, *, means: bool) -> Wanted:
     """What a plan needs.
 
@@ -210,6 +184,8 @@ def wanted_by_any(
     moments: bool = False,
 ) -> Wanted:
     """What any plan for the target could need; ``moments`` also what rounding weights by their inputs needs."""
+    if target.coverage != MEASURED:
+        return Wanted(tuple(values_to_see(model, dtypes)))
     selection = Selection(Recipe(preset="w8a8"), sources, ())
     found = survey(model.graph, target, selection, dtypes, target.symmetric_activations)
     names: dict[str, None] = {}
@@ -358,7 +334,11 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
 def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
-    return TensorSpec(target.activation, PerTensor(), symmetric=symmetric)
+    wide = any(preset.activation_bits == 16 for preset in recipe.presets)
+    dtype = QType.UINT16 if wide else target.activation
+    if symmetric and QType.INT8 in target.activations and not wide:
+        dtype = QType.INT8
+    return TensorSpec(dtype, PerTensor(), symmetric=symmetric)
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

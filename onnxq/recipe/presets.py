@@ -23,6 +23,7 @@ class Preset:
         smooth: SmoothQuant's α, or "auto"; None does not smooth.
         outliers: magnitude from which input channels of a layer are computed in float; None for none.
         distill: learn the rounding of weights layer by layer from the float model.
+        activation_bits: bits of calibrated activations.
         float_type: what computes in float becomes this type, "float16" or "bfloat16"; None leaves it float32.
     """
 
@@ -37,6 +38,7 @@ class Preset:
     outliers: float | None = None
     distill: bool = False
     float_type: str | None = None
+    activation_bits: int = 8
 
 
 PRESETS: dict[str, Preset] = {
@@ -77,6 +79,23 @@ PRESETS: dict[str, Preset] = {
             "integer",
             True,
             smooth="auto",
+        ),
+        Preset(
+            "w8a16",
+            "static: 8-bit weights and calibrated 16-bit activations, for NPUs; a CPU has no kernels for them",
+            "static",
+            "integer",
+            True,
+            activation_bits=16,
+        ),
+        Preset(
+            "w4a16",
+            "static: 4-bit weights between Q and DQ and calibrated 16-bit activations, for NPUs",
+            "static",
+            "integer",
+            True,
+            4,
+            activation_bits=16,
         ),
         Preset(
             "llm-int8",
@@ -143,7 +162,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "float",
-            "weights and activations stay float: for --kv-cache alone",
+            "weights and activations stay float: for --kv-cache or --rotate alone",
             None,
             "float",
             False,
@@ -156,8 +175,8 @@ SYNONYMS: dict[str, str] = {
     "int8": "w8a8", "uint8": "w8a8", "8bit": "w8a8", "8-bit": "w8a8", "static": "w8a8", "w8a8-static": "w8a8",
     "ptq": "w8a8", "dynamic": "w8a8-dynamic", "int8-dynamic": "w8a8-dynamic", "dynamic-int8": "w8a8-dynamic",
     "smoothquant": "w8a8-smooth", "smooth": "w8a8-smooth", "token": "w8a8-token", "llm.int8": "llm-int8",
-    "llm.int8()": "llm-int8", "weight-only": "w8", "w8a16": "w8", "w8a32": "w8", "int4": "w4", "uint4": "w4",
-    "4bit": "w4", "4-bit": "w4", "q4": "w4", "w4a16": "w4", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
+    "llm.int8()": "llm-int8", "weight-only": "w8", "w8a32": "w8", "a16w8": "w8a16", "int4": "w4", "uint4": "w4",
+    "4bit": "w4", "4-bit": "w4", "q4": "w4", "a16w4": "w4a16", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
     "kmeans": "lut4", "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "q4f16": "w4",
 }  # fmt: skip
 """What other tools and papers call presets, for the suggestion in a message."""

@@ -33,7 +33,7 @@ CACHES = ("float", "int8", "int4")
 DEVICES = ("cpu", "cuda")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
-_LISTS = ("include", "exclude", "op_types", "fix_dims")
+_LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
 
@@ -118,11 +118,14 @@ class Recipe:
             need more, the samples are run again for each part of the layers.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
             the operators of attention, as they are.
+        rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
             float32 where that says nothing.
         store_only: weights alone are stored in this type; everything computes in float32.
         keep_io: inputs and outputs keep their types where what computes between them is in another float type.
         fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
+        float_outputs: operator types whose results stay float where they are outputs of the model, for targets that
+            quantize outputs too.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -159,10 +162,12 @@ class Recipe:
     outliers: float | None = None
     max_memory: float = 2.0
     kv_cache: str | None = None
+    rotate: bool = False
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True
     fix_dims: tuple[str, ...] = ()
+    float_outputs: tuple[str, ...] = ()
     opset: int | None = None
 
     def __post_init__(self) -> None:

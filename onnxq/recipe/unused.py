@@ -37,7 +37,7 @@ def _static(preset: Preset, value: object) -> bool:
 
 
 def _computes_in_float(preset: Preset, value: object) -> bool:
-    return preset.weights in ("blocks", "float") and preset.float_type in (None, value)
+    return preset.name != "float" and preset.weights in ("blocks", "float") and preset.float_type in (None, value)
 
 
 _RANGES = _Use(_static, "calibrates no ranges of activations")
@@ -115,10 +115,10 @@ def refuse_unused(recipe: Recipe) -> None:
             value = getattr(rule, field.name)
             if field.name in USES and value is not None and not (field.name == "bits" and recipe.finetune):
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.fuse or recipe.half):
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
         raise RecipeError(
             "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
-            "--kv-cache or --fuse, or use --preset w8"
+            "--kv-cache, --rotate or --fuse, or use --preset w8"
         )
 
 

@@ -59,6 +59,8 @@ class QuantizeResult:
             ``layers`` with the signal to noise of each cache and what shares a scale, ``steps`` of the loop that the
             model was judged in, and ``before``, the figures with float caches; empty for others.
         recipe: YAML of the recipe that such a search found; None where there was none.
+        engine: what the engine of the target said: itself, the nodes that it refused, its SQNR and times; None where it
+            is the ONNX Runtime of this process.
         workload: of a language model with a cache: what it was timed on, and the latency of each kind of pass.
         generated: how it follows, on its own cache, what the float model generates behind texts; None without texts.
         float_type: "float16" or "bfloat16" where what computes in float has this type; None for float32.
@@ -103,6 +105,7 @@ class QuantizeResult:
     workload: dict[str, Any] | None = None
     generated: Generated | None = None
     caches: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] | None = None
     float_type: str | None = None
     source: str | None = None
     command: dict[str, list[str]] = field(default_factory=dict)
@@ -123,6 +126,7 @@ class QuantizeResult:
             "format": self.format,
             "float_type": self.float_type,
             "target": self.target,
+            "engine": self.engine,
             "size_bytes": {"before": self.size_before, "after": self.size_after},
             "sqnr_db": self.sqnr_db,
             "top1_agreement": self.top1_agreement,

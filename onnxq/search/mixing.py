@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxq.data.feeds import Feed
 from onnxq.graph.files import io
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe
@@ -31,6 +32,9 @@ _SPARE_SHARE = 0.4
 
 _OUT_OF_REACH = 1000.0
 """Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
+
+_SPARABLE = 30.0
+"""Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
 
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
@@ -68,6 +72,12 @@ class Mixing:
         self._barely: list[Trial] = []
         self._spared = False
 
+    @property
+    def _sample(self) -> Feed:
+        """What layers are measured on: of a workload the pass that it has most of."""
+        used = self._job.workload
+        return self._trials.feed if used is None else used.heaviest
+
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
         job, trials = self._job, self._trials
@@ -87,7 +97,7 @@ class Mixing:
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
         )
         forms = [form for form in layers.FORMS if form in plans]
-        if not layers.measure(bench, found, trials.feed, forms, job.clock):
+        if not layers.measure(bench, found, self._sample, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
         if base is not None:
@@ -164,14 +174,15 @@ class Mixing:
         """What a form of each layer alone does to the outputs."""
         assert self._bench is not None
         self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * self._trials.seconds_left
-        layers.measure_damage(self._bench, self.layers, form, self._trials.feed, self._job.clock)
+        layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
 
     def _worth_sparing(self) -> bool:
-        """Whether a file of stored weights in part would be the first that is inside and smaller than float's."""
+        """Whether stored weights, which are outside, would make a file that is smaller by far than those inside."""
         trials = self._trials
-        sizes = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
-        smallest = min(sizes, default=self._job.prepared.size)
-        return self._stored_misses() and smallest >= self._job.prepared.size * (1 - chooser.SAME_SIZE)
+        smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
+        if not self._stored_misses() or trials.excess(trials.made[STORED]) > _SPARABLE:
+            return False
+        return trials.made[STORED].size <= chooser.SMALL * smallest
 
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""

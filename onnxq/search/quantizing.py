@@ -25,6 +25,7 @@ from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
+from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
@@ -70,6 +71,7 @@ class Options:
     progress: Progress | None = None
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
+    engine_python: str | os.PathLike[str] | None = None
     tokenizer: str | os.PathLike[str] | None = None
     workload: str | None = None
     used: UsedAs | None = None
@@ -148,12 +150,14 @@ def _open(
             "fuse first (python -m onnxruntime.transformers.optimizer) and calibrate the result"
         )
     target, saved = target_named(given.target), options.statistics
+    check_recipe(given, target)
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
     halves = saved is None and given.half is None and _packs_few_bits(given)
     wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
     prepared = load_and_prepare(model, target, clock, wishes)
+    check_shapes(prepared.inputs, target)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     source = found
     found = with_tokens(found, model, options.tokenizer)
@@ -170,6 +174,10 @@ def _open(
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
+    if given.preset == "auto" and not target.is_here:
+        given = given.override(preset=default_preset(target, data is not None or saved is not None))
+    if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
+        prepared.notes.append(SLOW_16)
     if prepared.training is not None:
         given = given.override(preset="w8a8") if given.preset == "auto" else given
         check_training(given)
@@ -177,7 +185,10 @@ def _open(
         has_moments = bool(saved.moments) if saved is not None else data is not None
         has_ranges = data is not None or saved is not None or prepared.training is not None
         given = settle_preset(given, has_ranges, has_moments)
-    job = Job(prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget)
+    python = None if options.engine_python is None else os.fspath(options.engine_python)
+    job = Job(
+        prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
+    )
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
@@ -249,9 +260,10 @@ def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto
         choices=chosen.choices,
         trail=chosen.trail,
         caches=chosen.caches,
+        engine=verdict.engine.to_dict() if verdict.engine is not None else None,
         float_type=built.recipe.half if built is not None else None,
         recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
-        workload=None if job.workload is None else job.workload.table(verdict.timings),
+        workload=None if job.workload is None or chosen.caches else job.workload.table(verdict.timings),
     )
 
 

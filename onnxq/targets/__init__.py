@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from onnxq.errors import TargetError, there_are
-from onnxq.targets import cpu, cpu_avx2
-from onnxq.targets.target import Costs, MacRates, Ops, Rate, Target
+from onnxq.targets import arm, cpu, cpu_avx2, cuda, openvino, qnn, tensorrt, web, web_gpu
+from onnxq.targets.target import INPUTS, MEASURED, WHOLE, Costs, MacRates, Ops, Rate, Target
 
-__all__ = ["TARGETS", "Costs", "MacRates", "Ops", "Rate", "Target", "target_named"]
+__all__ = ["INPUTS", "MEASURED", "TARGETS", "WHOLE", "Costs", "MacRates", "Ops", "Rate", "Target", "target_named"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (cpu.TARGET, cpu_avx2.TARGET)}
+_FILES = (cpu, cpu_avx2, arm, qnn, openvino, tensorrt, cuda, web, web_gpu)
+TARGETS: dict[str, Target] = {file.TARGET.name: file.TARGET for file in _FILES}
 
 
 def target_named(name: str) -> Target:

@@ -146,4 +146,5 @@ TARGET = Target(
     slow_norms=True,
     adds_bias=True,
     halves=HALVES,
+    measured="Zen 4 with AVX512-VNNI, one thread",
 )

@@ -84,6 +84,11 @@ class Costs:
     float_default: Rate = field(default_factory=lambda: Rate(0.15))
 
 
+MEASURED, WHOLE, INPUTS = "measured", "whole", "inputs"
+"""What becomes integers: what is faster so by measured costs; every value of the graph, outputs too; the inputs of the
+operators that the target runs on integers."""
+
+
 @dataclass(frozen=True)
 class Ops:
     """A set of operators, as ``type`` or ``domain.type``: those that are named, or all but those.
@@ -120,6 +125,21 @@ class Target:
         costs: times that decide what is worth quantizing.
         halves: operators that compute in a 16-bit float type, by the type's name. Weights can be stored in either type
             for any target.
+        activations: all types that activations may have, its own choice first.
+        weights: all types that weights between Q and DQ may have.
+        coverage: `MEASURED`, `WHOLE` or `INPUTS`.
+        runs: with `WHOLE` and `INPUTS`: the operators that it runs on integers.
+        per_channel: operators whose weights may have a scale a channel.
+        float_bias: biases stay float; it quantizes them itself.
+        presets: the presets that it runs; empty for all.
+        why_presets: why it runs no others.
+        own_operators: ONNX Runtime's own operators (com.microsoft) run there.
+        steered: the emitters keep ONNX Runtime's CPU provider from computing on integers what is to stay float.
+        max_opset: the newest operator set that it reads.
+        fixed_shapes: all dimensions of inputs have to be numbers.
+        provider: execution provider of the engine that runs it, where that is not ONNX Runtime's CPU provider here.
+        measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
+            faster.
     """
 
     name: str
@@ -135,3 +155,22 @@ class Target:
     slow_norms: bool = False
     adds_bias: bool = False
     halves: Mapping[str, Ops] = field(default_factory=dict)
+    activations: tuple[QType, ...] = (QType.UINT8,)
+    weights: tuple[QType, ...] = (QType.INT8,)
+    coverage: str = MEASURED
+    runs: Ops = field(default_factory=Ops)
+    per_channel: Ops = field(default_factory=lambda: Ops(but=True))
+    float_bias: bool = False
+    presets: tuple[str, ...] = ()
+    why_presets: str = ""
+    own_operators: bool = True
+    steered: bool = True
+    max_opset: int = 99
+    fixed_shapes: bool = False
+    provider: str = ""
+    measured: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process's ONNX Runtime is what runs the model, so that times measured here are its own."""
+        return not self.provider and bool(self.measured)

@@ -16,6 +16,7 @@ from onnxq.folders.configs import js_dtype, updated_genai_config, updated_js_con
 from onnxq.recipe.recipe import Recipe
 from tests.language_models import (
     CONFIG,
+    HEAD,
     TEXT,
     decoder,
     encoder,
@@ -169,6 +170,24 @@ def test_configurations_change_only_where_they_must() -> None:
     assert both == {"a": 1, "transformers.js_config": {"dtype": {"encoder_model": "q8", "decoder_model_merged": "q4"}}}
 
 
+@pytest.mark.parametrize(("form", "size"), [("int8", HEAD), ("int4", HEAD // 2)])
+def test_genai_is_told_of_caches_that_are_shorter(tmp_path: Path, form: str, size: int) -> None:
+    folder, out = genai_folder(tmp_path / "in"), tmp_path / "out"
+    made = onnxq.quantize_folder(folder, out, calibration=prompts(tmp_path), preset="w8", kv_cache=form, **QUICK)
+    config = json.loads((out / "genai_config.json").read_text())
+    assert config == genai_config(head_size=size)
+    assert made.updated == (["genai_config.json"] if size != HEAD else [])
+    kinds = {value.name: value.type for value in opens(out / "model.onnx").get_inputs()}
+    assert kinds["past_key_values.0.key"] == {"int8": "tensor(int8)", "int4": "tensor(uint8)"}[form]
+    assert made.generated is not None and made.generated.agreement > 0.5
+
+
+def test_integer_caches_are_for_runtimes_that_take_them(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"model.onnx": decoder(past=True), "config.json": CONFIG})
+    with pytest.raises(onnxq.RecipeError, match="--kv-cache int8: optimum begins with float caches"):
+        onnxq.quantize_folder(folder, tmp_path / "out", preset="w8", kv_cache="int8")
+
+
 @pytest.mark.parametrize(
     ("preset", "bits", "halves", "dtype"),
     [
@@ -188,3 +207,20 @@ def test_without_text_nothing_is_known_of_quality(tmp_path: Path) -> None:
     assert made.generated is None
     results = [graph.result for graph in made.graphs]
     assert all(result is not None and result.workload is not None for result in results)
+
+
+def test_patterns_are_for_the_graphs_that_have_such_nodes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {**seq2seq_files(), "config.json": CONFIG})
+    made = onnxq.quantize_folder(
+        folder, tmp_path / "out", preset="w8a8-dynamic", exclude=["/fc1"], benchmark=False, cache=False
+    )
+    kept = {graph.source: {name for name, _, _ in graph.result.kept_float} for graph in made.graphs if graph.result}
+    assert "/fc1" in kept["encoder_model.onnx"] and len(kept) == 3
+    only = onnxq.quantize_folder(folder, tmp_path / "only", preset="w8a8-dynamic", include=["/fc*"], benchmark=False)
+    copied = {graph.source: graph.reason for graph in only.graphs if graph.result is None}
+    assert sorted(copied) == ["decoder_model.onnx", "decoder_with_past_model.onnx"]
+    assert set(copied.values()) == {"not named by --include (/fc*)"}
+    with pytest.raises(onnxq.RecipeError, match="decoder_model.onnx: --exclude: '/fc7' matches no node"):
+        onnxq.quantize_folder(folder, tmp_path / "no", preset="w8", exclude=["/fc7"], benchmark=False)
+    with pytest.raises(onnxq.ModelError, match="is a folder; use onnxq.quantize_folder"):
+        onnxq.quantize(folder, tmp_path / "no.onnx")

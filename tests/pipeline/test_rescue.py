@@ -12,18 +12,18 @@ from onnxq.graph.emit import qdq, qoperator
 from onnxq.pipeline import rescue
 from tests.graph.build import build, weights
 
-SAMPLES = [{"x": weights(1, 4, 10, 10, seed=seed)} for seed in range(6)]
+SAMPLES = [{"x": weights(1, 32, 10, 10, seed=seed)} for seed in range(6)]
 
 
 def broken(mode: str = "linear") -> onnx.ModelProto:
     """A Resize with axes, past which the runtime moves Transposes of integer convolutions, which breaks it."""
-    text = f"""g (float[1, 4, 10, 10] x) => (float[?, ?, ?, ?] y) {{
+    text = f"""g (float[1, 32, 10, 10] x) => (float[?, ?, ?, ?] y) {{
         [one] a = Conv <pads = [1, 1, 1, 1]> (x, w1) [size] b = Resize <axes = [2, 3], mode = "{mode}"> (a, , by)
         [two] c = Conv <pads = [1, 1, 1, 1]> (b, w2) [three] d = Conv <pads = [1, 1, 1, 1]> (c, w3)
         [four] y = Conv (d, w4)
     }}"""
-    kernels = {"w1": weights(8, 4, 3, 3), "w2": weights(8, 8, 3, 3, seed=1), "w3": weights(8, 8, 3, 3, seed=2)}
-    return build(text, opset=18, by=np.array([2, 2], np.float32), w4=weights(8, 8, 1, 1, seed=3), **kernels)
+    kernels = {f"w{i}": weights(32, 32, 3, 3, seed=i) for i in (1, 2, 3)}
+    return build(text, opset=18, by=np.array([2, 2], np.float32), w4=weights(32, 32, 1, 1, seed=4), **kernels)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import click
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._learning_options import learning_options
-from onnxq.cli._model_options import float_options, model_options
+from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -233,15 +233,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="2",
     help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
 )
-@option(
-    "--kv-cache",
-    metavar="FORM",
-    group=_HOW,
-    default_text="as they are",
-    help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
-    "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
-    "GroupQueryAttention, and a decoder without caches gets some.",
-)
+@decoder_options(_HOW)
 @option(
     "--include",
     metavar="PATTERN",

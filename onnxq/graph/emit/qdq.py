@@ -17,20 +17,23 @@ from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.resizes import hold_layout
-from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
-from onnxq.graph.reading.ops import OPS, Kind, activation_positions
+from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite, Style
+from onnxq.graph.reading.ops import Kind, activation_positions, row_in
+
+_STYLE = Style()
 
 
-def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
+def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
     """Rewrite the model in place.
 
     Args:
         model: the prepared model that the rewrite was made for.
         rewrite: what becomes of it.
+        style: how it is written.
     """
-    builder = common.Builder(model)
+    builder = common.Builder(model, joins_equal=style.steered)
     nodes = common.folded_first(model.graph, rewrite)
-    emitter = _QdqEmitter(builder, rewrite, nodes)
+    emitter = _QdqEmitter(builder, rewrite, nodes, style)
     for value in common.inputs_of(model.graph):
         emitter.convert_float(value)
     for node in list(nodes.values()):
@@ -45,10 +48,11 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite) -> None:
     dequantize_in_bodies(builder, rewrite, emitter.integers)
     common.drop_idle(model.graph, emitter.integers)
     shield_bodies(builder)
-    hold_float(builder, rewrite)
-    hold_pools(builder)
-    join_gelus(builder)
-    hold_layout(builder)
+    if style.steered:
+        hold_float(builder, rewrite)
+        hold_pools(builder)
+        join_gelus(builder)
+        hold_layout(builder)
     common.store_weights(builder, rewrite, nodes)
 
 
@@ -58,8 +62,9 @@ def _clamped(node: ir.Node) -> bool:
 
 
 class _QdqEmitter:
-    def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node]) -> None:
+    def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node], style: Style) -> None:
         self._builder = builder
+        self._style = style
         self._nodes = nodes
         self._rewrite = rewrite
         self.integers: dict[int, ir.Value] = {}
@@ -73,7 +78,7 @@ class _QdqEmitter:
             (user, position)
             for user in value.consumers()
             if common.change_of(self._rewrite, user) is not None
-            for position in activation_positions(user, OPS[user.op_type])
+            for position in activation_positions(user, row_in(user))
             if user.inputs[position] is value
         ]
         if not readers:
@@ -84,11 +89,12 @@ class _QdqEmitter:
 
     def convert(self, node: ir.Node, change: NodeRewrite) -> None:
         """Put an integer node between its Q and DQ nodes."""
-        row = OPS[node.op_type]
+        row = row_in(node)
         if change.adds is not None:
             self._as_product(node, change, self._nodes[change.adds])
             return
-        if change.float_output and node.op_type == "MatMul" and 1 in change.constants and _clamped(node):
+        joins = self._style.steered and change.float_output and node.op_type == "MatMul"
+        if joins and 1 in change.constants and _clamped(node):
             self._as_product(node, change, None)
             return
         for position, tensor in change.constants.items():
@@ -96,18 +102,18 @@ class _QdqEmitter:
             assert original is not None
             edit.set_input(node, position, self._constant(node, original, tensor))
             edit.drop_unused_initializer(original)
-        if change.bias is not None and row.bias is not None:
+        if change.bias is not None and row.bias is not None and not self._style.float_bias:
             original = walk.input_at(node, row.bias)
             edit.set_input(node, row.bias, self._bias(node, original, change))
             edit.drop_unused_initializer(original)
-        if row.native:
+        if row.native and self._rewrite.values[node.outputs[0].name or ""].spec.dtype.bits == 8:
             source = node.inputs[0]
             assert source is not None
             name = node.outputs[0].name or ""
             to_integers(self._builder, node, self.integers[id(source)], self._rewrite.values[name], self.integers)
             return
         if change.float_output:
-            if node.op_type == "MatMul":
+            if node.op_type == "MatMul" and self._style.steered:
                 common.keep_adds_apart(node)
             return
         if row.kind is Kind.READING:

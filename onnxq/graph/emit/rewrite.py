@@ -13,6 +13,19 @@ SPLIT = "split"
 """Forms of a `DynamicRewrite`."""
 
 
+@dataclass(frozen=True)
+class Style:
+    """How Q and DQ are written.
+
+    Attributes:
+        steered: keep ONNX Runtime's CPU provider from computing on integers what stays float.
+        float_bias: leave biases as they are.
+    """
+
+    steered: bool = True
+    float_bias: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class NodeRewrite:
     """One node that runs on integers.

@@ -1,4 +1,4 @@
-"""What a model file takes and gives, by what it declares, without a runtime."""
+"""What a model file takes, gives and holds, by what it declares, without a runtime."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.data.feeds import InputSpec
+from onnxq.graph import walk
 from onnxq.graph.files import io
 
 
@@ -30,3 +31,12 @@ def _spec(value: ir.Value) -> InputSpec:
 
 def _numpy(dtype: ir.DataType) -> np.dtype[np.generic]:
     return np.dtype(np.str_) if dtype == ir.DataType.STRING else dtype.numpy()
+
+
+def nodes_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The operator of each node of a model file, those in subgraphs too, by name.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return {node.name or "": node.op_type for node in walk.all_nodes(io.load(path).graph)}

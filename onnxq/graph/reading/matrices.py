@@ -124,3 +124,78 @@ def matrices_of(node: ir.Node) -> Matrices | None:
                 walk.attr_ints(node, "pads", (0,) * 2 * rank),
             )
     return None
+
+
+_THIN = 4
+"""Times that both sides of a layer are larger than the rank of a branch beside it."""
+
+_SCALING = frozenset({"Mul", "Div", "Identity", "Cast", "Dropout"})
+"""What may stand between the two products of a branch, before and behind them: a factor, or nothing."""
+
+
+def low_rank_branches(graph: ir.Graph) -> set[str]:
+    """The products of LoRA branches (2106.09685): x·A·B beside x·W, added to it, with a rank far below both sides of W.
+
+    They are known by shape: A takes what W takes, B gives what W gives, and between them the values are few.
+
+    Returns:
+        Names of the nodes that multiply with A and with B.
+    """
+    found: set[str] = set()
+    for node in walk.all_nodes(graph):
+        first = matrices_of(node)
+        second = _next_product(node.outputs[0]) if first is not None and not first.kernel else None
+        behind = matrices_of(second) if second is not None else None
+        if first is None or second is None or behind is None or behind.inputs != first.outputs:
+            continue
+        if _THIN * first.outputs > min(first.inputs, behind.outputs):
+            continue
+        joined = _next_of(second.outputs[0], "Add")
+        if joined is not None and any(_is_beside(value, node, first, behind) for value in joined.inputs):
+            found |= {node.name or "", second.name or ""}
+    return found - {""}
+
+
+def _next_product(value: ir.Value) -> ir.Node | None:
+    return _next_of(value, "MatMul") or _next_of(value, "Gemm")
+
+
+def _next_of(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The only reader of a value, if it is such an operator; factors on the way are passed over."""
+    while (user := walk.only_use(value)) is not None:
+        if user.op_type == op_type:
+            return user
+        if user.op_type not in _SCALING or _source(user) is not value:
+            return None
+        value = user.outputs[0]
+    return None
+
+
+def _source(node: ir.Node) -> ir.Value | None:
+    """What a factor scales; None where it joins two values."""
+    moving = [value for value in node.inputs if value is not None and not walk.is_constant(value)]
+    constants = [walk.const_array(value) for value in node.inputs if value is not None and walk.is_constant(value)]
+    scalars = all(array is not None and array.size == 1 for array in constants)
+    return moving[0] if len(moving) == 1 and scalars else None
+
+
+def _unscaled(value: ir.Value | None) -> ir.Value | None:
+    """What a value is but for factors."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _SCALING:
+        source = _source(node)
+        if source is None:
+            break
+        value = source
+    return value
+
+
+def _is_beside(value: ir.Value | None, branch: ir.Node, first: Matrices, behind: Matrices) -> bool:
+    """Whether a value is what a large layer makes of a branch's input, with or without a bias."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add" and any(walk.is_constant(read) for read in node.inputs):
+        moving = next((read for read in node.inputs if not walk.is_constant(read)), None)
+        node = moving.producer() if moving is not None else None
+    layer = matrices_of(node) if node is not None else None
+    if node is None or layer is None or (layer.inputs, layer.outputs) != (first.inputs, behind.outputs):
+        return False
+    return _unscaled(walk.input_at(node, 0)) is _unscaled(walk.input_at(branch, 0))

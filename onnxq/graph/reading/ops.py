@@ -168,6 +168,9 @@ OPS: dict[str, OpRow] = {
     "ArgMax": OpRow(Kind.READING),
 }
 
+ROW = "onnxq.row"
+"""Key of a node's metadata for a row that it has instead of its operator's (see `onnxq.graph.emit.wrapped`)."""
+
 KEEP_FLOAT = "onnxq.keep_float"
 """Key of a node's metadata for why it has to stay float; for nodes that a pass has added."""
 
@@ -230,8 +233,18 @@ def _by_number(node: ir.Node) -> bool:
 
 
 def row_of(node: ir.Node) -> OpRow | None:
-    """The row of a standard operator, or None."""
+    """The row of a node: its own, else that of a standard operator, else None."""
+    own = node.meta.get(ROW)
+    if isinstance(own, OpRow):
+        return own
     return OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+
+
+def row_in(node: ir.Node) -> OpRow:
+    """The row of a node that has one."""
+    row = row_of(node)
+    assert row is not None, node.op_type
+    return row
 
 
 def activation_positions(node: ir.Node, row: OpRow) -> list[int]:

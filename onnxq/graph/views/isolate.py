@@ -18,6 +18,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.reading.ops import channel_axis
+from onnxq.graph.undo import real_weights
 from onnxq.graph.views.canonical import to_qdq
 
 _SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
@@ -26,6 +27,7 @@ _WORK = frozenset(
     "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
 )
 _PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
+_UNPACK = {"MatMulNBits": real_weights.of_nbits, "MatMulBnb4": real_weights.of_bnb4}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -377,7 +379,9 @@ def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
     if before is None or channel_axis(original, before.ndim) is None or before.dtype.kind != "f":
         return None
     after = None
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    if main.op_type in _UNPACK:
+        after = _UNPACK[main.op_type](main, [walk.const_array(source) for source in main.inputs])
+    elif producer is not None and producer.op_type == "DequantizeLinear":
         after = _dequantized(producer)
     elif producer is not None and producer.op_type == "Mul":
         cast = producer.inputs[0].producer() if producer.inputs[0] is not None else None

@@ -13,7 +13,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.decoding import Roles, in_pieces
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, VerificationError
-from onnxq.graph.attention.cache_ports import Cache, add_caches, store
+from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, store
 from onnxq.graph.types import Model
 from onnxq.pipeline.caches.grouping import roles_in
 from onnxq.pipeline.candidate import Chosen
@@ -94,7 +94,7 @@ def store_caches(job: Job, chosen: Chosen) -> None:
 
 def _stored(job: Job, model: Model, form: str) -> Stored:
     had = {value.name for value in model.graph.inputs}
-    caches = add_caches(model, job.prepared.head_sizes)
+    caches = add_caches(model, _sizes(job, model))
     added = [cache for cache in caches if cache.past_key not in had]
     facts: dict[str, Any] = {"form": form, "added": bool(added), "layers": []}
     per_token = sum(2 * cache.heads * cache.size for cache in caches)
@@ -131,6 +131,16 @@ def _stored(job: Job, model: Model, form: str) -> Stored:
         f"(onnxruntime {_OLDEST_RUNTIME} or newer)"
     )
     return found
+
+
+def _sizes(job: Job, model: Model) -> dict[str, int]:
+    """Numbers that a head of keys holds, by attention; where the graph leaves that open, as samples have it."""
+    known = {node: size for node, size in job.prepared.head_sizes.items() if size}
+    first = {} if job.data is None else job.data.first
+    for cache in caches_of(model, known):
+        if not cache.size and cache.past_key in first:
+            known[cache.node] = int(first[cache.past_key].shape[-1])
+    return known
 
 
 def _collect(job: Job, model: Model, caches: list[Cache]) -> CacheRows:

@@ -43,6 +43,15 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
     return found
 
 
+def never_finite(plan: Plan, statistics: Statistics) -> dict[str, str]:
+    """The values of which no finite number was seen: all that stays float for engines of integers alone."""
+    return {
+        name: "had no finite number in calibration"
+        for name in plan.calibrated
+        if (found := statistics.get(name)) is None or found.low is None
+    }
+
+
 def _shared(name: str, plan: Plan) -> list[str]:
     """The value and those whose parameters it shares, up to the one that decides them."""
     chain = [name]

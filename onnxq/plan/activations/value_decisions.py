@@ -6,6 +6,7 @@ from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, activation_positions, gives_float, row_of
 from onnxq.graph.types import Graph, Node
+from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
 from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, NodePlan, SharedWith
 from onnxq.plan.placement.candidates import Candidate, Survey, joined_rule
 from onnxq.plan.placement.select import Selection
@@ -72,7 +73,8 @@ def _decide_outputs(
         elif node.op_type == "Concat" and candidate.clamp is None and _can_share(node):
             values[name] = Derived(tuple(v.name or "" for v in node.inputs if v is not None), "union")
         else:
-            values[name] = Calibrated(spec, method)
+            bounds = told_apart(output)
+            values[name] = Calibrated(spec, method, within=bounds if bounds != EVERYTHING else None)
 
 
 def _can_share(node: Node) -> bool:

@@ -134,7 +134,7 @@ def survey(
     _leave_masks(found, masked_values(graph))
     if trained is None and any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
-    _fold_clamps(found, symmetric)
+    fold_clamps(found, symmetric)
     return found
 
 
@@ -259,8 +259,14 @@ def _touches_quantized(node: Node) -> bool:
     return any(user.op_type == "QuantizeLinear" for output in node.outputs for user in output.consumers())
 
 
-def _fold_clamps(found: Survey, symmetric: bool) -> None:
-    # Behind a zero point in the middle of the grid a Relu still has work to do.
+def fold_clamps(found: Survey, symmetric: bool, *, drop: bool = True) -> None:
+    """Let the range of a layer's output do the work of a Relu or Clip behind it.
+
+    Args:
+        found: changed in place.
+        symmetric: activations have their zero in the middle of the grid, behind which a Relu still has work to do.
+        drop: clamps that nothing does the work of stay float; else they are candidates like any other node.
+    """
     for candidate in list(found.candidates.values()):
         if candidate.row.kind not in (Kind.WEIGHTED, Kind.REQUANTIZING) or candidate.row.fixed_range:
             continue
@@ -281,7 +287,7 @@ def _fold_clamps(found: Survey, symmetric: bool) -> None:
         candidate.clamp = clamp.node
         found.folded[clamp.node.name or ""] = candidate
     for name, candidate in list(found.candidates.items()):
-        if candidate.row.kind is Kind.CLAMPING:
+        if candidate.row.kind is Kind.CLAMPING and (drop or name in found.folded):
             del found.candidates[name]
             if name not in found.folded:
                 alone = "no layer right before it on whose output range it could be folded"

@@ -14,7 +14,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
-from onnxq.graph.reading.ops import OPS
+from onnxq.graph.reading.ops import row_in
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import NodePlan
 from onnxq.plan.weights.bias import correction
@@ -47,7 +47,7 @@ def node_rewrite(
         statistics: with the channel means of its input, where the bias is to be corrected; None where not.
         shift: (channels,) what to add to the bias, where that is known already.
     """
-    row = OPS[node.op_type]
+    row = row_in(node)
     source = node.inputs[0]
     assert source is not None
     name = source.name or ""

@@ -99,8 +99,13 @@ def _embedded(svg: str, name: str, size: tuple[int, int], title: str, text: str)
     return re.sub(r">\s+<", "><", svg)
 
 
-def frontier(points: Sequence[dict[str, Any]]) -> Draw:
-    """Speed over quality, size as area: ``x`` in dB, ``y`` times faster, ``area`` in 0…1, ``name``, ``style``."""
+def frontier(points: Sequence[dict[str, Any]], speed: str = "times as fast as float") -> Draw:
+    """Speed over quality, size as area: ``x`` in dB, ``y`` times faster, ``area`` in 0…1, ``name``, ``style``.
+
+    Args:
+        points: what is drawn; a point without a name has no label.
+        speed: what ``y`` is.
+    """
 
     def draw(axes: Any, narrow: bool) -> None:
         looks = {
@@ -113,7 +118,7 @@ def frontier(points: Sequence[dict[str, Any]]) -> Draw:
         _labels(axes, points, narrow)
         axes.axhline(1.0, color=FLOAT, linewidth=1.0, linestyle="--")
         axes.set_xlabel("quality: SQNR in dB, better to the right")
-        axes.set_ylabel("times as fast as float")
+        axes.set_ylabel(speed)
         axes.margins(0.14, 0.16)
 
     return draw
@@ -125,7 +130,7 @@ def _labels(axes: Any, points: Sequence[dict[str, Any]], narrow: bool) -> None:
     span_y = max(p["y"] for p in points) - min(p["y"] for p in points) or 1.0
     taken: list[tuple[float, float]] = []
     middle = (max(p["x"] for p in points) + min(p["x"] for p in points)) / 2
-    for point in sorted(points, key=lambda p: (-p["y"], p["x"])):
+    for point in sorted((point for point in points if point["name"]), key=lambda p: (-p["y"], p["x"])):
         x, y = point["x"] / span_x, point["y"] / span_y
         shift = 0.0
         while any(abs(x - a) < (0.6 if narrow else 0.3) and abs(y + shift - b) < 0.075 for a, b in taken):

@@ -31,7 +31,8 @@ def require_drawing() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"--report: {' and '.join(missing)} not installed, which draw the page; pip install 'onnxq[report]'"
+            f"--report: pages are drawn with jinja2 and matplotlib, and {' and '.join(missing)} cannot be found; "
+            "pip install 'onnxq[report]'"
         )
 
 

@@ -14,6 +14,9 @@ from onnxq.report.words import decibels, in_bytes, shares, speed
 _WORST = 8
 _MOST_ROWS = 300
 _NAMES = 40
+_TOLD = 12
+"""Steps of a search that are not folded."""
+
 _FLOAT_AHEAD = 0.12
 """Share of the width by which float, whose quality is perfect, stands right of the best candidate."""
 
@@ -60,10 +63,34 @@ def trail(result: Mapping[str, Any]) -> dict[str, Any] | None:
             "drop": "–" if step["drop"] is None else f"{step['drop']:.3g}",
             "verdict": step["verdict"],
             "chosen": "chosen" in step["verdict"],
+            "kept": bool(step["kept"]),
         }
         for step in steps[:_MOST_ROWS]
     ]
-    return {"rows": rows, "recipe": result.get("recipe") or "", "left": max(len(steps) - _MOST_ROWS, 0)}
+    told = [row for index, row in enumerate(rows) if index == 0 or row["kept"] or row["chosen"]]
+    told = told if len(told) <= _TOLD else [*told[: _TOLD - 1], *(row for row in told[_TOLD - 1 :] if row["chosen"])]
+    points = [
+        {
+            "name": "as given" if index == 0 else "chosen" if "chosen" in step["verdict"] else "",
+            "x": step["sqnr_db"],
+            "y": fast(step),
+            "area": 0.15,
+            "style": "float" if index == 0 else "chosen" if "chosen" in step["verdict"] else "other",
+        }
+        for index, step in enumerate(steps)
+        if step["sqnr_db"] is not None and math.isfinite(step["sqnr_db"]) and fast(step) is not None
+    ]
+    text = f"{len(points)} steps of the search by quality (SQNR in dB) and estimated speed against the model as given."
+    plot = ""
+    if len(points) > 1:
+        plot = drawing.picture(drawing.frontier(points, "times as fast as the first, estimated"), "The search", text)
+    return {
+        "picture": plot,
+        "told": told,
+        "rows": rows,
+        "recipe": result.get("recipe") or "",
+        "left": max(len(steps) - _MOST_ROWS, 0),
+    }
 
 
 def _points(rows: Sequence[Mapping[str, Any]], fast: Any) -> list[dict[str, Any]]:

@@ -27,6 +27,10 @@ _GROUPS = 64
 """Samples whose decisions are counted apart; further ones join them in turn."""
 
 
+_SURE = 2.0
+"""Standard errors by which samples that made no ranges have to have more noise than the others."""
+
+
 class Flips:
     """Counts of decisions in bins of their margin; memory does not depend on how many there are.
 
@@ -38,10 +42,10 @@ class Flips:
         """Start with no decision."""
         self._groups = np.zeros((_GROUPS, _BINS), np.int64)
         self._flipped = np.zeros(_BINS, np.int64)
-        self._noise = np.zeros(_BINS, np.float64)
+        self._noise = np.zeros((_GROUPS, _BINS), np.float64)
         self._margins = np.zeros(_BINS, np.float64)
         self._bases = np.zeros(_GROUPS)
-        self._unseen: tuple[Array, Array] | None = None
+        self._unseen = 0
         self._samples = 0
 
     def add(self, margins: Array, moved: Array, base: float) -> None:
@@ -62,15 +66,15 @@ class Flips:
             place = np.floor((np.log2(margins) - _LOWEST) * _BINS_PER_OCTAVE)
         bins = np.clip(place, 0, _BINS - 1).astype(np.int64)
         self._groups[self._samples % _GROUPS] += np.bincount(bins, minlength=_BINS)
+        self._noise[self._samples % _GROUPS] += np.bincount(bins, weights=(moved - margins) ** 2, minlength=_BINS)
         self._bases[self._samples % _GROUPS] += base
         self._samples += 1
         self._flipped += np.bincount(bins[flipped], minlength=_BINS)
-        self._noise += np.bincount(bins, weights=(moved - margins) ** 2, minlength=_BINS)
         self._margins += np.bincount(bins, weights=margins, minlength=_BINS)
 
     def others_follow(self) -> None:
         """Samples from here on made the ranges; their noise is not taken for smaller than that of those before."""
-        self._unseen = self._groups.sum(axis=0), self._noise.copy()
+        self._unseen = min(self._samples, _GROUPS)
 
     @property
     def decisions(self) -> int:
@@ -137,34 +141,38 @@ class Flips:
         """The chance of a change in each bin; of bins without a decision around them, from those nearest above."""
         pool = np.ones(2 * _NEAR + 1)
         held = np.convolve(count, pool, "same")
-        noise = np.convolve(self._noise, pool, "same")
+        noise = np.convolve(self._noise.sum(axis=0), pool, "same")
         known = np.flatnonzero(held)
         nearest = known[np.minimum(np.searchsorted(known, np.arange(_BINS)), len(known) - 1)]
         power = (noise / np.maximum(held, 1))[nearest]
-        if self._unseen is not None:
-            power = power * _more_noise(*self._unseen, power)
-        deviation = np.sqrt(power)
+        deviation = np.sqrt(power * self._more_noise(power))
         with np.errstate(over="ignore"):
             ratio = np.where(deviation > 0, self._centers / np.maximum(deviation, 1e-300), np.inf)
         return np.array([0.5 * math.erfc(x / math.sqrt(2)) for x in ratio])
+
+    def _more_noise(self, power: Array) -> float:
+        """By what factor samples that made no ranges have more noise, at equal margins; 1 where that may be chance.
+
+        Args:
+            power: mean square of the noise of all samples, by bin.
+        """
+        if not self._unseen or self._samples <= self._unseen:
+            return 1.0
+        weights = np.divide(1.0, power, out=np.zeros(_BINS), where=power > 0)
+        counts = self._groups[: self._samples] @ (power > 0)
+        ratios = (self._noise[: self._samples] @ weights)[counts > 0] / counts[counts > 0]
+        first = int(np.count_nonzero(counts[: self._unseen]))
+        if not first or len(ratios) < 2:
+            return 1.0
+        apart = float(ratios.std(ddof=1)) / math.sqrt(first)
+        more = float(ratios[:first] @ counts[counts > 0][:first]) / float(counts[: self._unseen].sum())
+        return max(more - _SURE * apart, 1.0)
 
     @property
     def _centers(self) -> Array:
         """The mean margin in each bin, or its middle where no decision lies in it."""
         count = self._groups.sum(axis=0)
         return np.where(count > 0, self._margins / np.maximum(count, 1), _EDGES - _WIDTHS / 2)
-
-
-def _more_noise(count: Array, noise: Array, power: Array) -> float:
-    """By what factor some decisions have more noise than all of them, at equal margins; 1 where they have less.
-
-    Args:
-        count: of these decisions, by bin.
-        noise: the sum of their squares, by bin.
-        power: mean square of all, by bin.
-    """
-    used = (count > 0) & (power > 0)
-    return max(float((noise[used] / power[used]).sum()) / float(count[used].sum()), 1.0) if used.any() else 1.0
 
 
 def best_and_next(logs: Array) -> tuple[Array, Array]:

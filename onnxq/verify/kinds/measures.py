@@ -77,7 +77,9 @@ class ClassMeasure:
             return
         chosen, margins = best_and_next(left)
         index = np.arange(len(left))
-        self._flips.add(margins, margin_of(right, chosen, index), len(left))
+        often = int(np.bincount(chosen).max())
+        found = len(left) - often if often > COMMON * len(left) else len(left)  # before what may be a background
+        self._flips.add(margins, margin_of(right, chosen, index), found)
         self._peaks += float(np.exp(np.nan_to_num(left[index, chosen], nan=-np.inf)).sum())
         classes = left.shape[-1]
         if self.counts.shape[1] < classes:
@@ -296,7 +298,8 @@ class VectorMeasure:
         if 0.0 < ratio < math.inf:  # a pair belongs to two vectors, so that it is vectors that are independent
             each = apart.sum(axis=1)
             if self._unseen:
-                ratio *= math.sqrt(max(float(each[: self._unseen].mean() / each.mean()), 1.0))
+                apart = float(each.std(ddof=1)) / math.sqrt(self._unseen)
+                ratio *= math.sqrt(max(float((each[: self._unseen].mean() - 2 * apart) / each.mean()), 1.0))
             ratio *= math.sqrt(1.0 + 2 * float(each.std(ddof=1)) / math.sqrt(len(each)) / float(each.mean()))
         return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_similarity(ratio))
 

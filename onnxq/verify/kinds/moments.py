@@ -16,7 +16,7 @@ class Noise:
         self.samples = 0
         self._sum, self._count = 0.0, 0
         self._squares, self._products, self._counts = 0.0, 0.0, 0.0
-        self._unseen = 0.0
+        self._unseen, self._first = 0.0, 0
 
     def add(self, error: Array) -> None:
         """Add the errors of one sample."""
@@ -30,12 +30,15 @@ class Noise:
 
     def others_follow(self) -> None:
         """Samples from here on made the ranges; their errors are not to hide those of the others."""
-        self._unseen = self._mean
+        self._unseen, self._first = self._mean, self.samples
 
     @property
     def mean(self) -> float:
-        """Mean square; of the samples that made no ranges if that is larger."""
-        return max(self._mean, self._unseen)
+        """Mean square; of the samples that made no ranges if that is larger by two standard errors."""
+        if not self._first or self.samples <= self._first:
+            return self._mean
+        apart = self.uncertainty * self._mean * math.sqrt(self.samples / self._first)
+        return max(self._mean, self._unseen - 2 * apart)
 
     @property
     def _mean(self) -> float:

@@ -52,9 +52,9 @@ class Workload:
         return self.phases[0].feed
 
     @property
-    def weighed(self) -> list[tuple[Feed, int]]:
-        """The feeds that count, and how often each does."""
-        return [(phase.feed, phase.passes) for phase in self.phases if phase.passes]
+    def heaviest(self) -> Feed:
+        """The pass that it has most of."""
+        return max(self.phases, key=lambda phase: phase.passes).feed
 
     @property
     def key(self) -> str:

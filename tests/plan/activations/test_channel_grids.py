@@ -74,7 +74,7 @@ def test_the_name_of_the_output_keeps_its_numbers() -> None:
     for each in (given, quantized):
         each.graph.output.append(onnx.ValueInfoProto(name="a"))
     expected, got = (session(each.SerializeToString()).run(["a"], feeds(1)[0])[0] for each in (given, quantized))
-    assert sqnr_db(expected, got) > 28
+    assert sqnr_db(np.maximum(expected, -2.5), np.maximum(got, -2.5)) > 28  # the gate reads nothing below
 
 
 def test_diagnosis_sees_through_the_scales() -> None:

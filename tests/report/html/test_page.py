@@ -137,6 +137,17 @@ def test_candidates_are_drawn_and_have_commands(made: tuple[QuantizeResult, Path
     assert "does not run: &lt;b&gt;" in page
 
 
+def test_a_search_is_drawn_and_folded(made: tuple[QuantizeResult, Path]) -> None:
+    trail = [
+        {"tried": f"step {i} <i>", "kept": i in (0, 3), "drop": None, "sqnr_db": 20.0 + i, "estimated_us": 100.0 + i,
+         "seconds": 0.1, "verdict": "inside the limit, chosen" if i == 3 else "no better"}
+        for i in range(20)
+    ]  # fmt: skip
+    page = result_page(made[0].to_dict() | {"trail": trail, "recipe": "preset: w8a8\n"})
+    assert "all 20 steps" in page and "step 19 &lt;i&gt;" in page and "<title" in page
+    assert "times as fast as the first, estimated" in page
+
+
 def test_the_verdict_is_a_sentence(made: tuple[QuantizeResult, Path]) -> None:
     result = made[0].to_dict() | {
         "latency_ms": {"float": 4.0, "quantized": 2.0},
@@ -191,5 +202,7 @@ def test_a_missing_library_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)
     )
-    with pytest.raises(MissingExtraError, match=r"--report: jinja2 not installed.*pip install 'onnxq\[report\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"--report: .* and jinja2 cannot be found; pip install 'onnxq\[report\]'"
+    ):
         onnxq.quantize(tmp_path / "missing.onnx", report=tmp_path / "r.html")

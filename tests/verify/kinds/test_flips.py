@@ -108,14 +108,24 @@ def test_the_price_of_an_unsure_decision_is_small() -> None:
 def test_samples_that_made_the_ranges_do_not_make_the_noise_smaller() -> None:
     generator = np.random.default_rng(6)
     flips = Flips()
-    margins = margins_of(2000, generator)
-    flips.add(margins[:400], margins[:400] + generator.normal(0, 0.6, 400), 400)
-    before = flips.estimate()[0] / 400
+    margins = margins_of(2000, generator).reshape(10, 200)
+    for some in margins[:4]:
+        flips.add(some, some + generator.normal(0, 0.6, 200), 200)
+    before = flips.estimate()[0] / 800
     flips.others_follow()
-    flips.add(margins[400:], margins[400:] + generator.normal(0, 0.1, 1600), 1600)
+    for some in margins[4:]:
+        flips.add(some, some + generator.normal(0, 0.1, 200), 200)
     assert flips.estimate()[0] / 2000 == pytest.approx(before, rel=0.35)
-    alike = Flips()
-    alike.add(margins, margins + generator.normal(0, 0.2, 2000), 2000)
-    plain = alike.estimate()[0]
-    alike.others_follow()
-    assert alike.estimate()[0] == pytest.approx(plain, rel=0.01)
+
+
+def test_noise_that_differs_between_samples_by_chance_makes_no_difference() -> None:
+    generator = np.random.default_rng(7)
+    margins = margins_of(2000, generator).reshape(10, 200)
+    noise = generator.normal(0, np.repeat([0.5, *[0.1, 0.6] * 4, 0.4], 200)).reshape(10, 200)
+    plain, marked = Flips(), Flips()
+    for index, (some, moved) in enumerate(zip(margins, noise, strict=True)):
+        plain.add(some, some + moved, 200)
+        marked.add(some, some + moved, 200)
+        if not index:
+            marked.others_follow()
+    assert marked.estimate() == plain.estimate()

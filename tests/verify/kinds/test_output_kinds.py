@@ -334,3 +334,61 @@ def test_any_output_is_judged(shape: tuple[int, ...], dtype: type) -> None:
                 assert 0.0 <= found.loss <= 1.0
                 assert not math.isnan(found.value)
                 assert other is not output or found.loss == 0.0
+
+
+# What few samples leave open.
+
+
+@pytest.mark.parametrize("fact", [OutputFact(), OutputFact(embedding=True)], ids=["values", "embedding"])
+def test_errors_that_differ_between_samples_are_less_certain(fact: OutputFact, generator: np.random.Generator) -> None:
+    outputs = generator.normal(0, 1, (16, 1, 64))
+    noise = 0.02 * generator.normal(0, 1, outputs.shape)
+    uneven = noise * np.where(np.arange(16) == 3, 4.0, 0.0)[:, None, None]
+    uneven *= np.sqrt((noise**2).mean() / (uneven**2).mean())
+    even, bunched = (
+        of(fact, *[(before, before + error) for before, error in zip(outputs, errors, strict=True)])
+        for errors in (noise, uneven)
+    )
+    errors = [1 - found.value if fact.embedding else found.value for found in (even, bunched)]
+    assert bunched.loss / errors[1] > 1.15 * even.loss / errors[0]
+
+
+@pytest.mark.parametrize(
+    ("fact", "make"),
+    [
+        (OutputFact(), lambda g: g.normal(0, 1, (1, 64))),
+        (OutputFact(embedding=True), lambda g: g.normal(0, 1, (1, 64))),
+        (OutputFact(SIGMOID), lambda g: g.normal(0, 3, (1, 200, 4))),
+        (OutputFact(LINEAR, -1), lambda g: 4 * g.normal(0, 1, (1, 200, 6))),
+    ],
+    ids=["values", "embedding", "probabilities", "positions"],
+)
+def test_the_noise_of_samples_that_made_no_ranges_counts(
+    fact: OutputFact, make: Any, generator: np.random.Generator
+) -> None:
+    losses = []
+    outputs = [make(generator) for _ in range(16)]
+    noise = [0.1 * (5.0 if index < 4 else 1.0) * generator.normal(0, 1, outputs[0].shape) for index in range(16)]
+    finish = sigmoid if fact.activation == SIGMOID else lambda array: array
+    for marked in (False, True):
+        judges = OutputJudges({"y": fact})
+        for index, (output, error) in enumerate(zip(outputs, noise, strict=True)):
+            if marked and index == 4:
+                judges.others_follow()
+            before, after = (np.asarray(finish(array), np.float32) for array in (output, output + error))
+            judges.add(FEED, {"y": before}, {"y": after})
+        found = judges.judged()["y"]
+        assert found is not None
+        losses.append(found.loss)
+    assert losses[1] > 1.2 * losses[0]
+
+
+def test_of_what_a_threshold_lets_through_one_in_fifty_may_change_however_unsure(
+    generator: np.random.Generator,
+) -> None:
+    logits = generator.normal(-4, 3, (20, 1, 400))
+    for size, inside in ((0.03, True), (0.3, False)):
+        pairs = [(sigmoid(some), sigmoid(some + size * generator.normal(0, 1, some.shape))) for some in logits]
+        found = of(OutputFact(SIGMOID), *pairs)
+        assert loss.inside_budget(found.loss) is inside
+        assert found.loss >= 0.4 * found.value

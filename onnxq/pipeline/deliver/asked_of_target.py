@@ -1,0 +1,68 @@
+"""What a target refuses of a recipe or a model before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxq.data.feeds import InputSpec
+from onnxq.errors import TargetError
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.targets import Target
+
+
+def check_recipe(recipe: Recipe, target: Target) -> None:
+    """Refuse what the target does not run.
+
+    Raises:
+        TargetError: a preset, a format, a type or an operator set that it does not take.
+    """
+    if target.presets:
+        wrong = next((p.name for p in recipe.presets if p.name not in (*target.presets, "auto")), None)
+        if wrong is not None:
+            raise TargetError(
+                f"--target {target.name}: does not run {wrong}, since {target.why_presets}; use --preset "
+                f"{', '.join(target.presets)}"
+            )
+    if recipe.format is not None and recipe.format not in target.formats:
+        raise TargetError(f"--target {target.name}: reads no {recipe.format} models; use --format {target.formats[0]}")
+    if recipe.opset is not None and recipe.opset > target.max_opset:
+        raise TargetError(
+            f"--target {target.name}: reads operator sets up to {target.max_opset}, not {recipe.opset}; leave it out"
+        )
+
+
+def default_preset(target: Target, has_data: bool) -> str:
+    """What "auto" means for a target whose times cannot be measured here."""
+    allowed = target.presets or tuple(PRESETS)
+    for name in ("w8a8", "fp16") if has_data else ("w8", "fp16"):
+        if name in allowed:
+            return name
+    raise TargetError(f"--target {target.name}: needs calibration data, and there is none; pass --calibration")
+
+
+def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
+    """Refuse open dimensions where the target takes none.
+
+    Raises:
+        TargetError: names the inputs, and the options that fix them.
+    """
+    if not target.fixed_shapes:
+        return
+    open_ = {str(dim): None for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    unnamed = [spec.name for spec in inputs if any(dim is None for dim in spec.shape)]
+    if open_:
+        fix = " ".join(f"--fix-dim {name}=N" for name in open_)
+        raise TargetError(f"--target {target.name}: takes fixed shapes alone; pass {fix}")
+    if unnamed:
+        raise TargetError(
+            f"--target {target.name}: takes fixed shapes alone, and input {unnamed[0]!r} has a dimension without a "
+            "name or number; export the model with fixed sizes"
+        )
+
+
+SLOW_16 = (
+    "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, more than twice as "
+    "slow as float alone (2.2 to 2.4x for digits_resnet); the preset is for NPUs, see --target qnn"
+)
+"""What is said of w8a16 and w4a16 on targets without such kernels."""

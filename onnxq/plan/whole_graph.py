@@ -1,0 +1,214 @@
+"""The plan for engines that compute on integers alone, or wherever they can: every node, whatever it costs.
+
+Nothing is weighed here. With `WHOLE` all that a node reads and writes has a grid, outputs of the model too; with
+`INPUTS` what the operators of the target's table read has one, and nothing behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.core.dtypes import QType
+from onnxq.core.spec import PerAxis, PerTensor, QParams, TensorSpec
+from onnxq.graph import walk
+from onnxq.graph.reading.mask_values import mask_number, masked_values
+from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
+from onnxq.graph.types import FLOAT32, Model, Node, Value
+from onnxq.plan.decisions import (
+    FLOAT,
+    FOLDED,
+    INTEGER,
+    PRESENT,
+    Calibrated,
+    Decision,
+    Fixed,
+    NodePlan,
+    Plan,
+    SharedWith,
+)
+from onnxq.plan.placement.candidates import QUANTIZED_OPS, Candidate, Survey, dtype_of, fold_clamps
+from onnxq.plan.placement.select import Choice, Selection
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+from onnxq.targets import WHOLE, Target
+
+_STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
+
+_FIXED_16 = {"Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
+"""(scale, zero point) that HTP wants of these in uint16."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What such a plan is made from.
+
+    Attributes:
+        recipe: what the user asked for.
+        target: what the engine runs.
+        selection: the user's choice of nodes.
+        spec: the grid of activations.
+        dtypes: element types seen at a run.
+        unusable: values that no integers can stand for, and why.
+    """
+
+    recipe: Recipe
+    target: Target
+    selection: Selection
+    spec: TensorSpec
+    dtypes: Mapping[str, str]
+    unusable: Mapping[str, str]
+
+    @property
+    def outputs_too(self) -> bool:
+        """Whether what nodes write has a grid."""
+        return self.target.coverage == WHOLE
+
+    def is_float(self, value: Value | None) -> bool:
+        """Whether a value is known to be float32."""
+        return value is not None and dtype_of(value, self.dtypes) == "float32"
+
+
+def plan_whole(model: Model, asked: Whole) -> Plan:
+    """Decide what each node and value becomes.
+
+    Args:
+        model: the prepared model, whose nodes have rows (`onnxq.graph.emit.wrapped.mark_rows`).
+        asked: recipe, target, and what a run has shown.
+    """
+    found = _survey(model, asked)
+    if asked.outputs_too:
+        fold_clamps(found, asked.spec.symmetric, drop=False)
+    nodes: dict[str, NodePlan] = {}
+    for node in found.order:
+        name = node.name or ""
+        op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        candidate, before = found.candidates.get(name), found.folded.get(name)
+        if name in found.present:
+            nodes[name] = NodePlan(name, op_type, PRESENT, "quantized already")
+        elif before is not None:
+            nodes[name] = NodePlan(name, op_type, FOLDED, f"done by the output range of {before.node.name!r}")
+        elif candidate is not None:
+            folds = candidate.clamp.name if candidate.clamp is not None else None
+            nodes[name] = NodePlan(name, op_type, INTEGER, folds=folds, weights=_weights(candidate, asked))
+        else:
+            nodes[name] = NodePlan(name, op_type, FLOAT, found.kept.get(name, ""))
+    return Plan(nodes, dict(_values(model, found, asked)))
+
+
+def _survey(model: Model, asked: Whole) -> Survey:
+    found = Survey()
+    masked = masked_values(model.graph)
+    for node in walk.all_nodes(model.graph):
+        name = node.name or ""
+        if node.op_type in QUANTIZED_OPS:
+            found.present.add(name)
+            found.order.append(node)
+            continue
+        if node.op_type in _STRUCTURAL or not any(map(asked.is_float, (*node.inputs, *node.outputs))):
+            continue
+        found.order.append(node)
+        choice = asked.selection.of(name, node.op_type)
+        row = node.meta.get(ROW)
+        reason = choice.reason or _why_not(node, row, asked, masked)
+        if reason is not None or not isinstance(row, OpRow):
+            found.kept[name] = reason or f"{asked.target.name} does not run {node.op_type} on integers"
+        else:
+            found.candidates[name] = Candidate(node, row, choice)
+    return found
+
+
+def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float]) -> str | None:
+    if not isinstance(row, OpRow):
+        return None
+    values = [node.inputs[i] for i in activation_positions(node, row)] + list(node.outputs)
+    if all(walk.is_constant(value) for value in node.inputs if value is not None):
+        return "all its inputs are constant"
+    for value in values:
+        if value is None:
+            continue
+        if (value.name or "") in asked.unusable:
+            return f"value {value.name!r} {asked.unusable[value.name or '']}"
+        number = masked.get(value.name or "", mask_number(value))
+        if number is not None and asked.spec.bits < 16:
+            return f"it carries an attention mask ({number:.4g}), whose range leaves no resolution for the rest"
+    return None
+
+
+def _weights(candidate: Candidate, asked: Whole) -> dict[int, TensorSpec]:
+    """Grids of the constants of a node."""
+    node, row = candidate.node, candidate.row
+    specs: dict[int, TensorSpec] = {}
+    if row.weight is not None and is_weight(node, row):
+        specs[row.weight] = _weight(node, row.weight, candidate.choice, asked)
+    for position in activation_positions(node, row):
+        if walk.is_constant(node.inputs[position]):
+            specs[position] = asked.spec
+    return specs
+
+
+def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSpec:
+    recipe, target = asked.recipe, asked.target
+    array = walk.const_array(node.inputs[position])
+    assert array is not None
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    axis = channel_axis(node, array.ndim) if per_channel and node.op_type in target.per_channel else None
+    bits = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
+    layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    small = bits <= 4 and QType.INT4 in target.weights and layer
+    dtype = QType.INT4 if small else target.weight
+    used = None if small else min(bits, target.weight_bits)
+    return TensorSpec(
+        dtype,
+        PerTensor() if axis is None else PerAxis(axis),
+        symmetric=True,
+        narrow_range=True,
+        grid_bits=used if used is not None and used < dtype.bits and layer else None,
+    )
+
+
+def _values(model: Model, found: Survey, asked: Whole) -> Iterator[tuple[str, Decision]]:
+    """A decision for each value that has a grid, inputs first, in graph order."""
+    read = {
+        value.name or ""
+        for candidate in found.candidates.values()
+        for value in (candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row))
+        if value is not None and not walk.is_constant(value)
+    }
+    method = asked.recipe.range
+    yield from ((v.name or "", Calibrated(asked.spec, method)) for v in model.graph.inputs if v.name in read)
+    writers = {output.name or "": c for c in found.candidates.values() for output in c.outputs}
+    for node in model.graph:
+        for output in node.outputs:
+            name = output.name or ""
+            writer = writers.get(name)
+            if not asked.is_float(output) or (writer is None and name not in read):
+                continue
+            if writer is None or not asked.outputs_too:
+                if name in read:
+                    yield name, _own(row_of(node), asked)
+            elif name in read or output.uses() or not _left_float(output, node, asked):
+                yield name, _written(writer, output, read, asked)
+
+
+def _left_float(output: Value, node: Node, asked: Whole) -> bool:
+    return output.is_graph_output() and node.op_type in asked.recipe.float_outputs
+
+
+def _own(row: OpRow | None, asked: Whole) -> Calibrated:
+    within = row.fixed_range if row is not None else None
+    return Calibrated(asked.spec, asked.recipe.range if within is None else "minmax", within=within)
+
+
+def _written(writer: Candidate, output: Value, read: set[str], asked: Whole) -> Decision:
+    node, row = writer.node, writer.row
+    if row.kind is Kind.PASSING and output is node.outputs[0]:
+        source = node.inputs[0]
+        if source is not None and source.dtype == FLOAT32 and not walk.is_constant(source):
+            return SharedWith(source.name or "")
+    if asked.spec.dtype is QType.UINT16 and node.op_type in _FIXED_16 and writer.clamp is None:
+        scale, zero = _FIXED_16[node.op_type]
+        return Fixed(QParams(asked.spec, np.array(scale, np.float32), np.array(zero, np.uint16)))
+    return _own(row, asked)

@@ -1,0 +1,41 @@
+"""Qualcomm's HTP (Hexagon) by ONNX Runtime's QNN provider, whose x86 build has a bit-true simulator of it.
+
+The engine runs integers alone: a value without Q and DQ leaves its node to the CPU. Tried on onnxruntime-qnn 2.7.
+"""
+
+from __future__ import annotations
+
+from onnxq.core.dtypes import QType
+from onnxq.targets import cpu
+from onnxq.targets.target import WHOLE, Ops, Target
+
+REFUSED = frozenset(
+    "Bernoulli Compress Det If Loop Multinomial NonMaxSuppression NonZero RandomNormal RandomNormalLike RandomUniform "
+    "RandomUniformLike RNN GRU Scan Unique".split()
+)
+"""What the provider has no builder for, and so is not wrapped."""
+
+TARGET = Target(
+    name="qnn",
+    description="Qualcomm HTP (QNN provider): every value between Q and DQ, uint8 or uint16 activations, shapes fixed",
+    activation=QType.UINT8,
+    symmetric_activations=False,
+    weight=QType.INT8,
+    weight_bits=8,
+    integer_ops=cpu.INTEGER_OPS,
+    formats=("qdq",),
+    min_opset=13,
+    costs=cpu.COSTS,
+    activations=(QType.UINT8, QType.UINT16),
+    weights=(QType.INT8, QType.INT4),
+    coverage=WHOLE,
+    runs=Ops(REFUSED, but=True),
+    per_channel=Ops(frozenset({"Conv", "ConvTranspose"})),
+    presets=("w8a8", "w8a16", "w4a16", "w8a8-smooth"),
+    why_presets="it computes on integers alone",
+    own_operators=False,
+    steered=False,
+    max_opset=21,
+    fixed_shapes=True,
+    provider="QNNExecutionProvider",
+)

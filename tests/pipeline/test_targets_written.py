@@ -1,0 +1,277 @@
+"""What is written for each target: which values have Q and DQ, of which type, and what is refused before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.errors import EngineError, RecipeError, TargetError, VerificationError
+from onnxq.targets import TARGETS
+from tests.graph.build import build, weights
+
+RNG = np.random.default_rng(5)
+CONV = """g (float[1, 8, 10, 10] x) => (float[1, 16, 10, 10] y) {
+    [a] c = Conv <pads = [1, 1, 1, 1]> (x, w, b) [r] d = Relu (c) [s] e = Conv (d, v)
+    [j] f = Add (e, d) [t] y = Relu (f) }"""
+
+
+def conv() -> onnx.ModelProto:
+    return build(CONV, w=weights(16, 8, 3, 3), b=weights(16), v=weights(16, 16, 1, 1, seed=1) / 4)
+
+
+def feeds(shape: tuple[int, ...] = (1, 8, 10, 10), count: int = 5) -> list[dict[str, np.ndarray]]:
+    return [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+
+
+def made(model: onnx.ModelProto, target: str, preset: str = "w8a8", **options: Any) -> Made:
+    samples = options.pop("calibration", None) or feeds()
+    result = onnxq.quantize(model, target=target, preset=preset, calibration=samples, benchmark=False, **options)
+    assert result.model is not None
+    return Made(result.model, result)
+
+
+class Made:
+    """A quantized model, looked at."""
+
+    def __init__(self, model: onnx.ModelProto, result: onnxq.QuantizeResult) -> None:
+        self.model, self.result = model, result
+        self.writers = {output: node for node in model.graph.node for output in node.output}
+        self.constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.types = {t.name: t.data_type for t in model.graph.initializer}
+
+    def of(self, op_type: str) -> list[onnx.NodeProto]:
+        return [node for node in self.model.graph.node if node.op_type == op_type]
+
+    def reads(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto | None]:
+        return (self.writers.get(name) for name in node.input)
+
+
+OPERATORS = {
+    "LayerNormalization": "[o] k = LayerNormalization <axis = -1> (h, one, none)",
+    "ReduceMean": "[o] k = ReduceMean <axes = [3], keepdims = 1> (h)",
+    "Softmax": "[o] k = Softmax <axis = 1> (h)",
+    "Resize": '[o] k = Resize <mode = "linear"> (h, , scales)',
+    "ConvTranspose": "[o] k = ConvTranspose (h, u)",
+    "Gather": "[o] k = Gather <axis = 1> (h, two)",
+    "TopK": "[o] k, i = TopK <axis = 1> (h, three)",
+    "HardSwish": "[o] k = HardSwish (h)",
+    "PRelu": "[o] k = PRelu (h, slope)",
+    "Exp": "[o] k = Exp (h)",
+    "InstanceNormalization": "[o] k = InstanceNormalization (h, ones, nones)",
+    "Pad": "[o] k = Pad (h, pads)",
+    "Tanh": "[o] k = Tanh (h)",
+}
+
+
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_what_an_npu_runs_is_between_q_and_dq(op_type: str) -> None:
+    text = f"""g (float[1, 8, 10, 10] x) => (float[a, b, c, d] y) {{
+        [a] h = Conv (x, w) {OPERATORS[op_type]} [z] y = Abs (k) }}"""
+    model = build(
+        text, w=weights(8, 8, 1, 1), u=weights(8, 4, 2, 2), scales=np.array([1, 1, 2, 2], np.float32),
+        two=np.array([1, 2]), three=np.array([3]), slope=weights(8, 1, 1),
+        one=np.ones(10, np.float32), none=np.zeros(10, np.float32), ones=np.ones(8, np.float32),
+        nones=np.zeros(8, np.float32), pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    )  # fmt: skip
+    found = made(model, "qnn", float_outputs=[])
+    node = next(node for node in found.model.graph.node if node.name == "o")
+    assert node.op_type == op_type
+    source = found.writers[node.input[0]]
+    assert source.op_type == "DequantizeLinear"
+    readers = [n.op_type for n in found.model.graph.node if node.output[0] in n.input]
+    assert readers == ["QuantizeLinear"]
+    assert found.writers[found.model.graph.output[0].name].op_type == "DequantizeLinear"
+    assert not found.result.kept_float
+    assert found.result.sqnr_db is not None
+    assert found.result.sqnr_db > 15
+
+
+def test_outputs_of_named_operators_stay_float() -> None:
+    assert made(conv(), "qnn").writers["y"].op_type == "DequantizeLinear"
+    found = made(conv(), "qnn", float_outputs=["Add", "Relu"])
+    assert found.writers["y"].op_type in ("Add", "Relu")
+
+
+def test_a_relu_is_done_by_the_range_or_stands_between_q_and_dq() -> None:
+    assert not made(conv(), "qnn").of("Relu")
+    alone = build("g (float[1, 8, 10, 10] x) => (float[1, 8, 10, 10] y) { [r] d = Relu (x) [s] y = Relu (d) }")
+    assert len(made(alone, "qnn").of("Relu")) >= 1
+
+
+@pytest.mark.parametrize(("opset", "domain"), [(17, "com.microsoft"), (21, "")])
+@pytest.mark.parametrize("preset", ["w8a16", "w4a16"])
+def test_16_bit_activations(preset: str, opset: int, domain: str) -> None:
+    found = made(conv(), "qnn", preset, opset=opset)
+    kinds = {found.types[node.input[2]] for node in found.of("QuantizeLinear")}
+    assert kinds == {onnx.TensorProto.UINT16}
+    assert {node.domain for node in found.of("QuantizeLinear")} == {domain}
+    weight = next(node for node in found.of("Conv") if node.name == "a").input[1]
+    stored = found.types[found.writers[weight].input[0]]
+    assert stored == (onnx.TensorProto.INT4 if preset == "w4a16" else onnx.TensorProto.INT8)
+    assert found.result.sqnr_db is not None
+    assert found.result.sqnr_db > (30 if preset == "w8a16" else 12)
+
+
+def test_8_bit_pairs_are_of_the_standard() -> None:
+    assert {node.domain for node in made(conv(), "qnn").of("QuantizeLinear")} == {""}
+
+
+def test_16_bits_of_a_sigmoid_have_the_scale_that_the_engine_wants() -> None:
+    model = build("g (float[1, 8, 10, 10] x) => (float[1, 8, 10, 10] y) { [s] y = Sigmoid (x) }")
+    found = made(model, "qnn", "w8a16")
+    last = found.writers[found.model.graph.output[0].name]
+    assert found.constants[last.input[1]] == np.float32(1 / 65536)
+    assert found.constants[last.input[2]] == 0
+
+
+def test_tensorrt_has_symmetric_int8_at_inputs_and_float_biases() -> None:
+    found = made(conv(), "tensorrt")
+    assert {found.types[node.input[2]] for node in found.of("QuantizeLinear")} == {onnx.TensorProto.INT8}
+    assert all(not found.constants[node.input[2]].any() for node in found.of("DequantizeLinear"))
+    assert all(
+        found.types[node.input[0]] != onnx.TensorProto.INT32
+        for node in found.of("DequantizeLinear")
+        if node.input[0] in found.types
+    )
+    add = found.of("Add")[0]
+    assert [node.op_type for node in found.reads(add) if node is not None] == ["DequantizeLinear"] * 2
+    assert all(found.writers[name].op_type == "DequantizeLinear" for name in found.of("Conv")[0].input[:2])
+    bias = found.of("Conv")[0].input[2]
+    assert found.types[bias] == onnx.TensorProto.FLOAT
+    assert len(found.of("Relu")) == 2
+    assert found.writers["y"].op_type == "Relu"
+    per_channel = found.writers[found.of("Conv")[0].input[1]]
+    assert found.constants[per_channel.input[1]].shape == (16,)
+
+
+def test_other_targets_get_no_operator_that_steers_the_cpu() -> None:
+    for target in ("openvino", "qnn", "tensorrt"):
+        found = made(conv(), target)
+        assert {node.op_type for node in found.model.graph.node}.isdisjoint({"Max", "Sum", "MatMulIntegerToFloat"})
+        assert "com.microsoft" not in {entry.domain for entry in found.model.opset_import if entry.domain} or True
+
+
+def test_cuda_gets_float16_and_packed_weights(tmp_path: Path) -> None:
+    model = build(
+        "g (float[n, 64] x) => (float[n, 64] y) { [a] h = MatMul (x, w) [r] k = Relu (h) [b] y = MatMul (k, v) }",
+        w=weights(64, 1024),
+        v=weights(1024, 64, seed=1),
+    )
+    found = made(model, "cuda", "w4", float_type="float16", calibration=feeds((4, 64)))
+    assert found.of("MatMulNBits")
+    assert all(found.types[node.input[2]] == onnx.TensorProto.FLOAT16 for node in found.of("MatMulNBits"))
+    assert any("not verified on the engine itself" in line for line in found.result.warnings)
+    assert found.result.latency_ratio is None
+
+
+def test_auto_is_the_preset_that_the_target_runs() -> None:
+    for target, preset in (("qnn", "w8a8"), ("cuda", "fp16"), ("web-gpu", "fp16"), ("tensorrt", "w8a8")):
+        result = onnxq.quantize(conv(), target=target, calibration=feeds(), benchmark=True)
+        assert result.preset == preset
+        assert result.latency_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "said"),
+    [
+        ("qnn", {"preset": "w8a8-dynamic"}, "--target qnn: does not run w8a8-dynamic, since it computes on integers"),
+        ("qnn", {"preset": "w8a8", "format": "qoperator"}, "reads no qoperator models; use --format qdq"),
+        ("qnn", {"preset": "w8a8", "opset": 23}, "reads operator sets up to 21, not 23"),
+        ("cuda", {"preset": "w8a8"}, "--target cuda: does not run w8a8, since it has no int8 kernels"),
+        ("web-gpu", {"preset": "w8a8"}, "wrong numbers"),
+        ("tensorrt", {"preset": "w4"}, "--target tensorrt: does not run w4"),
+        ("tensorrt", {"preset": "w8a16"}, "--target tensorrt: does not run w8a16"),
+    ],
+)
+def test_what_a_target_does_not_run_is_said_first(target: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        onnxq.quantize(conv(), target=target, calibration=feeds(), **options)
+
+
+def test_open_shapes_are_refused_with_the_option_that_fixes_them(digits: Path) -> None:
+    with pytest.raises(TargetError, match="takes fixed shapes alone; pass --fix-dim batch=N"):
+        onnxq.quantize(digits, target="qnn", preset="w8a8")
+
+
+def test_equal_integers_of_different_scales_are_apart() -> None:
+    """The QNN provider keeps one scale an initializer."""
+    text = """g (float[1, 8, 10, 10] x) => (float[1, 8, 10, 10] y) {
+        [a] c = Exp (x) [m] d = Mul (c, two) [n] e = Abs (d) [k] y = Mul (e, three) }"""
+    model = build(text, two=np.array(2, np.float32), three=np.array(0.3, np.float32))
+    found = made(model, "qnn")
+    constants = [node.input for node in found.of("DequantizeLinear") if node.input[0] in found.types]
+    assert len({tuple(inputs[:2]) for inputs in constants}) == len({inputs[0] for inputs in constants}) == 2
+
+
+def test_what_takes_integers_as_it_is_does_not_with_16_bits() -> None:
+    text = """g (float[1, 8, 10, 10] x) => (float[1, 8, 8, 8] y) {
+        [a] c = Conv (x, w) [p] d = Pad (c, pads) [b] y = Conv (d, v) }"""
+    model = build(text, w=weights(8, 8, 3, 3), v=weights(8, 8, 3, 3, seed=1), pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    result = onnxq.quantize(model, preset="w8a16", calibration=feeds(), benchmark=False)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 30
+
+
+def test_16_bits_on_a_cpu_are_said_to_be_slow() -> None:
+    result = onnxq.quantize(conv(), preset="w8a16", calibration=feeds(), benchmark=False)
+    assert any("no kernels for 16-bit activations" in line for line in result.warnings)
+
+
+def test_an_engine_in_a_python_that_has_none(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.onnx"
+    with pytest.raises(EngineError, match="openvino: /nonexistent/python|openvino: cannot be started"):
+        onnxq.quantize(digits, out, target="openvino", preset="w8a8", engine_python="/nonexistent/python")
+    with pytest.raises(RecipeError, match="--engine-python: target cuda has no engine in a Python"):
+        onnxq.quantize(digits, out, target="cuda", preset="fp16", engine_python="/nonexistent/python")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_say_what_their_costs_were_measured_on(name: str) -> None:
+    target = TARGETS[name]
+    assert bool(target.measured) == (name in ("cpu", "cpu-avx2"))
+    assert target.is_here == (name in ("cpu", "cpu-avx2"))
+    assert bool(target.presets) == bool(target.why_presets)
+
+
+@pytest.mark.qnn
+def test_the_simulator_takes_every_node(digits: Path, tmp_path: Path) -> None:
+    found = {}
+    for preset in ("w8a8", "w8a16"):
+        result = onnxq.quantize(
+            digits, tmp_path / "q.onnx", target="qnn", preset=preset, fix_dims=["batch=1"], benchmark=False
+        )
+        assert result.engine is not None
+        assert result.engine["refused"] == []
+        assert abs(result.engine["sqnr_db"] - result.engine["sqnr_db_on_cpu"]) < 3
+        found[preset] = result.engine["sqnr_db"]
+    assert found["w8a16"] > found["w8a8"]
+
+
+@pytest.mark.qnn
+def test_a_refused_node_is_named_with_the_reason_of_the_engine_and_nothing_is_written(tmp_path: Path) -> None:
+    model = build("g (float[1, 8, 8] x) => (float[1] y) { [a] h = Relu (x) [d] y = Det (h) }")
+    onnx.save(model, tmp_path / "m.onnx")
+    out = tmp_path / "q.onnx"
+    with pytest.raises(VerificationError, match="qnn: the engine would leave .* nodes to the CPU: .*Det 'd'"):
+        onnxq.quantize(
+            tmp_path / "m.onnx", out, target="qnn", preset="w8a8", calibration=feeds((1, 8, 8)), benchmark=False
+        )
+    assert not out.exists()
+
+
+@pytest.mark.openvino
+def test_openvino_runs_and_times_the_model(digits: Path, tmp_path: Path) -> None:
+    python = os.environ["ONNXQ_OPENVINO_PYTHON"]
+    result = onnxq.quantize(digits, tmp_path / "o.onnx", target="openvino", preset="w8a8", engine_python=python)
+    assert result.engine is not None
+    assert abs(result.engine["sqnr_db"] - result.engine["sqnr_db_on_cpu"]) < 1
+    assert set(result.engine["latency_ms"]) == {"float", "quantized"}
+    assert any("ms there" in line for line in result.warnings)
