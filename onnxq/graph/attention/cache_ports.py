@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.core.cache_grids import CacheGrid
+from onnxq.core.cache_grids import CacheGrid, RotaryTable
 from onnxq.errors import ModelError
 from onnxq.graph import edit, walk
 from onnxq.graph.attention.grouped import sequence_lengths
@@ -68,6 +68,19 @@ def caches_of(model: ir.Model, sizes: Mapping[str, int] | None = None) -> list[C
         ModelError: one takes its caches from inside the graph, or something else reads them.
     """
     return [_cache(node, sizes or {}) for node in attentions(model)]
+
+
+def rotary_tables(model: ir.Model) -> dict[str, RotaryTable]:
+    """The angles of each attention that turns its keys itself by constant tables, by name of its cache of keys."""
+    found = {}
+    for node in attentions(model):
+        past = walk.input_at(node, _PAST_KEY)
+        cos, sin = (walk.const_array(walk.input_at(node, index)) for index in (7, 8))
+        turns = walk.attr_int(node, "do_rotary") and cos is not None and sin is not None and cos.ndim == 2
+        if turns and past is not None and past.name:
+            assert cos is not None and sin is not None
+            found[past.name] = RotaryTable(cos, sin, walk.attr_int(node, "rotary_interleaved") != 0)
+    return found
 
 
 def cache_sizes(model: ir.Model) -> dict[str, int]:
