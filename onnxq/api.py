@@ -33,6 +33,7 @@ from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
+from onnxq.stats.tensorrt_cache import cache_of
 from onnxq.targets import target_named
 from onnxq.targets.listing import presets, targets
 from onnxq.verify.benchmark import benchmark as run_benchmark
@@ -67,6 +68,8 @@ def quantize(
     smooth: float | str | None = None,
     outliers: float | None = None,
     adaround: bool | None = None,
+    reconstruct: bool | None = None,
+    minutes: float | None = None,
     target: str | None = None,
     fuse: str | None = None,
     include: Sequence[str] = (),
@@ -126,9 +129,10 @@ def quantize(
         bias_correct: take what rounding the weights adds to a layer's mean from its bias; done by default.
         equalize: even out the weights of neighbouring layers channel by channel before they are quantized.
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; needs samples.
-        outliers: magnitude from which input channels of a layer are computed in float, with presets whose activations
-            have a scale a row.
+        outliers: magnitude from which a layer's input channels are float, where activations have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
+        reconstruct: let blocks learn weights' rounding, activations' grids and biases; needs samples and PyTorch.
+        minutes: time that this learning may take; 4 by default.
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
@@ -140,8 +144,7 @@ def quantize(
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
             takes 4, and with samples 0 for layers of which that would leave too little.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
-        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2; fp16 and bf16 say
-            it themselves.
+        float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
         store_only: store weights in that type and compute in float32.
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
@@ -152,12 +155,10 @@ def quantize(
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
             is searched for; verification fails where there is none.
-        max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
-            the units of a function.
+        max_drop: largest fall of ``metric``: in points (0.5 is half a percent), or in the units of a function.
         max_memory: GiB that second moments may take at a time.
-        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
-            outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
-            caches, and a decoder without any gets some.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; its inputs and outputs
+            change type, attention in plain operators becomes GroupQueryAttention, and missing caches are added.
         rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
             that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
         force: write the model even if verification fails.
@@ -213,6 +214,7 @@ def calibrate(
     progress: Progress | None = None,
     resume: bool = False,
     moments: bool = False,
+    to: str | os.PathLike[str] | None = None,
     custom_ops: Libraries = (),
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
@@ -229,17 +231,24 @@ def calibrate(
         resume: go on from ``output`` where an earlier run was interrupted; it is saved now and then on the way.
         moments: also gather the second moments of layer inputs, which the algorithms GPTQ and AWQ need: for an input of
             n channels 8·n² bytes of memory, and as much in the file.
+        to: also write the ranges as a calibration cache of TensorRT there; the target is then "tensorrt".
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 
     Raises:
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
     """
+    target = target if to is None else "tensorrt"
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments, states=states)
     path = Path(output)
     found = calibration if calibration is not None else find_calibration(model)
     check_destination(path, (model, found, *registered()))
-    return calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        check_destination(Path(to), (model, found, path, *registered()))
+    result = calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    if to is not None:
+        write_text(Path(to), cache_of(dict(result.statistics.items())))
+    return result
 
 
 @checked

@@ -18,6 +18,7 @@ from onnxq.cli._options import (
     GroupedCommand,
     custom_ops_option,
     examples,
+    learning_options,
     option,
     output_options,
     state,
@@ -168,13 +169,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@option(
-    "--adaround",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-)
+@learning_options(_HOW)
 @option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
