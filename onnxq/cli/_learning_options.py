@@ -29,6 +29,14 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
         ),
         option(
+            "--reconstruct",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Let blocks of the network learn from the float model: the rounding of weights, the grids of "
+            "activations and the biases, together. Takes minutes; needs PyTorch.",
+        ),
+        option(
             "--finetune",
             is_flag=True,
             default=None,
@@ -44,7 +52,7 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             metavar="M",
             group=group,
             default_text="4",
-            help="Time that learning may take; then the best state so far is taken.",
+            help="Time that learning may take; what it does not suffice for stays as it is.",
         ),
         option(
             "--epochs",

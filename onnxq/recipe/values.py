@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -35,25 +35,28 @@ def check_smooth(option: str, alpha: float | str | None) -> None:
         raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
 
 
-def check_bounds(max_memory: float, outliers: float | None, limits: Mapping[str, float | None]) -> None:
-    """Refuse bounds that nothing could keep."""
-    if not max_memory > 0:
-        raise RecipeError(f"--max-memory: {max_memory} GiB is not positive; 2 is the default")
-    if outliers is not None and not outliers > 0:
-        raise RecipeError(f"--outliers: {outliers} is no magnitude; 6 is the usual choice")
-    for option, limit in limits.items():
-        if limit is not None and math.isnan(limit):
-            raise RecipeError(f"{option}: must be a number, not {limit}; nothing could be compared with it")
+_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "percentile": (lambda n: 50 < n <= 100, "is not in (50, 100]; 99.99 is the default"),
+    "opset": (lambda n: 7 <= n <= 99, "is no operator set that can be asked for; 13 to 21 are usual"),
+    "target_bits": (lambda n: 2 <= n <= 32, "is not in 2…32; 4.5 is 4 bits with a scale in 32"),
+    "max_memory": (lambda n: n > 0, "GiB is not positive; 2 is the default"),
+    "minutes": (lambda n: n > 0, "is not positive; 4 is the default"),
+    "epochs": (lambda n: n >= 1, "is no number of passes; leave it out to choose by the samples"),
+    "learning_rate": (lambda n: 0 < n < 1, "is not between 0 and 1; 0.002 is the default"),
+    "outliers": (lambda n: n > 0, "is no magnitude; 6 is the usual choice"),
+    "min_sqnr": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
+    "max_drop": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
+}
+"""What numbers of a recipe have to be, and what is said where they are not."""
 
 
-def check_learning(minutes: float, epochs: int | None, rate: float | None) -> None:
-    """Refuse numbers with which nothing could be learned."""
-    if not minutes > 0:
-        raise RecipeError(f"--minutes: {minutes} is not positive; 4 is the default")
-    if epochs is not None and epochs < 1:
-        raise RecipeError(f"--epochs: {epochs} is no number of passes; leave it out to choose by the samples")
-    if rate is not None and not 0 < rate < 1:
-        raise RecipeError(f"--learning-rate: {rate} is not between 0 and 1; 0.002 is the default")
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """Refuse numbers of a recipe that make no sense; None stands for the default."""
+    for name, (holds, said) in _BOUNDS.items():
+        number = given[name]
+        if number is not None and not holds(number):
+            shown_number = "" if math.isnan(number) and said.startswith("must") else f"{number} "
+            raise RecipeError(f"--{name.replace('_', '-')}: {shown_number}{said}")
 
 
 def check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:

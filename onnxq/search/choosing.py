@@ -10,7 +10,7 @@ from onnxq.errors import OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learn.finetuned import finetuned
+from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto

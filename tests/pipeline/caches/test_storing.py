@@ -84,6 +84,20 @@ def test_float_caches_in_the_data_are_stored_as_the_model_takes_them() -> None:
     assert result.sqnr_db is not None and result.sqnr_db > 25.0
 
 
+def test_caches_whose_last_axis_is_open_begin_empty_in_each_sample() -> None:
+    grouped = quantized(STYLE, "float").model
+    assert grouped is not None
+    for port in (*grouped.graph.input, *grouped.graph.output):
+        dims = port.type.tensor_type.shape.dim
+        if len(dims) == 4:  # as onnxruntime-genai's builder declares them
+            dims[3].dim_param = "kv_cache_dim"
+    result = onnxq.quantize(
+        grouped, calibration=prompts(STYLE, 12), preset="float", kv_cache="int4", benchmark=False, threads=1
+    )
+    assert result.sqnr_db is not None and result.sqnr_db > 10.0
+    assert any("each sample starts with an empty one" in line for line in result.warnings)
+
+
 def test_scales_come_from_what_is_stored() -> None:
     result = quantized(STYLE, "int8")
     assert result.model is not None
