@@ -117,10 +117,9 @@ def quantize(
 
     Args:
         model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
-        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
-            chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
-        calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; for language models also a text file; None looks for ``calibration_data/<stem>.npz``.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, and gives ``result.model`` for a proto.
+        calibration: ``.npz`` file, folder, ``module:callable``, iterable of dicts or an object with ``get_next()``; for
+            language models also a text file; None looks for ``calibration_data/<stem>.npz``.
         tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.

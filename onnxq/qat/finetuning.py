@@ -21,10 +21,10 @@ import torch
 from onnxq.core import atomic
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
+from onnxq.qat.batches import batches
 from onnxq.qat.distillation import Target, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule
-from onnxq.qat.parameters import as_tensor
 from onnxq.qat.torch_ops.call import Tensor
 
 _FEW_BITS = 4
@@ -152,8 +152,8 @@ class _Run:
             part.low, part.high = low, high
         self.features = self._common_values()
         batch = task.config.batch or max(1, min(_BATCH, len(task.samples) // _LEAST_STEPS))
-        self.train = _batches(task.samples, task.labels, batch, task.student)
-        self.judge = _batches(task.held_out, None, _BATCH, task.student)
+        self.train = batches(task.samples, task.labels, batch, task.student)
+        self.judge = batches(task.held_out, None, _BATCH, task.student)
         with torch.no_grad():
             feed = {name: value.to(self.device) for name, value in self.train[0][0].items()}
             inner = task.teacher(feed, self.features)
@@ -371,54 +371,3 @@ _GAINS = frozenset(
 
 def _size(parameter: Tensor) -> float:
     return max(float(parameter.detach().abs().mean()), 1e-3)
-
-
-Batch = tuple[dict[str, Tensor], "Tensor | None"]
-
-
-def _batches(feeds: Sequence[Feed], labels: Sequence[Array] | None, size: int, student: GraphModule) -> list[Batch]:
-    """Feeds joined along their first axis where the graph gives for them what it gives for each alone."""
-    tensors = [{name: as_tensor(array) for name, array in feed.items()} for feed in feeds]
-    classes = None
-    if labels is not None:
-        classes = [torch.from_numpy(np.asarray(part, np.int64)) for part in labels]
-    count = size if _joins(tensors, student) else 1
-    found: list[Batch] = []
-    for start in range(0, len(tensors), count):
-        group = tensors[start : start + count]
-        if len({_shapes(feed) for feed in group}) > 1:
-            found += [(feed, None if classes is None else classes[start + i]) for i, feed in enumerate(group)]
-            continue
-        joined = {
-            name: torch.cat([feed[name] for feed in group]) if group[0][name].ndim else group[0][name]
-            for name in group[0]
-        }
-        found.append((joined, None if classes is None else torch.cat(classes[start : start + count])))
-    return found
-
-
-def _shapes(feed: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(value.shape) for value in feed.values())
-
-
-def _joins(feeds: Sequence[Mapping[str, Tensor]], student: GraphModule) -> bool:
-    """Whether two feeds can be run as one."""
-    if len(feeds) < 2 or _shapes(feeds[0]) != _shapes(feeds[1]) or any(not v.ndim for v in feeds[0].values()):
-        return False
-    device = next(iter(student.buffers())).device
-    pair = [{name: value.to(device) for name, value in feed.items()} for feed in feeds[:2]]
-    with torch.no_grad():
-        try:
-            both = student({name: torch.cat([pair[0][name], pair[1][name]]) for name in pair[0]})
-            alone = [student(feed) for feed in pair]
-        except (RuntimeError, ValueError, IndexError):
-            return False
-    for name, value in both.items():
-        parts = [one[name] for one in alone]
-        if not parts[0].ndim or value.shape[0] != sum(part.shape[0] for part in parts):
-            return False
-        if not torch.allclose(
-            value.double(), torch.cat(parts).double(), rtol=1e-2, atol=1e-2 * float(value.double().abs().max())
-        ):
-            return False
-    return True
