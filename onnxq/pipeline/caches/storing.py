@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, VerificationError
 from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, rotary_tables, store
 from onnxq.graph.types import Model
+from onnxq.pipeline.build import build
 from onnxq.pipeline.caches.grouping import roles_in
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import judge
@@ -77,8 +78,10 @@ def store_caches(job: Job, chosen: Chosen) -> None:
         CalibrationError: a cache stayed empty in all samples.
     """
     form = job.recipe.kv_cache
-    if form is None or chosen.built is None:
+    if form is None:
         return
+    if chosen.built is None:  # float won; its caches are to change all the same
+        chosen.built = build(replace(job, recipe=job.recipe.override(preset="float")))
     before = chosen.built.model
     with job.clock.step("caches"):
         model = before.clone()

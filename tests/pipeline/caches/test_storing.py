@@ -71,6 +71,21 @@ def test_caches_go_with_quantized_weights(preset: str) -> None:
     assert result.caches["before"]["sqnr_db"] >= result.sqnr_db - 3.0  # a token alone has scales of its own
 
 
+def test_caches_change_where_float_is_the_best_form_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.pipeline.candidate import Chosen
+    from onnxq.pipeline.gate import Verdict
+    from onnxq.plan.decisions import Plan
+    from onnxq.search import quantizing
+
+    def float_wins(job, options, *, timed: bool) -> Chosen:
+        return Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original)
+
+    monkeypatch.setattr(quantizing, "choose", float_wins)
+    result = quantized(STYLE, "int8", "auto")
+    assert result.preset == "float" and result.caches["form"] == "int8"
+    assert result.model is not None and opened(result.model).get_inputs()[2].type == "tensor(int8)"
+
+
 def test_limits_hold_for_the_model_with_its_caches() -> None:
     with pytest.raises(VerificationError, match="SQNR"):
         quantized(STYLE, "int4", min_sqnr=60.0)
