@@ -117,7 +117,7 @@ def quantize(
 
     Args:
         model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
-        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, and gives ``result.model`` for a proto.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, else gives ``result.model`` alone.
         calibration: ``.npz`` file, folder, ``module:callable``, iterable of dicts or an object with ``get_next()``; for
             language models also a text file; None looks for ``calibration_data/<stem>.npz``.
         tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
