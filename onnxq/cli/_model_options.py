@@ -75,7 +75,8 @@ def model_options(group: str) -> Callable[[F], F]:
             metavar="NAME=N",
             multiple=True,
             group=group,
-            help="Give a symbolic dimension a size, everywhere in the model: batch=1. Repeatable.",
+            help="Give a symbolic dimension a size, everywhere in the model: batch=1; input:0=1 if it has no name. "
+            "Repeatable.",
         )(function)
 
     return add

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.core import scratch
@@ -14,6 +14,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.data.text.text_samples import as_samples
 from onnxq.errors import ModelError
+from onnxq.graph.attention.cache_ports import cache_sizes
 from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
 from onnxq.graph.types import Model
@@ -74,6 +75,7 @@ class Job:
         engine_python: the Python that has the target's engine; None looks in this one.
         engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
+        learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
 
     prepared: Prepared
@@ -89,6 +91,7 @@ class Job:
     engine_python: str | None = None
     workload: Workload | None = None
     engine: ProcessEngine | None = None
+    learning_state: Path | None = None
 
     @property
     def timed_threads(self) -> int:
@@ -135,7 +138,10 @@ def open_samples(
         return session[0].run(feed, outputs)
 
     recurrence = Recurrence(prepared.outputs, run, states or {})
-    return open_reader(calibration, prepared.inputs, batch_size=batch_size, recurrence=recurrence)
+    sizes = cache_sizes(prepared.model)
+    known = {s.name: (*s.shape[:3], sizes[s.name]) for s in prepared.inputs if s.name in sizes and len(s.shape) == 4}
+    inputs = [replace(spec, shape=known.get(spec.name, spec.shape)) for spec in prepared.inputs]
+    return open_reader(calibration, inputs, batch_size=batch_size, recurrence=recurrence)
 
 
 def open_data(

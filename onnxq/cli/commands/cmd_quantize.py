@@ -10,6 +10,7 @@ import click
 from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
+from onnxq.cli._learning_options import learning_options
 from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -169,13 +170,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@option(
-    "--adaround",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-)
+@learning_options(_HOW)
 @option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
