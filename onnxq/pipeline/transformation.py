@@ -131,7 +131,9 @@ def _rotate(job: Job) -> list[str]:
     prepared.model = turned
     if not left:
         return []
-    return [f"--rotate: {done.streams} residual streams and {done.heads} layers' heads were turned, others not{said}"]
+    return [
+        f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others not{said}"
+    ]
 
 
 def uses_awq(recipe: Recipe) -> bool:

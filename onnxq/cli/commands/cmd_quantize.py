@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
+from onnxq.cli._learning_options import learning_options
 from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -175,13 +177,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@option(
-    "--adaround",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-)
+@learning_options(_HOW)
 @option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
@@ -335,6 +331,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
+@engine_options("Engine")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
