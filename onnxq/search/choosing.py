@@ -9,6 +9,7 @@ from typing import Any
 from onnxq.errors import OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
@@ -41,6 +42,7 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
     if options.resume and (limits == Limits() or options.state is None):
         missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
+    even_channels(job)
     own = not options.metric.is_default
     if job.recipe.preset == "auto" and not own:
         return _beyond_auto(job, options, limits, timed=timed)
