@@ -1,7 +1,7 @@
 """Even out the channels of activations between layers, by what samples show of them; the model computes the same.
 
 What writes a channel divides it by its factor, what reads it multiplies: both in weights and biases that are there
-already, so that no node is added. See `onnxq.algorithms.even_channels`.
+already, so that no node is added. See `onnxq.algorithms.channels.even_channels`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxq.algorithms.even_channels import Evened, Part, Seen, Weight, search_even
+from onnxq.algorithms.channels.even_channels import Evened, Part, Seen, Weight, search_even
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.prepare.folding.affine_layer import Layer, set_bias, set_weight

@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.algorithms.even_channels import Part
+from onnxq.algorithms.channels.even_channels import Part
 from onnxq.core.error_measures import sqnr_db
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.even_out import even_out, rounded
-from onnxq.runtime.sampled_channels import sample_channels
+from onnxq.runtime.sampled_rows import sample_channels
 from tests.graph.build import build, feeds_for, prepared, run, same, session, weights
 
 Array = np.ndarray
