@@ -69,7 +69,12 @@ def quantize(
     outliers: float | None = None,
     adaround: bool | None = None,
     reconstruct: bool | None = None,
+    finetune: bool | None = None,
     minutes: float | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
     target: str | None = None,
     fuse: str | None = None,
     include: Sequence[str] = (),
@@ -112,14 +117,11 @@ def quantize(
 
     Args:
         model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
-        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
-            chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
-        calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; for language models also a text file, a line or a paragraph a sample; None looks for
-            ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model may be missing.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, else gives ``result.model`` alone.
+        calibration: ``.npz`` file, folder, ``module:callable``, iterable of dicts or an object with ``get_next()``; for
+            language models also a text file; None looks for ``calibration_data/<stem>.npz``.
         tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
-        states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
-            shapes do not say so; these are carried over also where every sample holds them.
+        states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
         range: "minmax", "percentile", "entropy" or "mse".
@@ -132,7 +134,12 @@ def quantize(
         outliers: magnitude from which a layer's input channels are float, where activations have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         reconstruct: let blocks learn weights' rounding, activations' grids and biases; needs samples and PyTorch.
-        minutes: time that this learning may take; 4 by default.
+        finetune: let the quantized model learn end to end from the float model; needs samples and PyTorch.
+        minutes: time that either learning may take; 4 by default.
+        epochs: passes of finetuning over the samples; by their number by default.
+        learning_rate: of finetuning, as a share of scales and grids; 0.002 by default.
+        seed: of the order of the samples in finetuning.
+        device: that finetuning runs on, "cpu" or "cuda".
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
@@ -141,8 +148,7 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
-            takes 4, and with samples 0 for layers of which that would leave too little.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
         store_only: store weights in that type and compute in float32.
@@ -153,28 +159,22 @@ def quantize(
         engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
-        min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
-            is searched for; verification fails where there is none.
+        min_sqnr: dB that the worst output has to keep; with samples, the fastest such model is searched for.
         max_drop: largest fall of ``metric``: in points (0.5 is half a percent), or in the units of a function.
         max_memory: GiB that second moments may take at a time.
-        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; its inputs and outputs
-            change type, attention in plain operators becomes GroupQueryAttention, and missing caches are added.
-        rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
-            that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; missing ones are added.
+        rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
-        workload: what the latency of a language model with a cache is of: "prefill" (a prompt of 128 tokens), "decode"
-            (one token behind 192), or "chat", 128 tokens in and 128 out, by default.
-        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
-            candidate so far is returned.
+        workload: what the latency of a language model with a cache is of: "prefill", "decode", or "chat" by default.
+        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
             "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
             of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
             and brings its own data.
-        search_state: file that keeps what a search has measured, removed at success; None takes
-            ``<output>.search.json``, or none where no file is written.
+        search_state: file that keeps what a search has measured; None takes ``<output>.search.json``.
         resume: go on from that file where an earlier search was interrupted.
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs

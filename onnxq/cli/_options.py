@@ -130,37 +130,6 @@ def threads_option(group: str, default_text: str = "the processors that are free
     )
 
 
-def learning_options(group: str) -> Callable[[F], F]:
-    """Add --adaround, --reconstruct and --minutes."""
-
-    def add(function: F) -> F:
-        function = option(
-            "--minutes",
-            type=FiniteRange(min=0, min_open=True),
-            metavar="M",
-            group=group,
-            default_text="4",
-            help="Time that --reconstruct may take; layers and blocks that it does not suffice for stay as they are.",
-        )(function)
-        function = option(
-            "--reconstruct",
-            is_flag=True,
-            default=None,
-            group=group,
-            help="Let blocks of the network learn from the float model: the rounding of weights, the grids of "
-            "activations and the biases, together. Takes minutes; needs PyTorch.",
-        )(function)
-        return option(
-            "--adaround",
-            is_flag=True,
-            default=None,
-            group=group,
-            help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-        )(function)
-
-    return add
-
-
 def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for value in values:

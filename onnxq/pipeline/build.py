@@ -78,7 +78,8 @@ class Built:
             )
             for name, node in self.plan.nodes.items()
         )
-        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        ranges = self.recipe.range if self.plan.values else None
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, ranges)
         return (nodes, tuple(self.plan.values), rewritten)
 
 

@@ -73,6 +73,7 @@ class Job:
         budget: seconds that trying several models may take.
         engine_python: the Python that has the target's engine; None looks in this one.
         workload: what a language model with a cache is timed on; None times the samples.
+        learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
 
     prepared: Prepared
@@ -87,6 +88,7 @@ class Job:
     budget: float = 120.0
     engine_python: str | None = None
     workload: Workload | None = None
+    learning_state: Path | None = None
 
     @property
     def timed_threads(self) -> int:

@@ -118,11 +118,14 @@ def quantize_by(
         written, size = _write(chosen, model, destination, clock)
         if chosen.trail and state is not None:
             forget(state)
+        if job.learning_state is not None:
+            job.learning_state.unlink(missing_ok=True)
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
     result = _result(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
+    result.finetuned = chosen.finetuned or None
     result.source = str(model) if is_path(model) else None
     result.command = command_of_run(model, output, given, options)
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
@@ -186,6 +189,8 @@ def _open(
     job = Job(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
+    if given.finetune and destination is not None:
+        job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
     if options.benchmark or options.workload is not None or rows:

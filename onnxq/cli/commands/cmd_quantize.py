@@ -9,6 +9,7 @@ import click
 
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
+from onnxq.cli._learning_options import learning_options
 from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -18,7 +19,6 @@ from onnxq.cli._options import (
     GroupedCommand,
     custom_ops_option,
     examples,
-    learning_options,
     option,
     output_options,
     state,
