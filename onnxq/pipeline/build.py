@@ -136,7 +136,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
     keep = wide_nodes(job, used, warnings)
-    end = math.inf
+    end, plain = math.inf, solution.rewrite
     if recipe.reconstructs:
         check_learning(job)
         end = time.monotonic() + 60.0 * recipe.minutes
@@ -147,7 +147,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
     if recipe.reconstructs:
-        rewrite, learned = reconstructed(job, plan, rewrite, weight_steps(model, solution.rewrite), end)
+        nearest = spread_channels(model, plain, used) if target.steered else plain
+        steps = weight_steps(model, solution.rewrite)
+        rewrite, learned = reconstructed(job, plan, rewrite, steps, end, nearest)
         warnings += learned
     with clock.step("rewrite"):
         emit(model, rewrite, form, Style(target.steered, target.float_bias))

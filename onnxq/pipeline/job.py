@@ -22,6 +22,7 @@ from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.probe import probe
 from onnxq.runtime.session import Session, open_session
 from onnxq.stats.statistics import Statistics
@@ -72,6 +73,7 @@ class Job:
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
         engine_python: the Python that has the target's engine; None looks in this one.
+        engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
@@ -88,12 +90,23 @@ class Job:
     budget: float = 120.0
     engine_python: str | None = None
     workload: Workload | None = None
+    engine: ProcessEngine | None = None
     learning_state: Path | None = None
 
     @property
     def timed_threads(self) -> int:
         """Threads of the sessions that are timed."""
         return self.threads or 1
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether times can be had of what will run the model: this process, or an engine that was named."""
+        return self.engine is not None or self.target.is_here
+
+    @property
+    def measured_on(self) -> str:
+        """What times are of, in words."""
+        return "this machine" if self.engine is None else str(self.engine.about())
 
 
 def open_samples(

@@ -165,7 +165,7 @@ class _AutoSearch:
         if trial.timing is not None and timing is not None:
             verdict.timings = [timing, replace(trial.timing, name="quantized")]
             if trial.timing.ratio < 1 - chooser.NOISE:
-                verdict.warnings.append(gate.slower_than_float(verdict.timings))
+                verdict.warnings.append(gate.slower_than_float(verdict.timings, job.measured_on))
         return verdict
 
     def _quantized(self, trial: Trial, verdict: Verdict) -> Chosen:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from onnxq.errors import OnnxqError, RecipeError
+from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.job import Job
@@ -75,6 +75,8 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads
     try:
         found = with_limits(static, ours, asked, timed=timed)
+    except EngineError:
+        raise  # what measures has gone
     except OnnxqError as error:
         first.warnings.append(f"no search from static integers: {error}")
         return first

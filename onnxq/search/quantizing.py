@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.runtime.engines.places import WASM, WEB, RunsOn, start, web_is_here
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
 from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
@@ -72,6 +74,7 @@ class Options:
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
     engine_python: str | os.PathLike[str] | None = None
+    runs_on: RunsOn | None = None
     tokenizer: str | os.PathLike[str] | None = None
     workload: str | None = None
     used: UsedAs | None = None
@@ -151,6 +154,7 @@ def _open(
         )
     target, saved = target_named(given.target), options.statistics
     check_recipe(given, target)
+    engine = _engine(options, given, target, stack)
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
@@ -174,7 +178,7 @@ def _open(
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
-    if given.preset == "auto" and not target.is_here:
+    if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
     if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
         prepared.notes.append(SLOW_16)
@@ -189,6 +193,7 @@ def _open(
     job = Job(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
+    job.engine = engine
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
@@ -196,6 +201,22 @@ def _open(
     if options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
+
+
+def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
+    """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
+    asked = options.runs_on
+    if asked is None or asked == RunsOn():
+        if target.provider != WASM or not web_is_here():
+            return None
+        asked = RunsOn(engine=WEB)
+    elif options.engine_python is not None and asked.python is None:
+        asked = replace(asked, python=options.engine_python)
+    if given.kv_cache is not None:
+        raise RecipeError("--kv-cache: a model with caches is judged in a loop here; leave the engine out")
+    engine = start(asked, options.threads, target.provider if target.provider.endswith("ExecutionProvider") else "")
+    stack.callback(engine.close)
+    return engine
 
 
 def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:

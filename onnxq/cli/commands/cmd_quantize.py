@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._learning_options import learning_options
@@ -323,6 +324,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
+@engine_options("Engine")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")

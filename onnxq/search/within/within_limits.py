@@ -309,7 +309,9 @@ class _LimitSearch:
         models = {str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)}
         feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
         with job.clock.step("benchmark"):
-            timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
+            timings = measure(
+                models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads, engine=job.engine
+            )
         fastest = max(range(len(timings)), key=lambda i: _ratio(timings[i]))
         if _ratio(timings[fastest]) < _FASTER:
             return order
