@@ -152,7 +152,8 @@ def quantize(
             is searched for; verification fails where there is none.
         max_drop: largest fall of ``metric``: in points of accuracy or top-1 agreement (0.5 is half a percent), or in
             the units of a function.
-        max_memory: GiB that second moments may take at a time.
+        max_memory: GiB that second moments may take at a time; without samples, a model of more than a quarter of it is
+            quantized a layer at a time.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; the model's inputs and
             outputs for them change type. Attention in plain operators becomes GroupQueryAttention, which has such
             caches, and a decoder without any gets some.

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.core import scratch
+from onnxq.core.mapped import Spill
 from onnxq.core.processors import blas_threads
 from onnxq.data.text.language_run import LanguageModel
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.diagnosis.evidence import gather
-from onnxq.errors import RecipeError, VerificationError
+from onnxq.errors import OnnxqError, RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
 from onnxq.pipeline.build import Built
@@ -28,6 +29,7 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
+from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.plan.weights.weight_errors import bits_per_weight
@@ -163,6 +165,9 @@ def _open(
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
+    large = data is None and saved is None and is_path(model) and is_large(given, target, prepared)
+    if large:
+        leave_unconfirmed(prepared)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     if given.kv_cache is not None:
         with clock.step("caches"):
@@ -188,9 +193,28 @@ def _open(
     )
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
-    if options.benchmark or options.workload is not None or rows:
+    if large and destination is not None:
+        job.spill = _spill_beside(destination, stack)
+    elif options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
+
+
+def _spill_beside(destination: Path, stack: ExitStack) -> Spill:
+    """A file for weights on the disk that has to have room for them anyway.
+
+    Raises:
+        OnnxqError: it cannot be made.
+    """
+    try:
+        folder = stack.enter_context(scratch.folder(destination.resolve().parent))
+    except OSError as error:
+        raise OnnxqError(
+            f"{destination}: cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    spill = Spill(folder)
+    stack.callback(spill.close)
+    return spill
 
 
 def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:
@@ -220,7 +244,7 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
         if built is None and is_path(model):
             saving.copy(model, destination)
         else:
-            saving.save(result, destination, source=model if is_path(model) else None)
+            return result, saving.save(result, destination, source=model if is_path(model) else None)
     return result, io.size_bytes(destination)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import quantize
 from onnxq.core.dtypes import Array, QType
+from onnxq.core.mapped import Spill, forget
 from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
@@ -99,10 +100,16 @@ class Weights:
         packed: the matrices of kernels that read packed weights.
     """
 
-    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
-        """Start with what has been learned of single nodes, by (name, input)."""
+    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None, spill: Spill | None = None) -> None:
+        """Start with what has been learned of single nodes, by (name, input).
+
+        Args:
+            learned: see there.
+            spill: as of `PackedWeights`.
+        """
+        self._spill = spill
         self._learned = dict(learned or {})
-        self.packed = PackedWeights()
+        self.packed = PackedWeights(spill)
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
@@ -136,5 +143,9 @@ class Weights:
     def _rounded(self, name: str, array: Array, spec: TensorSpec, smallest: Array | None = None) -> QTensor:
         key = (name, spec, b"" if smallest is None else smallest.tobytes())
         if key not in self._known:
-            self._known[key] = rtn(array, spec, smallest)
+            tensor = rtn(array, spec, smallest)
+            if self._spill is not None:
+                tensor = self._spill.keep_tensor(tensor)
+                forget(array)
+            self._known[key] = tensor
         return self._known[key]
