@@ -52,8 +52,10 @@ if TYPE_CHECKING:
         Inspection,
         QuantizeResult,
     )
+    from onnxq.runtime.engines.places import RunsOn
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
+    from onnxq.verify.lint.findings import LintResult
 
 __all__ = [
     "BenchmarkResult",
@@ -67,6 +69,7 @@ __all__ = [
     "FolderResult",
     "Images",
     "Inspection",
+    "LintResult",
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
@@ -74,6 +77,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Rule",
+    "RunsOn",
     "Statistics",
     "TargetError",
     "ValueRule",
@@ -87,6 +91,7 @@ __all__ = [
     "diagnose",
     "diff",
     "inspect",
+    "lint",
     "presets",
     "quantize",
     "quantize_folder",
@@ -105,6 +110,7 @@ _HOMES = {
     "FolderResult": "onnxq.report.folder_results",
     "Images": "onnxq.data.images",
     "Inspection": "onnxq.report.results",
+    "LintResult": "onnxq.verify.lint.findings",
     "EngineError": "onnxq.errors",
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
@@ -113,6 +119,7 @@ _HOMES = {
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",
     "Rule": "onnxq.recipe.recipe",
+    "RunsOn": "onnxq.runtime.engines.places",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
     "ValueRule": "onnxq.recipe.value_rules",
@@ -125,6 +132,7 @@ _HOMES = {
     "diagnose": "onnxq.api",
     "diff": "onnxq.api",
     "inspect": "onnxq.api",
+    "lint": "onnxq.api",
     "presets": "onnxq.api",
     "quantize": "onnxq.api",
     "quantize_folder": "onnxq.folders.quantizing_folder",

@@ -17,8 +17,9 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-_NAMES = "quantize calibrate diagnose compare benchmark inspect diff dequantize report convert-config presets targets"
-COMMANDS = tuple(_NAMES.split())
+_NAMES = "quantize finetune calibrate diagnose compare benchmark inspect lint diff dequantize report convert-config"
+_LISTS = "presets targets"
+COMMANDS = (*_NAMES.split(), *_LISTS.split())
 
 EPILOG = """\
 \b

@@ -75,7 +75,34 @@ def model_options(group: str) -> Callable[[F], F]:
             metavar="NAME=N",
             multiple=True,
             group=group,
-            help="Give a symbolic dimension a size, everywhere in the model: batch=1. Repeatable.",
+            help="Give a symbolic dimension a size, everywhere in the model: batch=1; input:0=1 if it has no name. "
+            "Repeatable.",
+        )(function)
+
+    return add
+
+
+def decoder_options(group: str) -> Callable[[F], F]:
+    """Add --kv-cache and --rotate."""
+
+    def add(function: F) -> F:
+        function = option(
+            "--rotate",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal "
+            "matrices that are folded into the weights (QuaRot), so that no channel is far larger than the others. "
+            "Nothing is computed at inference for it.",
+        )(function)
+        return option(
+            "--kv-cache",
+            metavar="FORM",
+            group=group,
+            default_text="as they are",
+            help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the "
+            "samples, or float. Inputs and outputs of the model change type with them. Attention in plain operators "
+            "becomes GroupQueryAttention, and a decoder without caches gets some.",
         )(function)
 
     return add

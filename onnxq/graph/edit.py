@@ -82,12 +82,17 @@ def set_constant(node: ir.Node, index: int, array: Array, names: walk.Names, bas
     assert graph is not None
     old = walk.input_at(node, index)
     if old is not None and old.is_initializer() and not old.is_graph_input() and walk.only_use(old) is node:
-        old.const_value = ir.Tensor(array, name=old.name)
-        old.shape, old.type = ir.Shape(array.shape, frozen=True), ir.TensorType(old.const_value.dtype)
+        set_contents(old, array)
         return old
     value = add_initializer(graph, names.value(base), array)
     set_input(node, index, value)
     return value
+
+
+def set_contents(value: ir.Value, array: Array) -> None:
+    """Give an initializer other contents, for all its readers; the array is not copied."""
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape, value.type = ir.Shape(array.shape, frozen=True), ir.TensorType(value.const_value.dtype)
 
 
 def drop_unused_initializer(value: ir.Value | None) -> bool:

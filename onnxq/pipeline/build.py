@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
@@ -19,7 +21,8 @@ from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learning import refine
+from onnxq.pipeline.learned.learning import refine
+from onnxq.pipeline.learned.reconstructing import check_learning, reconstructed, weight_steps
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
@@ -76,7 +79,8 @@ class Built:
             )
             for name, node in self.plan.nodes.items()
         )
-        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        ranges = self.recipe.range if self.plan.values else None
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, ranges)
         return (nodes, tuple(self.plan.values), rewritten)
 
 
@@ -115,9 +119,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
-    if job.statistics is not None and (uses_awq(recipe) or (recipe.smooths and smoothing)):
+    if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
-        what = "AWQ" if uses_awq(recipe) else "smoothing"
+        what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing"
         done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     with clock.around("plan"):
         recipe, said = settle_levels(job)
@@ -134,11 +138,22 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
     keep = wide_nodes(job, used, warnings)
-    if recipe.learns:
-        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None)
+    end, plain = math.inf, solution.rewrite
+    if recipe.reconstructs:
+        check_learning(job)
+        end = time.monotonic() + 60.0 * recipe.minutes
+    if recipe.learns or recipe.reconstructs:  # blocks go on from what single layers learn
+        half = end - 30.0 * recipe.minutes
+        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, deadline=half)
         warnings += learned
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
+    if recipe.reconstructs:
+        nearest = spread_channels(model, plain, used) if target.steered else plain
+        steps = weight_steps(model, solution.rewrite)
+        rewrite, learned = reconstructed(job, plan, rewrite, steps, end, nearest)
+        warnings += learned
+    with clock.step("rewrite"):
         emit(model, rewrite, form, Style(target.steered, target.float_bias))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)

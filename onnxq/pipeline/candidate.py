@@ -31,6 +31,7 @@ class Chosen:
         warnings: one line each.
         trail: everything that a search for the limits tried.
         caches: what became of caches of keys and values; empty where they stay as they are.
+        finetuned: what learning end to end changed; empty where there was none.
     """
 
     preset: str
@@ -43,6 +44,7 @@ class Chosen:
     warnings: list[str] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     caches: dict[str, Any] = field(default_factory=dict)
+    finetuned: dict[str, Any] = field(default_factory=dict)
 
 
 def make(job: Job, *, timed: bool) -> Chosen:

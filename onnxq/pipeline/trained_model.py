@@ -71,6 +71,7 @@ def check_training(recipe: Recipe) -> None:
         "--smooth": recipe.smooths,
         "--fuse": recipe.fuse is not None,
         "--adaround": recipe.learns,
+        "--reconstruct": recipe.reconstructs,
     }
     for option, given in asked.items():
         if given:

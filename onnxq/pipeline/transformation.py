@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import RecipeError
+from onnxq.graph.attention.plain_attention import Seen
 from onnxq.graph.prepare import prepare
 from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq_scales import scale_for_weights
 from onnxq.passes.equalize import absorb_biases, equalize
+from onnxq.passes.rotate import rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
+from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.collection import collect_statistics
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import seen_by
@@ -18,8 +21,9 @@ from onnxq.plan.make_plan import Wanted, make_plan
 from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.fuse import NORM_OPSET, fuse
+from onnxq.runtime.fuse import NORM_OPSET, TOLERANCE, farthest_apart, fuse
 from onnxq.runtime.minima import channel_minima
+from onnxq.runtime.probe import probe
 from onnxq.runtime.sampled_rows import sample_rows
 from onnxq.runtime.session import session_of
 from onnxq.runtime.synthetic import runnable_feed
@@ -59,6 +63,9 @@ def transform(job: Job, *, smoothing: bool = True) -> Transformed:
     if recipe.fuse is not None:
         with clock.step("fuse"):
             done.notes += _fuse(job, recipe.fuse)
+    if recipe.rotate:
+        with clock.step("rotate"):
+            done.notes += _rotate(job)
     if recipe.equalize:
         with clock.step("equalize"):
             done.notes += _equalize(job)
@@ -98,6 +105,35 @@ def _fuse(job: Job, model_type: str) -> list[str]:
     names = [node.name or "" for node in all_nodes(fused.model.graph)]
     prepared.sources = {name: prepared.sources.get(name, (name,)) for name in names}
     return []
+
+
+def _rotate(job: Job) -> list[str]:
+    """Turn residual streams and heads; what would change the outputs is taken back."""
+    prepared, threads, data = job.prepared, job.threads, job.data
+    if job.statistics is not None and data is None:
+        raise RecipeError(
+            "--rotate: changes the float model that --stats belongs to, so it needs samples; pass --calibration"
+        )
+    model = prepared.model
+    feed = data.first if data is not None else runnable_feed(session_of(model, threads=threads))
+    shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
+    turned = model.clone()
+    turned.meta.update(model.meta)
+    heads, reasons = value_heads(turned, Seen(shapes))
+    done = rotate(turned, heads)
+    left = [*done.reasons, *reasons]
+    said = f" ({left[0]}{f'; and {len(left) - 1} more' if len(left) > 1 else ''})" if left else ""
+    if not done.streams and not done.heads:
+        return [f"--rotate: nothing was turned{said}"]
+    apart = farthest_apart(session_of(model, threads=threads).run(feed), session_of(turned, threads=threads).run(feed))
+    if not apart <= TOLERANCE:
+        return [f"--rotate: not used, the float outputs would change by {apart:.1e}, more than {TOLERANCE:.0e}"]
+    prepared.model = turned
+    if not left:
+        return []
+    return [
+        f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others not{said}"
+    ]
 
 
 def uses_awq(recipe: Recipe) -> bool:

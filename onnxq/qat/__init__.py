@@ -31,8 +31,13 @@ onnx2torch does not do this: it needs torchvision, stops at operator set 17 and 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from onnxq.errors import MissingExtraError
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Threads that wait for each other sleep, as in our sessions of ONNX Runtime: on a machine that does other things too,
+torch is ten times slower where they spin. It is read when torch is loaded."""
 
 
 def need_torch(what: str) -> None:

@@ -24,18 +24,19 @@ class _Quantize(torch.autograd.Function):
         whole = torch.round(steps) + zero
         if drop > 0.0:
             whole = torch.where(torch.rand_like(whole) < drop, steps + zero, whole)
-        ctx.save_for_backward(x, scale, whole)
-        ctx.low, ctx.high, ctx.zero_shape = low, high, zero.shape
-        return whole.clamp(low, high)
+        inside = (whole >= low) & (whole <= high)
+        ctx.save_for_backward(inside, scale, *([x] if scale.requires_grad else []))
+        ctx.zero_shape = zero.shape
+        return whole.clamp_(low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, whole = ctx.saved_tensors
-        inside = torch.where((whole >= ctx.low) & (whole <= ctx.high), grad, torch.zeros((), device=grad.device))
+        mask, scale, *given = ctx.saved_tensors
+        inside = grad * mask
         by_steps = inside / scale
         to_scale = to_zero = None
         if ctx.needs_input_grad[1]:
-            to_scale = -(by_steps * x / scale).sum_to_size(scale.shape)
+            to_scale = -(by_steps * given[0] / scale).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
             to_zero = inside.sum_to_size(ctx.zero_shape)
         return by_steps, to_scale, to_zero, None, None, None

@@ -35,7 +35,7 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 _LAYERS = ("Conv", "Gemm", "ConvTranspose", "MatMul")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Grid:
     """Scale and zero point that activations are quantized with.
 
@@ -43,11 +43,19 @@ class Grid:
         scale: what learns.
         zero: what learns; None where there is none.
         values: the values that QuantizeLinear nodes put on it.
+        learns: whether the scale may change; for whoever learns, and to be set by whoever knows better.
+        moves: the same for the zero point.
     """
 
     scale: Scale
     zero: ZeroPoint | None
     values: tuple[str, ...]
+    learns: bool = True
+    moves: bool = True
+
+    def __post_init__(self) -> None:
+        if self.zero is None or any(self.zero.at_end):
+            self.moves = False  # what lies beyond the end is clamped on purpose, as behind a Relu
 
 
 @dataclass(frozen=True)

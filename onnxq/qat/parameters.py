@@ -142,7 +142,8 @@ class Integers(nn.Module):
     def forward(self) -> Tensor:
         """The integers; real numbers while rounding is "soft"."""
         if self.rounding == "soft":
-            return self.floor + self.share()
+            share = self.share()
+            return self.floor + (share >= 0.5).to(torch.float32) + (share - share.detach())
         if self.rounding == "hard":
             return self.floor + (self.share() >= 0.5).to(torch.float32)
         return round_through(self.latent).clamp(self.low, self.high)

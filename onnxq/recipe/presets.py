@@ -23,6 +23,7 @@ class Preset:
         smooth: SmoothQuant's α, or "auto"; None does not smooth.
         outliers: magnitude from which input channels of a layer are computed in float; None for none.
         distill: learn the rounding of weights layer by layer from the float model.
+        reconstruct: let blocks of the network learn together from the float model, in PyTorch.
         activation_bits: bits of calibrated activations.
         float_type: what computes in float becomes this type, "float16" or "bfloat16"; None leaves it float32.
     """
@@ -37,6 +38,7 @@ class Preset:
     smooth: float | str | None = None
     outliers: float | None = None
     distill: bool = False
+    reconstruct: bool = False
     float_type: str | None = None
     activation_bits: int = 8
 
@@ -79,6 +81,14 @@ PRESETS: dict[str, Preset] = {
             "integer",
             True,
             smooth="auto",
+        ),
+        Preset(
+            "w8a8-learned",
+            "w8a8 whose blocks learn from the float model: rounding, grids and biases together; needs PyTorch",
+            "static",
+            "integer",
+            True,
+            reconstruct=True,
         ),
         Preset(
             "w8a16",
@@ -162,7 +172,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "float",
-            "weights and activations stay float: for --kv-cache alone",
+            "weights and activations stay float: for --kv-cache or --rotate alone",
             None,
             "float",
             False,

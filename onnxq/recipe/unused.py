@@ -37,7 +37,7 @@ def _static(preset: Preset, value: object) -> bool:
 
 
 def _computes_in_float(preset: Preset, value: object) -> bool:
-    return preset.weights in ("blocks", "float") and preset.float_type in (None, value)
+    return preset.name != "float" and preset.weights in ("blocks", "float") and preset.float_type in (None, value)
 
 
 _RANGES = _Use(_static, "calibrates no ranges of activations")
@@ -61,6 +61,7 @@ USES: dict[str, _Use] = {
     "bias_correct": _Use(_static, "corrects no bias"),
     "smooth": _Use(lambda preset, value: preset.activations is not None, "rounds no activations"),
     "adaround": _Use(lambda preset, value: preset.weights == "integer", "rounds weights by --algorithm"),
+    "reconstruct": _Use(lambda preset, value: preset.weights == "integer", "has no layers on integers"),
     "bits": _Use(
         lambda preset, value: preset.weights == "blocks" or value == preset.bits,
         "stores its weights in one way, and fewer bits would only make them coarser",
@@ -73,7 +74,7 @@ USES: dict[str, _Use] = {
     "float_type": _Use(_computes_in_float, "computes on integers or reads tables, which give float32"),
 }
 """Options that not every preset looks at. Others have messages of their own (algorithm, target_bits, outliers), bound
-what may happen rather than say what should (max_memory), or hold for every preset."""
+what may happen rather than say what should (max_memory, minutes), or hold for every preset."""
 
 
 def refuse_unused(recipe: Recipe) -> None:
@@ -95,8 +96,14 @@ def refuse_unused(recipe: Recipe) -> None:
         raise RecipeError(
             "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
         )
+    if not recipe.finetune:
+        for name in ("epochs", "learning_rate", "seed", "device"):
+            if getattr(recipe, name) != getattr(default, name):
+                raise RecipeError(f"--{name.replace('_', '-')}: is about learning end to end; use it with --finetune")
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "bits" and recipe.finetune:
+            continue  # fewer bits learn what they lose
         if field.name in USES and value != getattr(default, field.name):
             _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
     if recipe.values and not any(preset.activations == "static" or preset.name == "auto" for preset in recipe.presets):
@@ -107,12 +114,12 @@ def refuse_unused(recipe: Recipe) -> None:
     for i, rule in enumerate(recipe.rules):
         for field in fields(Rule):
             value = getattr(rule, field.name)
-            if field.name in USES and value is not None:
+            if field.name in USES and value is not None and not (field.name == "bits" and recipe.finetune):
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.fuse or recipe.half):
+    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
         raise RecipeError(
             "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
-            "--kv-cache or --fuse, or use --preset w8"
+            "--kv-cache, --rotate or --fuse, or use --preset w8"
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -32,6 +33,30 @@ def check_smooth(option: str, alpha: float | str | None) -> None:
         raise RecipeError(f"{option}: {alpha!r} is neither a number in 0…1 nor 'auto'")
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise RecipeError(f"{option}: {alpha} is not in 0…1; 0.5 is the usual choice")
+
+
+_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "percentile": (lambda n: 50 < n <= 100, "is not in (50, 100]; 99.99 is the default"),
+    "opset": (lambda n: 7 <= n <= 99, "is no operator set that can be asked for; 13 to 21 are usual"),
+    "target_bits": (lambda n: 2 <= n <= 32, "is not in 2…32; 4.5 is 4 bits with a scale in 32"),
+    "max_memory": (lambda n: n > 0, "GiB is not positive; 2 is the default"),
+    "minutes": (lambda n: n > 0, "is not positive; 4 is the default"),
+    "epochs": (lambda n: n >= 1, "is no number of passes; leave it out to choose by the samples"),
+    "learning_rate": (lambda n: 0 < n < 1, "is not between 0 and 1; 0.002 is the default"),
+    "outliers": (lambda n: n > 0, "is no magnitude; 6 is the usual choice"),
+    "min_sqnr": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
+    "max_drop": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
+}
+"""What numbers of a recipe have to be, and what is said where they are not."""
+
+
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """Refuse numbers of a recipe that make no sense; None stands for the default."""
+    for name, (holds, said) in _BOUNDS.items():
+        number = given[name]
+        if number is not None and not holds(number):
+            shown_number = "" if math.isnan(number) and said.startswith("must") else f"{number} "
+            raise RecipeError(f"--{name.replace('_', '-')}: {shown_number}{said}")
 
 
 def check_weights(option: str, bits: int | None, block_size: int | None, accuracy_level: int | None) -> None:

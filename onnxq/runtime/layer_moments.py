@@ -11,8 +11,8 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import QParams
 from onnxq.data.feeds import Feed
 from onnxq.graph.reading.matrices import Matrices
-from onnxq.graph.views.outputs import Model, only_outputs
-from onnxq.runtime.session import Session, session_of
+from onnxq.graph.views.outputs import Model
+from onnxq.runtime.probe import InnerValues
 
 
 @dataclass(frozen=True)
@@ -145,21 +145,15 @@ class _Source:
     """A model with inner values as outputs."""
 
     def __init__(self, model: Model, values: Mapping[str, tuple[str, QParams | None]], threads: int | None) -> None:
-        cut = only_outputs(model, [name for name, _ in values.values()])
-        self._fetch = [value.name or "" for value in cut.graph.outputs]
+        self._inner = InnerValues(model, [name for name, _ in values.values()], threads)
         self._values = values
-        self._session: Session | None = session_of(cut, threads=threads) if self._fetch else None
-        self._takes = {spec.name for spec in self._session.input_specs} if self._session is not None else set()
 
     def values(self, feed: Feed) -> dict[str, Array]:
         """The values of one sample as real numbers, inputs of the model included."""
-        got: dict[str, Array] = {}
-        if self._session is not None:
-            taken = {name: array for name, array in feed.items() if name in self._takes}
-            got = dict(zip(self._fetch, self._session.run(taken, self._fetch), strict=True))
+        got = self._inner.of(feed)
         found = {}
         for name, (there, params) in self._values.items():
-            array = got.get(there, feed.get(there))
+            array = got.get(there)
             if array is None:
                 continue
             if params is not None and array.dtype.kind in "iu":

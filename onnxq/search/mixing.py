@@ -33,6 +33,9 @@ _SPARE_SHARE = 0.4
 _OUT_OF_REACH = 1000.0
 """Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
 
+_SPARABLE = 30.0
+"""Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
+
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
 
@@ -177,7 +180,9 @@ class Mixing:
         """Whether stored weights, which are outside, would make a file that is smaller by far than those inside."""
         trials = self._trials
         smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
-        return self._stored_misses() and trials.made[STORED].size <= chooser.SMALL * smallest
+        if not self._stored_misses() or trials.excess(trials.made[STORED]) > _SPARABLE:
+            return False
+        return trials.made[STORED].size <= chooser.SMALL * smallest
 
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
-from onnxq.stats import statistics_file
+from onnxq.stats import statistics_file, tensorrt_cache
 from onnxq.stats.means import ChannelMeans
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment
 from onnxq.stats.value_statistic import ValueStatistic
@@ -197,11 +197,15 @@ class Statistics(Mapping[str, ValueStatistic]):
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote, or a calibration cache of TensorRT, which holds ranges alone.
 
         Raises:
             CalibrationError: the file is missing, is not of this kind or version, or is damaged.
         """
+        if tensorrt_cache.is_cache(Path(path)):
+            cached = cls()
+            cached._values = tensorrt_cache.statistics_of(Path(path))
+            return cached
         found = statistics_file.load(Path(path))
         statistics = cls(found.model_hash, found.data_hash, found.samples)
         statistics.masks, statistics._values = found.masks, found.values

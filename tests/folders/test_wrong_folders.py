@@ -174,7 +174,10 @@ KILLED = """
 import os, signal, sys
 import onnxq
 from onnxq.folders import {module} as place
+real = place.{name}
 def die(*args, **kwargs):
+    if {late}:
+        real(*args, **kwargs)
     os.kill(os.getpid(), signal.SIGKILL)
 place.{name} = die
 onnxq.quantize_folder(sys.argv[1], sys.argv[2], preset="w8", benchmark=False)
@@ -183,15 +186,18 @@ onnxq.quantize_folder(sys.argv[1], sys.argv[2], preset="w8", benchmark=False)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
-    ("module", "name", "there"),
-    [("quantizing_folder", "_finish", False), ("staging", "_sync", False), ("staging", "sync_folder", False)],
+    ("module", "name", "late"),
+    [("quantizing_folder", "_finish", False), ("staging", "_sync", False), ("staging", "_place", True)],
 )
-def test_a_kill_leaves_nothing_and_the_next_run_cleans_up(tmp_path: Path, module: str, name: str, there: bool) -> None:
+def test_a_kill_leaves_all_or_nothing_and_the_next_run_cleans_up(
+    tmp_path: Path, module: str, name: str, late: bool
+) -> None:
     folder, out = genai_folder(tmp_path / "in", with_tokenizer=False), tmp_path / "out"
-    program = KILLED.format(module=module, name=name)
+    program = KILLED.format(module=module, name=name, late=late)
     done = subprocess.run([sys.executable, "-c", program, str(folder), str(out)], check=False)
-    assert done.returncode == -9 and out.exists() == there
-    assert len(list(tmp_path.iterdir())) == 2, "what the killed process was filling"
-    onnxq.quantize_folder(folder, out, **QUICK)
+    assert done.returncode == -9 and out.exists() == late
+    assert len(list(tmp_path.iterdir())) == 2, "beside the input, the output or what it was being made of"
+    onnxq.quantize_folder(folder, out, force=late, **QUICK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert json.loads((out / "genai_config.json").read_text()) == genai_config()
+    assert sorted(path.name for path in out.iterdir()) == ["genai_config.json", "model.onnx"]

@@ -123,6 +123,7 @@ def test_a_spill_file_gives_arrays_back(tmp_path: Path) -> None:
 def test_forgetting_a_view_leaves_its_neighbours(tmp_path: Path) -> None:
     spill = Spill(tmp_path, smallest=0)
     whole = spill.keep(np.arange(1 << 16, dtype=np.int32).reshape(256, 256))
+    spill.close()
     forget(whole[10:20].T)
     np.testing.assert_array_equal(whole.reshape(-1), np.arange(1 << 16))
 

@@ -41,6 +41,21 @@ def test_one_dimension_may_stay_open() -> None:
     assert shape(result.model.graph.input[0]) == [1, "seq", 16]
 
 
+def test_a_dimension_without_a_name_is_called_by_input_and_axis() -> None:
+    proto = model()
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim[:2]:
+            if dim.dim_param:
+                dim.ClearField("dim_param")
+    result = onnxq.quantize(
+        proto, preset="w8a8", calibration=feeds(), fix_dims=["x:0=1", "x:1=8"], benchmark=False, target="qnn"
+    )
+    assert result.model is not None
+    assert shape(result.model.graph.input[0]) == [1, 8, 16]
+    with pytest.raises(OnnxqError, match="takes fixed shapes alone; pass --fix-dim x:1=N"):
+        onnxq.quantize(proto, preset="w8a8", calibration=feeds(), fix_dims=["x:0=1"], target="qnn")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -19,6 +19,7 @@ from tests.graph.build import build, weights
 VALUES: dict[str, tuple[Any, ...]] = {
     "format": ("qoperator", "qdq"), "range": ("minmax",), "percentile": (95.0,), "symmetric": (True, False),
     "per_channel": (False,), "bias_correct": (False,), "smooth": (0.5,), "adaround": (True,), "bits": (3,),
+    "reconstruct": (True,),
     "block_size": (32, 64), "accuracy_level": (0,),
     "float_type": ("float16", "bfloat16"),
 }  # fmt: skip
@@ -61,16 +62,18 @@ def test_every_such_option_is_tried() -> None:
     assert set(VALUES) == set(USES)
 
 
-SLOW = {("adaround", name) for name in NAMES} | {(option, name) for option in VALUES for name in ("zeroquant", "lut8")}
+SLOW = {(option, name) for option in ("adaround", "reconstruct") for name in NAMES}
+SLOW |= {(option, name) for option in VALUES for name in ("zeroquant", "lut8", "w8a8-learned")}
+
+
+def marks(option: str, preset: str) -> list[pytest.MarkDecorator]:
+    learns = option == "reconstruct" or preset == "w8a8-learned"
+    return [pytest.mark.large] * ((option, preset) in SLOW) + [pytest.mark.torch] * learns
 
 
 @pytest.mark.parametrize(
     ("option", "preset"),
-    [
-        pytest.param(option, preset, marks=[pytest.mark.large] if (option, preset) in SLOW else [])
-        for option in VALUES
-        for preset in NAMES
-    ],
+    [pytest.param(option, preset, marks=marks(option, preset)) for option in VALUES for preset in NAMES],
 )
 def test_an_option_is_refused_or_does_something(preset: str, option: str) -> None:
     more = {"range": "percentile"} if option == "percentile" else {}
@@ -81,7 +84,7 @@ def test_an_option_is_refused_or_does_something(preset: str, option: str) -> Non
         assert f"does nothing with preset {preset}" in str(error)
         assert "or use" in str(error)
         return
-    if preset == "zeroquant" and option == "adaround":
+    if (option, preset) in {("adaround", "zeroquant"), ("adaround", "w8a8-learned"), ("reconstruct", "w8a8-learned")}:
         return  # which it does anyway
     assert any(result(preset, **{option: value}, **more) != result(preset) for value in VALUES[option])
 

@@ -54,6 +54,13 @@ from onnxq.cli._progress import working
     help="File for the statistics (.npz).",
 )
 @option(
+    "--to",
+    metavar="FILE",
+    type=FILE,
+    group="Input and output",
+    help="Also write the ranges as a calibration cache of TensorRT; 'onnxq quantize --stats' reads such a file too.",
+)
+@option(
     "--moments",
     is_flag=True,
     group="Input and output",
@@ -93,6 +100,7 @@ def command(
     calibration: str,
     states: dict[str, str] | None,
     output: Path,
+    to: Path | None,
     resume: bool,
     moments: bool,
     provider: str,
@@ -121,6 +129,7 @@ def command(
             progress=progress,
             resume=resume,
             moments=moments,
+            to=to,
             custom_ops=custom_ops,
         )
     state(ctx).written = output

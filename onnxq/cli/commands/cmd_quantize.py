@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
-from onnxq.cli._model_options import float_options, model_options
+from onnxq.cli._learning_options import learning_options
+from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
     DATA,
@@ -168,13 +170,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@option(
-    "--adaround",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Learn for each weight whether to round it up or down. Takes time; pays where weights have few bits.",
-)
+@learning_options(_HOW)
 @option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
@@ -239,15 +235,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times. "
     "Without samples, larger models are quantized a layer at a time.",
 )
-@option(
-    "--kv-cache",
-    metavar="FORM",
-    group=_HOW,
-    default_text="as they are",
-    help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
-    "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
-    "GroupQueryAttention, and a decoder without caches gets some.",
-)
+@decoder_options(_HOW)
 @option(
     "--include",
     metavar="PATTERN",
@@ -337,6 +325,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
+@engine_options("Engine")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")

@@ -30,7 +30,16 @@ class Builder:
     Bodies see the constants of the main graph, and the runtime takes them for constants there too.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, joins_equal: bool = True) -> None:
+        """Look at what the model has.
+
+        Args:
+            model: changed by what is made.
+            joins_equal: integers of equal contents are one initializer, whatever their scales. The QNN provider (2.7)
+                keeps one scale an initializer, and computes wrong numbers for all others.
+        """
+        self._joins_equal = joins_equal
+        self._own: dict[int, tuple[QTensor, ir.Value]] = {}
         self.graph = model.graph
         self.names = walk.Names(model)
         self._spill = spilled.spill_of(model)
@@ -67,6 +76,13 @@ class Builder:
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""
+        if not self._joins_equal:
+            if id(tensor) not in self._own:
+                array = np.require(tensor.values, requirements="C")
+                name = self.names.value(f"{value}_quantized")
+                made = edit.add_initializer(self.graph, name, array, IR_TYPES[tensor.params.spec.dtype])
+                self._own[id(tensor)] = tensor, made
+            return self._own[id(tensor)][1]
         return self.constant(f"{value}_quantized", tensor.values, tensor.params.spec.dtype)
 
     def node(

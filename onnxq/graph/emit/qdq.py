@@ -31,7 +31,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
         rewrite: what becomes of it.
         style: how it is written.
     """
-    builder = common.Builder(model)
+    builder = common.Builder(model, joins_equal=style.steered)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _QdqEmitter(builder, rewrite, nodes, style)
     for value in common.inputs_of(model.graph):
@@ -106,7 +106,7 @@ class _QdqEmitter:
             original = walk.input_at(node, row.bias)
             edit.set_input(node, row.bias, self._bias(node, original, change))
             edit.drop_unused_initializer(original)
-        if row.native:
+        if row.native and self._rewrite.values[node.outputs[0].name or ""].spec.dtype.bits == 8:
             source = node.inputs[0]
             assert source is not None
             name = node.outputs[0].name or ""

@@ -106,14 +106,18 @@ def ask_engine(content: bytes | Path, job: Job, samples: Iterable[Feed], *, time
         samples: samples to run.
         timed: also measure latency, where the engine is no simulator.
     """
-    engine = engine_of(job.target, job.engine_python, job.timed_threads)
+    named = job.engine
+    engine = engine_of(job.target, job.engine_python, job.timed_threads) if named is None else named
     if isinstance(engine, str):
         return EngineWord(note=engine)
     with ExitStack() as stack:
-        stack.callback(engine.close)
+        if named is None:
+            stack.callback(engine.close)
         try:
             word = EngineWord(engine.about(), engine.refused(content))
         except EngineError as error:
+            if named is not None and not named.lives:
+                raise
             return EngineWord(engine.about(), note=f"the engine refuses the model: {error}")
         feeds = list(islice(samples, _FEEDS))
         if not feeds or (word.refused and job.target.coverage == WHOLE):
@@ -128,7 +132,7 @@ def ask_engine(content: bytes | Path, job: Job, samples: Iterable[Feed], *, time
         expected = [float_session.run(feed) for feed in feeds]
         word.sqnr_db = _worst(expected, found)
         word.sqnr_here = _worst(expected, [here.run(feed) for feed in feeds])
-        if timed and job.target.coverage != WHOLE:
+        if timed and named is None and job.target.coverage != WHOLE:
             times = engine.time([job.prepared.original, content], feeds[:4], job.seconds)
             word.ms = dict(zip(("float", "quantized"), map(statistics.median, times), strict=True))
     return word

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
+from onnxq.core import scratch
+from onnxq.core.mapped import Spill
+from onnxq.errors import OnnxqError
 from onnxq.pipeline.float_model import Prepared
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import Target
@@ -25,7 +31,15 @@ def is_large(recipe: Recipe, target: Target, prepared: Prepared) -> bool:
         return False
     if recipe.preset == "auto" or recipe.max_drop is not None or recipe.min_sqnr is not None:
         return False
-    wholes = (recipe.half, recipe.kv_cache, recipe.fuse, recipe.equalize, recipe.target_bits)
+    wholes = (
+        recipe.half,
+        recipe.kv_cache,
+        recipe.fuse,
+        recipe.equalize,
+        recipe.target_bits,
+        recipe.rotate,
+        recipe.finetune,
+    )
     if any(wholes) or recipe.smooths or recipe.learns:
         return False
     return all(
@@ -37,3 +51,20 @@ def is_large(recipe: Recipe, target: Target, prepared: Prepared) -> bool:
 def leave_unconfirmed(prepared: Prepared) -> None:
     """Do not compare the prepared float model with the user's: either would be run as a whole."""
     prepared.session = None
+
+
+def spill_beside(destination: Path, stack: ExitStack) -> Spill:
+    """A file for weights on the disk that has to have room for them anyway.
+
+    Raises:
+        OnnxqError: it cannot be made.
+    """
+    try:
+        folder = stack.enter_context(scratch.folder(destination.resolve().parent))
+    except OSError as error:
+        raise OnnxqError(
+            f"{destination}: cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    spill = Spill(folder)
+    stack.callback(spill.close)
+    return spill

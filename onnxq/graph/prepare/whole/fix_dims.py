@@ -17,7 +17,7 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
 
     Args:
         model: changed in place.
-        sizes: by the name of the dimension.
+        sizes: by the name of the dimension, or ``input:axis`` for one of an input that has no name.
 
     Returns:
         How many dimensions were fixed.
@@ -27,6 +27,8 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
     """
     signature = (*model.graph.inputs, *model.graph.outputs)
     known = {name: None for value in signature for name in _symbols(value)}
+    unnamed = {f"{value.name}:{axis}": (value, axis) for value in model.graph.inputs for axis in _unnamed(value)}
+    known |= dict.fromkeys(unnamed)
     for name in sizes:
         if name not in known:
             there = there_are(name, known) if known else "all of its dimensions are fixed, or have no name"
@@ -42,8 +44,12 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
             fixed += size is not None
             dims.append(dim if size is None else size)
         value.shape = ir.Shape(dims)
+    for name, (value, axis) in unnamed.items():
+        if name in sizes and value.shape is not None:
+            value.shape = ir.Shape([sizes[name] if i == axis else dim for i, dim in enumerate(value.shape)])
+            fixed += 1
     for output in model.graph.outputs:
-        if _symbols(output) and output.producer() is not None:
+        if (_symbols(output) or _unnamed(output)) and output.producer() is not None:
             output.shape = None  # sizes that follow from those that are fixed now
     return fixed
 
@@ -52,3 +58,10 @@ def _symbols(value: ir.Value) -> list[str]:
     if value.shape is None:
         return []
     return [dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim) and isinstance(dim.value, str)]
+
+
+def _unnamed(value: ir.Value) -> list[int]:
+    """The axes whose length has neither a number nor a name."""
+    if value.shape is None:
+        return []
+    return [i for i, dim in enumerate(value.shape) if isinstance(dim, ir.SymbolicDim) and not dim.value]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +35,12 @@ _FEEDS = 64
 
 
 def refine(
-    job: Job, plan: Plan, solution: Solution, statistics: Statistics | None, config: AdaRoundConfig | None = None
+    job: Job,
+    plan: Plan,
+    solution: Solution,
+    statistics: Statistics | None,
+    config: AdaRoundConfig | None = None,
+    deadline: float = math.inf,
 ) -> tuple[Solution, list[str]]:
     """Replace rounding to nearest by AdaRound in every integer layer with a constant weight, static or dynamic.
 
@@ -46,6 +53,7 @@ def refine(
         solution: the plan with weights rounded to nearest.
         statistics: for bias correction; None where there is none.
         config: how to learn.
+        deadline: of `time.monotonic`; layers whose turn comes later stay rounded to nearest.
 
     Raises:
         RecipeError: there are no samples.
@@ -78,6 +86,8 @@ def refine(
     with clock.step("adaround"):
         report = clock.report("adaround")
         for done, (name, seen) in enumerate(layers.items()):
+            if time.monotonic() > deadline:
+                break
             stream = _stream(model, solution, seen.value)
             moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(
                 name

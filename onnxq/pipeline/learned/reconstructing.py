@@ -1,0 +1,305 @@
+"""Let the blocks of a quantized model learn together: from a solution to one with learned numbers, and back again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.core.spec import PerBlock, QParams, QTensor
+from onnxq.errors import RecipeError
+from onnxq.graph import edit, walk
+from onnxq.graph.emit.apply import use_own_pair
+from onnxq.graph.emit.inference.at_inference import emit_dynamic
+from onnxq.graph.emit.qdq import emit_qdq
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
+from onnxq.graph.reading.ops import clamp_bounds
+from onnxq.graph.types import Model, Node
+from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
+from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.pipeline.unsmoothed import in_time
+from onnxq.plan.decisions import Fixed, Plan
+from onnxq.plan.weights.constants import quantize_bias
+from onnxq.qat import need_torch
+from onnxq.runtime.session import session_of
+from onnxq.verify.compare import compare_all
+from onnxq.verify.loss import share
+
+if TYPE_CHECKING:
+    from onnxq.qat.graph_module import GraphModule, Grid
+    from onnxq.qat.parameters import Bias, Integers
+    from onnxq.qat.reconstruction import Reconstructed
+
+_FEEDS = 64
+"""Samples that a block learns from, at most."""
+
+_HELD_OUT = 16
+"""Samples that it is judged by, at most."""
+
+_NEARER = 0.45
+"""Steps from an integer within which a weight is taken to lie that was rounded to it."""
+
+_SECONDS = 20.0
+"""After which no further sample is begun where the whole models are compared."""
+
+
+def check_learning(job: Job) -> None:
+    """Refuse a job whose blocks cannot learn.
+
+    Raises:
+        RecipeError: there are no samples.
+        MissingExtraError: there is no PyTorch.
+    """
+    need_torch("--reconstruct")
+    if job.data is None:
+        raise RecipeError("--reconstruct: needs samples to learn from; pass --calibration")
+
+
+def reconstructed(
+    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], end: float, nearest: Rewrite
+) -> tuple[Rewrite, list[str]]:
+    """Learn the rounding of weights, activations' scales and zero points, and biases, block by block.
+
+    Args:
+        job: its prepared model gets the biases that its Add nodes hold; nothing else in it changes.
+        plan: decisions.
+        rewrite: the plan's numbers.
+        steps: by node, its weight in steps of its grid before it was rounded, zero point added.
+        end: of `time.monotonic`, after which nothing learns any more.
+        nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole.
+
+    Returns:
+        The rewrite with what was learned, and warnings.
+    """
+    if not rewrite.nodes and not rewrite.dynamic:
+        return rewrite, ["--reconstruct: no layer runs on integers, so nothing was learned"]
+    from onnxq.qat.graph_module import GraphModule
+    from onnxq.qat.reconstruction import Reconstruction, reconstruct
+
+    model, data, clock = job.prepared.model, job.data, job.clock
+    assert data is not None
+    emitted = _emitted(model, rewrite)
+    link = _Link(GraphModule(plain_graph(emitted)), rewrite)
+    link.restrict(model, plan, steps)
+    seen = probe_shapes(job, model)
+    floats = {name: int(np.prod(shape)) for name, shape in seen.shapes.items() if seen.dtypes.get(name) == "float32"}
+    with clock.step("reconstruct"):
+        task = Reconstruction(
+            link.module,
+            emitted,
+            model,
+            floats,
+            data.calibration.part(0, _FEEDS),
+            list(islice(data.held_out, _HELD_OUT)),
+            end=end,
+            threads=job.threads,
+            report=clock.report("reconstruct"),
+        )
+        found = reconstruct(task)
+        said = _said(found, job)
+        learned = emitted.clone()
+        replace_constants(learned, link.module.changed())
+        best = learned
+        if worse := _worse(job, emitted, learned):
+            best, said = emitted, [*said, worse]
+        if worse := _worse(job, _emitted(model, nearest), best):
+            return nearest, [*said, worse]
+    return link.rewrite_of(model) if best is learned else rewrite, said
+
+
+def _emitted(model: Model, rewrite: Rewrite) -> Model:
+    """A copy of the model as the rewrite makes it, in QDQ whatever will be written."""
+    copy = model.clone()
+    emit_qdq(copy, rewrite)
+    emit_dynamic(copy, rewrite)
+    use_own_pair(copy)
+    return copy
+
+
+def _worse(job: Job, plain: Model, learned: Model) -> str | None:
+    """A warning, where the whole model is further from float on held-out samples than without what blocks learned."""
+    model, data = job.prepared.model, job.data
+    assert data is not None
+    sessions = [session_of(either, threads=job.threads) for either in (learned, plain)]
+    reference = session_of(model, threads=job.threads)
+    after, before = compare_all(reference, sessions, in_time(islice(data.held_out, _HELD_OUT), _SECONDS))
+    if after.sqnr_db is None or before.sqnr_db is None:
+        return None
+    noisier = after.sqnr_db < before.sqnr_db - 0.1
+    changed = after.loss is not None and before.loss is not None and after.loss > 1.1 * before.loss + 1e-4
+    if not noisier and not changed:
+        return None
+    return (
+        "--reconstruct: nothing was taken over, since held-out samples have an SQNR of "
+        f"{before.sqnr_db:.1f} dB without and {after.sqnr_db:.1f} dB with what the blocks learned, and a loss of "
+        f"{share(before.loss or 0.0)} and {share(after.loss or 0.0)}"
+    )
+
+
+def weight_steps(model: Model, rewrite: Rewrite) -> dict[str, Array]:
+    """By node, its weight in steps of its grid before rounding, zero point added.
+
+    Args:
+        model: the prepared model.
+        rewrite: with each weight's own scales, not yet those of spread channels.
+    """
+    found = {}
+    for node in walk.all_nodes(model.graph):
+        change = rewrite.nodes.get(node.name or "") or rewrite.dynamic.get(node.name or "")
+        tensor = change.constants.get(1) if change is not None else None
+        weight = walk.const_array(walk.input_at(node, 1))
+        if tensor is None or weight is None or isinstance(tensor.params.spec.granularity, PerBlock):
+            continue
+        zero = tensor.params.zero_point.astype(np.float32)
+        found[node.name or ""] = np.asarray(weight.astype(np.float32) / tensor.params.scale + zero)
+    return found
+
+
+def _said(found: Reconstructed, job: Job) -> list[str]:
+    said = []
+    if found.skipped:
+        listed = ", ".join(found.skipped)
+        said.append(f"--reconstruct: blocks with {listed} were left out, for which there is no torch function")
+    if found.late:
+        said.append(
+            f"--reconstruct: {found.late} blocks did not learn within {job.recipe.minutes:g} minutes; "
+            "--minutes gives more"
+        )
+    if any(not outcome.finite for outcome in found.outcomes):
+        said.append("--reconstruct: a loss was not finite; its block kept the best state before that")
+    return said
+
+
+class _Link:
+    """What in a module is what in a rewrite: the emitter writes each distinct constant once, so by contents."""
+
+    def __init__(self, module: GraphModule, rewrite: Rewrite) -> None:
+        self.module, self._rewrite = module, rewrite
+        self._grids: dict[tuple[bytes, bytes, str], Grid] = {
+            _key(grid.scale.original, grid.zero.original if grid.zero is not None else None): grid
+            for grid in module.grids.values()
+        }
+        self._integers = {
+            (weight.integers.original.dtype.name, weight.integers.original.tobytes()): weight.integers
+            for weight in module.weights.values()
+        }
+        self._nodes: dict[str, PlainNode] = {node.name: node for node in module.graph.nodes}
+
+    def restrict(self, model: Model, plan: Plan, steps: Mapping[str, Array]) -> None:
+        """Tell the module what must not change, and where the weights lay before they were rounded."""
+        for name, decision in plan.values.items():
+            grid = self._grid(name)
+            if grid is None:
+                continue
+            if isinstance(decision, Fixed):
+                grid.learns = grid.moves = False
+            if self._rewrite.values[name].spec.symmetric:
+                grid.moves = False
+        nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
+        for node_plan in plan.nodes.values():
+            clamp = nodes.get(node_plan.folds or "")
+            grid = self._grid(clamp.outputs[0].name or "") if clamp is not None else None
+            if clamp is not None and grid is not None:
+                grid.moves = False
+                if any(np.isfinite(bound) and bound != 0.0 for bound in clamp_bounds(clamp)):
+                    bound = float(grid.scale.original.reshape(()))
+                    grid.scale.bound = bound if grid.scale.bound is None else min(bound, grid.scale.bound)
+        changes: dict[str, NodeRewrite | DynamicRewrite] = {**self._rewrite.nodes, **self._rewrite.dynamic}
+        for name, change in changes.items():
+            self._start(change, steps.get(name))
+
+    def _start(self, change: NodeRewrite | DynamicRewrite, steps: Array | None) -> None:
+        tensor = change.constants.get(1)
+        if tensor is None:
+            return
+        values, part = tensor.values, self._part(tensor)
+        if part is None:
+            return
+        spec = tensor.params.spec
+        part.low, part.high = spec.qmin, spec.qmax
+        if steps is None or steps.shape != values.shape:
+            return
+        whole = values.astype(np.float32)  # where it was learned already, it stays the nearer integer
+        start = whole + np.clip(np.clip(steps, spec.qmin, spec.qmax) - whole, -_NEARER, _NEARER)
+        part.start_from(start.T if part.original.shape != values.shape else start)
+
+    def _part(self, tensor: QTensor) -> Integers | None:
+        for values in (tensor.values, np.ascontiguousarray(tensor.values.T)):  # a Gemm's may have been turned
+            found = self._integers.get((values.dtype.name, values.tobytes()))
+            if found is not None:
+                return found
+        return None
+
+    def _grid(self, name: str) -> Grid | None:
+        params = self._rewrite.values.get(name)
+        return None if params is None else self._grids.get(_key(params.scale, params.zero_point))
+
+    def rewrite_of(self, model: Model) -> Rewrite:
+        """The rewrite with the module's numbers.
+
+        Args:
+            model: the prepared model; float biases of products that were learned are set in it.
+        """
+        old = self._rewrite
+        nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
+        values = {name: self._params(name, params) for name, params in old.values.items()}
+        dynamic = {name: replace(change, constants=self._constants(change)) for name, change in old.dynamic.items()}
+        static = {}
+        for name, change in old.nodes.items():
+            source = nodes[name].inputs[0] if nodes[name].inputs else None
+            static[name] = self._node(name, change, values.get((source.name if source is not None else None) or ""))
+            if change.adds is not None:
+                self._set_bias(nodes[change.adds])
+        return replace(old, values=values, nodes=static, dynamic=dynamic)
+
+    def _params(self, name: str, params: QParams) -> QParams:
+        grid = self._grid(name)
+        if grid is None:
+            return params
+        zero = params.zero_point if grid.zero is None else grid.zero.array().reshape(params.zero_point.shape)
+        return replace(params, scale=grid.scale.array().reshape(params.scale.shape), zero_point=zero)
+
+    def _constants(self, change: NodeRewrite | DynamicRewrite) -> dict[int, QTensor]:
+        found = dict(change.constants)
+        for position, tensor in change.constants.items():
+            part = self._part(tensor)
+            if part is not None:
+                array = part.array()
+                same = array.shape == tensor.values.shape and part.original.tobytes() == tensor.values.tobytes()
+                found[position] = QTensor(array if same else np.ascontiguousarray(array.T), tensor.params)
+        return found
+
+    def _node(self, name: str, change: NodeRewrite, source: QParams | None) -> NodeRewrite:
+        constants = self._constants(change)
+        if change.bias is None or source is None:
+            return replace(change, constants=constants)
+        bias = self._bias(name)
+        scale = change.bias.params.scale.astype(np.float64)
+        real = change.bias.values * scale if bias is None else bias.real.detach().cpu().numpy().astype(np.float64)
+        scale_x = float(source.scale.reshape(()))
+        return replace(change, constants=constants, bias=quantize_bias(real, scale_x, constants[1].params.scale))
+
+    def _bias(self, name: str) -> Bias | None:
+        node = self._nodes.get(name)
+        return None if node is None or len(node.inputs) < 3 else self.module.biases.get(node.inputs[2])
+
+    def _set_bias(self, node: Node) -> None:
+        """A bias that the kernel adds as a float stands in the model itself."""
+        for value in node.inputs:
+            learned = self.module.floats.get(value.name or "") if value is not None else None
+            before = walk.const_array(value)
+            if value is not None and learned is not None and before is not None and value.is_initializer():
+                array = learned.detach().cpu().numpy().astype(before.dtype)
+                if not np.array_equal(array, before):
+                    edit.set_contents(value, array)
+
+
+def _key(scale: Array, zero: Array | None) -> tuple[bytes, bytes, str]:
+    """What tells grids apart: the bytes of scale and zero point, and their type."""
+    if zero is None:
+        return scale.tobytes(), b"", ""
+    return scale.tobytes(), zero.tobytes(), zero.dtype.name

@@ -1,0 +1,175 @@
+"""Blocks of whole models learn together: fewer bits cost less, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.core.error_measures import sqnr_db
+from onnxq.errors import MissingExtraError, RecipeError
+from onnxq.recipe.recipe import Recipe
+from onnxq.targets import TARGETS
+from tests.graph.build import build, run, weights
+
+needs_torch = pytest.mark.torch
+
+TEXT = """g (float[N,3,8,8] x) => (float[N,6] y) {
+    [c1] a = Conv <pads = [1,1,1,1]> (x, w1, b1) [r1] b = Relu (a)
+    [c2] c = Conv <pads = [1,1,1,1]> (b, w2, b2) [s] d = Add (b, c) [r2] e = Relu (d)
+    [c3] f = Conv <pads = [1,1,1,1]> (e, w3, b3) [r3] h = Clip (f, low, high)
+    [c4] i = Conv (h, w4, b4) [r4] j = Relu (i)
+    [p] k = GlobalAveragePool (j) [fl] l = Flatten (k) [fc] y = Gemm (l, w5, b5)
+}"""
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target whose weights have 4 bits, so that how they are rounded counts."""
+    monkeypatch.setitem(TARGETS, "narrow", replace(TARGETS["cpu"], name="narrow", weight_bits=4))
+
+
+def model() -> onnx.ModelProto:
+    return build(
+        TEXT, w1=weights(12, 3, 3, 3), b1=weights(12), w2=weights(12, 12, 3, 3) / 2, b2=weights(12),
+        w3=weights(16, 12, 3, 3) / 2, b3=weights(16), w4=weights(16, 16, 1, 1), b4=weights(16), w5=weights(16, 6),
+        b5=weights(6), low=np.float32(0), high=np.float32(3),
+    )  # fmt: skip
+
+
+def feeds(count: int = 20) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(0, 1, (count, 2, 3, 8, 8)) @ (rng.normal(0, 0.3, (8, 8)) + np.eye(8))
+    return [{"x": array.astype(np.float32)} for array in mixed]
+
+
+def ratio(quantized: onnx.ModelProto | None, samples: list[dict[str, np.ndarray]]) -> float:
+    assert quantized is not None
+    both = [(run(model().SerializeToString(), f)["y"], run(quantized.SerializeToString(), f)["y"]) for f in samples]
+    return sqnr_db(np.concatenate([p[0] for p in both]), np.concatenate([p[1] for p in both]))
+
+
+def quantized(**options: Any) -> onnxq.report.results.QuantizeResult:
+    recipe = Recipe(**{"preset": "w8a8", "target": "narrow", "include": ("*",), **options})
+    return onnxq.quantize(model(), calibration=feeds(), recipe=recipe, threads=1, benchmark=False, force=True)
+
+
+@needs_torch
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_four_bits_cost_less(form: str) -> None:
+    plain, learned = quantized(format=form), quantized(format=form, preset="w8a8-learned")
+    assert learned.coverage == plain.coverage
+    assert plain.model is not None and learned.model is not None
+    assert [n.op_type for n in learned.model.graph.node] == [n.op_type for n in plain.model.graph.node]
+    assert ratio(learned.model, feeds()) > ratio(plain.model, feeds()) + 6.0
+    inside = [onnx.numpy_helper.to_array(t) for t in learned.model.graph.initializer]
+    integers = [a for a in inside if a.dtype == np.int8 and a.ndim > 1]
+    assert len(integers) == 5 and all(np.abs(array.astype(int)).max() <= 7 for array in integers)
+
+
+@needs_torch
+def test_the_same_twice() -> None:
+    assert quantized(reconstruct=True).model == quantized(reconstruct=True).model
+
+
+@needs_torch
+def test_time_bounds_what_learns() -> None:
+    result = quantized(reconstruct=True, minutes=1e-9)
+    assert result.model == quantized().model
+    assert any("did not learn within 1e-09 minutes; --minutes gives more" in warning for warning in result.warnings)
+
+
+@needs_torch
+def test_a_loss_that_is_not_finite_keeps_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from onnxq.qat.block_learning import BlockLearner
+
+    monkeypatch.setattr(BlockLearner, "_loss", lambda self, samples: torch.tensor(float("nan"), requires_grad=True))
+    result = quantized(reconstruct=True)
+    assert result.model == quantized(adaround=True).model
+    assert any("a loss was not finite; its block kept the best state" in warning for warning in result.warnings)
+
+
+@needs_torch
+def test_what_is_worse_in_the_whole_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.qat.block_learning import BlockLearner, Outcome
+
+    def spoil(self: BlockLearner, *arguments: Any) -> Outcome:
+        import torch
+
+        self._parts.settle()
+        with torch.no_grad():
+            for part in self._parts.integers:
+                part.latent += 2.0
+        return Outcome(1.0, 0.5, 1)
+
+    monkeypatch.setattr(BlockLearner, "learn", spoil)
+    result = quantized(reconstruct=True)
+    assert result.model == quantized(adaround=True).model
+    assert any("--reconstruct: nothing was taken over" in warning for warning in result.warnings)
+
+
+@needs_torch
+def test_blocks_with_if_are_left_out() -> None:
+    text = """g (float[N,3,8,8] x, bool c) => (float[N,6,8,8] y) {
+        [c1] a = Conv <pads = [1,1,1,1]> (x, w1) [r1] b = Relu (a)
+        [i] d = If (c) <then_branch = t () => (float[N,12,8,8] t1) { [m] t1 = Mul (b, two) },
+                        else_branch = e () => (float[N,12,8,8] e1) { [n] e1 = Neg (b) }>
+        [c2] f = Conv <pads = [1,1,1,1]> (d, w2) [c3] y = Conv (f, w3)
+    }"""
+    made = build(text, w1=weights(12, 3, 3, 3), w2=weights(12, 12, 3, 3), w3=weights(6, 12, 1, 1), two=np.float32(2))
+    samples = [{**feed, "c": np.array(i % 2 == 0)} for i, feed in enumerate(feeds())]
+    result = onnxq.quantize(
+        made, calibration=samples, preset="w8a8", recipe=Recipe(reconstruct=True, include=("*",)), threads=1,
+        benchmark=False, force=True,
+    )  # fmt: skip
+    assert any("blocks with If were left out, for which there is no torch function" in w for w in result.warnings)
+
+
+@needs_torch
+def test_samples_are_needed(tmp_path: Path, digits: Path) -> None:
+    statistics = onnxq.calibrate(digits, tmp_path / "s.npz", threads=1).statistics
+    with pytest.raises(RecipeError, match="--reconstruct: needs samples to learn from"):
+        onnxq.quantize(onnx.load(digits), statistics=statistics, preset="w8a8-learned", benchmark=False)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.qat.has_torch", lambda: False)
+    with pytest.raises(MissingExtraError, match=r"--reconstruct: needs PyTorch.*pip install 'onnxq\[torch\]'"):
+        quantized(reconstruct=True)
+
+
+@needs_torch
+def test_blocks_end_at_joints() -> None:
+    from onnxq.graph.files import io
+    from onnxq.graph.views.plain_graph import plain_graph
+    from onnxq.qat.network_blocks import Facts, find_blocks, teachers_of
+
+    graph = plain_graph(io.load(model()))
+    floats = {name: 1 for node in graph.nodes for name in node.outputs}
+    layers = frozenset(node.index for node in graph.nodes if node.op_type in ("Conv", "Gemm"))
+    blocks = find_blocks(graph, Facts(teachers_of(graph, frozenset({*floats, "x"})), floats, layers), least=2)
+    # not inside the residual block, where b is read later too
+    assert [(list(block.outputs.values()), block.layers) for block in blocks] == [(["d"], 2), (["i"], 2), (["y"], 1)]
+    assert [node for block in blocks for node in block.nodes] == list(graph.nodes)
+
+
+@needs_torch
+def test_interrupted_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from onnxq.qat.block_learning import BlockLearner
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockLearner, "learn", interrupt)
+    out = tmp_path / "out.onnx"
+    recipe = Recipe(preset="w8a8-learned", include=("*",))
+    with pytest.raises(KeyboardInterrupt):
+        onnxq.quantize(model(), out, calibration=feeds(), recipe=recipe, threads=1, benchmark=False)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,298 @@
+"""Twelve models that are broken on purpose, one a rule; what is found, what is made right, and nothing on our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import Result
+
+import onnxq
+from onnxq.errors import RecipeError, TargetError
+from onnxq.graph.files import io
+from onnxq.verify.lint.rules import RULES
+from tests.graph.build import build, run, weights
+
+RNG = np.random.default_rng(7)
+FEEDS = [{"x": RNG.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(4)]
+NET = """g (float[1, 8, 6, 6] x) => (float[1, 4, 6, 6] y) {
+    [a] c = Conv (x, w, b) [r] d = Relu (c) [s] e = Conv (d, v, f) [j] h = Add (e, d) [t] y = Conv (h, u) }"""
+
+
+def net() -> onnx.ModelProto:
+    return build(
+        NET,
+        w=weights(8, 8, 1, 1),
+        b=weights(8),
+        v=weights(8, 8, 1, 1, seed=1),
+        f=weights(8, seed=2),
+        u=weights(4, 8, 1, 1),
+    )
+
+
+def written(target: str, preset: str = "w8a8", **options: Any) -> onnx.ModelProto:
+    result = onnxq.quantize(net(), target=target, preset=preset, calibration=FEEDS, benchmark=False, **options)
+    assert result.model is not None
+    return result.model
+
+
+def node_named(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def writer(model: onnx.ModelProto, value: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if value in node.output)
+
+
+def content(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+
+
+def put(model: onnx.ModelProto, name: str, array: np.ndarray) -> str:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return name
+
+
+def int8_activations() -> onnx.ModelProto:
+    return written("tensorrt")
+
+
+def a_zero_point() -> onnx.ModelProto:
+    model = written("tensorrt")
+    zero = put(model, "off", np.array(5, np.int8))
+    scale = node_named(model, "x_QuantizeLinear").input[1]
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] == scale:
+            node.input[2] = zero
+    return model
+
+
+def unsigned_weights() -> onnx.ModelProto:
+    model = written("qnn")
+    dq = writer(model, node_named(model, "a").input[1])
+    dq.input[0] = put(model, "u8", (content(model, dq.input[0]).astype(np.int16) + 128).astype(np.uint8))
+    dq.input[2] = put(model, "z8", np.full(content(model, dq.input[1]).shape, 128, np.uint8))
+    return model
+
+
+def weights_off_zero() -> onnx.ModelProto:
+    model = written("qnn")
+    dq = writer(model, node_named(model, "s").input[1])
+    dq.input[2] = put(model, "off", np.full(content(model, dq.input[1]).shape, 3, np.int8))
+    return model
+
+
+def a_scale_a_channel() -> onnx.ModelProto:
+    text = "g (float[1, 8] x) => (float[1, 8] y) { [a] y = MatMul (x, w) }"
+    feeds = [{"x": RNG.standard_normal((1, 8)).astype(np.float32)} for _ in range(3)]
+    result = onnxq.quantize(
+        build(text, w=weights(8, 8)), target="qnn", preset="w8a8", calibration=feeds, benchmark=False
+    )
+    model = result.model
+    assert model is not None
+    dq = writer(model, node_named(model, "a").input[1])
+    dq.input[1] = put(model, "scales", np.full(8, content(model, dq.input[1])))
+    dq.input[2] = put(model, "zeros", np.zeros(8, np.int8))
+    dq.attribute.append(onnx.helper.make_attribute("axis", 1))
+    return model
+
+
+def a_bias_on_integers() -> onnx.ModelProto:
+    return _with_bias(written("tensorrt"))
+
+
+def _with_bias(model: onnx.ModelProto) -> onnx.ModelProto:
+    layer = node_named(model, "a")
+    scale = np.float32(0.001)
+    integers = np.round(content(model, layer.input[2]) / scale).astype(np.int32)
+    dq = onnx.helper.make_node(
+        "DequantizeLinear", [put(model, "bi", integers), put(model, "bs", scale)], ["bias_back"], name="bias_dq"
+    )
+    model.graph.node.insert(0, dq)
+    layer.input[2] = "bias_back"
+    return model
+
+
+def a_bias_at_a_wrong_scale() -> onnx.ModelProto:
+    model = written("qnn")
+    dq = writer(model, node_named(model, "a").input[2])
+    dq.input[1] = put(model, "wrong", content(model, dq.input[1]) * 3)
+    return model
+
+
+def a_float_output() -> onnx.ModelProto:
+    """What only moves numbers, and gives them in float."""
+    text = "g (float[1, 8, 6, 6] x) => (float[1, 288] y) { [a] c = Conv (x, w) [f] y = Flatten (c) }"
+    result = onnxq.quantize(
+        build(text, w=weights(8, 8, 1, 1)), target="qnn", preset="w8a8", calibration=FEEDS, benchmark=False
+    )
+    model = result.model
+    assert model is not None
+    flatten = node_named(model, "f")
+    kept = [n for n in model.graph.node if flatten.output[0] not in n.input and "y" not in n.output]
+    kept = [n for n in kept if not (n.op_type == "DequantizeLinear" and "y" in n.output)]
+    flatten.output[0] = "y"
+    del model.graph.node[:]
+    model.graph.node.extend(n for n in kept if not (n is not flatten and n.name == "f"))
+    return model
+
+
+def an_add_with_one_float_input() -> onnx.ModelProto:
+    model = written("tensorrt")
+    add = node_named(model, "j")
+    dq = writer(model, add.input[0])
+    add.input[0] = writer(model, dq.input[0]).input[0]
+    return model
+
+
+def sixteen_bits_of_the_standard() -> onnx.ModelProto:
+    model = written("qnn", "w8a16")
+    for node in model.graph.node:
+        node.domain = ""
+    return model
+
+
+def open_shapes() -> onnx.ModelProto:
+    model = written("qnn")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return model
+
+
+def one_constant_at_two_scales() -> onnx.ModelProto:
+    model = written("qnn")
+    first, second = (writer(model, node_named(model, name).input[1]) for name in ("a", "s"))
+    second.input[0] = first.input[0]
+    return model
+
+
+def integer_operators() -> onnx.ModelProto:
+    return written("cpu", format="qoperator")
+
+
+def integers_for_a_gpu() -> onnx.ModelProto:
+    return written("cpu")
+
+
+def weights_that_saturate() -> onnx.ModelProto:
+    return written("cpu")
+
+
+BROKEN: dict[Callable[[], onnx.ModelProto], tuple[str, str, bool, bool]] = {
+    int8_activations: ("qnn", "activation-type", True, False),
+    a_zero_point: ("tensorrt", "activation-zero-point", True, True),
+    unsigned_weights: ("qnn", "weight-type", True, True),
+    weights_off_zero: ("qnn", "weight-zero-point", True, True),
+    a_scale_a_channel: ("qnn", "weight-granularity", True, True),
+    a_bias_on_integers: ("tensorrt", "bias", True, True),
+    a_bias_at_a_wrong_scale: ("qnn", "bias", True, True),
+    a_float_output: ("qnn", "placement", True, True),
+    an_add_with_one_float_input: ("tensorrt", "placement", False, False),
+    sixteen_bits_of_the_standard: ("qnn", "opset", True, True),
+    open_shapes: ("qnn", "shapes", True, True),
+    one_constant_at_two_scales: ("qnn", "shared-integers", True, True),
+    integer_operators: ("openvino", "operators", True, False),
+    integers_for_a_gpu: ("cuda", "integers", True, False),
+    weights_that_saturate: ("cpu-avx2", "saturation", False, True),
+}
+"""Target, rule, whether the target refuses it, whether it can be made right."""
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda function: function.__name__)
+def test_what_is_broken_is_found_and_made_right_where_that_can_be(
+    broken: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    target, rule, refuses, fixable = BROKEN[broken]
+    model = broken()
+    before = model.SerializeToString()
+    result = onnxq.lint(model, target=target)
+    found = [finding for finding in result.findings if finding.rule == rule]
+    assert found, result.summary()
+    assert any(finding.refuses for finding in found) == refuses
+    assert any(finding.fixable for finding in found) == fixable
+    assert all(finding.why and finding.remedy and "\n" not in str(finding) for finding in result.findings)
+    assert model.SerializeToString() == before
+    out = tmp_path / "fixed.onnx"
+    fixed = onnxq.lint(model, target=target, output=out, fix_dims=["batch=1"] if rule == "shapes" else [])
+    left = [finding for finding in fixed.findings if finding.rule == rule]
+    assert bool(left) != fixable, fixed.summary()
+    if fixable:
+        assert fixed.fixed[rule] > 0
+        onnx.checker.check_model(onnx.load(out))
+        if broken not in (one_constant_at_two_scales, open_shapes, sixteen_bits_of_the_standard):
+            feed = FEEDS[0] if rule != "weight-granularity" else {"x": np.ones((1, 8), np.float32)}
+            for left_, right in zip(run(before, feed).values(), run(out.read_bytes(), feed).values(), strict=True):
+                assert np.abs(left_ - right).max() <= 0.2 * np.abs(left_).max()
+
+
+def test_every_rule_is_broken_once() -> None:
+    assert len(BROKEN) >= 12
+    assert len({rule for _, rule, _, _ in BROKEN.values()}) >= len(RULES) - 1  # two rules speak of weights' types
+
+
+@pytest.mark.parametrize(
+    ("target", "preset"),
+    [
+        ("cpu", "w8a8"), ("cpu-avx2", "w8a8"), ("arm", "w8a8"), ("qnn", "w8a8"), ("qnn", "w8a16"), ("qnn", "w4a16"),
+        ("openvino", "w8a8"), ("tensorrt", "w8a8"), ("cuda", "fp16"), ("web", "w8a8"), ("web-gpu", "fp16"),
+    ],
+)  # fmt: skip
+def test_nothing_is_found_in_what_is_written(target: str, preset: str, tmp_path: Path) -> None:
+    model = written(target, preset)
+    result = onnxq.lint(model, target=target)
+    assert result.findings == [], result.summary()
+    fixed = onnxq.lint(model, target=target, output=tmp_path / "same.onnx")
+    assert fixed.fixed == {}
+
+
+def test_a_float_model_is_refused_by_an_npu_alone() -> None:
+    assert onnxq.lint(net(), target="qnn").refused
+    assert not onnxq.lint(net(), target="cpu").findings
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no target 'npu'"):
+        onnxq.lint(net(), target="npu")
+    with pytest.raises(RecipeError, match="is not NAME=N"):
+        onnxq.lint(net(), target="qnn", fix_dims=["batch"])
+    with pytest.raises(RecipeError, match="--engine-python: target tensorrt has no engine"):
+        onnxq.lint(net(), target="tensorrt", engine_python="/nonexistent")
+    assert io.load(net()) is not None
+
+
+@pytest.mark.qnn
+def test_the_simulator_is_asked_too() -> None:
+    result = onnxq.lint(written("qnn"), target="qnn")
+    assert result.engine is not None
+    assert result.findings == []
+    broken = onnxq.lint(net(), target="qnn")
+    assert broken.refused
+
+
+def test_the_command(tmp_path: Path, run_command: Callable[..., Result]) -> None:
+    path, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(a_bias_on_integers(), path)
+    done = run_command("lint", path, "--target", "tensorrt")
+    assert done.exit_code == 1
+    assert "Conv 'a': bias: its bias stands behind a DQ" in done.stdout
+    done = run_command("lint", path, "--target", "tensorrt", "--fix", "-o", out)
+    assert done.exit_code == 0, done.stdout
+    assert "fixed bias 1 time" in done.stdout
+    assert run_command("lint", out, "--target", "tensorrt", "--json").exit_code == 0
+    for wrong in (["--fix"], ["-o", out], ["--fix-dim", "a=1"]):
+        assert run_command("lint", path, "--target", "tensorrt", *wrong).exit_code == 2
+    assert run_command("lint", path, "--target", "none").exit_code == 2
+    assert run_command("lint", tmp_path / "none.onnx", "--target", "qnn").exit_code == 1
+
+
+@pytest.fixture
+def run_command() -> Callable[..., Result]:
+    from click.testing import CliRunner
+
+    from onnxq.cli._app import app
+
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="onnxq")
