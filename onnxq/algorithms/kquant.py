@@ -128,7 +128,7 @@ def kquant(
 
     def solve(rows: slice) -> tuple[Array, Array]:
         part = np.ascontiguousarray(weight[rows])  # of a transposed view no more than this is copied
-        check_finite(part, "kquant", rows.start)
+        check_finite(part, "kquant", rows.start, weight.shape)
         groups = split(part, spec.granularity)
         if config.method == "legacy":
             levels, scale = _legacy(groups, spec)
