@@ -12,6 +12,7 @@ from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
+from onnxq.pipeline.transformation import even_channels
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
 from onnxq.search.choice_cache import recall, remember
@@ -42,6 +43,7 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
     if options.resume and (limits == Limits() or options.state is None):
         missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
+    even_channels(job)
     own = not options.metric.is_default
     if job.recipe.finetune:
         settled = settle_preset(job.recipe, job.data is not None or job.statistics is not None)
