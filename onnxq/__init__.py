@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Inspection,
         QuantizeResult,
     )
+    from onnxq.runtime.engines.places import RunsOn
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
     from onnxq.verify.lint.findings import LintResult
@@ -76,6 +77,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Rule",
+    "RunsOn",
     "Statistics",
     "TargetError",
     "ValueRule",
@@ -117,6 +119,7 @@ _HOMES = {
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",
     "Rule": "onnxq.recipe.recipe",
+    "RunsOn": "onnxq.runtime.engines.places",
     "Statistics": "onnxq.stats.statistics",
     "TargetError": "onnxq.errors",
     "ValueRule": "onnxq.recipe.value_rules",

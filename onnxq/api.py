@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from onnxq.data.carried_states import Recurrence
-from onnxq.data.feeds import Feed
-from onnxq.data.readers import open_reader
 from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
 from onnxq.diagnosis.inspecting import diff, inspect
-from onnxq.errors import ModelError, RecipeError, VerificationError
-from onnxq.graph.files import io
+from onnxq.diagnosis.measuring import benchmark, compare
+from onnxq.errors import ModelError
 from onnxq.graph.files.saving import check_destination, write_text
-from onnxq.graph.reading.output_facts import facts_of_file
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.deliver.linting import lint
@@ -25,10 +21,10 @@ from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.foreign import Converted, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
-from onnxq.report.results import BenchmarkResult, CalibrateResult, QuantizeResult
+from onnxq.report.results import CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
-from onnxq.runtime.session import CPU, open_session
-from onnxq.runtime.synthetic import described, runnable_feed
+from onnxq.runtime.engines.places import RunsOn
+from onnxq.runtime.session import CPU
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
 from onnxq.search.within.score import Function
@@ -36,11 +32,6 @@ from onnxq.stats.statistics import Statistics
 from onnxq.stats.tensorrt_cache import cache_of
 from onnxq.targets import target_named
 from onnxq.targets.listing import presets, targets
-from onnxq.verify.benchmark import benchmark as run_benchmark
-from onnxq.verify.compare import Comparison, matched_outputs
-from onnxq.verify.compare import compare as run_comparison
-from onnxq.verify.free_running import free_running
-from onnxq.verify.metrics import metric_of
 
 __all__ = [
     "benchmark", "calibrate", "compare", "dequantize", "diagnose", "diff", "inspect", "lint", "presets", "quantize",
@@ -69,7 +60,12 @@ def quantize(
     outliers: float | None = None,
     adaround: bool | None = None,
     reconstruct: bool | None = None,
+    finetune: bool | None = None,
     minutes: float | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
     target: str | None = None,
     fuse: str | None = None,
     include: Sequence[str] = (),
@@ -86,6 +82,7 @@ def quantize(
     fix_dims: Sequence[str] = (),
     float_outputs: Sequence[str] = (),
     engine_python: str | os.PathLike[str] | None = None,
+    runs_on: RunsOn | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -112,14 +109,11 @@ def quantize(
 
     Args:
         model: path of an ONNX file, or an ``onnx.ModelProto``; never changed.
-        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file (``<stem>.auto.onnx`` whatever "auto"
-            chooses), and nothing for a ModelProto, whose quantized form is then in ``result.model``.
-        calibration: ``.npz`` file, folder of feeds, ``module:callable``, iterable of dicts or an object with
-            ``get_next()``; for language models also a text file, a line or a paragraph a sample; None looks for
-            ``calibration_data/<stem>.npz``. Inputs that are states of a recurrent model may be missing.
+        output: file to write; None writes ``<stem>.<preset>.onnx`` beside a file, else gives ``result.model`` alone.
+        calibration: ``.npz`` file, folder, ``module:callable``, iterable of dicts or an object with ``get_next()``; for
+            language models also a text file; None looks for ``calibration_data/<stem>.npz``.
         tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
-        states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, where names and
-            shapes do not say so; these are carried over also where every sample holds them.
+        states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
         range: "minmax", "percentile", "entropy" or "mse".
@@ -132,7 +126,12 @@ def quantize(
         outliers: magnitude from which a layer's input channels are float, where activations have a scale a row.
         adaround: learn for each weight whether to round it up or down; needs samples and time.
         reconstruct: let blocks learn weights' rounding, activations' grids and biases; needs samples and PyTorch.
-        minutes: time that this learning may take; 4 by default.
+        finetune: let the quantized model learn end to end from the float model; needs samples and PyTorch.
+        minutes: time that either learning may take; 4 by default.
+        epochs: passes of finetuning over the samples; by their number by default.
+        learning_rate: of finetuning, as a share of scales and grids; 0.002 by default.
+        seed: of the order of the samples in finetuning.
+        device: that finetuning runs on, "cpu" or "cuda".
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".
         include: patterns; only nodes that match are quantized.
@@ -141,40 +140,35 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel; None
-            takes 4, and with samples 0 for layers of which that would leave too little.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
         store_only: store weights in that type and compute in float32.
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
+        runs_on: the provider, the device behind a shell, or onnxruntime-web in Node that runs and times models;
+            "fastest" then means there. With target "web" this is Node where ``ONNXQ_NODE_MODULES`` names it.
         opset: operator set of the model that is written.
         float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
         engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
         recipe: a `Recipe` or a YAML file with all of these; arguments win over it.
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
-        min_sqnr: dB that the worst output has to keep. With samples, the fastest model that keeps this and ``max_drop``
-            is searched for; verification fails where there is none.
+        min_sqnr: dB that the worst output has to keep; with samples, the fastest such model is searched for.
         max_drop: largest fall of ``metric``: in points (0.5 is half a percent), or in the units of a function.
-        max_memory: GiB that second moments may take at a time.
-        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; its inputs and outputs
-            change type, attention in plain operators becomes GroupQueryAttention, and missing caches are added.
-        rotate: turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal matrices
-            that are folded into the weights around them (QuaRot), so that no channel is far larger than the others.
+        max_memory: GiB for second moments; without samples, a model above a quarter of it is quantized by layers.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; missing ones are added.
+        rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
         force: write the model even if verification fails.
         threads: threads an operator may use; None lets the runtime choose (latency is then measured with one).
         benchmark: measure latency.
         seconds: time to spend on measuring each model.
-        workload: what the latency of a language model with a cache is of: "prefill" (a prompt of 128 tokens), "decode"
-            (one token behind 192), or "chat", 128 tokens in and 128 out, by default.
-        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take; then the best
-            candidate so far is returned.
+        workload: what the latency of a language model with a cache is of: "prefill", "decode", or "chat" by default.
+        budget: seconds that the preset "auto", and a search for ``max_drop`` or ``min_sqnr``, may take.
         metric: what ``max_drop`` is about: "top1" (accuracy where the data has labels, else agreement with float),
             "accuracy", "perplexity", "divergence", "sqnr" (``min_sqnr`` alone), or a function, or ``module:function``,
             of a runner: a callable from a feed to the outputs by name. It gives a number, higher for a better model,
             and brings its own data.
-        search_state: file that keeps what a search has measured, removed at success; None takes
-            ``<output>.search.json``, or none where no file is written.
+        search_state: file that keeps what a search has measured; None takes ``<output>.search.json``.
         resume: go on from that file where an earlier search was interrupted.
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs
@@ -249,135 +243,6 @@ def calibrate(
     if to is not None:
         write_text(Path(to), cache_of(dict(result.statistics.items())))
     return result
-
-
-@checked
-@with_custom_ops
-def compare(
-    float_model: Source,
-    quantized_model: Source,
-    *,
-    data: object = None,
-    states: Mapping[str, str] | None = None,
-    metric: str | None = None,
-    threads: int | None = None,
-    custom_ops: Libraries = (),
-) -> Comparison:
-    """Compare the outputs of a quantized model with those of its float original.
-
-    Args:
-        float_model: path or ``onnx.ModelProto``.
-        quantized_model: path or ``onnx.ModelProto``.
-        data: samples, as for `quantize`; with an array ``labels`` the accuracy of both is given, with token ids
-            that an output predicts their perplexity.
-        states: as for `quantize`. Both models get the states of the float model; ``result.free_running_loss`` is what
-            becomes of the quantized one on its own.
-        metric: a figure that must be known, and is then ``result.metric``: "sqnr", "cosine", "top1", "accuracy",
-            "perplexity" or "divergence".
-        threads: threads an operator may use.
-        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
-
-    Raises:
-        CalibrationError: data that does not fit.
-        ModelError: a model cannot be loaded, or the outputs are not those of one model.
-        RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
-    """
-    reference, actual = _runnable(float_model), _runnable(quantized_model)
-    found = data if data is not None else find_calibration(float_model)
-    if found is None:
-        raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
-    found = with_tokens(found, float_model)
-    before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
-    after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
-    names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
-    if set(names) != set(others):
-        raise ModelError(
-            f"{after.label}: its inputs {others} are not those of {before.label}, {names}; "
-            "compare a model with its own quantized form"
-        )
-    recurrence = Recurrence(before.output_specs, before.run, states or {})
-    reader = open_reader(found, before.input_specs, recurrence=recurrence)
-    try:
-        facts = facts_of_file(reference, reader.states)
-        result = run_comparison(before, after, reader, labels=reader.labels, facts=facts)
-        if reader.states:
-            pairs = matched_outputs(before, after)
-            drift, warning = free_running((before, after), reader, reader.count_feeds(), pairs, reader.states, facts)
-            result = replace(result, free_running_loss=drift)
-            result.warnings.extend([warning] if warning else [])
-    except VerificationError as error:
-        raise ModelError(str(error)) from error
-    result.warnings.extend(reader.notes)
-    return result if metric is None else replace(result, metric=metric_of(result, metric))
-
-
-def _called(source: Source, otherwise: str) -> str:
-    return os.fspath(source) if is_path(source) else otherwise
-
-
-def _runnable(source: Source) -> Path | bytes:
-    model = io.load(source)
-    return Path(source) if is_path(source) else io.to_bytes(model)
-
-
-@checked
-@with_custom_ops
-def benchmark(
-    models: Sequence[str | os.PathLike[str]],
-    *,
-    data: object = None,
-    threads: int | None = None,
-    seconds: float = 3.0,
-    memory: bool = True,
-    custom_ops: Libraries = (),
-) -> BenchmarkResult:
-    """Time models in alternation.
-
-    Args:
-        models: paths; ratios are to the first.
-        data: samples, as for `quantize`; None makes one up.
-        threads: threads an operator may use; None means one.
-        seconds: time to spend on each model.
-        memory: measure peak memory, in a process for each model.
-        custom_ops: libraries of custom operators that onnxruntime needs to run the model.
-
-    Raises:
-        ModelError: a model cannot be loaded.
-        CalibrationError: data that does not fit.
-    """
-    if not models:
-        raise RecipeError("benchmark: no model was given; name one or more")
-    paths = [Path(model) for model in models]
-    for path in paths:
-        io.load(path)
-    session = open_session(paths[0], threads=threads)
-    warnings: list[str] = []
-    feeds: Iterable[Feed]
-    if data is None:
-        feeds = [runnable_feed(session)]
-        warnings.append(
-            f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
-        )
-    else:
-        recurrence = Recurrence(session.output_specs, session.run)
-        feeds = open_reader(with_tokens(data, paths[0]), session.input_specs, recurrence=recurrence)
-        warnings += feeds.notes
-    names = _distinct(paths)
-    rows = run_benchmark(
-        dict(zip(names, paths, strict=True)), feeds, seconds=seconds, threads=threads or 1, memory=memory
-    )
-    return BenchmarkResult(rows, warnings)
-
-
-def _distinct(paths: Sequence[Path]) -> list[str]:
-    names: list[str] = []
-    for path in paths:
-        name, n = str(path), 1
-        while name in names:
-            n += 1
-            name = f"{path} ({n})"
-        names.append(name)
-    return names
 
 
 def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Converted:

@@ -35,6 +35,7 @@ from onnxq.report.results import QuantizeResult
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.compare import Comparison
 from onnxq.verify.fidelity import OutputComparison
+from onnxq.verify.language import workload
 from tests.graph.build import build, weights
 
 both_formats = pytest.mark.parametrize("form", FORMATS)
@@ -77,7 +78,7 @@ def test_ort_12854_slower_than_float_is_said(monkeypatch: pytest.MonkeyPatch) ->
             for i, name in enumerate(models)
         ]
 
-    monkeypatch.setattr(gate, "benchmark", timed)
+    monkeypatch.setattr(workload, "benchmark", timed)
     result = quantize(build(CONV.format("y = Conv (x, w)"), w=W), drawn(*IMAGE), benchmark=True)
     assert result.latency_ratio == 0.5
     assert any("slower than float on this machine: 2.00x the time (2 ms against 1 ms)" in w for w in result.warnings)
@@ -121,15 +122,15 @@ def test_ort_25932_old_and_new_operator_sets(form: str, opset: int) -> None:
 
 
 def test_ort_6430_what_does_not_load_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    emit = apply.STATIC["qdq"]
+    emit = apply.emit_qdq
 
-    def broken(model: object, rewrite: object) -> None:
-        emit(model, rewrite)  # type: ignore[arg-type]
+    def broken(model: object, rewrite: object, style: object) -> None:
+        emit(model, rewrite, style)  # type: ignore[arg-type]
         for node in model.graph:  # type: ignore[attr-defined]
             if node.op_type == "Conv":
                 node.op_type = "NoSuchOperator"
 
-    monkeypatch.setitem(apply.STATIC, "qdq", broken)
+    monkeypatch.setattr(apply, "emit_qdq", broken)
     output = tmp_path / "out.onnx"
     with pytest.raises(VerificationError, match="verification failed, nothing was written: quantized model"):
         quantize(build(CONV.format("y = Conv (x, w)"), w=W), drawn(*IMAGE), output=output)

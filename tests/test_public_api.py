@@ -32,6 +32,7 @@ PUBLIC = [
     "Recipe",
     "RecipeError",
     "Rule",
+    "RunsOn",
     "Statistics",
     "TargetError",
     "ValueRule",

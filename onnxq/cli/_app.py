@@ -17,7 +17,7 @@ from onnxq._version import __version__
 from onnxq.cli._guard import Interrupted, OutputClosed, State, Terminated, debugging, failure, report
 from onnxq.errors import closest
 
-_NAMES = "quantize calibrate diagnose compare benchmark inspect lint diff dequantize report convert-config"
+_NAMES = "quantize finetune calibrate diagnose compare benchmark inspect lint diff dequantize report convert-config"
 _LISTS = "presets targets"
 COMMANDS = (*_NAMES.split(), *_LISTS.split())
 

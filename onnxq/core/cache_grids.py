@@ -55,6 +55,47 @@ class CacheGrid:
         return (levels - 8.0) * self.scale
 
 
+@dataclass(frozen=True, eq=False)
+class RotaryTable:
+    """Angles that an operator turns pairs of channels by, for each position.
+
+    Attributes:
+        cos: (positions, pairs).
+        sin: the same.
+        interleaved: pairs are neighbours; else channel i goes with channel i + pairs.
+    """
+
+    cos: Array
+    sin: Array
+    interleaved: bool
+
+
+def at_other_positions(rows: Array, table: RotaryTable, seed: int = 0) -> Array:
+    """Keys as they would be stored further on in a text, which samples may never reach.
+
+    A pair that turns slowly lies in another direction there, and each of its channels has another range. Positions are
+    drawn evenly by their logarithm over all of the table.
+
+    Args:
+        rows: float32, (rows, heads, size), turned as at their own positions.
+        table: of the operator; it may turn the first channels of a head alone.
+        seed: of the positions.
+    """
+    positions, pairs = table.cos.shape
+    drawn = np.random.default_rng(seed).uniform(0.0, np.log(max(positions - 1, 1)), len(rows))
+    by = np.exp(drawn).astype(np.int64)
+    cos, sin = (angles[by][:, None].astype(np.float32) for angles in (table.cos, table.sin))
+    found: Array = rows.copy()
+    one, other = (
+        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+        if table.interleaved
+        else (slice(pairs), slice(pairs, 2 * pairs))
+    )
+    found[..., one] = rows[..., one] * cos - rows[..., other] * sin
+    found[..., other] = rows[..., other] * cos + rows[..., one] * sin
+    return found
+
+
 def fit_grid(rows: Array, peaks: Array, bits: int, *, tensor: bool = False) -> CacheGrid:
     """The grid of a cache with the smallest squared error.
 

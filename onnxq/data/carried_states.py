@@ -233,7 +233,11 @@ class CarriedSource:
                 longer = {name: left[name] for name in names}
                 try:
                     after = self._run({**feed, **self._made(longer)}, outputs)
-                    grown = {n for n, a in zip(names, after, strict=True) if tuple(np.shape(a)) != longer[n]}
+                    grown = {
+                        name
+                        for name, array in zip(names, after, strict=True)
+                        if tuple(np.shape(array)) != longer[name] or self._begins_empty(name, shapes[name])
+                    }
                     shapes = {name: shapes[name] if name in grown else longer[name] for name in names}
                 except ModelError:
                     pass  # it does not take what it gave: such a state starts anew in each sample
@@ -250,6 +254,15 @@ class CarriedSource:
             f"calibration data: input '{spec.name}' {spec.shape_text} is missing, and the model does not run "
             f"with zeros in it ({failure}); pass it in the first sample"
         )
+
+    def _begins_empty(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a state has an axis of past tokens and the model takes none of them.
+
+        With a mask of the new tokens alone, attention in one operator puts these in the place of older ones, and a
+        cache seems to have one length for good.
+        """
+        dims = zip(self._specs[name].shape, shape, strict=False)
+        return any(length == 0 and isinstance(dim, str) and "past" in dim.lower() for dim, length in dims)
 
     def _guess(self, spec: InputSpec, feed: Feed, other: int) -> tuple[int, ...]:
         known = self._lengths(spec, feed)

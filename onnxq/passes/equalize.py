@@ -118,7 +118,7 @@ def _by_input(node: Node, weight: Array) -> Array:
     return np.asarray(weight.reshape(weight.shape[0], -1))
 
 
-def _scaled_inputs(node: Node, weight: Array, scale: Array) -> Array:
+def scaled_inputs(node: Node, weight: Array, scale: Array) -> Array:
     """The weight for inputs that are ``1/scale`` times as large; scale is (inputs,)."""
     match node.op_type:
         case "Conv":
@@ -174,7 +174,7 @@ class _Weights:
         self._bias[key] = self._bias[key] / scale
         for node in pair.seconds:
             spread = np.repeat(scale, pair.repeat)
-            self._weight[id(node)] = _scaled_inputs(node, self._weight[id(node)], spread)
+            self._weight[id(node)] = scaled_inputs(node, self._weight[id(node)], spread)
         return float(np.abs(np.log(scale)).max(initial=0.0))
 
     def spread(self) -> float:
@@ -260,4 +260,4 @@ def _sum_over(layer: Layer, constant: Array) -> Array:
     return np.asarray(weight.T @ constant)
 
 
-__all__ = ["Equalized", "absorb_biases", "equalize"]
+__all__ = ["Equalized", "absorb_biases", "equalize", "scaled_inputs"]

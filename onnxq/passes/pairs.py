@@ -71,7 +71,7 @@ def _follow(first: Layer) -> Pair | None:
         if value.is_graph_output() or not value.uses():
             return None
         readers = [use.node for use in value.uses()]
-        if all(use.idx == 0 and _reader(use.node) for use in value.uses()):
+        if all(use.idx == 0 and reads_channels(use.node) for use in value.uses()):
             seconds = list(dict.fromkeys(readers))
             break
         if len(readers) != 1 or readers[0].op_type not in _HOMOGENEOUS or readers[0].domain != "":
@@ -89,7 +89,7 @@ def _follow(first: Layer) -> Pair | None:
     if any(node.graph is not first.node.graph for node in seconds):
         return None
     for node in seconds:
-        inputs = _input_channels(node)
+        inputs = input_channels(node)
         if inputs is None or inputs % first.channels or (repeat == 1 and inputs != first.channels):
             return None
         if (node.op_type in ("Gemm", "MatMul")) != channel_last:
@@ -156,7 +156,7 @@ def _per_channel(slope: Array, first: Layer, channel_last: bool) -> bool:
     return slope.size == first.channels == shape[axis]
 
 
-def _reader(node: Node) -> bool:
+def reads_channels(node: Node) -> bool:
     """Whether a node's weight can be scaled by input channel."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain != "":
         return False
@@ -169,7 +169,8 @@ def _reader(node: Node) -> bool:
     return weight.ndim == 2 if node.op_type in ("Gemm", "MatMul") else weight.ndim >= 3
 
 
-def _input_channels(node: Node) -> int | None:
+def input_channels(node: Node) -> int | None:
+    """How many channels the weight of a layer reads."""
     weight = walk.const_array(node.inputs[1])
     if weight is None:
         return None
@@ -183,4 +184,4 @@ def _input_channels(node: Node) -> int | None:
     return int(weight.shape[0])
 
 
-__all__ = ["Pair", "find_pairs", "writer"]
+__all__ = ["Pair", "find_pairs", "input_channels", "reads_channels", "writer"]

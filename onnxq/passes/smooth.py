@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.algorithms.balance import search_balance, smooth_scales
+from onnxq.algorithms.channels.balance import search_balance, smooth_scales
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, TensorSpec
 from onnxq.errors import CalibrationError, ModelError

@@ -16,6 +16,7 @@ from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
+from onnxq.graph.spilled import spill_to
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
@@ -78,7 +79,8 @@ class Built:
             )
             for name, node in self.plan.nodes.items()
         )
-        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.range if self.plan.values else None)
+        ranges = self.recipe.range if self.plan.values else None
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, ranges)
         return (nodes, tuple(self.plan.values), rewritten)
 
 
@@ -111,6 +113,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     form = recipe.format or target.formats[0]
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
+    spill_to(model, job.spill)
     job = replace(job, prepared=replace(job.prepared, model=model))
     if target.coverage != MEASURED:
         mark_rows(model, target.runs)
@@ -135,7 +138,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         given = training.given if training is not None else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
     keep = wide_nodes(job, used, warnings)
-    end = math.inf
+    end, plain = math.inf, solution.rewrite
     if recipe.reconstructs:
         check_learning(job)
         end = time.monotonic() + 60.0 * recipe.minutes
@@ -146,7 +149,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
     if recipe.reconstructs:
-        rewrite, learned = reconstructed(job, plan, rewrite, weight_steps(model, solution.rewrite), end)
+        nearest = spread_channels(model, plain, used) if target.steered else plain
+        steps = weight_steps(model, solution.rewrite)
+        rewrite, learned = reconstructed(job, plan, rewrite, steps, end, nearest)
         warnings += learned
     with clock.step("rewrite"):
         bias = target.float_bias or recipe.float_bias

@@ -21,7 +21,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
-from onnxq.verify.benchmark import Timing
+from onnxq.verify.benchmark import Timing, drifting
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, Patience, compare_all
 from onnxq.verify.language.workload import measure
@@ -141,14 +141,14 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
             _note(data, feed, verdict)
             judge(verdict.comparison, verdict.unoptimized, job.recipe, verdict)
         del plain
-    if job.target.provider and not verdict.failures:
+    if (job.target.provider or job.engine is not None) and not verdict.failures:
         with clock.step("engine"):
             samples: Iterable[Feed] = [] if feed is None else [feed] if data is None else data.held_out
             verdict.engine = ask_engine(quantized, job, samples, timed=timed)
             failures, said = said_of(verdict.engine, job.target)
             verdict.failures += failures
             verdict.warnings += said
-    if timed and feed is not None and job.target.is_here:
+    if timed and feed is not None and not verdict.failures and job.is_measured:
         with clock.step("benchmark"):
             _time(quantized, job, feed, sessions, verdict)
     return verdict
@@ -184,18 +184,22 @@ def _time(quantized: bytes | Path, job: Job, feed: Feed, sessions: Mapping[str, 
     # Latency is that of one thread unless a number is given. The open sessions serve where they have no second thread:
     # several wait for each other otherwise than where they are timed.
     models: dict[str, bytes | Path | Session] = {"float": prepared.original, "quantized": quantized}
-    if threads == 1:
+    if threads == 1 and job.engine is None:
         models = {name: sessions[name] for name in models}
-    verdict.timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
+    verdict.timings = measure(
+        models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads, engine=job.engine
+    )
+    if job.engine is not None and (said := drifting(verdict.timings, job.engine.celsius)):
+        verdict.warnings.append(said)
     if verdict.ratio is not None and round(verdict.ratio, 2) < 1.0:
-        verdict.warnings.append(slower_than_float(verdict.timings))
+        verdict.warnings.append(slower_than_float(verdict.timings, job.measured_on))
 
 
-def slower_than_float(timings: Sequence[Timing]) -> str:
-    """The warning that a model is slower than float; the timings are of float and of that model."""
+def slower_than_float(timings: Sequence[Timing], where: str = "this machine") -> str:
+    """The warning that a model is slower than float; the timings are of float and of that model, made ``where``."""
     before, after = timings
     return (
-        f"slower than float on this machine: {1 / after.ratio:.2f}x the time "
+        f"slower than float on {where}: {1 / after.ratio:.2f}x the time "
         f"({after.median_ms:.3g} ms against {before.median_ms:.3g} ms)"
     )
 

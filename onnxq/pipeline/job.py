@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.core.mapped import Spill
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
 from onnxq.data.text.text_samples import as_samples
 from onnxq.errors import ModelError
+from onnxq.graph.attention.cache_ports import cache_sizes
 from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
 from onnxq.graph.types import Model
@@ -21,6 +23,7 @@ from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.probe import probe
 from onnxq.runtime.session import Session, open_session
 from onnxq.stats.statistics import Statistics
@@ -71,7 +74,10 @@ class Job:
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
         engine_python: the Python that has the target's engine; None looks in this one.
+        spill: where quantized weights are put of a model that is quantized a layer at a time; None for all others.
+        engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
+        learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
 
     prepared: Prepared
@@ -86,11 +92,24 @@ class Job:
     budget: float = 120.0
     engine_python: str | None = None
     workload: Workload | None = None
+    spill: Spill | None = None
+    engine: ProcessEngine | None = None
+    learning_state: Path | None = None
 
     @property
     def timed_threads(self) -> int:
         """Threads of the sessions that are timed."""
         return self.threads or 1
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether times can be had of what will run the model: this process, or an engine that was named."""
+        return self.engine is not None or self.target.is_here
+
+    @property
+    def measured_on(self) -> str:
+        """What times are of, in words."""
+        return "this machine" if self.engine is None else str(self.engine.about())
 
 
 def open_samples(
@@ -122,7 +141,10 @@ def open_samples(
         return session[0].run(feed, outputs)
 
     recurrence = Recurrence(prepared.outputs, run, states or {})
-    return open_reader(calibration, prepared.inputs, batch_size=batch_size, recurrence=recurrence)
+    sizes = cache_sizes(prepared.model)
+    known = {s.name: (*s.shape[:3], sizes[s.name]) for s in prepared.inputs if s.name in sizes and len(s.shape) == 4}
+    inputs = [replace(spec, shape=known.get(spec.name, spec.shape)) for spec in prepared.inputs]
+    return open_reader(calibration, inputs, batch_size=batch_size, recurrence=recurrence)
 
 
 def open_data(

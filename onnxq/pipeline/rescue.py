@@ -16,6 +16,7 @@ from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.transformation import uses_awq
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT
+from onnxq.recipe.presets import PRESETS
 from onnxq.runtime.session import open_session
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.verify.loads import check
@@ -64,7 +65,9 @@ class _Attempts:
         fed = not (built.recipe.smooths or uses_awq(built.recipe))
         model = job.prepared.model.clone()  # in which nodes are marked; other models are built from the job's own
         model.meta.update(job.prepared.model.meta)
-        self._job = replace(job, recipe=built.recipe, prepared=replace(job.prepared, model=model))
+        preset = "w8a8" if PRESETS[built.recipe.preset].reconstruct else built.recipe.preset
+        plain = replace(built.recipe, preset=preset, reconstruct=False)  # it would take minutes each time
+        self._job = replace(job, recipe=plain, prepared=replace(job.prepared, model=model))
         self._statistics = built.statistics if fed and job.statistics is None else job.statistics
         self._nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
         self._reason = f"onnxruntime refuses the model with it on integers: {_short(message)}"

@@ -25,6 +25,7 @@ from onnxq.graph.views.plain_graph import plain_graph, replace_constants
 from onnxq.qat.block_learning import BlockLearner, LearningConfig, Outcome, Sample
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block, Facts, find_blocks, teachers_of
+from onnxq.qat.parameters import RANGES
 from onnxq.runtime.probe import InnerValues
 
 IN_MEMORY = 256 << 20
@@ -145,33 +146,64 @@ def _learn(task: Reconstruction, block: Block, facts: Facts, deadline: float, se
     given = InnerValues(current, block.inputs, task.threads)
     wanted = InnerValues(task.teacher, [*block.outputs.values(), *clean.values()], task.threads)
     with scratch.folder() as folder:
-        shelf = _Shelf(folder)
-        samples, held_out = (
-            list(_samples(feeds, block, clean, given, wanted, shelf)) for feeds in (task.samples, task.held_out)
-        )
+        source = _Source(block, clean, given, wanted, _Shelf(folder), reaches_of(task.module))
+        samples, held_out = (list(source.samples(feeds)) for feeds in (task.samples, task.held_out))
         if not samples or not held_out:
             return None
         return learner.learn(samples, held_out, deadline)
 
 
-def _samples(
-    feeds: Iterable[Feed], block: Block, clean: dict[str, str], given: InnerValues, wanted: InnerValues, shelf: _Shelf
-) -> Iterator[Sample]:
-    """The block's samples; those with a value that is not finite or has another shape are left out."""
-    for feed in feeds:
-        if shelf.full:
-            return
-        values, teachers = given.of(feed), wanted.of(feed)
-        inputs = {name: values[name] for name in block.inputs if name in values}
-        exact = {
-            name: teachers[teacher]
-            for name, teacher in clean.items()
-            if teacher in teachers and name in inputs and teachers[teacher].shape == inputs[name].shape
-        }
-        targets = {name: teachers[teacher] for name, teacher in block.outputs.items() if teacher in teachers}
-        real = [array for part in (inputs, exact, targets) for array in part.values() if array.dtype.kind == "f"]
-        if len(inputs) == len(block.inputs) and targets and all(np.isfinite(array).all() for array in real):
-            yield Sample(*(shelf.keep_all(part) for part in (inputs, exact, targets)))
+def reaches_of(module: GraphModule) -> dict[str, tuple[Array, Array]]:
+    """Least and largest number that each value behind a DequantizeLinear can be.
+
+    A grid may end early on purpose: where all that reads the value is level beyond, as below −3 in HardSwish.
+    """
+    constants, found = module.graph.constants, {}
+    for node in module.graph.nodes:
+        scale, zero = (constants.get(name) for name in (*node.inputs[1:3], "", "")[:2])
+        if node.op_type != "DequantizeLinear" or scale is None or zero is None or zero.dtype.name not in RANGES:
+            continue
+        low, high = (np.asarray((end - zero.astype(np.float32)) * scale, np.float32) for end in RANGES[zero.dtype.name])
+        found[node.outputs[0]] = (low, high) if scale.size == 1 else (low[:, None, None], high[:, None, None])
+    return found
+
+
+@dataclass
+class _Source:
+    """Where the samples of a block come from."""
+
+    block: Block
+    clean: dict[str, str]
+    given: InnerValues
+    wanted: InnerValues
+    shelf: _Shelf
+    reaches: dict[str, tuple[Array, Array]]
+
+    def samples(self, feeds: Iterable[Feed]) -> Iterator[Sample]:
+        """The block's samples; those with a value that is not finite or has another shape are left out."""
+        for feed in feeds:
+            if self.shelf.full:
+                return
+            values, teachers = self.given.of(feed), self.wanted.of(feed)
+            inputs = {name: values[name] for name in self.block.inputs if name in values}
+            exact = {
+                name: self._within(name, teachers[teacher])
+                for name, teacher in self.clean.items()
+                if teacher in teachers and name in inputs and teachers[teacher].shape == inputs[name].shape
+            }
+            targets = {
+                name: self._within(name, teachers[teacher])
+                for name, teacher in self.block.outputs.items()
+                if teacher in teachers
+            }
+            real = [array for part in (inputs, exact, targets) for array in part.values() if array.dtype.kind == "f"]
+            finite = all(np.isfinite(array).all() for array in real)
+            if len(inputs) == len(self.block.inputs) and targets and finite:
+                yield Sample(*(self.shelf.keep_all(part) for part in (inputs, exact, targets)))
+
+    def _within(self, name: str, array: Array) -> Array:
+        low, high = self.reaches.get(name, (None, None))
+        return array if low is None or (low.ndim and array.ndim != 4) else np.clip(array, low, high)
 
 
 class _Shelf:

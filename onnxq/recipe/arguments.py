@@ -156,12 +156,18 @@ def _paths(where: str, value: Any) -> list[Any]:
     return [_path(f"{where}[{i}]", entry) for i, entry in enumerate(listed)]
 
 
+def _place(where: str, value: Any) -> Any:
+    if type(value).__name__ != "RunsOn":
+        raise _refuse(where, value, 'an onnxq.RunsOn, such as RunsOn(device="ssh pi@kitchen")')
+    return value
+
+
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
     "first": _model, "second": _model, "schemes": _flag,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
     "statistics": _statistics,
-    "states": _states, "engine_python": _path, "to": _path, "tokenizer": _path, "workload": _text,
+    "states": _states, "engine_python": _path, "runs_on": _place, "to": _path, "tokenizer": _path, "workload": _text,
     "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
     "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,

@@ -29,6 +29,7 @@ from onnxq.recipe.values import (
 
 FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
+DEVICES = ("cpu", "cuda")
 RANGES = ("minmax", "percentile", "entropy", "mse")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
@@ -98,24 +99,24 @@ class Recipe:
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
         algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
-        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel. None
-            takes 4, and with samples 0 for layers of which that would leave too little.
+        accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8; None chooses by layer.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
         smooth: SmoothQuant's α in 0…1, or "auto" for the best of a few by output error; None takes the preset's.
         equalize: equalize weight ranges across layers.
         adaround: learn whether weights are rounded up or down.
         reconstruct: let blocks of the network learn weights' rounding, activations' grids and biases, in PyTorch.
+        finetune: learn end to end from the float model, in PyTorch.
         minutes: time that learning may take.
-        outliers: magnitude from which input channels of a layer are computed in float (LLM.int8()), with presets whose
-            activations have a scale a row; None takes the preset's.
-        max_memory: GiB that second moments of activations may take at a time, for algorithms that need them; where they
-            need more, the samples are run again for each part of the layers.
-        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them, and
-            the operators of attention, as they are.
+        epochs: passes of finetuning over the samples; None chooses by their number.
+        learning_rate: of finetuning, as a share of scales and grids; None takes 0.002.
+        seed: of the order of the samples in finetuning.
+        device: that finetuning runs on: "cpu" or "cuda".
+        outliers: magnitude from which a layer's input channels are float (LLM.int8()); None takes the preset's.
+        max_memory: GiB that second moments of activations may take at a time; beyond it the samples are run again.
+        kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them.
         rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
-        float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's, and leaves it
-            float32 where that says nothing.
+        float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's.
         store_only: weights alone are stored in this type; everything computes in float32.
         keep_io: inputs and outputs keep their types where what computes between them is in another float type.
         fix_dims: ``name=number``: sizes that symbolic dimensions of the model get.
@@ -152,7 +153,12 @@ class Recipe:
     equalize: bool = False
     adaround: bool = False
     reconstruct: bool = False
+    finetune: bool = False
     minutes: float = 4.0
+    epochs: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    device: str = "cpu"
     outliers: float | None = None
     max_memory: float = 2.0
     kv_cache: str | None = None
@@ -182,6 +188,7 @@ class Recipe:
         sizes("--fix-dim", self.fix_dims)
         check_weights("--", self.bits, self.block_size, self.accuracy_level)
         check_smooth("--smooth", self.smooth)
+        check_choice("--device", self.device, DEVICES)
         check_numbers({field.name: getattr(self, field.name) for field in fields(self)})
 
     def override(self, **options: object) -> Recipe:

@@ -96,8 +96,14 @@ def refuse_unused(recipe: Recipe) -> None:
         raise RecipeError(
             "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
         )
+    if not recipe.finetune:
+        for name in ("epochs", "learning_rate", "seed", "device"):
+            if getattr(recipe, name) != getattr(default, name):
+                raise RecipeError(f"--{name.replace('_', '-')}: is about learning end to end; use it with --finetune")
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "bits" and recipe.finetune:
+            continue  # fewer bits learn what they lose
         if field.name in USES and value != getattr(default, field.name):
             _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
     if recipe.values and not any(preset.activations == "static" or preset.name == "auto" for preset in recipe.presets):
@@ -108,7 +114,7 @@ def refuse_unused(recipe: Recipe) -> None:
     for i, rule in enumerate(recipe.rules):
         for field in fields(Rule):
             value = getattr(rule, field.name)
-            if field.name in USES and value is not None:
+            if field.name in USES and value is not None and not (field.name == "bits" and recipe.finetune):
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
     if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
         raise RecipeError(

@@ -41,6 +41,8 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "target_bits": (lambda n: 2 <= n <= 32, "is not in 2…32; 4.5 is 4 bits with a scale in 32"),
     "max_memory": (lambda n: n > 0, "GiB is not positive; 2 is the default"),
     "minutes": (lambda n: n > 0, "is not positive; 4 is the default"),
+    "epochs": (lambda n: n >= 1, "is no number of passes; leave it out to choose by the samples"),
+    "learning_rate": (lambda n: 0 < n < 1, "is not between 0 and 1; 0.002 is the default"),
     "outliers": (lambda n: n > 0, "is no magnitude; 6 is the usual choice"),
     "min_sqnr": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
     "max_drop": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),

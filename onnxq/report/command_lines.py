@@ -15,6 +15,7 @@ _FLAGS: dict[str, tuple[str, str]] = {
     "bias_correct": ("--bias-correct", "--no-bias-correct"),
     "equalize": ("--equalize", ""),
     "adaround": ("--adaround", ""),
+    "finetune": ("--finetune", ""),
 }
 _REPEATED = {"include": "--include", "exclude": "--exclude", "op_types": "--op-type"}
 _NAMES = {"preset": "-p", "rules": ""}

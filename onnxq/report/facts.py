@@ -32,6 +32,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         *_caches(result.get("caches") or {}),
         *_trained(result.get("trained")),
+        *_finetuned(result.get("finetuned")),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result) + _workload(result)),
         *_phases(result),
@@ -97,6 +98,15 @@ def _trained(trained: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ),
         ("added", f"scales of {len(names)} activations{shown}, int32 biases of {added['biases']} layers"),
     ]
+
+
+def _finetuned(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What learning end to end changed."""
+    if not facts:
+        return []
+    loss, found = facts["loss"], facts["sqnr_db"]
+    db = "" if None in found.values() else f", SQNR {found['before']:.1f} -> {found['after']:.1f} dB"
+    return [("finetuned", f"{facts['epochs']} epochs, loss {loss['before']:.3g} -> {loss['after']:.3g}{db}")]
 
 
 def _outliers(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

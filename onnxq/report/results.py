@@ -73,6 +73,8 @@ class QuantizeResult:
         report: the page that was written; None where none was asked for.
         trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
             ``given``, what was ``added``, and why others were ``refused``; None for any other model.
+        finetuned: of a model that learned end to end: ``epochs``, ``loss`` and ``sqnr_db`` before and after on held-out
+            samples, and how many ``weights`` learned; None for any other model.
     """
 
     output: Path | None
@@ -112,6 +114,7 @@ class QuantizeResult:
     evidence: dict[str, Any] | None = None
     report: Path | None = None
     trained: dict[str, Any] | None = None
+    finetuned: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -169,6 +172,7 @@ class QuantizeResult:
             "machine": self.machine,
             "evidence": self.evidence,
             "trained": self.trained,
+            "finetuned": self.finetuned,
             "warnings": self.warnings,
         }
 

@@ -16,6 +16,7 @@ from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trial, Trials
+from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 
 _NAMED = 5
 """Candidates that the reason for giving float back names."""
@@ -30,7 +31,7 @@ def choose(job: Job) -> Chosen:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
-    return _AutoSearch(job).run()
+    return _AutoSearch(replace(job, recipe=unlearned(job.recipe))).run()
 
 
 class _AutoSearch:
@@ -55,6 +56,7 @@ class _AutoSearch:
         trials.time(trials.made.values())
         trials.compare(list(trials.made.values()))
         self._clean()
+        self._learn()
         self._mixing.demote()
         self._coarsen()
         trials.time_finalists()
@@ -94,6 +96,18 @@ class _AutoSearch:
             trials.time([trial])
             if trial.timing is None or trial.timing.ratio < 1 + chooser.SMALL_GAIN:
                 trial.refused = trial.refused or "the float model, cleaned up, is no faster"
+
+    def _learn(self) -> None:
+        """Before layers go back to float for accuracy: blocks learn where static integers are outside the budget."""
+        trials, base = self._trials, self._trials.made.get(STATIC)
+        if base is None or base.comparison is None or not trials.outside(base.comparison) or not can_learn(self._job):
+            return
+        recipe = learned(base.built.recipe, trials.seconds_left)
+        trial = trials.build(f"{base.name} (learned)", recipe) if recipe is not None else None
+        if trial is not None:
+            trials.open(trial)
+            trials.time([trial])
+            trials.compare([trial])
 
     def _coarsen(self) -> None:
         """Where the best model has kernels that take longer with a scale for each channel, try it with one for all."""
@@ -151,7 +165,7 @@ class _AutoSearch:
         if trial.timing is not None and timing is not None:
             verdict.timings = [timing, replace(trial.timing, name="quantized")]
             if trial.timing.ratio < 1 - chooser.NOISE:
-                verdict.warnings.append(gate.slower_than_float(verdict.timings))
+                verdict.warnings.append(gate.slower_than_float(verdict.timings, job.measured_on))
         return verdict
 
     def _quantized(self, trial: Trial, verdict: Verdict) -> Chosen:

@@ -38,7 +38,17 @@ def place_of(job: Job) -> Path:
     data = f"{job.data.every.hash} {sorted((job.data.every.states or {}).items())}" if job.data is not None else ""
     known = io.model_hash(job.prepared.model)
     used = "" if job.workload is None else job.workload.key
-    parts = (__version__, machine_key(job.timed_threads), known, data, job.recipe.to_yaml(), f"{job.budget:g}", used)
+    where = "" if job.engine is None else f"{job.engine.label} {job.engine.about()}"
+    parts = (
+        __version__,
+        where,
+        machine_key(job.timed_threads),
+        known,
+        data,
+        job.recipe.to_yaml(),
+        f"{job.budget:g}",
+        used,
+    )
     return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
 
 

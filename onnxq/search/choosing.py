@@ -6,11 +6,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from onnxq.errors import OnnxqError, RecipeError
+from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.graph.files import io
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
+from onnxq.pipeline.transformation import even_channels
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
 from onnxq.search.choice_cache import recall, remember
@@ -41,7 +43,12 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
     if options.resume and (limits == Limits() or options.state is None):
         missing = "pass --max-drop or --min-sqnr" if limits == Limits() else "name its file with --search-state"
         raise RecipeError(f"--resume: there is no search to go on with; {missing}")
+    even_channels(job)
     own = not options.metric.is_default
+    if job.recipe.finetune:
+        settled = settle_preset(job.recipe, job.data is not None or job.statistics is not None)
+        job = replace(job, recipe=settled)
+        return finetuned(job, make(job, timed=False), timed=timed)
     if job.recipe.preset == "auto" and not own:
         return _beyond_auto(job, options, limits, timed=timed)
     if job.recipe.preset == "auto":
@@ -70,6 +77,8 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads
     try:
         found = with_limits(static, ours, asked, timed=timed)
+    except EngineError:
+        raise  # what measures has gone
     except OnnxqError as error:
         first.warnings.append(f"no search from static integers: {error}")
         return first

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
+from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.plan.weights.weight_errors import bits_per_weight
@@ -39,6 +40,8 @@ from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
+from onnxq.runtime.engines.places import WASM, WEB, RunsOn, start, web_is_here
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
 from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
@@ -72,6 +75,7 @@ class Options:
     recipe_file: str | os.PathLike[str] | None = None
     states: Mapping[str, str] | None = None
     engine_python: str | os.PathLike[str] | None = None
+    runs_on: RunsOn | None = None
     tokenizer: str | os.PathLike[str] | None = None
     workload: str | None = None
     used: UsedAs | None = None
@@ -118,11 +122,14 @@ def quantize_by(
         written, size = _write(chosen, model, destination, clock)
         if chosen.trail and state is not None:
             forget(state)
+        if job.learning_state is not None:
+            job.learning_state.unlink(missing_ok=True)
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
     result = _result(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
+    result.finetuned = chosen.finetuned or None
     result.source = str(model) if is_path(model) else None
     result.command = command_of_run(model, output, given, options)
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
@@ -148,6 +155,7 @@ def _open(
         )
     target, saved = target_named(given.target), options.statistics
     check_recipe(given, target)
+    engine = _engine(options, given, target, stack)
     if isinstance(saved, str | os.PathLike):
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
@@ -163,6 +171,10 @@ def _open(
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
+    alone = data is None and saved is None and is_path(model) and engine is None
+    large = alone and is_large(given, target, prepared)
+    if large:
+        leave_unconfirmed(prepared)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     if given.kv_cache is not None:
         with clock.step("caches"):
@@ -171,7 +183,7 @@ def _open(
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
-    if given.preset == "auto" and not target.is_here:
+    if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
     if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
         prepared.notes.append(SLOW_16)
@@ -186,11 +198,32 @@ def _open(
     job = Job(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
+    job.engine = engine
+    if given.finetune and destination is not None:
+        job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
-    if options.benchmark or options.workload is not None or rows:
+    if large and destination is not None:
+        job.spill = spill_beside(destination, stack)
+    elif options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
+
+
+def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
+    """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
+    asked = options.runs_on
+    if asked is None or asked == RunsOn():
+        if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
+            return None
+        asked = RunsOn(engine=WEB)
+    elif options.engine_python is not None and asked.python is None:
+        asked = replace(asked, python=options.engine_python)
+    if given.kv_cache is not None:
+        raise RecipeError("--kv-cache: a model with caches is judged in a loop here; leave the engine out")
+    engine = start(asked, options.threads, target.provider if target.provider.endswith("ExecutionProvider") else "")
+    stack.callback(engine.close)
+    return engine
 
 
 def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:
@@ -220,7 +253,7 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
         if built is None and is_path(model):
             saving.copy(model, destination)
         else:
-            saving.save(result, destination, source=model if is_path(model) else None)
+            return result, saving.save(result, destination, source=model if is_path(model) else None)
     return result, io.size_bytes(destination)
 
 

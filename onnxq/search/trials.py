@@ -239,7 +239,9 @@ class Trials:
             wanted = _ROUNDS * self.float_timing.round_ms / 1e3
             seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
         with job.clock.step("benchmark"):
-            timings = measure(sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads)
+            timings = measure(
+                sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads, engine=job.engine
+            )
         self.float_timing = timings[0]
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio

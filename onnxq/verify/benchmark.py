@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -18,6 +18,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.errors import VerificationError
 from onnxq.graph.files import io
+from onnxq.runtime.engines.engine import Engine
 from onnxq.runtime.session import Session, open_session
 from onnxq.verify.memory import peak_memory
 
@@ -30,6 +31,9 @@ _SLOW = 0.02
 _MOST_RUNS = 1000
 _FEWEST_ROUNDS = 5
 _FEEDS = 4
+
+_THIRD, _DRIFTS = 3, 1.15
+"""Runs that a third has at least, and the drift that is said."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Timing:
             machine does; None where it was not computed.
         peak_memory_bytes: memory that a process of its own needs to load and run it once, above what the runtime
             needs anyway; None where it was not asked for or cannot be measured.
+        drift: how many times longer the last third of the runs took than the first third, by their medians: above 1
+            where a device grows hot, or the machine busy; None where it was not computed.
         phases: of a language model's workload (`onnxq.verify.language.workload`): ``median_ms`` and ``ratio`` of each
             kind of pass, by its name; the other figures are then of all passes together.
     """
@@ -63,6 +69,7 @@ class Timing:
     peak_memory_bytes: int | None = None
     steady_ratio: float | None = None
     phases: dict[str, dict[str, float]] | None = None
+    drift: float | None = None
 
     @property
     def round_ms(self) -> float:
@@ -81,6 +88,7 @@ def benchmark(
     seconds: float = 2.0,
     threads: int | None = 1,
     memory: bool = False,
+    engine: Engine | None = None,
 ) -> list[Timing]:
     """Time models in alternation (A B A B …), so that whatever else the machine does hits all of them alike.
 
@@ -90,17 +98,25 @@ def benchmark(
         seconds: time to spend on each model, beyond loading and warming up; at least five rounds are run.
         threads: threads an operator may use; None lets the runtime choose.
         memory: measure peak memory too, in a process for each model.
+        engine: what runs the models; it has its own number of threads. None runs them in this process.
 
     Returns:
         One `Timing` for each model, in their order.
 
     Raises:
         ModelError: a model cannot be loaded or run.
+        EngineError: of the engine.
         VerificationError: there is no feed or no model.
     """
     chosen = list(islice(feeds, _FEEDS))
     if not chosen or not models:
         raise VerificationError("benchmark: there is no feed or no model; pass at least one of each")
+    if engine is not None:
+        contents = {name: _content(model) for name, model in models.items()}
+        taken = engine.time(list(contents.values()), chosen, seconds)
+        peaks = {name: engine.memory(content, chosen[0]) if memory else None for name, content in contents.items()}
+        measured = {name: np.array(ms) / 1e3 for name, ms in zip(contents, taken, strict=True)}
+        return _timings(measured, len(chosen), {name: _size(model) for name, model in contents.items()}, peaks)
     sessions = {
         name: model if isinstance(model, Session) else open_session(model, threads=threads, label=name, timed=True)
         for name, model in models.items()
@@ -109,23 +125,64 @@ def benchmark(
     rounds = _rounds(sessions, chosen, repeats, seconds * len(models))
     del sessions
     times = {name: np.array([entry[name] for entry in rounds]) for name in models}
-    first = times[next(iter(models))]
-    steady = {name: _steady(taken, len(chosen)) for name, taken in times.items()}
-    base = steady[next(iter(models))]
+    peaks = {name: _peak_memory(model, chosen[0], threads) if memory else None for name, model in models.items()}
+    return _timings(times, len(chosen), {name: _size(model) for name, model in models.items()}, peaks, repeats)
+
+
+def _timings(
+    times: Mapping[str, Array],
+    feeds: int,
+    sizes: Mapping[str, int],
+    peaks: Mapping[str, int | None],
+    repeats: Mapping[str, int] | None = None,
+) -> list[Timing]:
+    """The figures of models from the seconds of single runs by round, feeds in turn."""
+    first = next(iter(times.values()))
+    steady = {name: _steady(taken, feeds) for name, taken in times.items()}
+    base = next(iter(steady.values()))
     return [
         Timing(
             name=name,
             median_ms=float(np.median(taken)) * 1e3,
             p10=float(np.percentile(taken, 10)) * 1e3,
             p90=float(np.percentile(taken, 90)) * 1e3,
-            runs=len(taken) * repeats[name],
+            runs=len(taken) * (1 if repeats is None else repeats[name]),
             ratio=float(np.median(first / taken)),
-            size_bytes=_size(models[name]),
-            peak_memory_bytes=_peak_memory(models[name], chosen[0], threads) if memory else None,
+            size_bytes=sizes[name],
+            peak_memory_bytes=peaks[name],
             steady_ratio=base / steady[name],
+            drift=drift_of(taken),
         )
         for name, taken in times.items()
     ]
+
+
+def drift_of(taken: Array) -> float | None:
+    """The median of the last third of some times over that of the first third; None of fewer than 9.
+
+    Args:
+        taken: (runs,) times, in order.
+    """
+    third = len(taken) // 3
+    return float(np.median(taken[-third:]) / np.median(taken[:third])) if third >= _THIRD else None
+
+
+def drifting(timings: Sequence[Timing], celsius: Sequence[float | None] = ()) -> str:
+    """What to say where all models, which took turns, became slower while they were timed; empty where they did not.
+
+    Args:
+        timings: of one alternation.
+        celsius: temperature before and after, where it is known.
+    """
+    drifts = [timing.drift for timing in timings if timing.drift is not None]
+    if not drifts or len(drifts) < len(timings) or min(drifts) < _DRIFTS:
+        return ""
+    known = [f"{degrees:.0f} °C" for degrees in celsius if degrees is not None]
+    heat = f", from {known[0]} to {known[1]}" if len(known) > 1 else ""
+    return (
+        f"runs became {min(drifts):.2f}x slower while they were timed{heat}: the device throttles or is busy; ratios "
+        "hold, since models took turns, milliseconds do not"
+    )
 
 
 def _steady(taken: Array, feeds: int) -> float:
@@ -135,6 +192,14 @@ def _steady(taken: Array, feeds: int) -> float:
 
 def _peak_memory(model: bytes | Path | Session, feed: Feed, threads: int | None) -> int | None:
     return None if isinstance(model, Session) else peak_memory(model, feed, threads)
+
+
+def _content(model: bytes | Path | Session) -> bytes | Path:
+    """What an engine elsewhere is given."""
+    content = model.source if isinstance(model, Session) else model
+    if content is None:
+        raise VerificationError("benchmark: a session without a file cannot be timed on another engine")
+    return content
 
 
 def _size(model: bytes | Path | Session) -> int:

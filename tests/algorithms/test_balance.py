@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.algorithms.balance import search_balance, smooth_scales
+from onnxq.algorithms.channels.balance import search_balance, smooth_scales
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, TensorSpec
 from onnxq.errors import CalibrationError

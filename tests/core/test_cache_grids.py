@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.core.cache_grids import CacheGrid, fit_grid
+from onnxq.core.cache_grids import CacheGrid, RotaryTable, at_other_positions, fit_grid
 
 
 def rows_of(seed: int, count: int = 300, heads: int = 2, size: int = 6) -> np.ndarray:
@@ -78,3 +78,28 @@ def test_a_channel_of_zeros_has_a_usable_scale() -> None:
     rows = np.zeros((5, 1, 2), np.float32)
     grid = fit_grid(rows, np.zeros((1, 2), np.float32), 8, tensor=True)
     assert np.isfinite(grid.scale).all() and (grid.scale != 0).all()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_keys_at_other_positions_are_those_of_the_rotary_embedding(interleaved: bool) -> None:
+    pairs, size, positions = 3, 8, 50  # two channels are not turned
+    angles = np.arange(positions)[:, None] * np.array([1.0, 0.2, 0.01])
+    table = RotaryTable(np.cos(angles), np.sin(angles), interleaved)
+    rows = np.random.default_rng(0).standard_normal((40, 2, size)).astype(np.float32)
+    moved = at_other_positions(rows, table)
+    np.testing.assert_array_equal(moved[..., 2 * pairs :], rows[..., 2 * pairs :])
+
+    def as_numbers(array: np.ndarray) -> np.ndarray:
+        turned = array[..., : 2 * pairs]
+        return (
+            turned[..., 0::2] + 1j * turned[..., 1::2]
+            if interleaved
+            else turned[..., :pairs] + 1j * turned[..., pairs:]
+        )
+
+    ratio = as_numbers(moved) / as_numbers(rows)
+    np.testing.assert_allclose(np.abs(ratio), 1.0, atol=1e-4)
+    by = np.angle(ratio[:, 0, 2]) / 0.01  # the slowest pair says the position
+    np.testing.assert_allclose(by, by.round(), atol=0.05)
+    assert by.min() >= 0.9 and by.max() <= positions - 1 + 0.1
+    np.testing.assert_allclose(ratio, np.exp(1j * angles[by.round().astype(int)])[:, None].repeat(2, 1), atol=1e-3)

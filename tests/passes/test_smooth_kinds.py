@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import onnxq
-from onnxq.algorithms.balance import Balance, smooth_scales
+from onnxq.algorithms.channels.balance import Balance, smooth_scales
 from onnxq.graph.files import io
 from onnxq.passes import smooth
 from onnxq.verify.compare import compare

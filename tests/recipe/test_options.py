@@ -21,7 +21,7 @@ SPELLED_OTHERWISE = {"range_method": "range", "stats": "statistics", "no_benchma
 ONLY_FROM_PYTHON = {"seconds", "progress"}
 IMAGES = {"preprocess", "mean", "std", "bgr", "resize", "crop"}  # of `onnxq.Images`
 OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "custom_ops"} | IMAGES
-PASSED_ON = {"recipe_file"}  # made of the argument ``recipe``
+PASSED_ON = {"recipe_file", "used"}  # made of the argument ``recipe``; given by the folder that a model is in
 
 
 def named_by_the_command() -> set[str]:

@@ -17,10 +17,9 @@ from onnxq.recipe.unused import USES, refuse_unused
 from tests.graph.build import build, weights
 
 VALUES: dict[str, tuple[Any, ...]] = {
-    "format": ("qoperator", "qdq"), "range": ("minmax",), "percentile": (95.0,), "symmetric": (True, False),
-    "per_channel": (False,), "bias_correct": (False,), "smooth": (0.5,), "adaround": (True,), "bits": (3,),
-    "reconstruct": (True,),
-    "block_size": (32, 64), "accuracy_level": (0,),
+    "format": ("qoperator", "qdq"), "range": ("minmax", "percentile"), "percentile": (95.0,),
+    "symmetric": (True, False), "per_channel": (False,), "bias_correct": (False,), "smooth": (0.5,),
+    "adaround": (True,), "bits": (3,), "reconstruct": (True,), "block_size": (32, 64), "accuracy_level": (0,),
     "float_type": ("float16", "bfloat16"),
 }  # fmt: skip
 """One of them is another than any preset's own."""
@@ -90,7 +89,7 @@ def test_an_option_is_refused_or_does_something(preset: str, option: str) -> Non
 
 
 def test_bits_with_kernels_of_integers_name_what_takes_them() -> None:
-    with pytest.raises(RecipeError, match=r"--bits 4: does nothing with preset w8a8, .* or use w8, w4, w2"):
+    with pytest.raises(RecipeError, match=r"--bits 4: does nothing with preset w8a8, .* or use .*w8, w4, w2"):
         refuse_unused(Recipe(preset="w8a8", bits=4))
     with pytest.raises(RecipeError, match="--bits 4: does nothing with preset auto"):
         refuse_unused(Recipe(bits=4))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -23,6 +24,9 @@ from onnxq.cli._options import (
 from onnxq.cli._output import emit_json, end_with, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_benchmark
+
+if TYPE_CHECKING:
+    from onnxq.runtime.engines.places import RunsOn
 
 
 @click.command(
@@ -61,6 +65,7 @@ from onnxq.cli._summary import show_benchmark
     group="Measurement",
     help="Exit with 3 if any later model is not at least X times as fast as the first.",
 )
+@engine_options("Engine", python=True)
 @image_options()
 @output_options
 def command(
@@ -70,6 +75,7 @@ def command(
     seconds: float,
     min_speedup: float | None,
     custom_ops: tuple[Path, ...],
+    runs_on: RunsOn | None,
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -83,7 +89,9 @@ def command(
     with working(as_json) as progress:
         if progress is not None:
             progress("benchmark", 0, None)
-        result = api.benchmark(list(models), data=calibration, threads=threads, seconds=seconds, custom_ops=custom_ops)
+        result = api.benchmark(
+            list(models), data=calibration, threads=threads, seconds=seconds, custom_ops=custom_ops, runs_on=runs_on
+        )
     if as_json:
         emit_json(result.to_dict())
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -28,6 +29,7 @@ from onnxq.errors import RecipeError, there_are
 from onnxq.report.words import decibels
 
 if TYPE_CHECKING:
+    from onnxq.runtime.engines.places import RunsOn
     from onnxq.verify.compare import Comparison
 
 DROPS = ("top1", "accuracy", "perplexity", "divergence")
@@ -77,6 +79,7 @@ DROPS = ("top1", "accuracy", "perplexity", "divergence")
     "top-1 agreement or of unchanged decisions, or in the units of --metric accuracy, perplexity or divergence.",
 )
 @custom_ops_option("Data")
+@engine_options("Engine", python=True)
 @image_options()
 @output_options
 def command(
@@ -88,6 +91,7 @@ def command(
     min_sqnr: float | None,
     max_drop: float | None,
     custom_ops: tuple[Path, ...],
+    runs_on: RunsOn | None,
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -105,7 +109,13 @@ def command(
         if progress is not None:
             progress("compare", 0, None)
         result = api.compare(
-            float_model, quantized_model, data=calibration, states=states, metric=metric, custom_ops=custom_ops
+            float_model,
+            quantized_model,
+            data=calibration,
+            states=states,
+            metric=metric,
+            custom_ops=custom_ops,
+            runs_on=runs_on,
         )
     if as_json:
         emit_json(result.to_dict())

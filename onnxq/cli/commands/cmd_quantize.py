@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
+from onnxq.cli._learning_options import learning_options
 from onnxq.cli._model_options import decoder_options, float_options, model_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -18,7 +20,6 @@ from onnxq.cli._options import (
     GroupedCommand,
     custom_ops_option,
     examples,
-    learning_options,
     option,
     output_options,
     state,
@@ -34,6 +35,12 @@ from onnxq.recipe.values import BITS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
+# What --help shows; --help-all shows the rest too.
+_COMMON = (
+    "output calibration preset recipe algorithm target include exclude min_sqnr max_drop budget report force "
+    "preprocess as_json verbose"
+).split()
+
 
 def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
     """The option as a number, or as the word that it is; a recipe refuses any other word."""
@@ -45,6 +52,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @click.command(
     cls=GroupedCommand,
+    common=_COMMON,
     short_help="Quantize a model, verify the result and write it.",
     epilog=examples(
         "onnxq quantize model.onnx",
@@ -231,7 +239,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="GIB",
     group=_HOW,
     default_text="2",
-    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
+    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times. "
+    "Without samples, larger models are quantized a layer at a time.",
 )
 @decoder_options(_HOW)
 @option(
@@ -323,6 +332,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_PROOF,
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
+@engine_options("Engine")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")

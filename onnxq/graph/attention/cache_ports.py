@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.core.cache_grids import CacheGrid
+from onnxq.core.cache_grids import CacheGrid, RotaryTable
 from onnxq.errors import ModelError
 from onnxq.graph import edit, walk
 from onnxq.graph.attention.grouped import sequence_lengths
@@ -70,6 +70,37 @@ def caches_of(model: ir.Model, sizes: Mapping[str, int] | None = None) -> list[C
     return [_cache(node, sizes or {}) for node in attentions(model)]
 
 
+def rotary_tables(model: ir.Model) -> dict[str, RotaryTable]:
+    """The angles of each attention that turns its keys itself by constant tables, by name of its cache of keys."""
+    found = {}
+    for node in attentions(model):
+        past = walk.input_at(node, _PAST_KEY)
+        cos, sin = (walk.const_array(walk.input_at(node, index)) for index in (7, 8))
+        turns = walk.attr_int(node, "do_rotary") and cos is not None and sin is not None and cos.ndim == 2
+        if turns and past is not None and past.name:
+            assert cos is not None and sin is not None
+            found[past.name] = RotaryTable(cos, sin, walk.attr_int(node, "rotary_interleaved") != 0)
+    return found
+
+
+def cache_sizes(model: ir.Model) -> dict[str, int]:
+    """Numbers of a head by name of each cache input of a GroupQueryAttention, where the graph says them.
+
+    onnxruntime-genai's builder leaves the last axis of its caches open.
+    """
+    found = {}
+    for node in attentions(model):
+        size = _head_size(node)
+        for past in (walk.input_at(node, _PAST_KEY), walk.input_at(node, _PAST_VALUE)):
+            if size and past is not None and past.is_graph_input() and past.name and not _is_integer(past):
+                found[past.name] = size
+    return found
+
+
+def _is_integer(port: ir.Value) -> bool:
+    return port.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+
+
 def _cache(node: ir.Node, sizes: Mapping[str, int]) -> Cache:
     heads, size = walk.attr_int(node, "kv_num_heads"), _head_size(node) or sizes.get(node.name or "", 0)
     taken = [walk.input_at(node, index) for index in (_PAST_KEY, _PAST_VALUE)]
@@ -88,8 +119,7 @@ def _cache(node: ir.Node, sizes: Mapping[str, int]) -> Cache:
                 "reads, given out again as it is; only such caches can hold integers"
             )
         names += [past.name or "", present.name or ""]
-    integer = taken[0].dtype in (ir.DataType.INT8, ir.DataType.UINT8)
-    return Cache(name, names[0], names[2], names[1], names[3], heads, size, integer)
+    return Cache(name, names[0], names[2], names[1], names[3], heads, size, _is_integer(taken[0]))
 
 
 def _head_size(node: ir.Node) -> int:
@@ -99,11 +129,26 @@ def _head_size(node: ir.Node) -> int:
         if dims is not None and len(dims) == 4 and dims[3]:
             return dims[3]
     packed = walk.input_at(node, 1) is None
-    dims = walk.dims(walk.input_at(node, 0))
+    width = _width(walk.input_at(node, 0))
     heads = walk.attr_int(node, "num_heads") + (2 * walk.attr_int(node, "kv_num_heads") if packed else 0)
-    if dims is None or len(dims) != 3 or not dims[2] or not heads or dims[2] % heads:
+    return width // heads if heads and width % heads == 0 else 0
+
+
+def _width(value: ir.Value | None) -> int:
+    """Last axis of a value: as declared, else by the weight that makes it; 0 where neither is known."""
+    dims = walk.dims(value)
+    if dims is not None and len(dims) == 3 and dims[2]:
+        return dims[2]
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add" and node.domain == "":
+        moving = next((read for read in node.inputs if not walk.is_constant(read)), None)
+        node = moving.producer() if moving is not None else None
+    if node is None or node.op_type not in ("MatMul", "Gemm") or node.domain != "":
         return 0
-    return dims[2] // heads
+    shape = walk.dims(walk.input_at(node, 1))
+    if shape is None or len(shape) != 2:
+        return 0
+    return shape[0 if walk.outputs_first(node) else 1] or 0
 
 
 def add_caches(model: ir.Model, sizes: Mapping[str, int] | None = None) -> list[Cache]:

@@ -20,8 +20,6 @@ _SINCE = 21
 _ATTRIBUTES = frozenset({"axis"})
 """What the operators of that domain know; one scale a block they do not."""
 
-STATIC = {"qdq": emit_qdq, "qoperator": emit_qoperator}
-
 
 _STYLE = Style()
 
@@ -38,7 +36,7 @@ def emit(model: ir.Model, rewrite: Rewrite, form: str, style: Style = _STYLE) ->
     if form == "qdq":
         emit_qdq(model, rewrite, style)
     else:
-        STATIC[form](model, rewrite)
+        emit_qoperator(model, rewrite)
     emit_dynamic(model, rewrite)
     emit_weight_only(model, rewrite, form)
     if style.dedicated:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from onnxq.core.cache_grids import BITS, CacheGrid, fit_grid
+from onnxq.core.cache_grids import BITS, CacheGrid, at_other_positions, fit_grid
 from onnxq.core.dtypes import Array
 from onnxq.data.decoding import Roles, in_pieces
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, VerificationError
-from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, store
+from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, rotary_tables, store
 from onnxq.graph.types import Model
+from onnxq.pipeline.build import build
 from onnxq.pipeline.caches.grouping import roles_in
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import judge
@@ -77,8 +78,10 @@ def store_caches(job: Job, chosen: Chosen) -> None:
         CalibrationError: a cache stayed empty in all samples.
     """
     form = job.recipe.kv_cache
-    if form is None or chosen.built is None:
+    if form is None:
         return
+    if chosen.built is None:  # float won; its caches are to change all the same
+        chosen.built = build(replace(job, recipe=job.recipe.override(preset="float")))
     before = chosen.built.model
     with job.clock.step("caches"):
         model = before.clone()
@@ -107,7 +110,7 @@ def _stored(job: Job, model: Model, form: str) -> Stored:
         )
     if form not in BITS:
         return found
-    rows = _collect(job, model, caches)
+    rows, tables = _collect(job, model, caches), rotary_tables(model)
     for cache in caches:
         for name, tensor in ((cache.past_key, False), (cache.past_value, True)):
             seen = rows.rows(name)
@@ -115,7 +118,11 @@ def _stored(job: Job, model: Model, form: str) -> Stored:
                 raise CalibrationError(
                     f"--kv-cache {form}: cache '{name}' stayed empty in all samples; pass longer ones"
                 )
-            found.grids[name] = fit_grid(seen, rows.peaks[name], BITS[form], tensor=tensor)
+            peaks = rows.peaks[name]
+            if name in tables:
+                seen = np.concatenate([seen, at_other_positions(seen, tables[name])])
+                peaks = np.maximum(peaks, np.abs(seen).max(axis=0))
+            found.grids[name] = fit_grid(seen, peaks, BITS[form], tensor=tensor)
         key, value = found.grids[cache.past_key], found.grids[cache.past_value]
         facts["layers"].append(
             {

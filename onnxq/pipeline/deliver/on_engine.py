@@ -17,6 +17,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError, RecipeError
 from onnxq.pipeline.job import Job
 from onnxq.runtime.engines.engine import About, Engine, Refusal
+from onnxq.runtime.engines.places import NODE_MODULES, WASM
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.session import open_session
 from onnxq.targets import WHOLE, Target
@@ -87,6 +88,11 @@ def engine_of(target: Target, python: str | None, threads: int = 1) -> Engine | 
         RecipeError: a Python was named, and the target's engine cannot be had from one.
     """
     provider = target.provider
+    if provider == WASM and python is None:
+        return (
+            f"{target.name}: not verified on the engine itself; npm install onnxruntime-web, and name its folder with "
+            f"--engine web --node-modules node_modules, or in the environment as {NODE_MODULES}"
+        )
     if provider not in _INSTALL:
         if python is not None:
             raise RecipeError(f"--engine-python: target {target.name} has no engine in a Python; leave it out")
@@ -106,14 +112,18 @@ def ask_engine(content: bytes | Path, job: Job, samples: Iterable[Feed], *, time
         samples: samples to run.
         timed: also measure latency, where the engine is no simulator.
     """
-    engine = engine_of(job.target, job.engine_python, job.timed_threads)
+    named = job.engine
+    engine = engine_of(job.target, job.engine_python, job.timed_threads) if named is None else named
     if isinstance(engine, str):
         return EngineWord(note=engine)
     with ExitStack() as stack:
-        stack.callback(engine.close)
+        if named is None:
+            stack.callback(engine.close)
         try:
             word = EngineWord(engine.about(), engine.refused(content))
         except EngineError as error:
+            if named is not None and not named.lives:
+                raise
             return EngineWord(engine.about(), note=f"the engine refuses the model: {error}")
         feeds = list(islice(samples, _FEEDS))
         if not feeds or (word.refused and job.target.coverage == WHOLE):
@@ -128,7 +138,7 @@ def ask_engine(content: bytes | Path, job: Job, samples: Iterable[Feed], *, time
         expected = [float_session.run(feed) for feed in feeds]
         word.sqnr_db = _worst(expected, found)
         word.sqnr_here = _worst(expected, [here.run(feed) for feed in feeds])
-        if timed and job.target.coverage != WHOLE:
+        if timed and named is None and job.target.coverage != WHOLE:
             times = engine.time([job.prepared.original, content], feeds[:4], job.seconds)
             word.ms = dict(zip(("float", "quantized"), map(statistics.median, times), strict=True))
     return word

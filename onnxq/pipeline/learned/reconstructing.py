@@ -60,7 +60,7 @@ def check_learning(job: Job) -> None:
 
 
 def reconstructed(
-    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], end: float
+    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], end: float, nearest: Rewrite
 ) -> tuple[Rewrite, list[str]]:
     """Learn the rounding of weights, activations' scales and zero points, and biases, block by block.
 
@@ -70,6 +70,7 @@ def reconstructed(
         rewrite: the plan's numbers.
         steps: by node, its weight in steps of its grid before it was rounded, zero point added.
         end: of `time.monotonic`, after which nothing learns any more.
+        nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole.
 
     Returns:
         The rewrite with what was learned, and warnings.
@@ -81,10 +82,7 @@ def reconstructed(
 
     model, data, clock = job.prepared.model, job.data, job.clock
     assert data is not None
-    emitted = model.clone()
-    emit_qdq(emitted, rewrite)
-    emit_dynamic(emitted, rewrite)
-    use_own_pair(emitted)
+    emitted = _emitted(model, rewrite)
     link = _Link(GraphModule(plain_graph(emitted)), rewrite)
     link.restrict(model, plan, steps)
     seen = probe_shapes(job, model)
@@ -105,9 +103,21 @@ def reconstructed(
         said = _said(found, job)
         learned = emitted.clone()
         replace_constants(learned, link.module.changed())
+        best = learned
         if worse := _worse(job, emitted, learned):
-            return rewrite, [*said, worse]
-    return link.rewrite_of(model), said
+            best, said = emitted, [*said, worse]
+        if worse := _worse(job, _emitted(model, nearest), best):
+            return nearest, [*said, worse]
+    return link.rewrite_of(model) if best is learned else rewrite, said
+
+
+def _emitted(model: Model, rewrite: Rewrite) -> Model:
+    """A copy of the model as the rewrite makes it, in QDQ whatever will be written."""
+    copy = model.clone()
+    emit_qdq(copy, rewrite)
+    emit_dynamic(copy, rewrite)
+    use_own_pair(copy)
+    return copy
 
 
 def _worse(job: Job, plain: Model, learned: Model) -> str | None:

@@ -24,7 +24,7 @@ from onnxq.graph.types import Model, Node
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.stats.statistics import Statistics
 
-LEAST_GAIN_BITS = 1.0
+LEAST_GAIN_BITS = 0.5
 """What the channels must gain in the mean. Where channels lie last, a DequantizeLinear with a scale for each takes
 three times as long as one with a single scale, 0.3 ns more an element, once for each node that reads it; layers whose
 channels gain less lose little on a common grid."""

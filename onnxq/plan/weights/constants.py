@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.rtn import rtn
-from onnxq.core.affine import quantize
+from onnxq.core.affine import quantize, scale_shape
 from onnxq.core.dtypes import Array, QType
-from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
+from onnxq.core.mapped import Spill, forget
+from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
 from onnxq.graph.reading.ops import row_in
@@ -20,6 +23,11 @@ from onnxq.plan.weights.weight_algorithms import PackedWeights
 from onnxq.stats.statistics import Statistics
 
 _BIAS_LIMIT = float(1 << 30)
+
+_FEW_BITS = 4
+"""Bits up to which the range of a weight is searched."""
+
+_SEARCH = GridConfig(steps=32, smallest=0.2)
 
 
 def node_rewrite(
@@ -99,10 +107,16 @@ class Weights:
         packed: the matrices of kernels that read packed weights.
     """
 
-    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
-        """Start with what has been learned of single nodes, by (name, input)."""
+    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None, spill: Spill | None = None) -> None:
+        """Start with what has been learned of single nodes, by (name, input).
+
+        Args:
+            learned: see there.
+            spill: as of `PackedWeights`.
+        """
+        self._spill = spill
         self._learned = dict(learned or {})
-        self.packed = PackedWeights()
+        self.packed = PackedWeights(spill)
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
@@ -136,5 +150,21 @@ class Weights:
     def _rounded(self, name: str, array: Array, spec: TensorSpec, smallest: Array | None = None) -> QTensor:
         key = (name, spec, b"" if smallest is None else smallest.tobytes())
         if key not in self._known:
-            self._known[key] = rtn(array, spec, smallest)
+            few = spec.bits <= _FEW_BITS and smallest is None and not isinstance(spec.granularity, PerBlock)
+            tensor = _searched(array, spec) if few else rtn(array, spec, smallest)
+            if self._spill is not None:
+                tensor = self._spill.keep_tensor(tensor)
+                forget(array)
+            self._known[key] = tensor
         return self._known[key]
+
+
+def _searched(weight: Array, spec: TensorSpec) -> QTensor:
+    """A weight on the grid of least squared error: with few levels the extrema are no good ends of a range."""
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerAxis) else None
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    by_row = replace(spec, granularity=PerTensor() if axis is None else PerAxis(0))
+    found = search_params(np.ascontiguousarray(rows, np.float32), by_row, _SEARCH)
+    shape = scale_shape(weight.shape, spec.granularity)
+    params = QParams(spec, found.scale.reshape(shape), found.zero_point.reshape(shape))
+    return QTensor(quantize(weight, params), params)

@@ -1,4 +1,4 @@
-"""What an engine is: five verbs, whatever computes behind them."""
+"""What an engine is: six verbs, whatever computes behind them."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ class Engine(Protocol):
 
     def time(self, models: Sequence[bytes | Path], feeds: Sequence[Feed], seconds: float) -> list[list[float]]:
         """Milliseconds of single runs by model, which take turns; about ``seconds`` for each model."""
+        ...
+
+    def memory(self, model: bytes | Path, feed: Feed) -> int | None:
+        """Bytes to load and run a model once, above those of the runtime; None where that cannot be seen."""
         ...
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,39 @@ import numpy as np
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError
+from onnxq.graph.files import io
 from onnxq.runtime.engines import worker
 from onnxq.runtime.engines.engine import About, Refusal
 from onnxq.runtime.engines.worker import read_message, write_message
+
+_MOST_MODELS = 6
+"""Models that stay loaded at a time, where no more are in use: a device has little memory."""
+
+_GREETING = 200
+"""Lines that a shell may print before what it was asked to run."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A worker that cannot read the files of this machine.
+
+    Attributes:
+        ready: the line that says that it waits for its source; empty where it is there already.
+        source: of the worker, to be sent.
+    """
+
+    ready: bytes = b""
+    source: bytes = b""
+
+
+def _files(path: Path) -> dict[str, Any]:
+    """A model's contents, and those of the files with its weights by their names in it; mapped, not read."""
+    folder = path.resolve().parent
+    found = {"model": np.fromfile(path, np.uint8)}
+    for file in io.weight_files(path):
+        name = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+        found[f"file:{name.as_posix()}"] = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, "u1")
+    return found
 
 
 class ProcessEngine:
@@ -29,6 +60,7 @@ class ProcessEngine:
         *,
         threads: int = 1,
         label: str = "",
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """Start the process and the provider in it.
 
@@ -38,6 +70,7 @@ class ProcessEngine:
             options: of the provider.
             threads: threads an operator may use.
             label: what messages call the engine.
+            elsewhere: how the worker gets there and models with it; None where it reads this machine's files.
 
         Raises:
             EngineError: there is no such program, or no such provider in it.
@@ -45,6 +78,8 @@ class ProcessEngine:
         command = [str(python), "-u", worker.__file__] if isinstance(python, str | Path) else list(python)
         self._label = label or command[0]
         self._loaded: dict[bytes | Path, int] = {}
+        self._elsewhere = elsewhere
+        self.celsius: list[float | None] = [None, None]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -52,8 +87,11 @@ class ProcessEngine:
             )
         except OSError as error:
             self._errors.close()
-            raise EngineError(f"{self._label}: cannot be started ({error.strerror}); name a Python") from None
+            what = "a Python" if elsewhere is None else "a program that is there"
+            raise EngineError(f"{self._label}: cannot be started ({error.strerror}); name {what}") from None
         try:
+            if elsewhere is not None:
+                self._send(elsewhere)
             head, _ = self._ask(
                 {"verb": "open", "provider": provider, "options": dict(options or {}), "threads": threads}
             )
@@ -85,10 +123,26 @@ class ProcessEngine:
 
     def time(self, models: Sequence[bytes | Path], feeds: Sequence[Feed], seconds: float) -> list[list[float]]:
         """See `onnxq.runtime.engines.engine.Engine`."""
-        keys = [self._load(model) for model in models]
+        keys = [self._load(model, models) for model in models]
         arrays = {f"{i}:{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
         head, _ = self._ask({"verb": "time", "ids": keys, "feeds": len(feeds), "seconds": seconds}, arrays)
+        self.celsius = head.get("celsius", [None, None])
         return [[float(entry) for entry in times] for times in head["ms"]]
+
+    def memory(self, model: bytes | Path, feed: Feed) -> int | None:
+        """See `onnxq.runtime.engines.engine.Engine`."""
+        size = self._ask({"verb": "memory", "id": self._load(model)}, feed)[0]["bytes"]
+        return None if size is None else int(size)
+
+    @property
+    def label(self) -> str:
+        """What messages call the engine."""
+        return self._label
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can be asked for more."""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """See `onnxq.runtime.engines.engine.Engine`."""
@@ -103,10 +157,33 @@ class ProcessEngine:
             self._process.wait()
         self._errors.close()
 
-    def _load(self, model: bytes | Path) -> int:
+    def _send(self, elsewhere: Elsewhere) -> None:
+        """Wait for the line that says that the other side listens, and send it the worker."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if not elsewhere.ready:
+            return
+        with suppress(OSError):  # what it said last is asked for below
+            self._process.stdin.flush()
+            for _ in range(_GREETING):  # a shell may say something first
+                line = self._process.stdout.readline()
+                if line.strip() == elsewhere.ready:
+                    self._process.stdin.write(b"%d\n" % len(elsewhere.source) + elsewhere.source)
+                    self._process.stdin.flush()
+                    return
+                if not line:
+                    break
+        raise EngineError(f"{self._label}: {self._last_words('it gives no shell in which python3 runs')}")
+
+    def _load(self, model: bytes | Path, among: Sequence[bytes | Path] = ()) -> int:
+        """Its number there; models that are not among those in use make room for it."""
         if model not in self._loaded:
+            idle = [known for known in self._loaded if known not in among]
+            for known in idle[: max(len(self._loaded) - _MOST_MODELS + 1, 0)]:
+                self._ask({"verb": "drop", "id": self._loaded.pop(known)})
             if isinstance(model, bytes):
                 head, _ = self._ask({"verb": "load"}, {"model": np.frombuffer(model, np.uint8)})
+            elif self._elsewhere is not None:
+                head, _ = self._ask({"verb": "load"}, _files(model))
             else:
                 head, _ = self._ask({"verb": "load", "path": str(model.resolve())})
             self._loaded[model] = head["id"]

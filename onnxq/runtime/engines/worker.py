@@ -1,14 +1,16 @@
 """The other side of an engine: reads requests from standard input, computes, and writes answers to standard output.
 
 This file is complete in itself. It is run by the Python that has the runtime, here or elsewhere, and needs numpy and
-onnxruntime there. A message is a line of JSON, and behind it the bytes of the arrays that the line describes, one after
-the other, in native byte order and row-major. Nothing is ever unpickled.
+onnxruntime there; to another machine it is sent as it is. `web_worker.mjs` speaks the same in Node. A message is a line
+of JSON, and behind it the bytes of the arrays that the line describes, one after the other, in native byte order and
+row-major. Nothing is ever unpickled.
 
     {"verb": "open", "provider": "cpu", "options": {}, "threads": 1}     -> {"runtime": …, "provider": …, "device": …}
-    {"verb": "load", "path": …} or one array "model"                     -> {"id": 0}
+    {"verb": "load", "path": …}, or arrays "model" and "file:NAME"       -> {"id": 0}
     {"verb": "refused", "id": 0}                                         -> {"refused": [[node, operator, reason], …]}
     {"verb": "run", "id": 0}, arrays by input name                       -> arrays by output name
-    {"verb": "time", "ids": [0, 1], "feeds": 1, "seconds": 1.0}, arrays  -> {"ms": [[…], […]]}
+    {"verb": "time", "ids": [0, 1], "feeds": 1, "seconds": 1.0}, arrays  -> {"ms": [[…], […]], "celsius": [45.0, 47.5]}
+    {"verb": "memory", "id": 0}, arrays by input name                    -> {"bytes": 123456}
     {"verb": "drop", "id": 0}                                            -> {}
 
 An answer with "error" says in one line what went wrong; the next request is then taken as before.
@@ -22,6 +24,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +33,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit(f"{sys.executable} has no numpy; pip install onnxruntime there")
 
 Arrays = dict[str, Any]
 
@@ -50,7 +56,8 @@ def write_message(stream: BinaryIO, head: Mapping[str, Any], arrays: Mapping[str
     described = [[name, array.dtype.name, list(array.shape)] for name, array in parts.items()]
     stream.write(json.dumps({**head, "arrays": described}).encode() + b"\n")
     for array in parts.values():
-        stream.write(array.tobytes())
+        if array.size:
+            stream.write(array.reshape(-1).view(np.uint8).data)
     stream.flush()
 
 
@@ -99,6 +106,7 @@ class _Worker:
         self._models: dict[int, Any] = {}
         self._sessions: dict[int, Any] = {}
         self._count = 0
+        self._folder: Any = None
 
     def open(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Start the provider."""
@@ -141,8 +149,25 @@ class _Worker:
     def load(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Take a model; it is opened when something is asked of it."""
         self._count += 1
-        self._models[self._count] = head["path"] if "path" in head else arrays["model"].tobytes()
+        files = {name.partition(":")[2]: array for name, array in arrays.items() if name.startswith("file:")}
+        if files:
+            self._models[self._count] = self._written({"model.onnx": arrays["model"], **files})
+        else:
+            self._models[self._count] = head["path"] if "path" in head else arrays["model"].tobytes()
         return {"id": self._count}, {}
+
+    def _written(self, files: Arrays) -> str:
+        """The path of a model whose files were sent; they go when the worker ends."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="onnxq-")
+        folder = Path(self._folder.name, str(self._count)).resolve()
+        for name, content in files.items():
+            path = Path(os.path.normpath(folder / name))
+            if folder not in path.parents:
+                raise RuntimeError(f"file {name!r} lies outside the model's folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content.tofile(path)
+        return str(folder / "model.onnx")
 
     def drop(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Forget a model."""
@@ -208,6 +233,7 @@ class _Worker:
         for session, mine in zip(sessions, fitting, strict=True):
             session.run(None, mine[0])
         taken: list[list[float]] = [[] for _ in sessions]
+        warm = _celsius()
         end, turn = time.perf_counter() + head["seconds"] * len(sessions), 0
         while turn < 3 or time.perf_counter() < end:
             for i, (session, mine) in enumerate(zip(sessions, fitting, strict=True)):
@@ -216,7 +242,60 @@ class _Worker:
                 session.run(None, feed)
                 taken[i].append(1000.0 * (time.perf_counter() - started))
             turn += 1
-        return {"ms": taken}, {}
+        return {"ms": taken, "celsius": [warm, _celsius()]}, {}
+
+    def memory(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Load a model and run it once in a process of its own, and see what that takes above the runtime itself."""
+        if not Path("/proc/self/status").exists():
+            return {"bytes": None}, {}
+        model = self._models[head["id"]]
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            if isinstance(model, bytes):
+                path = Path(folder, "model.onnx")
+                path.write_bytes(model)
+                model = str(path)
+            feed = _fitting(self._session(head["id"]), arrays)
+            for index, array in enumerate(feed.values()):
+                np.save(Path(folder, f"{index}.npy"), array, allow_pickle=False)
+            about = {"model": model, "folder": folder, "names": list(feed), "threads": self._threads}
+            command = [sys.executable, "-W", "ignore", "-c", _MEMORY, json.dumps(about)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(f"the process that measures memory failed: {last}")
+        return {"bytes": int(done.stdout)}, {}
+
+
+_MEMORY = """
+import json, sys
+import numpy, onnxruntime
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
+
+about = json.loads(sys.argv[1])
+feed = {name: numpy.load(f"{about['folder']}/{i}.npy") for i, name in enumerate(about["names"])}
+before = status("VmRSS")
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.intra_op_num_threads = about["threads"]
+session = onnxruntime.InferenceSession(about["model"], options, providers=["CPUExecutionProvider"])
+session.run(None, feed)
+print(max(status("VmHWM") - before, 0))
+"""
+"""Measures on the CPU provider: the memory of another device cannot be seen from its process."""
+
+
+def _celsius() -> float | None:
+    """The hottest of the sensors that the system shows; None where it shows none."""
+    found = []
+    for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
+        try:
+            found.append(int(zone.read_text()) / 1000.0)
+        except (OSError, ValueError):
+            continue
+    return max(found, default=None)
 
 
 _KINDS = {"tensor(float16)": "float16", "tensor(float)": "float32"}
@@ -288,7 +367,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     worker = _Worker()
-    verbs = {name: getattr(worker, name) for name in ("open", "load", "refused", "run", "time", "drop")}
+    verbs = {name: getattr(worker, name) for name in ("open", "load", "refused", "run", "time", "memory", "drop")}
     while (message := read_message(sys.stdin.buffer)) is not None:
         head, arrays = message
         try:

@@ -69,6 +69,7 @@ def search(
     budget: float,
     *,
     extras: Sequence[Change] = (),
+    learn: Callable[[Recipe, float], Recipe | None] | None = None,
 ) -> Found:
     """Find the recipe that is expected to be fastest of those within the limits.
 
@@ -84,8 +85,9 @@ def search(
         clock: seconds so far.
         budget: seconds that all of this may take; the first attempt is made in any case.
         extras: further changes that cost nothing at inference, such as equalization.
+        learn: a recipe with blocks that learn in some of the seconds left, or None; comes last of all that is free.
     """
-    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, extras).run()
+    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, extras, learn).run()
 
 
 @dataclass
@@ -97,6 +99,7 @@ class _RecipeSearch:
     _clock: Callable[[], float]
     _budget: float
     _extras: Sequence[Change]
+    _learn: Callable[[Recipe, float], Recipe | None] | None = None
     _known: dict[Recipe, Outcome] = field(default_factory=dict)
     _history: list[Step] = field(default_factory=list)
     _late: bool = False
@@ -168,6 +171,9 @@ class _RecipeSearch:
             learned = replace(best, adaround=True)
             if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
                 return learned
+        blocks = self._learn(best, self._budget - self._clock()) if self._learn is not None else None
+        if blocks is not None and self._inside(self._try("reconstruction", blocks, against=best)):
+            return blocks  # else nodes leave the integers from what takes no minutes each time
         return best
 
     def _changes(self) -> list[Change]:

@@ -26,6 +26,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 from onnxq.search.within.limits import Judge
 from onnxq.search.within.score import Metric
 from onnxq.search.within.state import SearchState
@@ -96,6 +97,10 @@ def with_limits(job: Job, options: SearchOptions, limits: Limits, *, timed: bool
         if own and outcome.shortfall(limits) > 0.0:
             first.verdict.failures.append(f"{work.figures(outcome)}, and that is outside {work.asked}")
         return first
+    if job.recipe.reconstructs:  # which one of the search's models will do, not each
+        gated = replace(gated, recipe=unlearned(gated.recipe))
+        first = make(gated, timed=timed)
+        outcome = work.judge(first)
     return _LimitSearch(gated, options, work, first, outcome).run(timed=timed)
 
 
@@ -174,6 +179,7 @@ class _LimitSearch:
             self._state.clock,
             self._job.budget,
             extras=self._extras(),
+            learn=learned if can_learn(self._job) else None,
         )
         return self._finish(found, timed=timed)
 
@@ -200,7 +206,7 @@ class _LimitSearch:
 
     def _diagnose(self, recipe: Recipe) -> list[Suspect]:
         # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
-        plain = replace(recipe, equalize=False, smooth=None, adaround=False)
+        plain = replace(recipe, equalize=False, smooth=None, adaround=False, reconstruct=False)
         known = self._state.suspects(plain)
         if known is not None:
             return known
@@ -303,7 +309,9 @@ class _LimitSearch:
         models = {str(i): self._model(recipe, job.clock).content for i, recipe in enumerate(finalists)}
         feeds = islice(self._work.data.held_out, _TIMED_FEEDS)
         with job.clock.step("benchmark"):
-            timings = measure(models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads)
+            timings = measure(
+                models, feeds, job.workload, seconds=job.seconds, threads=job.timed_threads, engine=job.engine
+            )
         fastest = max(range(len(timings)), key=lambda i: _ratio(timings[i]))
         if _ratio(timings[fastest]) < _FASTER:
             return order

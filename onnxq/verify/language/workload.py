@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data.feeds import Feed
+from onnxq.runtime.engines.engine import Engine
 from onnxq.runtime.session import Session
 from onnxq.verify.benchmark import Timing, benchmark
 
@@ -90,6 +91,7 @@ def measure(
     *,
     seconds: float,
     threads: int | None = 1,
+    engine: Engine | None = None,
 ) -> list[Timing]:
     """Time models in alternation: on samples, or on the passes of a workload.
 
@@ -102,15 +104,16 @@ def measure(
         workload: what the models are used for; None times the samples.
         seconds: time to spend on each model.
         threads: threads an operator may use.
+        engine: as for `onnxq.verify.benchmark.benchmark`.
 
     Raises:
         ModelError: a model cannot be loaded or run.
         VerificationError: there is no feed or no model.
     """
     if workload is None:
-        return benchmark(models, feeds, seconds=seconds, threads=threads)
+        return benchmark(models, feeds, seconds=seconds, threads=threads, engine=engine)
     share = seconds / len(workload.phases)
-    runs = [benchmark(models, [phase.feed], seconds=share, threads=threads) for phase in workload.phases]
+    runs = [benchmark(models, [phase.feed], seconds=share, threads=threads, engine=engine) for phase in workload.phases]
     return [_joined([run[index] for run in runs], [run[0] for run in runs], workload) for index in range(len(models))]
 
 

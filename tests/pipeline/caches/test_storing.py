@@ -71,6 +71,21 @@ def test_caches_go_with_quantized_weights(preset: str) -> None:
     assert result.caches["before"]["sqnr_db"] >= result.sqnr_db - 3.0  # a token alone has scales of its own
 
 
+def test_caches_change_where_float_is_the_best_form_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.pipeline.candidate import Chosen
+    from onnxq.pipeline.gate import Verdict
+    from onnxq.plan.decisions import Plan
+    from onnxq.search import quantizing
+
+    def float_wins(job, options, *, timed: bool) -> Chosen:
+        return Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original)
+
+    monkeypatch.setattr(quantizing, "choose", float_wins)
+    result = quantized(STYLE, "int8", "auto")
+    assert result.preset == "float" and result.caches["form"] == "int8"
+    assert result.model is not None and opened(result.model).get_inputs()[2].type == "tensor(int8)"
+
+
 def test_limits_hold_for_the_model_with_its_caches() -> None:
     with pytest.raises(VerificationError, match="SQNR"):
         quantized(STYLE, "int4", min_sqnr=60.0)
@@ -82,6 +97,20 @@ def test_float_caches_in_the_data_are_stored_as_the_model_takes_them() -> None:
     samples = [with_past(STYLE, feed, 5, seed=i) for i, feed in enumerate(prompts(STYLE, 10, 12))]
     result = quantized(STYLE, "int8", samples=samples)
     assert result.sqnr_db is not None and result.sqnr_db > 25.0
+
+
+def test_caches_whose_last_axis_is_open_begin_empty_in_each_sample() -> None:
+    grouped = quantized(STYLE, "float").model
+    assert grouped is not None
+    for port in (*grouped.graph.input, *grouped.graph.output):
+        dims = port.type.tensor_type.shape.dim
+        if len(dims) == 4:  # as onnxruntime-genai's builder declares them
+            dims[3].dim_param = "kv_cache_dim"
+    result = onnxq.quantize(
+        grouped, calibration=prompts(STYLE, 12), preset="float", kv_cache="int4", benchmark=False, threads=1
+    )
+    assert result.sqnr_db is not None and result.sqnr_db > 10.0
+    assert any("each sample starts with an empty one" in line for line in result.warnings)
 
 
 def test_scales_come_from_what_is_stored() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.search.within.history import GIVEN_UP, Outcome, Suspect
+from onnxq.search.within.learned_candidates import learned, unlearned
 from onnxq.search.within.state import SearchState
 from onnxq.search.within.strategy import Found, search
 from onnxq.verify.budget import Limits
@@ -35,6 +36,7 @@ class Network:
     now: float = 0.0
     asked: list[Recipe] = field(default_factory=list)
     fails_without_nodes: bool = True
+    learns: bool = False
 
     def floats(self, recipe: Recipe) -> set[str]:
         return {rule.match for rule in recipe.rules if rule.quantize is False}
@@ -58,7 +60,8 @@ class Network:
     def search(self, max_drop: float = 0.5, budget: float = 1e6) -> Found:
         extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
         limits = Limits(max_drop=max_drop)
-        return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, extras=extras)
+        learn = learned if self.learns else None
+        return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, extras=extras, learn=learn)
 
 
 def test_a_start_inside_the_limits_is_the_result_and_nothing_else_is_tried() -> None:
@@ -74,6 +77,29 @@ def test_what_costs_nothing_is_enough_where_it_can_be(change: str) -> None:
     found = network.search()
     assert found.outcome.cost == 100.0
     assert found.best == replace(START, **({"range": change} if change in ("minmax", "entropy") else {change: True}))
+
+
+def test_blocks_learn_before_nodes_leave_the_integers() -> None:
+    network = Network({"n0": 3.0}, NODES, free={"reconstruct": 2.8}, learns=True)
+    found = network.search(budget=400.0)
+    assert found.best.reconstruct and not network.floats(found.best)
+    assert 0.0 < found.best.minutes <= 400.0 / 60.0 / 2
+    assert "reconstruction" in [step.tried for step in found.history]
+
+
+def test_where_learning_is_not_enough_nodes_leave_the_integers_without_it() -> None:
+    network = Network({"n0": 3.0}, NODES, free={"reconstruct": 1.0}, learns=True)
+    found = network.search()
+    assert network.floats(found.best) == {"n0"}
+    assert sum(recipe.reconstruct for recipe in network.asked) == 1
+
+
+def test_blocks_learn_only_where_that_makes_sense() -> None:
+    assert learned(START, 400.0) == replace(START, reconstruct=True, minutes=200.0 / 60.0)
+    assert learned(START, 1e6) == replace(START, reconstruct=True)  # the recipe's own minutes are enough
+    assert learned(START, 30.0) is None  # too little time
+    assert learned(replace(START, preset="w8a8-dynamic"), 400.0) is None
+    assert unlearned(Recipe(preset="w8a8-learned", reconstruct=True)) == Recipe(preset="w8a8")
 
 
 def test_changes_that_help_add_up() -> None:

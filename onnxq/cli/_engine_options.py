@@ -1,0 +1,108 @@
+"""Options that say what runs and times models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from onnxq.cli._options import FILE, F, option
+
+
+def _options_of_provider(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{value!r} is no pair; write KEY=VALUE, such as device_type=CPU", ctx, parameter)
+        if key in found:
+            raise click.BadParameter(f"{key!r} is given twice; it has one value", ctx, parameter)
+        found[key] = text
+    return found
+
+
+def engine_options(group: str, *, python: bool = False) -> Callable[[F], F]:
+    """Add --device, --provider, --provider-option, --engine and --node-modules; the command gets ``runs_on``.
+
+    Args:
+        group: heading.
+        python: add --engine-python too, for commands that do not have it.
+    """
+
+    def add(function: F) -> F:
+        @functools.wraps(function)
+        def with_place(*args: Any, **options: Any) -> Any:
+            names = ("device", "provider", "provider_options", "engine", "node_modules")
+            given = {name: options.pop(name) for name in names}
+            if python:
+                given["python"] = options.pop("engine_python")
+            runs_on = None
+            if any(given.values()):
+                from onnxq.runtime.engines.places import RunsOn
+
+                runs_on = RunsOn(**given)
+            return function(*args, runs_on=runs_on, **options)
+
+        found: Any = with_place
+        for declare in reversed(_declared(group, python=python)):
+            found = declare(found)
+        return found  # type: ignore[no-any-return]
+
+    return add
+
+
+def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
+    found = [
+        option(
+            "--device",
+            metavar="COMMAND",
+            group=group,
+            help='A command that gives a shell on the device that runs and times the models, such as "ssh pi@kitchen". '
+            "It needs python3 with onnxruntime there; models go over its standard input.",
+        ),
+        option(
+            "--provider",
+            metavar="NAME",
+            group=group,
+            default_text="cpu, or that of --target",
+            help="Execution provider of ONNX Runtime, such as CUDA or CUDAExecutionProvider.",
+        ),
+        option(
+            "--provider-option",
+            "provider_options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_options_of_provider,
+            group=group,
+            help="An option of --provider. Repeatable.",
+        ),
+        option(
+            "--engine",
+            type=click.Choice(["web"]),
+            group=group,
+            default_text="ONNX Runtime",
+            help="With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH.",
+        ),
+        option(
+            "--node-modules",
+            type=FILE,
+            metavar="FOLDER",
+            group=group,
+            default_text="ONNXQ_NODE_MODULES in the environment",
+            help="Folder with onnxruntime-web, which npm install made.",
+        ),
+    ]
+    if python:
+        found.append(
+            option(
+                "--engine-python",
+                type=FILE,
+                metavar="FILE",
+                group=group,
+                default_text="this Python, on a device python3",
+                help="Python that has the runtime, here or on --device.",
+            )
+        )
+    return found

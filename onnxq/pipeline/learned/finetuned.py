@@ -1,0 +1,244 @@
+"""Finetune a quantized model, verify it again, and keep the better of the two."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.core.processors import free_processors
+from onnxq.data.feeds import Feed
+from onnxq.data.readers import Reader
+from onnxq.errors import CalibrationError, RecipeError
+from onnxq.graph import walk
+from onnxq.graph.files import io
+from onnxq.graph.reading.output_facts import OutputFact, output_facts
+from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
+from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.gate import verify
+from onnxq.pipeline.job import Data, Job, contents
+from onnxq.plan.decisions import Plan
+from onnxq.qat import need_torch
+from onnxq.runtime.session import open_session
+from onnxq.verify import loss
+from onnxq.verify.kinds.output_kinds import normalized_axis
+
+if TYPE_CHECKING:
+    from onnxq.qat.distillation import Target
+    from onnxq.qat.finetuning import Outcome
+
+_MOST = 4096
+"""Samples to learn from, at most."""
+_MOST_HELD_OUT = 128
+"""Samples that states are judged by, at most."""
+_SHARE_HELD_OUT = 0.15
+"""Share of the calibration samples that states are judged by, so that verification sees others."""
+_LEAST = 8
+"""Calibration samples from which on some are spared; with fewer, states are judged by those of verification."""
+
+_SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
+
+
+def finetuned(job: Job, chosen: Chosen, *, timed: bool) -> Chosen:
+    """Let a quantized model learn from the float model, end to end.
+
+    Args:
+        job: with samples; its recipe says how.
+        chosen: the model as it was built and verified.
+        timed: measure latency.
+
+    Returns:
+        The finetuned model as it was verified, or the one that was given where learning found nothing better.
+
+    Raises:
+        MissingExtraError: there is no PyTorch.
+        RecipeError: there are no samples, or the model has nodes that gradients cannot pass.
+    """
+    need_torch("--finetune")
+    built, data, recipe = chosen.built, job.data, job.recipe
+    if data is None:
+        raise RecipeError("--finetune: needs samples to learn from; pass --calibration")
+    if built is None or chosen.verdict.comparison is None:
+        return chosen
+    with job.clock.step("finetune"):
+        model = built.model.clone()
+        outcome, changed = _learned(job, chosen, data, plain_graph(model))
+        replace_constants(model, changed)
+    notes = _said(outcome, recipe.minutes)
+    if not outcome.after < outcome.before:
+        chosen.warnings += [*notes, "--finetune: no state was better on held-out samples than the start, which is kept"]
+        return chosen
+    content = contents(model, job.stack)
+    verdict = verify(content, job, timed=timed)
+    after, before = verdict.comparison, chosen.verdict.comparison
+    worse = after is None or not after.finite or (_loss(after) > _loss(before) and _db(after) < _db(before))
+    if worse or (verdict.failures and not chosen.verdict.failures):
+        chosen.warnings += [*notes, "--finetune: what was learned is worse on the samples of verification; not kept"]
+        return chosen
+    facts = {
+        "epochs": outcome.epochs,
+        "loss": {"before": outcome.before, "after": outcome.after},
+        "sqnr_db": {"before": before.sqnr_db, "after": after.sqnr_db if after is not None else None},
+        "weights": outcome.weights,
+    }
+    learned = replace(built, model=model)
+    return replace(
+        chosen, built=learned, content=content, verdict=verdict, warnings=[*chosen.warnings, *notes], finetuned=facts
+    )
+
+
+def _loss(comparison: Any) -> float:
+    return comparison.loss if comparison.loss is not None else 0.0
+
+
+def _db(comparison: Any) -> float:
+    return comparison.sqnr_db if comparison.sqnr_db is not None else float("inf")
+
+
+@dataclass(frozen=True)
+class _Samples:
+    learn: list[Feed]
+    judge: list[Feed]
+    labels: list[Array] | None
+    note: str = ""
+
+
+def _learned(
+    job: Job, chosen: Chosen, data: Data, graph: PlainGraph
+) -> tuple[Outcome, Mapping[tuple[int, int], tuple[str, Array]]]:
+    from onnxq.qat.finetuning import FinetuneConfig, Finetuning, finetune, has_device, start_from
+    from onnxq.qat.graph_module import GraphModule
+
+    recipe = job.recipe
+    if not has_device(recipe.device):
+        raise RecipeError(f"--device {recipe.device}: PyTorch sees no such device; use --device cpu")
+    student, teacher = GraphModule(graph), GraphModule(plain_graph(job.prepared.model))
+    lacking = list(dict.fromkeys(node.op_type for node in (*student.unsupported, *teacher.unsupported)))
+    if lacking:
+        raise RecipeError(
+            f"--finetune: gradients cannot pass {', '.join(lacking)}, for which there is no torch function; use "
+            "--format qdq, or --adaround, which learns layer by layer"
+        )
+    bits = _bits(graph, chosen.plan, student)
+    start_from(student, _float_weights(job), bits)
+    samples = _samples(data)
+    if samples.note:
+        chosen.warnings.append(samples.note)
+    targets = _targets(job, chosen, data.first)
+    config = FinetuneConfig(recipe.epochs, recipe.minutes, seed=recipe.seed, device=recipe.device)
+    config = replace(config, threads=job.threads or free_processors())
+    if recipe.learning_rate is not None:
+        config = replace(config, rate=recipe.learning_rate)
+
+    def report(line: str, done: int, total: int) -> None:
+        job.clock.report(f"finetune ({line})")(done, total)
+
+    task = Finetuning(
+        student, teacher, targets, samples.learn, samples.judge, samples.labels, bits,
+        config, job.learning_state, _signature(job, chosen, data), report,
+    )  # fmt: skip
+    return finetune(task), student.to("cpu").changed()
+
+
+def _samples(data: Data) -> _Samples:
+    """What to learn from, and what states are judged by."""
+    count = min(data.calibration.count_feeds(), _MOST)
+    spared = min(max(1, round(_SHARE_HELD_OUT * count)), _MOST_HELD_OUT) if count >= _LEAST else 0
+    learn = list(data.calibration.part(0, count - spared))
+    judged: Reader = data.calibration.part(count - spared, count) if spared else data.held_out
+    judge = list(islice(judged, _MOST_HELD_OUT))
+    labels, note = data.calibration.labels, ""
+    parts = None
+    if labels is not None:
+        sizes = [next((array.shape[0] for array in feed.values() if array.ndim), 1) for feed in learn]
+        if labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels) >= sum(sizes):
+            parts = np.split(labels[: sum(sizes)], np.cumsum(sizes)[:-1])
+        else:
+            note = (
+                f"--finetune: labels of shape {labels.shape} are not one class for each of {sum(sizes)} items; learned "
+                "from the float model alone"
+            )
+    return _Samples(learn, judge, parts, note)
+
+
+def _targets(job: Job, chosen: Chosen, feed: Feed) -> dict[str, Target]:
+    """What each output holds, by its name in the prepared model."""
+    from onnxq.qat.distillation import Target
+
+    comparison = chosen.verdict.comparison
+    assert comparison is not None
+    session = open_session(job.prepared.original, threads=job.threads)
+    outputs = dict(zip(session.output_names, session.run(feed, session.output_names), strict=True))
+    facts = output_facts(job.prepared.model)
+    found = {}
+    for name, judged in comparison.judged.items():
+        array = outputs.get(name)
+        if judged is None or judged.kind == loss.ELEMENTS or not isinstance(array, np.ndarray):
+            continue
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            continue
+        normalized = normalized_axis(array)
+        axis = _class_axis(array, facts.get(name)) if judged.kind in _SCORES else None
+        if normalized is not None and judged.kind in _SCORES:
+            axis = normalized
+        found[name] = Target(judged.kind, axis, normalized is not None, float(array.var()))
+    if not found:
+        raise CalibrationError("--finetune: no output of the model is a finite float32 tensor that could be learned")
+    return found
+
+
+def _class_axis(array: Array, fact: OutputFact | None) -> int:
+    if fact is not None and fact.class_axis is not None and array.ndim > 2:
+        return fact.class_axis % array.ndim
+    return array.ndim - 1
+
+
+def _bits(graph: PlainGraph, plan: Plan, student: Any) -> dict[str, tuple[int, int]]:
+    """Smallest and largest integer of weights that use fewer bits than their type has."""
+    writers = {name: node for node in graph.nodes for name in node.outputs}
+    found = {}
+    for node in graph.nodes:
+        decided = plan.nodes.get(node.name)
+        spec = decided.weights.get(1) if decided is not None else None
+        if spec is None or len(node.inputs) < 2:
+            continue
+        writer = writers.get(node.inputs[1])
+        name = writer.inputs[0] if writer is not None else node.inputs[1]
+        if name in student.weights and spec.bits < 8 and student.weights[name].integers.packed_bits is None:
+            found[name] = (spec.qmin, spec.qmax)
+    return found
+
+
+def _float_weights(job: Job) -> dict[str, Array]:
+    """The weight of each layer before it was rounded, by the name of its node."""
+    found = {}
+    for node in walk.all_nodes(job.prepared.model.graph):
+        array = walk.const_array(walk.input_at(node, 1))
+        if node.name and array is not None and array.dtype == np.float32:
+            found[node.name] = array
+    return found
+
+
+def _signature(job: Job, chosen: Chosen, data: Data) -> str:
+    """What an interrupted run has to agree in with the one that goes on."""
+    assert chosen.built is not None
+    digest = hashlib.sha256(io.model_hash(chosen.built.model).encode())
+    for part in (data.every.hash, job.recipe.to_yaml()):
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _said(outcome: Outcome, minutes: float) -> list[str]:
+    said = []
+    if not outcome.finite:
+        said.append("--finetune: a loss was NaN or infinite; it stopped there and kept the best state before")
+    if outcome.late:
+        said.append(f"--finetune: {outcome.epochs} epochs were done within {minutes:g} minutes; --minutes gives more")
+    if outcome.resumed:
+        said.append("--finetune: went on from where an interrupted run had stopped")
+    return said

@@ -1,0 +1,40 @@
+"""When a search lets blocks of the network learn: where integers everywhere miss the limits and there is time left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxq.pipeline.job import Job
+from onnxq.qat import has_torch
+from onnxq.recipe.presets import PRESETS
+from onnxq.recipe.recipe import Recipe
+
+_SHARE = 0.5
+"""Share of the time that is left which learning may take; the rest is for what comes after it."""
+
+_LEAST_SECONDS = 20.0
+"""With less than that no block learns anything."""
+
+
+def unlearned(recipe: Recipe) -> Recipe:
+    """The recipe without what takes minutes: a search makes many models of it, and lets one of them learn."""
+    preset = "w8a8" if PRESETS[recipe.preset].reconstruct else recipe.preset
+    return replace(recipe, preset=preset, reconstruct=False)
+
+
+def learned(recipe: Recipe, seconds: float) -> Recipe | None:
+    """The recipe with blocks that learn; None where its activations are not static, or there is too little time.
+
+    Args:
+        recipe: what would be tried without.
+        seconds: that are left.
+    """
+    share = seconds * _SHARE
+    if PRESETS[recipe.preset].activations != "static" or recipe.reconstructs or share < _LEAST_SECONDS:
+        return None
+    return replace(recipe, reconstruct=True, minutes=min(recipe.minutes, share / 60.0))
+
+
+def can_learn(job: Job) -> bool:
+    """Whether there are samples to learn from, and PyTorch; a model that came trained keeps what it has."""
+    return job.data is not None and job.prepared.training is None and has_torch()
