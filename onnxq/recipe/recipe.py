@@ -24,6 +24,7 @@ from onnxq.recipe.values import (
     field_types,
     names,
     plain,
+    settle,
     sizes,
 )
 
@@ -66,7 +67,7 @@ class Rule:
     smooth: float | str | None = None
 
     def __post_init__(self) -> None:
-        _settle(self, "rule", _RULE_TYPES)
+        settle(self, "rule", _RULE_TYPES)
         check_choice("rule range", self.range, RANGES)
         check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
         check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
@@ -174,7 +175,7 @@ class Recipe:
     opset: int | None = None
 
     def __post_init__(self) -> None:
-        _settle(self, "recipe", _RECIPE_TYPES)
+        settle(self, "recipe", _RECIPE_TYPES)
         for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
         object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
@@ -364,20 +365,6 @@ _RULE_TYPES = field_types(Rule)
 _IN_FILES = ("rules", "values", "float_bias", "dedicated_pairs", "own_pairs")
 RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
-
-
-def _settle(made: Rule | Recipe, where: str, types: dict[str, tuple[type, ...]]) -> None:
-    """Make numbers of numpy plain ones, and check the type of each field.
-
-    Raises:
-        RecipeError: one does not fit.
-    """
-    for key in types:
-        object.__setattr__(made, key, plain(getattr(made, key)))
-    check_types(where, {key: getattr(made, key) for key in types}, types)
-    for field in fields(made):
-        if field.name in types and getattr(made, field.name) is None and field.default is not None:
-            raise RecipeError(f"{where}: {field.name} is None; leave it out for the default")
 
 
 def _rules(given: object, where: str) -> tuple[Rule, ...]:

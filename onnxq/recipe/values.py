@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -148,3 +149,17 @@ def shown(value: object) -> str:
         return "a number of very many digits"
     text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def settle(made: Any, where: str, types: dict[str, tuple[type, ...]]) -> None:
+    """Make numbers of numpy plain ones, and check the type of each field.
+
+    Raises:
+        RecipeError: one does not fit.
+    """
+    for key in types:
+        object.__setattr__(made, key, plain(getattr(made, key)))
+    check_types(where, {key: getattr(made, key) for key in types}, types)
+    for field in fields(made):
+        if field.name in types and getattr(made, field.name) is None and field.default is not None:
+            raise RecipeError(f"{where}: {field.name} is None; leave it out for the default")
