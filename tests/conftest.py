@@ -65,6 +65,10 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "text": ('tokenizers is not installed; pip install ".[text]"', _lacks("tokenizers")),
     "report": ('jinja2 or matplotlib is not installed; pip install ".[report]"', _lacks("jinja2", "matplotlib")),
     "genai": ("onnxruntime-genai is not installed", _lacks("onnxruntime_genai")),
+    "exporters": (
+        "scikit-learn, skl2onnx or onnxscript is not installed",
+        _lacks("sklearn", "skl2onnx", "onnxscript"),
+    ),
     "optimum": ("optimum is not installed", _lacks("optimum")),
     "qnn": ("onnxruntime-qnn is not installed", _lacks("onnxruntime_qnn")),
     "openvino": ("ONNXQ_OPENVINO_PYTHON names no Python", _unset("ONNXQ_OPENVINO_PYTHON")),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,21 +63,80 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists options under their headings, in the order in which they were declared."""
+    """A command whose help lists options under their headings, in the order in which they were declared.
+
+    With ``common``, the names of parameters that ``--help`` lists, it also has ``--help-all``, which lists all of them.
+    """
+
+    def __init__(self, *args: Any, common: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.in_short = {*common, "help", "help_all"} if common else set()
+        if common:
+            self.params.append(_help_all())
+
+    def _is_short(self, ctx: click.Context) -> bool:
+        return bool(self.in_short) and not ctx.meta.get(_ALL)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does; --help, where there is --help-all, the first paragraph of it."""
+        whole, self.help = self.help, (self.help or "").split("\n\n")[0] if self._is_short(ctx) else self.help
+        try:
+            super().format_help_text(ctx, formatter)
+        finally:
+            self.help = whole
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples; --help, where there is --help-all, the first three of them."""
+        whole = self.epilog
+        if self._is_short(ctx) and self.epilog:
+            self.epilog = "\n".join(self.epilog.splitlines()[:5])  # a mark of click and the heading come first
+        try:
+            super().format_epilog(ctx, formatter)
+        finally:
+            self.epilog = whole
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list a group; ungrouped options come last."""
+        short = self._is_short(ctx)
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if not isinstance(parameter, click.Option):
+            if not isinstance(parameter, click.Option) or (short and parameter.name not in self.in_short):
                 continue
             record = parameter.get_help_record(ctx)
             if record is not None:
+                if short:
+                    record = record[0], _first_sentence(record[1])
                 groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
         last = groups.pop("Options", [])
         for title, records in [*groups.items(), ("Options", last)]:
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+_ALL = "onnxq.help_all"
+
+
+def _first_sentence(text: str) -> str:
+    sentence = re.split(r"\.(?= |$)|  \[default", text)[0]
+    return (re.split("[:;] ", sentence)[0] if len(sentence) > 100 else sentence) + "."
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+def _help_all() -> GroupedOption:
+    return GroupedOption(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_all,
+        help="Show every option, with its default, and exit.",
+    )
 
 
 def option(

@@ -207,7 +207,7 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
     if asked is None or asked == RunsOn():
-        if target.provider != WASM or not web_is_here():
+        if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)
     elif options.engine_python is not None and asked.python is None:

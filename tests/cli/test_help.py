@@ -52,11 +52,24 @@ def test_without_arguments_help_goes_to_stderr(run: Run) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_is_complete(run: Run, name: str) -> None:
-    result = run(name, "--help")
+    result = run(name, "--help-all" if getattr(commands()[name], "in_short", None) else "--help")
     assert result.exit_code == 0
     assert f"  Examples:\n    onnxq {name}" in result.stdout.replace("onnxq quantize model.onnx --stats", "")
     assert result.stdout.isascii()
     assert {"--json", "--verbose", "--help"} <= set(result.stdout.replace(",", " ").split())
+
+
+def test_help_of_quantize_is_a_screen_and_names_the_rest(run: Run) -> None:
+    short, whole = run("quantize", "--help").stdout, run("quantize", "--help-all").stdout
+    assert len(short.splitlines()) <= 50
+    assert "--help-all" in short
+    command = commands()["quantize"]
+    shown = {parameter.name for parameter in command.params if f"{max(parameter.opts, key=len)} " in short}
+    assert {"output", "calibration", "preset", "target", "max_drop", "force"} <= shown
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert all(name in whole for name in parameter.opts), parameter.name
+    assert "MODEL is an ONNX file" in whole and "MODEL is an ONNX file" not in short
 
 
 @pytest.mark.parametrize("name", COMMANDS)

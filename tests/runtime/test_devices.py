@@ -172,10 +172,12 @@ def test_quantize_measures_on_the_device(mlp: Path, tmp_path: Path) -> None:
     assert [row["name"] for row in auto.candidates if row["latency_ratio"] is not None]
 
 
-def test_caches_and_custom_operators_stay_here(mlp: Path, tmp_path: Path) -> None:
+def test_what_is_not_sent(mlp: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--kv-cache: "):
         onnxq.quantize(mlp, tmp_path / "q.onnx", preset="w8", kv_cache="int8", runs_on=BASH)
     assert not (tmp_path / "q.onnx").exists()
+    with pytest.raises(RecipeError, match="runs_on is .*onnxq.RunsOn"):
+        onnxq.benchmark([mlp], runs_on="ssh pi@kitchen")  # type: ignore[arg-type]
 
 
 def _dying(folder: Path, verb: str) -> Path:

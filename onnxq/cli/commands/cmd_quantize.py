@@ -35,6 +35,12 @@ from onnxq.recipe.values import BITS
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
 
+# What --help shows; --help-all shows the rest too.
+_COMMON = (
+    "output calibration preset recipe algorithm target include exclude min_sqnr max_drop budget report force "
+    "preprocess as_json verbose"
+).split()
+
 
 def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
     """The option as a number, or as the word that it is; a recipe refuses any other word."""
@@ -46,6 +52,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @click.command(
     cls=GroupedCommand,
+    common=_COMMON,
     short_help="Quantize a model, verify the result and write it.",
     epilog=examples(
         "onnxq quantize model.onnx",

@@ -17,6 +17,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError, RecipeError
 from onnxq.pipeline.job import Job
 from onnxq.runtime.engines.engine import About, Engine, Refusal
+from onnxq.runtime.engines.places import NODE_MODULES, WASM
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.session import open_session
 from onnxq.targets import WHOLE, Target
@@ -87,6 +88,11 @@ def engine_of(target: Target, python: str | None, threads: int = 1) -> Engine | 
         RecipeError: a Python was named, and the target's engine cannot be had from one.
     """
     provider = target.provider
+    if provider == WASM and python is None:
+        return (
+            f"{target.name}: not verified on the engine itself; npm install onnxruntime-web, and name its folder with "
+            f"--engine web --node-modules node_modules, or in the environment as {NODE_MODULES}"
+        )
     if provider not in _INSTALL:
         if python is not None:
             raise RecipeError(f"--engine-python: target {target.name} has no engine in a Python; leave it out")

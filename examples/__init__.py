@@ -1,0 +1,1 @@
+"""Examples: each file is one to copy from."""

@@ -1,0 +1,62 @@
+"""The commands of the documentation run as they stand and print what it says that they print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+# Words that begin the lines of a report; what is behind them depends on the machine, or on the samples.
+LINES = ("preset", "size", "latency", "SQNR", "top-1", "loss", "accuracy")
+
+
+def blocks(root: Path, page: str) -> list[str]:
+    return re.findall(r"^```\n(.*?)^```", (root / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def clone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("models", "calibration_data"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_tutorials_run_in_their_order(run: Run, root: Path, clone: Path) -> None:
+    lines = [line for block in blocks(root, "docs/tutorials.md") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("onnxq ")]
+    assert len(commands) >= 12
+    for command in commands:
+        if command[0] == "quantize" and not {"-p", "--recipe"} & set(command):
+            continue  # auto measures for as long as its budget
+        quick = {"quantize": ["--no-benchmark"], "benchmark": ["--seconds", "0.05"]}.get(command[0], [])
+        result = run(*command, *quick)
+        assert result.exit_code == 0, f"{command}: {result.stderr}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_a_report_has_the_lines_that_are_shown(run: Run, root: Path, clone: Path, page: str) -> None:
+    (shown,) = [block for block in blocks(root, page) if "preset " in block]
+    (command,) = {
+        line.split("&&")[-1].strip() for block in blocks(root, page) for line in block.splitlines()
+        if "onnxq quantize models/" in line
+    }  # fmt: skip
+    result = run(*shlex.split(command)[1:], "-p", "w8a8")
+
+    def report(text: str) -> list[str]:
+        words = [line.split()[0] for line in text.splitlines() if line.strip()]
+        return [word for word in words if word in LINES]
+
+    assert result.exit_code == 0, result.stderr
+    assert report(result.stdout) == report(shown) == list(LINES)
+    for exact in ("over 40 samples", "accuracy  100.00 % -> 100.00 %"):
+        assert exact in shown and exact in result.stdout
+    (before,) = re.findall(r"^size +(\S+ kB)", shown, flags=re.MULTILINE)
+    assert f"{before} -> " in result.stdout
