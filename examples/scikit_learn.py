@@ -23,7 +23,7 @@ def main(output: Path) -> onnxq.QuantizeResult:
     pixels, digits = load_digits(return_X_y=True)
     pixels = (pixels / 16).astype(np.float32)
     x_train, x_test, y_train, _ = train_test_split(pixels, digits, random_state=0)
-    network = MLPClassifier(hidden_layer_sizes=(256, 128), max_iter=40, early_stopping=True, random_state=0)
+    network = MLPClassifier(hidden_layer_sizes=(128, 64), max_iter=30, early_stopping=True, random_state=0)
     network.fit(x_train, y_train)
 
     # zipmap=False: probabilities as one tensor, which can be compared, instead of a list of dicts.

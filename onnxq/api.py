@@ -155,7 +155,7 @@ def quantize(
         statistics: a `Statistics` or a file that `calibrate` wrote; its ranges are used instead of a new calibration.
         min_sqnr: dB that the worst output has to keep; with samples, the fastest such model is searched for.
         max_drop: largest fall of ``metric``: in points (0.5 is half a percent), or in the units of a function.
-        max_memory: GiB that second moments may take at a time.
+        max_memory: GiB for second moments; without samples, a model above a quarter of it is quantized by layers.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; missing ones are added.
         rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
         force: write the model even if verification fails.

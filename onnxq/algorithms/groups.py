@@ -41,8 +41,14 @@ def check_layout(weight: Array, granularity: Granularity, where: str) -> Array:
             )
 
 
-def check_finite(weight: Array, where: str) -> None:
+def check_finite(weight: Array, where: str, first: int = 0, shape: tuple[int, ...] | None = None) -> None:
     """Refuse a weight with NaN or infinite elements, which no search can weigh against the others.
+
+    Args:
+        weight: (rows, columns).
+        where: name of the caller, for the message.
+        first: number of the first of these rows in the whole weight.
+        shape: of the whole weight; None where this is it.
 
     Raises:
         ModelError: it has some.
@@ -51,8 +57,9 @@ def check_finite(weight: Array, where: str) -> None:
         bad = int(np.size(weight[rows]) - np.count_nonzero(np.isfinite(weight[rows])))
         if bad:
             raise ModelError(
-                f"{where}: the weight of shape {weight.shape} holds NaN or infinite elements ({bad} of them in rows "
-                f"{rows.start} to {rows.stop - 1}); only rounding to nearest (rtn) takes it, better exclude the layer"
+                f"{where}: the weight of shape {shape or weight.shape} holds NaN or infinite elements ({bad} of them "
+                f"in rows {first + rows.start} to {first + rows.stop - 1}); only rounding to nearest (rtn) takes it, "
+                "better exclude the layer"
             )
 
 

@@ -69,9 +69,9 @@ class Scratch:
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """A temporary folder for the length of a ``with``."""
-    made = Scratch.make()
+def folder(beside: Path | None = None) -> Iterator[Path]:
+    """A temporary folder for the length of a ``with``; ``beside`` as for `Scratch.make`."""
+    made = Scratch.make(beside)
     try:
         yield made.path
     finally:

@@ -16,6 +16,7 @@ from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
 from onnxq.graph.prepare.whole.widen import narrow
+from onnxq.graph.spilled import spill_to
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
@@ -112,6 +113,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     form = recipe.format or target.formats[0]
     model = job.prepared.model.clone()
     model.meta.update(job.prepared.model.meta)
+    spill_to(model, job.spill)
     job = replace(job, prepared=replace(job.prepared, model=model))
     if target.coverage != MEASURED:
         mark_rows(model, target.runs)

@@ -9,6 +9,7 @@ from typing import Any
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.gate import Verdict, verify
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.large.layer_by_layer import build_large
 from onnxq.pipeline.rescue import rescue
 from onnxq.plan.decisions import Plan
 
@@ -22,7 +23,8 @@ class Chosen:
         built: the quantized model; None where float is given back.
         plan: every decision.
         verdict: what verification found.
-        content: what was measured: contents of the model, or a file that has them.
+        content: what was measured: contents of the model, or a file that has them; empty where it was verified a layer
+            at a time.
         candidates: name, ``latency_ratio``, ``latency_ms``, ``sqnr_db``, ``top1_agreement``, ``size_bytes`` and
             ``verdict`` of each whole model.
         choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
@@ -58,6 +60,9 @@ def make(job: Job, *, timed: bool) -> Chosen:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
+    if job.spill is not None:
+        built, verdict = build_large(job)
+        return Chosen(job.recipe.preset, built, built.plan, verdict, b"", warnings=list(built.warnings))
     built = build(job)
     content = contents(built.model, job.stack)
     verdict = verify(content, job, timed=timed)

@@ -24,7 +24,7 @@ from onnxq.graph.types import ElementType, Model, Proto
 from onnxq.graph.walk import constants_to_quantize, opset
 from onnxq.pipeline.clock import Clock
 from onnxq.plan.given import Training
-from onnxq.runtime.session import InputSpec, Session, session_of
+from onnxq.runtime.session import InputSpec, Session, open_mapped, session_of
 from onnxq.targets import Target
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Proto
@@ -152,7 +152,8 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishe
             original = io.to_bytes(model)
             size = len(original)
         fixed = bool(wishes.sizes) and fix_dims(model, wishes.sizes) > 0
-        session, changed = _opened(model, _name(source))
+        mapped = is_path(source) and not fixed and size > READ_UP_TO and bool(io.mapped_files(model))
+        session, changed = _opened(model, _name(source), Path(source) if mapped and is_path(source) else None)
         if changed == "types" or fixed or (changed and not is_path(source)):
             original = io.to_bytes(model)
         inputs = session.input_specs
@@ -198,8 +199,13 @@ def _settle_opset(model: Model, wished: int, needed: int, report: PrepareReport)
     report.opset = report.opset[0], wished
 
 
-def _opened(model: Model, label: str) -> tuple[Session, str]:
+def _opened(model: Model, label: str, mapped: Path | None) -> tuple[Session, str]:
     """The user's model in the runtime; one whose types it has no kernels for computes in float32 from here on.
+
+    Args:
+        model: changed in place where it needs that.
+        label: what messages call it.
+        mapped: its file, if that is to be opened rather than a copy of the weights.
 
     Returns:
         The session, and what of the model was changed: "shapes" that it declares, "types", or nothing.
@@ -214,6 +220,8 @@ def _opened(model: Model, label: str) -> tuple[Session, str]:
             "with float32 or float16 inputs and outputs"
         )
     try:
+        if mapped is not None:
+            return open_mapped(mapped, optimize=False, label=label), ""
         return session_of(model, optimize=False, packed=False, label=label), ""
     except ModelError as error:
         if shapes.forget(model):  # the runtime may believe one of these where its weights are elsewhere

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.core import scratch
+from onnxq.core.mapped import Spill
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
@@ -73,6 +74,7 @@ class Job:
         seconds: time to spend on measuring each model.
         budget: seconds that trying several models may take.
         engine_python: the Python that has the target's engine; None looks in this one.
+        spill: where quantized weights are put of a model that is quantized a layer at a time; None for all others.
         engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
@@ -90,6 +92,7 @@ class Job:
     budget: float = 120.0
     engine_python: str | None = None
     workload: Workload | None = None
+    spill: Spill | None = None
     engine: ProcessEngine | None = None
     learning_state: Path | None = None
 

@@ -12,6 +12,7 @@ from onnxq.errors import CalibrationError
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
 from onnxq.graph.reading.ops import clamp_bounds
+from onnxq.graph.spilled import spill_of
 from onnxq.graph.types import Model, Node
 from onnxq.plan.activations.dynamic import dynamic_rewrite
 from onnxq.plan.decisions import (
@@ -85,7 +86,7 @@ def solve(
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
     notes: list[str] = []
-    weights = Weights(given.weights if given is not None else None)
+    weights = Weights(given.weights if given is not None else None, spill_of(model))
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
     dynamic: dict[str, DynamicRewrite] = {}

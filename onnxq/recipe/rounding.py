@@ -51,11 +51,14 @@ ROUNDINGS: dict[str, Rounding] = {
         ),
         Rounding("awq", "onnxq.algorithms.awq:clipped", "with inputs that matter scaled up", SECOND_MOMENTS),
         Rounding("hqq", "onnxq.algorithms.hqq:hqq", "with a zero point that is robust to outliers"),
-        Rounding("kquant", "onnxq.algorithms.kquant:kquant", "with scales searched as GGML's", MEAN_SQUARES),
+        Rounding("kquant", "onnxq.algorithms.kquant:kquant_by_size", "with scales searched as GGML's", MEAN_SQUARES),
     )
 }
 
 ALGORITHMS_WITH_DATA = tuple(name for name, each in ROUNDINGS.items() if each.statistics == SECOND_MOMENTS)
 """Algorithms that need calibration data: they weigh a weight's error by how its input is distributed."""
+BY_ROWS = ("kquant",)
+"""Algorithms that copy a weight row by row, so that it need not be contiguous."""
+
 ALGORITHM_WITHOUT_DATA = "kquant"
 """How weights in blocks are rounded where there is no data and the user does not say."""

@@ -277,6 +277,30 @@ def _opened(source: bytes | str, options: onnxruntime.SessionOptions, providers:
     return Session(session, label)
 
 
+def open_mapped(model: Path, *, optimize: bool, threads: int | None = None, label: str | None = None) -> Session:
+    """Open a model for a few runs, its weights where they are in its mapped files: none is copied or laid out anew.
+
+    Args:
+        model: a file whose weights are in others beside it.
+        optimize: as for `open_session`, and likewise below.
+        threads: see there.
+        label: see there.
+
+    Raises:
+        ModelError: the runtime cannot load the model.
+    """
+    options = _options(optimize, threads)
+    _look_only(options)
+    with ExitStack() as stack:
+        return _opened(_as_source(model, options, stack), options, (CPU,), label or str(model))
+
+
+def _look_only(options: onnxruntime.SessionOptions) -> None:
+    """Lay out no weights anew, and keep no memory that was needed once."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
+
+
 def session_of(
     model: Model,
     *,
@@ -305,7 +329,7 @@ def session_of(
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options = _options(optimize, threads)
     if not packed:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        _look_only(options)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
         prefix = "session.optimized_model_external_initializers"

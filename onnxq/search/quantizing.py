@@ -28,6 +28,7 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
+from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.plan.weights.weight_errors import bits_per_weight
@@ -170,6 +171,10 @@ def _open(
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
+    alone = data is None and saved is None and is_path(model) and engine is None
+    large = alone and is_large(given, target, prepared)
+    if large:
+        leave_unconfirmed(prepared)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
     if given.kv_cache is not None:
         with clock.step("caches"):
@@ -198,7 +203,9 @@ def _open(
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
-    if options.benchmark or options.workload is not None or rows:
+    if large and destination is not None:
+        job.spill = spill_beside(destination, stack)
+    elif options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
 
@@ -246,7 +253,7 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
         if built is None and is_path(model):
             saving.copy(model, destination)
         else:
-            saving.save(result, destination, source=model if is_path(model) else None)
+            return result, saving.save(result, destination, source=model if is_path(model) else None)
     return result, io.size_bytes(destination)
 
 

@@ -13,6 +13,7 @@ from onnxq.algorithms import kquant as module
 from onnxq.algorithms.groups import split
 from onnxq.algorithms.kquant import KQuantConfig, kquant
 from onnxq.algorithms.rtn import rtn
+from onnxq.core import in_order
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QTensor, TensorSpec
@@ -196,7 +197,7 @@ def test_threads_change_nothing(spec: TensorSpec, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_SLAB", 500)  # 14 slabs of 5 rows
     found = []
     for threads in (1, 4):
-        monkeypatch.setattr(module, "_THREADS", threads)
+        monkeypatch.setattr(in_order, "_THREADS", threads)
         found.append(kquant(weight, spec))
     one, several = found
     assert np.array_equal(one.values, several.values)
@@ -212,3 +213,38 @@ def test_long_and_short_groups_are_searched_alike(bits: int, monkeypatch: pytest
     short = kquant(weight, spec)
     monkeypatch.setattr(module, "_SHORT", 1)
     np.testing.assert_allclose(real(kquant(weight, spec)), real(short), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quick_searches_lose_little(bits: int, symmetric: bool) -> None:
+    weight = heavy(9, (256, 512))
+    spec = TensorSpec(QType.UINT4 if bits == 4 else QType.UINT2, BLOCK, symmetric=symmetric, mirrored=symmetric)
+
+    def noise(result: QTensor) -> float:
+        return float(np.mean((weight - real(result)) ** 2))
+
+    full, quick, plain = (
+        noise(q) for q in (kquant(weight, spec), kquant(weight, spec, module.QUICK), rtn(weight, spec))
+    )
+    assert quick < plain
+    assert quick < 10**0.01 * full + (0.25 if bits == 2 else 0.0) * (plain - full)  # 0.1 dB at 4 bits
+
+
+def test_large_weights_are_searched_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = heavy(9, (64, 64))
+    spec = TensorSpec(QType.UINT4, BLOCK)
+    assert_same(module.kquant_by_size(weight, spec), kquant(weight, spec))
+    monkeypatch.setattr(module, "LARGE", weight.size)
+    assert_same(module.kquant_by_size(weight, spec), kquant(weight, spec, module.QUICK))
+
+
+def assert_same(one: QTensor, other: QTensor) -> None:
+    np.testing.assert_array_equal(one.values, other.values)
+    np.testing.assert_array_equal(one.params.scale, other.params.scale)
+
+
+def test_a_transposed_view_gives_the_same() -> None:
+    weight = heavy(3, (96, 64))
+    spec = TensorSpec(QType.UINT4, BLOCK)
+    assert_same(kquant(np.ascontiguousarray(weight.T).T, spec), kquant(weight, spec))

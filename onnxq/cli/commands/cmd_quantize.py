@@ -239,7 +239,8 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="GIB",
     group=_HOW,
     default_text="2",
-    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times.",
+    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times. "
+    "Without samples, larger models are quantized a layer at a time.",
 )
 @decoder_options(_HOW)
 @option(

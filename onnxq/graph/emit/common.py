@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array, QType
+from onnxq.core.mapped import forget
 from onnxq.core.spec import PerAxis, QParams, QTensor
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, spilled, walk
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
+from onnxq.graph.files.io import bytes_of
 from onnxq.graph.reading.ops import MICROSOFT
 
 IR_TYPES: dict[QType, ir.DataType] = {
     qtype: ir.DataType[qtype.name] for qtype in QType if qtype.name in ir.DataType.__members__
 }
+
+
+_SHORT = 1 << 16
+"""Bytes up to which a constant is its own key."""
 
 
 class Builder:
@@ -34,6 +42,7 @@ class Builder:
         self._own: dict[int, tuple[QTensor, ir.Value]] = {}
         self.graph = model.graph
         self.names = walk.Names(model)
+        self._spill = spilled.spill_of(model)
         self._given = {id(node): node for node in walk.all_nodes(model.graph) if node.op_type == "DequantizeLinear"}
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
 
@@ -44,11 +53,18 @@ class Builder:
     def constant(self, name: str, array: Array, qtype: QType | None = None) -> ir.Value:
         """An initializer with this content; an equal one that was added before serves again."""
         array = np.require(array, requirements="C")
-        key = (str(array.dtype), array.tobytes(), array.shape)
+        content = array.tobytes() if array.nbytes <= _SHORT else hashlib.sha256(bytes_of(array)).digest()
+        key = (str(array.dtype), content, array.shape)
         if key not in self._constants:
-            dtype = IR_TYPES[qtype] if qtype is not None else None
-            self._constants[key] = edit.add_initializer(self.graph, self.names.value(name), array, dtype)
+            self._constants[key] = self.initializer(name, array, IR_TYPES[qtype] if qtype is not None else None)
         return self._constants[key]
+
+    def initializer(self, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+        """An initializer of the main graph, whatever others there are; large ones go to the model's file for them."""
+        if self._spill is not None:
+            array = self._spill.keep(array)
+            forget(array)
+        return edit.add_initializer(self.graph, self.names.value(name), array, dtype)
 
     def scale(self, value: str, params: QParams) -> ir.Value:
         """Scale as the operators take it: a scalar, or one entry a channel."""

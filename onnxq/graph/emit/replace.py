@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.core.mapped import forget_tensor
+from onnxq.core.spec import QTensor
+from onnxq.graph import walk
 from onnxq.graph.emit.common import Builder
 from onnxq.graph.reading.ops import MICROSOFT
 
@@ -38,12 +40,14 @@ class Replacer:
         key = (id(tensor), what, variant)
         if key not in self.made:
             self.made[key] = self.new(f"{original.name or 'weight'}_{what}", make(), dtype)
+            if isinstance(tensor, QTensor):
+                forget_tensor(tensor)
         return self.made[key]
 
     def new(self, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
         """An initializer of the main graph, which bodies see too."""
         plain = np.require(array, requirements="C")
-        return edit.add_initializer(self.builder.graph, self.builder.names.value(name), plain, dtype)
+        return self.builder.initializer(name, plain, dtype)
 
     def bias(self, node: ir.Node, outputs: int) -> tuple[ir.Value | None, ir.Value | None]:
         """(what a kernel can add as one value a column, what has to be added behind it), beta included."""

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
+from onnxq.core.mapped import forget
 from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 
@@ -169,6 +170,7 @@ def check_weights(model: ir.Model) -> None:
     for value, array in _float_constants(model):
         finite = np.isfinite(array)
         if finite.all():
+            forget(array)
             continue
         readers = list(_readers(value))
         for node, index in readers:

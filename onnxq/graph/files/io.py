@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxq.core.dtypes import Array
+from onnxq.core.mapped import forget
 from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
@@ -221,10 +223,12 @@ def model_hash(model: ir.Model) -> str:
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview | bytes:
     """A weight as it stands in a file; not copied where that is not needed."""
-    if tensor.dtype.bitwidth < 8:
-        return tensor.tobytes()
-    array = np.ascontiguousarray(tensor.numpy())
-    return array.reshape(-1).view(np.uint8).data
+    return tensor.tobytes() if tensor.dtype.bitwidth < 8 else bytes_of(tensor.numpy())
+
+
+def bytes_of(array: Array) -> memoryview:
+    """The contents of an array, which is not copied where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def large_tensors(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
@@ -258,6 +262,13 @@ def detached(model: ir.Model, location: str) -> Iterator[tuple[onnx.ModelProto, 
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor
+
+
+def forget_weights(model: ir.Model) -> None:
+    """Give the memory back that reading mapped weights took; they are read again where they are needed again."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.Tensor) and value.const_value.nbytes >= _EXTERNAL_FROM:
+            forget(value.const_value.numpy())
 
 
 def mapped_files(model: ir.Model) -> set[Path]:

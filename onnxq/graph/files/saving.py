@@ -8,19 +8,27 @@ import mmap
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx_ir as ir
 
 from onnxq.core import atomic
+from onnxq.core.mapped import forget
 from onnxq.errors import ModelError, OnnxqError
-from onnxq.graph.files import io
+from onnxq.graph.files import io, whole_file
 
 __all__ = ["check_destination", "copy", "save", "write_text"]
 
 _DIGITS = 16
 """Hexadecimal digits of the weights' SHA-256 in their file's name."""
+
+_AT_ONCE = 64 * 2**20
+"""Bytes of weights up to which a file is made in memory."""
+
+_HEADS = 64
+"""Bytes that a weight may take beside its numbers and its name."""
 
 _MODEL_STARTS = b"\x08"
 """The first byte of a model: the protobuf key of its IR version."""
@@ -32,7 +40,7 @@ def save(
     *,
     source: str | os.PathLike[str] | None = None,
     threshold: int = io.PROTOBUF_LIMIT,
-) -> None:
+) -> int:
     """Write a model so that a reader sees the old one or the new one, never a part.
 
     The file is written beside its place under a temporary name, flushed to the disk and renamed. A model of more than
@@ -47,6 +55,9 @@ def save(
         source: the file that the model was made from, which must not be overwritten.
         threshold: bytes above which weights are stored externally.
 
+    Returns:
+        Bytes that were written.
+
     Raises:
         OnnxqError: the folder is missing or cannot be written, the disk is full, or a file of the input would be
             overwritten.
@@ -59,12 +70,17 @@ def save(
         size = len(io.serialized(proto, path))
     try:
         if tensors and size + sum(tensor.nbytes for tensor in tensors) > threshold:
-            _write_external(model, target, path, inputs)
+            beside = _write_external(model, target, path, inputs)
         else:
-            atomic.write(target, io.serialized(io.to_proto(model), path))
+            weights = sum(tensor.nbytes for tensor in tensors)
+            large = weights > _AT_ONCE and size + weights + _HEADS * len(tensors) <= io.PROTOBUF_LIMIT
+            write = partial(whole_file.write_whole, model)
+            beside = 0
+            atomic.write(target, write if large else io.serialized(io.to_proto(model), path))
     except OSError as error:
         raise OnnxqError(_os_error(path, error)) from error
     _remove_unread(target, inputs)
+    return target.stat().st_size + beside
 
 
 def copy(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -120,7 +136,8 @@ def _as_location(weights: Path) -> str:
         ) from None
 
 
-def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
+def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str], inputs: Iterable[Path]) -> int:
+    """Write model and weights; bytes of the weights."""
     digest = hashlib.sha256()
 
     def write_weights(file: BinaryIO) -> None:
@@ -128,6 +145,8 @@ def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str],
             content = io.tensor_bytes(tensor)
             digest.update(content)
             file.write(content)
+            if isinstance(tensor, ir.Tensor):
+                forget(tensor.numpy())
 
     with atomic.staged(target, write_weights) as weights:
         data_target = target.with_name(_weights_name(target, digest.hexdigest()))
@@ -147,6 +166,7 @@ def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str],
                     data_target.unlink(missing_ok=True)
                 raise
             atomic.sync_folder(target.parent)
+            return data_target.stat().st_size
 
 
 def _remove_unread(target: Path, inputs: Iterable[Path]) -> None:

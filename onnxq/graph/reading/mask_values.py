@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.core.mapped import forget
 from onnxq.graph import walk
 
 MASKING = -9000.0
@@ -14,6 +15,9 @@ _MOVING = frozenset(
     "Cast Concat Expand Flatten Gather Identity Max Min Reshape Slice Split Squeeze Tile Transpose Trilu "
     "Unsqueeze".split()
 )
+
+
+_MAKING = frozenset(("Where", "Add", "Sub", "Mul", "ConstantOfShape"))
 
 
 def masked_values(graph: ir.Graph) -> dict[str, float]:
@@ -33,6 +37,8 @@ def masked_values(graph: ir.Graph) -> dict[str, float]:
         return found[value.name or ""] if value.name in found else mask_number(value)
 
     for node in graph:
+        if node.op_type not in _MOVING | _MAKING:
+            continue  # a layer's weight is not looked through for it
         lowest = _made_by(node, [number(value) for value in node.inputs])
         if lowest is not None:
             for output in node.outputs:
@@ -46,7 +52,8 @@ def mask_number(value: ir.Value | None) -> float | None:
     array = walk.const_array(value)
     if array is None or array.dtype.kind not in "fV" or array.size == 0:
         return None
-    lowest = float(np.min(array.astype(np.float32)))
+    lowest = float(np.min(array.astype(np.float32, copy=False)))
+    forget(array)
     return lowest if lowest <= MASKING else None
 
 

@@ -11,6 +11,7 @@ from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import quantize, scale_shape
 from onnxq.core.dtypes import Array, QType
+from onnxq.core.mapped import Spill, forget
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
@@ -106,10 +107,16 @@ class Weights:
         packed: the matrices of kernels that read packed weights.
     """
 
-    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None) -> None:
-        """Start with what has been learned of single nodes, by (name, input)."""
+    def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None, spill: Spill | None = None) -> None:
+        """Start with what has been learned of single nodes, by (name, input).
+
+        Args:
+            learned: see there.
+            spill: as of `PackedWeights`.
+        """
+        self._spill = spill
         self._learned = dict(learned or {})
-        self.packed = PackedWeights()
+        self.packed = PackedWeights(spill)
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
@@ -144,7 +151,11 @@ class Weights:
         key = (name, spec, b"" if smallest is None else smallest.tobytes())
         if key not in self._known:
             few = spec.bits <= _FEW_BITS and smallest is None and not isinstance(spec.granularity, PerBlock)
-            self._known[key] = _searched(array, spec) if few else rtn(array, spec, smallest)
+            tensor = _searched(array, spec) if few else rtn(array, spec, smallest)
+            if self._spill is not None:
+                tensor = self._spill.keep_tensor(tensor)
+                forget(array)
+            self._known[key] = tensor
         return self._known[key]
 
 

@@ -10,9 +10,10 @@ from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.nearest import quantize_codebook
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
+from onnxq.core.mapped import Spill, forget
 from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
-from onnxq.recipe.rounding import MEAN_SQUARES, ROUNDINGS, SECOND_MOMENTS
+from onnxq.recipe.rounding import BY_ROWS, MEAN_SQUARES, ROUNDINGS, SECOND_MOMENTS
 from onnxq.stats.statistics import InputStatistics
 
 _TABLES = {"nf4": NF4, "fp4": FP4}
@@ -77,14 +78,22 @@ class PackedWeights:
     transposition between them was folded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spill: Spill | None = None) -> None:
+        """Start without any.
+
+        Args:
+            spill: where quantized weights are put, so that no more than one of them is in memory; None keeps all there.
+        """
+        self._spill = spill
         self._known: dict[tuple[Any, ...], list[tuple[Array, Any]]] = {}
 
     def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None) -> QTensor:
         """Quantize a weight, or find it; arguments as for `quantize_weight`."""
         known = self.find(weight, spec, algorithm)
         if known is None:
-            plain = np.ascontiguousarray(weight, np.float32)
+            plain = np.asarray(weight, np.float32)
+            if algorithm not in BY_ROWS:
+                plain = np.ascontiguousarray(plain)
             known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
         return known  # type: ignore[no-any-return]
 
@@ -96,8 +105,13 @@ class PackedWeights:
         return None
 
     def add(self, weight: Array, found: Any, *how: object) -> Any:
-        """Keep a quantized weight."""
-        self._known.setdefault(_key(weight, how), []).append((weight, found))
+        """Keep a quantized weight; returns it as it is kept."""
+        key = _key(weight, how)
+        if self._spill is not None:
+            keep = self._spill.keep_tensor if isinstance(found, QTensor) else self._spill.keep_codes
+            found = keep(found)
+            forget(weight)  # last of all: a single element brings a whole huge page back
+        self._known.setdefault(key, []).append((weight, found))
         return found
 
 

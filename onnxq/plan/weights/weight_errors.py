@@ -12,6 +12,8 @@ from onnxq.core.affine import dequantize
 from onnxq.core.codebook import CodebookTensor, decode
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
+from onnxq.core.in_order import each
+from onnxq.core.mapped import forget, forget_tensor
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.graph import walk
 from onnxq.graph.emit.packed import block_of
@@ -76,6 +78,7 @@ def weight_report(
             shares = first if first != name else None
             row = LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, shares, outputs.get(name))
             found.append(row)
+            _forget(matrix, tensor)
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             array = walk.const_array(nodes[name].inputs[position])
@@ -85,7 +88,13 @@ def weight_report(
             error = weight_error_db(array, tensor)
             shares = first if first != name else None
             found.append(LayerWeight(name, "Cast, Mul", "rtn", array.size, bits, error, shares))
+            _forget(array, tensor)
     return found
+
+
+def _forget(array: Array, tensor: QTensor) -> None:
+    forget(array)
+    forget_tensor(tensor)
 
 
 def _codebook_rows(node: Node, change: WeightRewrite, seen: dict[int, str]) -> list[LayerWeight]:
@@ -146,14 +155,17 @@ def weight_error_db(array: Array, tensor: QTensor) -> float | None:
         array: floating point, shape of the tensor.
         tensor: its quantized form.
     """
-    signal = noise = 0.0
     rows = max(1, _SLAB // max(1, math.prod(array.shape[1:])))
-    for start in range(0, array.shape[0], rows):
+
+    def powers(start: int) -> tuple[float, float]:
         part = slice(start, start + rows)
-        real = np.asarray(array[part], np.float32)
-        error = real - dequantize(tensor.values[part], _rows(tensor.params, part, array.shape[0]))
-        signal += float(np.vdot(real, real))
-        noise += float(np.vdot(error, error))
+        real = np.ascontiguousarray(array[part], np.float32)
+        error = dequantize(tensor.values[part], _rows(tensor.params, part, array.shape[0]))
+        np.subtract(real, error, out=error)
+        return float(np.vdot(real, real)), float(np.vdot(error, error))
+
+    parts = each(powers, range(0, array.shape[0], rows))
+    signal, noise = sum(part[0] for part in parts), sum(part[1] for part in parts)
     if not signal or not math.isfinite(signal):
         return None
     return decibels(signal, noise)
