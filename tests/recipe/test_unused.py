@@ -85,6 +85,10 @@ def test_an_option_is_refused_or_does_something(preset: str, option: str) -> Non
         return
     if (option, preset) in {("adaround", "zeroquant"), ("adaround", "w8a8-learned"), ("reconstruct", "w8a8-learned")}:
         return  # which it does anyway
+    if option == "format" and preset in ("w8a16", "w4a16"):  # the other format is refused where the target is known
+        with pytest.raises(RecipeError, match=f"--format qoperator: has no {preset}, which is for Q and DQ"):
+            result(preset, format="qoperator")
+        return
     assert any(result(preset, **{option: value}, **more) != result(preset) for value in VALUES[option])
 
 
