@@ -34,8 +34,8 @@ def engine_options(group: str, *, python: bool = False) -> Callable[[F], F]:
     def add(function: F) -> F:
         @functools.wraps(function)
         def with_place(*args: Any, **options: Any) -> Any:
-            names = ("device", "provider", "provider_options", "engine", "node_modules")
-            given = {name: options.pop(name) for name in names}
+            names = ("provider", "provider_options", "engine", "node_modules")
+            given = {"device": options.pop("place"), **{name: options.pop(name) for name in names}}
             if python:
                 given["python"] = options.pop("engine_python")
             runs_on = None
@@ -57,6 +57,7 @@ def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
     found = [
         option(
             "--device",
+            "place",
             metavar="COMMAND",
             group=group,
             help='A command that gives a shell on the device that runs and times the models, such as "ssh pi@kitchen". '

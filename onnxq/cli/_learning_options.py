@@ -79,7 +79,8 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             help="Of the order of the samples in finetuning.",
         ),
         option(
-            "--device",
+            "--train-on" if how else "--device",  # where --device is what runs the model
+            "device",
             type=click.Choice(DEVICES),
             group=group,
             default_text="cpu",
