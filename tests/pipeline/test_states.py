@@ -128,7 +128,7 @@ def test_benchmark_takes_the_same_samples(tmp_path: Path) -> None:
 def test_every_way_of_quantizing_takes_them(options: dict[str, Any], tmp_path: Path) -> None:
     path, data = saved(fsmn(), tmp_path / "m.onnx"), stacked(drawn(12, (1, 8, 5)), tmp_path / "a.npz")
     result = onnxq.quantize(path, tmp_path / "q.onnx", calibration=data, seconds=0.01, force=True, **options)
-    assert result.comparison is None or result.comparison.samples == 2
+    assert result.comparison is None or result.comparison.samples in (2, 12)  # auto judges on all
 
 
 @pytest.mark.parametrize(
