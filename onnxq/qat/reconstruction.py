@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,9 +241,3 @@ def _threads(threads: int | None) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(state)
-
-
-def gained_db(outcomes: Sequence[Outcome]) -> float:
-    """By how many dB the error of the blocks' outputs fell, on average."""
-    gains = [10.0 * np.log10(max(outcome.before, 1e-30) / max(outcome.after, 1e-30)) for outcome in outcomes]
-    return float(np.mean(gains)) if gains else 0.0

@@ -24,6 +24,7 @@ from onnxq.recipe.values import (
     field_types,
     names,
     plain,
+    rule_mappings,
     settle,
     sizes,
 )
@@ -373,22 +374,12 @@ def _rules(given: object, where: str) -> tuple[Rule, ...]:
     Raises:
         RecipeError: names the rule that is none.
     """
-    if isinstance(given, Rule):
-        given = (given,)
-    if not isinstance(given, list | tuple) or not all(isinstance(rule, Rule | Mapping) for rule in given):
-        raise RecipeError(f"{where}: rules must be a list of mappings, each with 'match' and what is to hold")
-    built = []
-    for i, entry in enumerate(given):
-        if isinstance(entry, Rule):
-            built.append(entry)
-            continue
-        check_keys(f"{where}: rule {i + 1}", entry, [field.name for field in fields(Rule)])
-        rule = {key: plain(value) for key, value in entry.items() if value is not None}
-        if "match" not in rule:
-            raise RecipeError(f"{where}: rule {i + 1} has no 'match'; write a node name or a pattern")
-        check_types(f"{where}: rule {i + 1}", rule, _RULE_TYPES)
-        built.append(Rule(**rule))
-    return tuple(built)
+    entries = rule_mappings(given, Rule, where, "rules", "rule", "a node name or a pattern")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Rule):
+            check_types(f"{where}: rule {index + 1}", entry, _RULE_TYPES)
+            entries[index] = Rule(**entry)
+    return tuple(entries)
 
 
 _NO_RULE = Rule(match="")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxq.errors import RecipeError
-from onnxq.recipe.values import check_choice, check_keys, check_types, field_types, plain, shown
+from onnxq.recipe.values import check_choice, check_types, field_types, plain, rule_mappings, shown
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
@@ -81,21 +80,8 @@ def value_rules(given: object, where: str) -> tuple[ValueRule, ...]:
     Raises:
         RecipeError: names the rule that is none.
     """
-    if isinstance(given, ValueRule):
-        given = (given,)
-    if not isinstance(given, list | tuple) or not all(isinstance(rule, ValueRule | Mapping) for rule in given):
-        raise RecipeError(f"{where}: values must be a list of mappings, each with 'match' and what is to hold")
-    made = []
-    for index, entry in enumerate(given):
-        if isinstance(entry, ValueRule):
-            made.append(entry)
-            continue
-        check_keys(f"{where}: value rule {index + 1}", entry, [field.name for field in fields(ValueRule)])
-        rule = {key: value for key, value in entry.items() if value is not None}
-        if "match" not in rule:
-            raise RecipeError(f"{where}: value rule {index + 1} has no 'match'; write a value's name, or a pattern")
-        made.append(ValueRule(**rule))
-    return tuple(made)
+    entries = rule_mappings(given, ValueRule, where, "values", "value rule", "a value's name, or a pattern")
+    return tuple(entry if isinstance(entry, ValueRule) else ValueRule(**entry) for entry in entries)
 
 
 def as_data(rule: ValueRule) -> dict[str, Any]:

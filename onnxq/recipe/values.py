@@ -113,6 +113,41 @@ def names(key: str, value: object) -> tuple[str, ...]:
     return names
 
 
+def rule_mappings(given: object, kind: type, where: str, key: str, word: str, named: str) -> list[Any]:
+    """Rules as they may be written: one of ``kind``, or a list of these and of mappings of their keys.
+
+    Args:
+        given: what was written under ``key``.
+        kind: dataclass of a rule, with a field ``match``.
+        where: subject of messages.
+        key: of the list, for messages.
+        word: a rule in messages.
+        named: what ``match`` takes, in words.
+
+    Returns:
+        In order, rules as they are, and mappings with their numbers made plain and without those that are None.
+
+    Raises:
+        RecipeError: names the rule that is none.
+    """
+    if isinstance(given, kind):
+        given = (given,)
+    if not isinstance(given, list | tuple) or not all(isinstance(rule, kind | Mapping) for rule in given):
+        raise RecipeError(f"{where}: {key} must be a list of mappings, each with 'match' and what is to hold")
+    found: list[Any] = []
+    for index, entry in enumerate(given):
+        if isinstance(entry, kind):
+            found.append(entry)
+            continue
+        place = f"{where}: {word} {index + 1}"
+        check_keys(place, entry, [field.name for field in fields(kind)])
+        keys = {name: plain(value) for name, value in entry.items() if value is not None}
+        if "match" not in keys:
+            raise RecipeError(f"{place} has no 'match'; write {named}")
+        found.append(keys)
+    return found
+
+
 def sizes(option: str, given: Iterable[str]) -> dict[str, int]:
     """Sizes by name, of entries such as ``batch=1``.
 

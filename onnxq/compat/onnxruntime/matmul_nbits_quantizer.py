@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,32 +66,35 @@ class DefaultWeightOnlyQuantConfig(WeightOnlyQuantConfig):
         self.bits = bits
 
 
-class RTNWeightOnlyQuantConfig(WeightOnlyQuantConfig):
+class _WithRatios(WeightOnlyQuantConfig):
+    """What takes ``ratios`` of clipping in onnxruntime."""
+
+    _algorithm: str
+
+    def __init__(
+        self,
+        ratios: Mapping[str, Any] | None = None,
+        quant_format: Any = QuantFormat.QOperator,
+        op_types_to_quantize: Sequence[str] | None = None,
+        customized_weight_config: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(self._algorithm, quant_format, op_types_to_quantize, None, customized_weight_config)
+        if ratios:
+            raise UnsupportedError(
+                "ratios: clipping is found by error with KQuantWeightOnlyQuantConfig; leave them out"
+            )
+
+
+class RTNWeightOnlyQuantConfig(_WithRatios):
     """Rounding to nearest; ``ratios`` of clipping are not taken, k-quant finds its own."""
 
-    def __init__(
-        self,
-        ratios: Mapping[str, Any] | None = None,
-        quant_format: Any = QuantFormat.QOperator,
-        op_types_to_quantize: Sequence[str] | None = None,
-        customized_weight_config: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__("RTN", quant_format, op_types_to_quantize, None, customized_weight_config)
-        _no_ratios(ratios)
+    _algorithm = "RTN"
 
 
-class KQuantWeightOnlyQuantConfig(WeightOnlyQuantConfig):
+class KQuantWeightOnlyQuantConfig(_WithRatios):
     """k-quant: scales and zero points searched for the least squared error."""
 
-    def __init__(
-        self,
-        ratios: Mapping[str, Any] | None = None,
-        quant_format: Any = QuantFormat.QOperator,
-        op_types_to_quantize: Sequence[str] | None = None,
-        customized_weight_config: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__("k_quant", quant_format, op_types_to_quantize, None, customized_weight_config)
-        _no_ratios(ratios)
+    _algorithm = "k_quant"
 
 
 class GPTQWeightOnlyQuantConfig(WeightOnlyQuantConfig):
@@ -132,12 +136,35 @@ class HQQWeightOnlyQuantConfig(WeightOnlyQuantConfig):
         self.bits = bits
 
 
-def _no_ratios(ratios: Mapping[str, Any] | None) -> None:
-    if ratios:
-        raise UnsupportedError("ratios: clipping is found by error with KQuantWeightOnlyQuantConfig; leave them out")
-
-
 _ALGORITHMS = {"DEFAULT": "rtn", "RTN": "rtn", "k_quant": "kquant", "GPTQ": "gptq", "HQQ": "hqq"}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the quantizer is asked for beside its configuration, which wins where it says the same.
+
+    Attributes:
+        bits: of a weight, those of the configuration where it has some.
+        block_size: elements that share a scale.
+        symmetric: whether zero lies in the middle of a block's range.
+        accuracy_level: of the kernel.
+        include: names of the only nodes to quantize; empty for all.
+        exclude: names of nodes that stay float.
+    """
+
+    bits: int = 4
+    block_size: int = 128
+    symmetric: bool = False
+    accuracy_level: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+def _checked_bits(config: WeightOnlyQuantConfig, otherwise: int) -> int:
+    bits: int = getattr(config, "bits", otherwise)
+    if bits not in (2, 4, 8):
+        raise UnsupportedError(f"bits {bits}: only 2, 4 and 8 bits are packed; pass one of these")
+    return bits
 
 
 class QuantizedModel:
@@ -198,10 +225,14 @@ class MatMulNBitsQuantizer:
         self.bits, self.block_size = bits, block_size
         self.is_symmetric, self.accuracy_level = is_symmetric, accuracy_level
         self.nodes_to_exclude, self.nodes_to_include = list(nodes_to_exclude or ()), list(nodes_to_include or ())
-        given = getattr(algo_config, "bits", bits)
-        if given not in (2, 4, 8):
-            raise UnsupportedError(f"bits {given}: only 2, 4 and 8 bits are packed; pass one of these")
-        self._source = model
+        self._asked = _Asked(
+            _checked_bits(algo_config, bits),
+            block_size,
+            is_symmetric,
+            accuracy_level,
+            tuple(self.nodes_to_include),
+            tuple(self.nodes_to_exclude),
+        )
         self.model = QuantizedModel(io.to_proto(io.load(model)))
         self.result: QuantizeResult | None = None
 
@@ -211,7 +242,7 @@ class MatMulNBitsQuantizer:
         Raises:
             OnnxqError: as `onnxq.quantize`.
         """
-        self.result = _packed(self.model.model, None, self.algo_config, self)
+        self.result = _packed(self.model.model, None, self.algo_config, self._asked)
         assert self.result.model is not None
         self.model = QuantizedModel(self.result.model)
 
@@ -222,13 +253,10 @@ def quantize_weights(model: Source, output: str | os.PathLike[str], config: Weig
     Raises:
         OnnxqError: as `onnxq.quantize`.
     """
-    return _packed(model, Path(output), config, MatMulNBitsQuantizer(model, algo_config=config))
+    return _packed(model, Path(output), config, _Asked(_checked_bits(config, _Asked.bits)))
 
 
-def _packed(
-    model: Source, output: Path | None, config: WeightOnlyQuantConfig, asked: MatMulNBitsQuantizer
-) -> QuantizeResult:
-    bits = getattr(config, "bits", asked.bits)
+def _packed(model: Source, output: Path | None, config: WeightOnlyQuantConfig, asked: _Asked) -> QuantizeResult:
     nodes = list(walk.all_nodes(io.load(model).graph))
     kinds = sorted(config.op_types_to_quantize & {node.op_type for node in nodes})
     if not kinds:
@@ -244,16 +272,16 @@ def _packed(
         calibration=getattr(config, "calibration_data_reader", None),
         recipe=Recipe.from_mapping(
             {
-                "preset": {2: "w2", 4: "w4", 8: "w8"}[bits],
-                "bits": bits,
+                "preset": {2: "w2", 4: "w4", 8: "w8"}[asked.bits],
+                "bits": asked.bits,
                 "block_size": getattr(config, "block_size", asked.block_size),
-                "symmetric": getattr(config, "is_symmetric", asked.is_symmetric),
+                "symmetric": getattr(config, "is_symmetric", asked.symmetric),
                 "accuracy_level": getattr(config, "accuracy_level", asked.accuracy_level),
                 "algorithm": _ALGORITHMS[config.algorithm],
                 "format": "qoperator" if config.quant_format is QuantFormat.QOperator else "qdq",
                 "op_types": kinds,
-                "include": [name for name in asked.nodes_to_include if any(node.name == name for node in nodes)],
-                "exclude": [name for name in asked.nodes_to_exclude if any(node.name == name for node in nodes)],
+                "include": [name for name in asked.include if any(node.name == name for node in nodes)],
+                "exclude": [name for name in asked.exclude if any(node.name == name for node in nodes)],
                 "rules": rules,
             }
         ),

@@ -209,15 +209,3 @@ def vocabulary_of(outputs: Sequence[InputSpec], logits: str) -> int | None:
     """Tokens that a graph knows, by the last axis of its logits; None where that is open."""
     dims = next((spec.shape for spec in outputs if spec.name == logits), ())
     return dims[-1] if len(dims) == 3 and isinstance(dims[-1], int) else None
-
-
-def checked_steps(model: LanguageModel, ids: Array, count: int, **more: Any) -> list[Step]:
-    """All steps of a prompt; an error of the runtime says that it is of the float model and a text.
-
-    Raises:
-        CalibrationError: the model cannot be run on the text.
-    """
-    try:
-        return list(model.steps(ids, count, **more))
-    except ModelError as error:
-        raise CalibrationError(f"the float model does not run on {len(ids)} tokens of text: {error}") from error
