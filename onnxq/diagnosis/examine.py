@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
+from onnxq.runtime.engines.engine import Engine
+from onnxq.runtime.engines.places import RunsOn, start
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
 
@@ -87,6 +90,7 @@ def diagnose(
     threads: int | None = None,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
+    runs_on: RunsOn | None = None,
 ) -> DiagnoseResult:
     """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
 
@@ -101,8 +105,11 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
+        runs_on: what runs the quantized model and its nodes, so that errors are those of its kernels; None runs them
+            here. The float model runs here in any case.
 
     Raises:
+        EngineError: the engine is not there, or does not run the model.
         ModelError: a model cannot be used, or the two are no pair.
         CalibrationError: data that does not fit.
         RecipeError: no data was given and none was found.
@@ -120,7 +127,11 @@ def diagnose(
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    with prepared.watched():
+    with prepared.watched(), ExitStack() as stack:
+        engine = None
+        if runs_on is not None and runs_on != RunsOn():
+            engine = start(runs_on, threads, target.provider if target.provider.endswith("ExecutionProvider") else "")
+            stack.callback(engine.close)
         samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
@@ -128,7 +139,7 @@ def diagnose(
         else:
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every
-        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, engine)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
@@ -143,6 +154,7 @@ def examine(
     first: Feed,
     threads: int | None,
     clock: Clock,
+    engine: Engine | None = None,
 ) -> Diagnosis:
     """Rank the quantized nodes of a model that is in memory.
 
@@ -154,17 +166,25 @@ def examine(
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
+        engine: what runs all but the float model; None runs it here.
 
     Raises:
+        EngineError: the engine does not run it.
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
-        reference, apart = take_apart(prepared.model, original, quantized, first, threads)
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=clock.report("diagnose"))
+        reference, apart = take_apart(prepared.model, original, quantized, first, threads, engine is not None)
+        report = clock.report("diagnose")
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=report, engine=engine)
 
 
 def take_apart(
-    prepared: Model, original: Model, quantized: Model, first: Feed, threads: int | None
+    prepared: Model,
+    original: Model,
+    quantized: Model,
+    first: Feed,
+    threads: int | None,
+    as_engine: bool = False,
 ) -> tuple[Model, Isolated]:
     """The form of the float model that a quantized one is closest to, and the quantized one node by node.
 
@@ -174,6 +194,7 @@ def take_apart(
         quantized: its quantized form; its constants become initializers.
         first: one sample, which tells the values that hold real numbers.
         threads: threads an operator may use.
+        as_engine: nodes are to be computed by an engine's own kernels, on integers.
 
     Raises:
         ModelError: a model cannot be loaded or run.
@@ -182,7 +203,8 @@ def take_apart(
     seen = probe(reference, first, threads=threads)
     real = {name: info.dtype.kind == "f" for name, info in seen.items()}
     reference = typed(reference, {name: info.dtype for name, info in seen.items()})
-    return reference, isolate(reference, quantized, real, weights=(prepared, original))
+    shapes = {name: info.shape for name, info in seen.items()} if as_engine else None
+    return reference, isolate(reference, quantized, real, weights=(prepared, original), shapes=shapes)
 
 
 def spread(samples: Reader) -> Iterator[Feed]:

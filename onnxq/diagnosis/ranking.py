@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
+from onnxq.diagnosis.value_errors import Error, Range, some
 from onnxq.errors import ModelError
-from onnxq.graph.views.isolate import Grid, Isolated, Unit
+from onnxq.graph.files import io
+from onnxq.graph.views.isolate import Isolated, Unit
 from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
 from onnxq.graph.views.tail import tail
 from onnxq.graph.walk import all_values
 from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
-from onnxq.runtime.session import session_of
+from onnxq.runtime.engines.engine import Engine
+from onnxq.runtime.engines.engine_session import EngineSession
+from onnxq.runtime.session import Session, open_session, session_of
 
 SUSPECTS, FEWER = 6, 2
 """Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured. Each takes a
@@ -29,9 +32,6 @@ _LARGE, _PER_SUSPECT = 32 << 20, 16
 
 _TAIL_FEEDS = 2
 """Samples on which the effect on the outputs is measured."""
-
-_SAMPLED = 1 << 16
-"""Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
 
 _MOST = 0.7
 """Share of the damage that the worst nodes are to account for."""
@@ -131,67 +131,6 @@ def _noise(finding: Finding) -> float:
     return 0.0 if ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
 
 
-class _Error:
-    """Signal and noise of one value, summed over samples; elements that are not finite in float are left out."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
-
-    def add(self, reference: Array, actual: Array) -> None:
-        if reference.shape != actual.shape:
-            return
-        left = np.asarray(reference, np.float32)
-        error = np.asarray(actual, np.float32) - left
-        with np.errstate(over="ignore", invalid="ignore"):  # said of below
-            signal, noise = float(left @ left), float(error @ error)
-        if not (math.isfinite(signal) and math.isfinite(noise)):
-            finite = np.isfinite(left)
-            left, error = left[finite].astype(np.float64), error[finite].astype(np.float64)
-            error = np.nan_to_num(error, nan=np.inf)
-            signal, noise = float(left @ left), float(error @ error)
-        self.signal += signal
-        self.noise += noise
-
-    @property
-    def db(self) -> float:
-        """SQNR in dB."""
-        return decibels(self.signal, self.noise)
-
-
-class _Range:
-    """What a value held, and how much of it a grid clips and rounds."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self.low, self.high = math.inf, -math.inf
-        self.clipped = self.count = 0
-        self.clip_noise = 0.0
-
-    def add(self, array: Array) -> None:
-        if array.size == 0:
-            return
-        low, high = float(array.min()), float(array.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            array = array[np.isfinite(array)]
-            if array.size == 0:
-                return
-            low, high = float(array.min()), float(array.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        array = some(array)
-        self.count += array.size
-        grid = self._grid
-        if low < grid.low - grid.scale / 2 or high > grid.high + grid.scale / 2:
-            beyond = array - np.clip(array, grid.low, grid.high)
-            outside = np.abs(beyond) > grid.scale / 2
-            self.clipped += int(np.count_nonzero(outside))
-            self.clip_noise += float(np.square(beyond[outside], dtype=np.float64).sum())
-
-    @property
-    def rounding_noise(self) -> float:
-        """Expected noise of rounding alone: scale²/12 an element."""
-        return self._grid.scale**2 / 12.0 * self.count
-
-
 def diagnose(
     float_model: Model,
     isolated: Isolated,
@@ -200,6 +139,7 @@ def diagnose(
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
+    engine: Engine | None = None,
 ) -> Diagnosis:
     """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
 
@@ -210,8 +150,10 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with samples done and their number.
         total: number of samples, where it is known.
+        engine: what runs quantized nodes and the quantized model; None runs them here. The float model runs here.
 
     Raises:
+        EngineError: the engine does not run them, or has gone.
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     units = isolated.units
@@ -220,7 +162,7 @@ def diagnose(
             "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized "
             "form (what lies in subgraphs of If, Loop and Scan is not looked into)"
         )
-    work = _Work(float_model, isolated, threads)
+    work = _Work(float_model, isolated, threads, engine)
     samples = 0
     first: list[Feed] = []
     for feed in feeds:
@@ -244,10 +186,16 @@ def _rank(finding: Finding, index: int) -> tuple[bool, float, int]:
     return True, finding.own_sqnr_db, index
 
 
+def _opened(model: Model, label: str, threads: int | None, engine: Engine | None) -> Session:
+    if engine is None:
+        return session_of(model, threads=threads, label=label)
+    return EngineSession(open_session(io.to_bytes(model), threads=threads, label=label), engine)
+
+
 class _Work:
     """The three sessions and what was summed up."""
 
-    def __init__(self, float_model: Model, isolated: Isolated, threads: int | None) -> None:
+    def __init__(self, float_model: Model, isolated: Isolated, threads: int | None, engine: Engine | None) -> None:
         self.isolated = isolated
         units = isolated.units
         outputs = [value.name or "" for value in float_model.graph.outputs]
@@ -255,16 +203,16 @@ class _Work:
         augmented = with_outputs(float_model, wanted)
         self._fetch = augmented.outputs
         self.reference = session_of(augmented.model, threads=threads, label="float model")
-        self.apart = session_of(isolated.model, threads=threads, label="quantized nodes, each on its own")
+        self.apart = _opened(isolated.model, "quantized nodes, each on its own", threads, engine)
         arriving = with_outputs(isolated.quantized, [*(unit.arriving for unit in units), *outputs])
         self._arriving = arriving.outputs
-        self.whole = session_of(arriving.model, threads=threads, label="quantized model")
+        self.whole = _opened(arriving.model, "quantized model", threads, engine)
         self._outputs = [name for name in outputs if name in arriving.outputs]
         self._inputs = {spec.name for spec in self.apart.input_specs}
-        self._own = {unit.output: _Error() for unit in units}
-        self._arrived = {unit.output: _Error() for unit in units}
-        self._ranges = {unit.output: _Range(unit.grid) for unit in units if unit.grid is not None}
-        self._ends = {name: _Error() for name in self._outputs}
+        self._own = {unit.output: Error() for unit in units}
+        self._arrived = {unit.output: Error() for unit in units}
+        self._ranges = {unit.output: Range(unit.grid) for unit in units if unit.grid is not None}
+        self._ends = {name: Error() for name in self._outputs}
         read = {value.name: told_apart(value) for value in all_values(float_model.graph)}
         self._read = {
             unit.value: bounds for unit in units if (bounds := read.get(unit.value, EVERYTHING)) != EVERYTHING
@@ -313,7 +261,7 @@ class _Work:
         own = self._own[unit.output]
         weight = None
         if unit.weight is not None:
-            error = _Error()
+            error = Error()
             error.add(*(array.ravel() for array in unit.weight))
             weight = error.db
         found = Finding(unit.name, unit.op_type, unit.value, own.db, weight_sqnr_db=weight)
@@ -328,20 +276,13 @@ class _Work:
         return found
 
 
-def some(array: Array) -> Array:
-    """Evenly spaced elements of an array, all where it is small; (elements,)."""
-    flat = array.reshape(-1)
-    step = -(-flat.size // _SAMPLED)
-    return flat if step <= 1 else flat[:: step + 1 - step % 2]  # odd, so that no axis of even length is skipped over
-
-
 def _real(array: Array, unit: Unit) -> Array:
     if array.dtype.kind not in "iu" or unit.grid is None:
         return array
     return np.asarray((array.astype(np.float32) - unit.grid.zero_point) * np.float32(unit.grid.scale))
 
 
-def _cause(own: _Error, seen: _Range | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
+def _cause(own: Error, seen: Range | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
     """Where most of a node's own error comes from, and the keys of a rule that helps."""
     leave = {"quantize": False}
     if seen is not None and seen.count and own.noise > 0:
@@ -373,7 +314,7 @@ def _measure_outputs(
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
     made = {value.name for node in float_model.graph for value in node.outputs}
     suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
-    errors: dict[int, dict[str, _Error]] = {
+    errors: dict[int, dict[str, Error]] = {
         i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
     }
     if not errors or not feeds:
@@ -394,6 +335,6 @@ def _measure_outputs(
             for output, result in zip(session.output_names, session.run(given), strict=True):
                 name = tails[i].outputs.get(output)
                 if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
-                    errors[i].setdefault(name, _Error()).add(values[name].ravel(), result.ravel())
+                    errors[i].setdefault(name, Error()).add(values[name].ravel(), result.ravel())
     for i, outputs in errors.items():
         findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)

@@ -37,7 +37,7 @@ from onnxq.targets import WHOLE, Target
 
 _STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
 
-_FIXED_16 = {"Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
+_FIXED_16 = {"HardSigmoid": (1.0 / 65536, 0), "Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
 """(scale, zero point) that HTP wants of these in uint16."""
 
 
@@ -92,7 +92,15 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
             nodes[name] = NodePlan(name, op_type, FOLDED, f"done by the output range of {before.node.name!r}")
         elif candidate is not None:
             folds = candidate.clamp.name if candidate.clamp is not None else None
-            nodes[name] = NodePlan(name, op_type, INTEGER, folds=folds, weights=_weights(candidate, asked))
+            nodes[name] = NodePlan(
+                name,
+                op_type,
+                INTEGER,
+                folds=folds,
+                weights=_weights(candidate, asked),
+                low_by=_low_by(candidate, asked),
+                finest=asked.target.finest,
+            )
         else:
             nodes[name] = NodePlan(name, op_type, FLOAT, found.kept.get(name, ""))
     return Plan(nodes, dict(_values(model, found, asked)))
@@ -147,6 +155,11 @@ def _weights(candidate: Candidate, asked: Whole) -> dict[int, TensorSpec]:
         if walk.is_constant(node.inputs[position]):
             specs[position] = asked.spec
     return specs
+
+
+def _low_by(candidate: Candidate, asked: Whole) -> float:
+    sums = candidate.node.op_type in ("Conv", "Gemm") and candidate.row.weight is not None
+    return asked.target.low_by if sums and asked.spec.bits == 8 else 0.0
 
 
 def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSpec:

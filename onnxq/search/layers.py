@@ -28,6 +28,7 @@ from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
 from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer, by_damage
@@ -116,6 +117,7 @@ class Bench:
         threads: threads an operator may use.
         real: the feed is real, so that errors mean something.
         deadline: when to stop, on `time.monotonic`'s clock.
+        engine: what times layers; None is this process.
         offsets: what the form of a layer adds to the values it makes, by (layer, form) and name of the value; filled in
             while layers are measured, as far as memory goes.
     """
@@ -127,6 +129,7 @@ class Bench:
     threads: int
     real: bool
     deadline: float
+    engine: ProcessEngine | None = None
     offsets: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -153,15 +156,18 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
         arrays = _captured(bench, [nodes[name] for name in layers], feed)
-        memory = KernelTimeCache(bench.threads)
+        memory = KernelTimeCache(bench.threads, kept=bench.engine is None)
         report = clock.report("layers")
         complete = True
         for done, (name, layer) in enumerate(layers.items()):
             if time.monotonic() > bench.deadline:
                 complete = False
                 break
-            with contextlib.suppress(OnnxqError):  # such a layer keeps the form that the whole model's plan gives it
+            try:
                 _measure_one(bench, layer, nodes[name], arrays, forms, memory)
+            except OnnxqError:  # such a layer keeps the form that the whole model's plan gives it
+                if bench.engine is not None and not bench.engine.lives:
+                    raise
             report(done + 1, len(layers))
         memory.save()
     return complete
@@ -202,7 +208,7 @@ def _measure_one(
     group = f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
     times = memory.get(group, models)
     if times is None:
-        times = kernel_times(models, feed, threads=bench.threads)
+        times = kernel_times(models, feed, threads=bench.threads, engine=bench.engine)
         memory.put(group, times)
     outputs = [str(value.name) for value in part.graph.outputs]
     errors = _errors(bench, layer.name, outputs, models, feed) if bench.real else {}

@@ -25,7 +25,7 @@ from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
+from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_operators, check_recipe, check_shapes, default_preset
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
@@ -163,6 +163,8 @@ def _open(
     wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
     prepared = load_and_prepare(model, target, clock, wishes)
     check_shapes(prepared.inputs, target)
+    if not options.force:
+        check_operators(prepared.model, target)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     source = found
     found = with_tokens(found, model, options.tokenizer)

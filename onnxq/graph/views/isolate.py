@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
+from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
-from onnxq.graph.reading.ops import channel_axis
-from onnxq.graph.undo import real_weights
 from onnxq.graph.views.canonical import to_qdq
+from onnxq.graph.views.unit_weights import dequantized, distance, weights_of
 
 _SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
 _WORK = frozenset(
@@ -27,7 +27,6 @@ _WORK = frozenset(
     "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
 )
 _PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
-_UNPACK = {"MatMulNBits": real_weights.of_nbits, "MatMulBnb4": real_weights.of_bnb4}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -95,7 +94,11 @@ def float_values(model: ir.Model) -> dict[str, ir.Node | None]:
 
 
 def isolate(
-    float_model: ir.Model, quantized: ir.Model, real: Mapping[str, bool], weights: Sequence[ir.Model] = ()
+    float_model: ir.Model,
+    quantized: ir.Model,
+    real: Mapping[str, bool],
+    weights: Sequence[ir.Model] = (),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Isolated:
     """Take the quantized model apart.
 
@@ -105,12 +108,14 @@ def isolate(
         real: for each value of the float model's main graph, whether it holds real numbers.
         weights: models whose weights the quantized ones may stem from: the float model before and after what follows a
             layer was folded into it. None takes the float model.
+        shapes: of the float model's values, where the units are to be computed as an engine does it: what a unit reads
+            is then rounded to its grid first, and weights stay integers.
     """
     initializer_inputs.remove_initializers(quantized)
     lift_constants.lift(quantized)
     copy = quantized.clone()
     to_qdq(copy)
-    return _Taker(float_model, copy, real, quantized, weights or (float_model,)).run()
+    return _Taker(float_model, copy, real, quantized, weights or (float_model,), shapes).run()
 
 
 class _Taker:
@@ -121,7 +126,9 @@ class _Taker:
         real: Mapping[str, bool],
         whole: ir.Model,
         weights: Sequence[ir.Model],
+        shapes: Mapping[str, tuple[int, ...]] | None,
     ) -> None:
+        self._shapes = shapes
         self._producers = float_values(float_model)
         self._nodes = {node.name: node for node in float_model.graph if node.name}
         self._layers = [{node.name: node for node in other.graph if node.name} for other in weights]
@@ -222,14 +229,42 @@ class _Taker:
         if start is None:
             given = self._names.value(f"float {name}")
             start = ir.Value(name=given, type=ir.TensorType(ir.DataType.FLOAT))
+            if self._shapes is not None and name in self._shapes:
+                start.shape = ir.Shape(self._shapes[name])
             self._starts[name] = start
             self._sources[name] = given
             self._graph.inputs.append(start)
+        if keep is not None and self._shapes is not None:
+            start = self._rounded(start, keep)
         for value in values:
             for user, index in [(use.node, use.idx) for use in value.uses()]:
                 if user is keep or (keep is not None and user.op_type == "DequantizeLinear"):
                     continue
                 user.replace_input_with(index, start)
+
+    def _rounded(self, start: ir.Value, q: ir.Node) -> ir.Value:
+        """A float value on the grid that a QuantizeLinear gives it, where the DequantizeLinear behind has the same."""
+        back = next((user for user in q.outputs[0].consumers() if user.op_type == "DequantizeLinear"), None)
+        if back is None or back.inputs[1] is not q.inputs[1]:
+            return start
+        integers = self._copied(q, [start, *q.inputs[1:]])
+        rounded = self._copied(back, [integers, *back.inputs[1:]])
+        rounded.dtype = ir.DataType.FLOAT
+        first = [node for node in (integers.producer(), rounded.producer()) if node is not None]
+        common.place_first(self._graph, first)
+        return rounded
+
+    def _copied(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
+        """The output of a node that does the same with other inputs."""
+        made = ir.node(
+            node.op_type,
+            inputs,
+            node.attributes,
+            domain=node.domain,
+            name=self._names.node(node.name or node.op_type),
+        )
+        made.outputs[0].name = self._names.value(node.outputs[0].name or node.op_type)
+        return made.outputs[0]
 
     def _unit(self, name: str, output: ir.Value, closure: list[ir.Node], q: ir.Node | None, end: ir.Value) -> Unit:
         main = next((node for node in closure if node.op_type in _WORK), output.producer())
@@ -248,8 +283,8 @@ class _Taker:
         unit.grid = _grid(q or (writer if writer is not None and writer.op_type == "DequantizeLinear" else None))
         unit.rounds_inputs = any(node.op_type in _ROUNDING for node in closure)
         if main is not None:
-            pairs = [_weights(layers[unit.name], main) for layers in self._layers if unit.name in layers]
-            unit.weight = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
+            pairs = [weights_of(layers[unit.name], main) for layers in self._layers if unit.name in layers]
+            unit.weight = min((pair for pair in pairs if pair is not None), key=distance, default=None)
         self._unscale(unit, q)
         return unit
 
@@ -275,11 +310,14 @@ class _Taker:
         return self._producers.get(value)
 
     def _fold_weights(self) -> None:
-        """Give layers their weights as the floats they stand for: DequantizeLinear is not folded by the runtime."""
-        for node in list(self._graph):
+        """Give layers their weights as the floats they stand for, unless an engine has kernels for integers.
+
+        DequantizeLinear is not folded by the runtime.
+        """
+        for node in list(self._graph) if self._shapes is None else ():
             if node.op_type != "DequantizeLinear":
                 continue
-            array = _dequantized(node)
+            array = dequantized(node)
             if array is None:
                 continue
             name = self._names.value(f"{node.outputs[0].name}_folded")
@@ -341,57 +379,3 @@ def _grid(node: ir.Node | None) -> Grid | None:
     ends = np.iinfo(dtype)
     step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
     return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
-
-
-def _dequantized(node: ir.Node) -> Array | None:
-    """What a DequantizeLinear of constants gives; None where an input is not constant."""
-    arrays = [walk.const_array(value) for value in node.inputs]
-    if any(array is None for array in arrays):
-        return None
-    integers, scale = arrays[0], arrays[1]
-    assert integers is not None and scale is not None
-    real = integers.astype(np.float32)
-    axis, block = walk.attr_int(node, "axis", 1), walk.attr_int(node, "block_size", 0)
-
-    def spread(parameter: Array) -> Array:
-        parameter = parameter.astype(np.float32)
-        if parameter.ndim == 0 or parameter.size == 1:
-            return parameter.reshape(())
-        if block:
-            whole = np.repeat(parameter, block, axis=axis)
-            return np.take(whole, np.arange(real.shape[axis]), axis=axis)
-        return parameter.reshape([-1 if i == axis % real.ndim else 1 for i in range(real.ndim)])
-
-    if len(arrays) > 2 and arrays[2] is not None:
-        real = real - spread(arrays[2])
-    return np.asarray(real * spread(scale), np.float32)
-
-
-def _distance(pair: tuple[Array, Array]) -> float:
-    return float(np.square(pair[0] - pair[1], dtype=np.float64).sum())
-
-
-def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
-    """The weight of a layer in both models, where it is a constant and keeps its shape."""
-    before = walk.const_array(walk.input_at(original, 1))
-    value = walk.input_at(main, 1)
-    producer = value.producer() if value is not None else None
-    if before is None or channel_axis(original, before.ndim) is None or before.dtype.kind != "f":
-        return None
-    after = None
-    if main.op_type in _UNPACK:
-        after = _UNPACK[main.op_type](main, [walk.const_array(source) for source in main.inputs])
-    elif producer is not None and producer.op_type == "DequantizeLinear":
-        after = _dequantized(producer)
-    elif producer is not None and producer.op_type == "Mul":
-        cast = producer.inputs[0].producer() if producer.inputs[0] is not None else None
-        integers = walk.const_array(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
-        scale = walk.const_array(producer.inputs[1])
-        after = None if integers is None or scale is None else integers.astype(np.float32) * scale
-    elif value is not None:
-        after = walk.const_array(value)
-    if after is None or after.dtype.kind != "f":
-        return None
-    if after.shape != before.shape and after.ndim == 2 and after.T.shape == before.shape:
-        after = after.T
-    return (before, after) if after.shape == before.shape else None

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from onnxq.data.feeds import InputSpec
 from onnxq.errors import RecipeError, TargetError
+from onnxq.graph.types import Model
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
-from onnxq.targets import Target
+from onnxq.targets import WHOLE, Target
+
+_NAMED = 6
 
 
 def check_recipe(recipe: Recipe, target: Target) -> None:
@@ -64,6 +67,24 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
     if open_:
         fix = " ".join(f"--fix-dim {name}=N" for name in open_)
         raise TargetError(f"--target {target.name}: takes fixed shapes alone; pass {fix}")
+
+
+def check_operators(model: Model, target: Target) -> None:
+    """Refuse nodes that an engine of integers alone has nothing for.
+
+    Raises:
+        TargetError: names them.
+    """
+    if target.coverage != WHOLE:
+        return
+    found = [node for node in model.graph if node.domain in ("", "ai.onnx") and node.op_type not in target.runs]
+    if found:
+        named = ", ".join(f"{node.op_type} {node.name!r}" for node in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise TargetError(
+            f"--target {target.name}: its engine has nothing for {named}{more}; change the model there, or leave these "
+            "nodes to the CPU with --force"
+        )
 
 
 SLOW_16 = (
