@@ -75,6 +75,7 @@ class Prepared:
         head_sizes: numbers that a head of keys holds, by attention, where caches are to have another form.
         wishes: what it was to be like.
         needed: operator set that the target and the form of weights need.
+        max_opset: the newest operator set that the target reads.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
     """
 
@@ -100,6 +101,7 @@ class Prepared:
     head_sizes: dict[str, int] = field(default_factory=dict)
     wishes: Wishes = Wishes()
     needed: int = 0
+    max_opset: int = 99
     training: Training | None = None
 
     @contextmanager
@@ -174,6 +176,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishe
             outputs=session.output_specs,
             wishes=wishes,
             needed=max(target.min_opset, wishes.min_opset),
+            max_opset=target.max_opset,
         )
         _prepare(prepared, ())
         check_sizes(prepared.model)
@@ -240,11 +243,19 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
     if prepared.wishes.opset is not None:
         _settle_opset(prepared.model, prepared.wishes.opset, prepared.needed, report)
+    elif (version := opset(prepared.model)) > prepared.max_opset:
+        if lower_opset.run(prepared.model, prepared.max_opset):
+            report.opset = report.opset[0], prepared.max_opset
+        else:
+            report.notes.append(
+                f"the target reads operator sets up to {prepared.max_opset}, and operators of this model mean "
+                f"something else in {version}; export it at {prepared.max_opset} or below"
+            )
     fused = note_of_fused(prepared.model)
     prepared.sources = origin.sources(before, prepared.model)
     prepared.notes = [*report.notes, *([fused] if fused else [])]
-    opset_before, opset = report.opset
-    prepared.versions = (opset_before, ir_version), (opset, prepared.model.ir_version)
+    opset_before, opset_after = report.opset
+    prepared.versions = (opset_before, ir_version), (opset_after, prepared.model.ir_version)
     prepared.has_qdq, prepared.changes = report.has_qdq, report.changes
 
 
