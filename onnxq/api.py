@@ -83,6 +83,7 @@ def quantize(
     float_outputs: Sequence[str] = (),
     engine_python: str | os.PathLike[str] | None = None,
     runs_on: RunsOn | None = None,
+    drop_tail: bool | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -148,6 +149,8 @@ def quantize(
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
         runs_on: the provider, the device behind a shell, or onnxruntime-web in Node that runs and times models;
             "fastest" then means there. With target "web" this is Node where ``ONNXQ_NODE_MODULES`` names it.
+        drop_tail: take post-processing off (non-maximum suppression, TopK and what depends on them); the model gives
+            what that read, and a warning says what.
         opset: operator set of the model that is written.
         float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
         engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.

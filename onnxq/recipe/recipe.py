@@ -127,6 +127,7 @@ class Recipe:
         float_bias: biases stay float, in QDQ models.
         dedicated_pairs: each reader of a value has a Q/DQ pair of its own.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
+        drop_tail: take post-processing off, which changes the model's outputs.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -173,6 +174,7 @@ class Recipe:
     float_bias: bool = False
     dedicated_pairs: bool = False
     own_pairs: bool = False
+    drop_tail: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:

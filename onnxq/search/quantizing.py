@@ -160,7 +160,7 @@ def _open(
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
     halves = saved is None and given.half is None and _packs_few_bits(given)
-    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
+    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset, given.drop_tail)
     prepared = load_and_prepare(model, target, clock, wishes)
     check_shapes(prepared.inputs, target)
     if not options.force:
