@@ -104,7 +104,6 @@ class NodePlan:
         width: of how many.
         wide: why it computes in float32 where the recipe asks for a 16-bit type; empty where it does not.
         trained: its weight's integers are those that the model brought along.
-        low_by: steps of the output's grid by which the engine gives too little on average; its bias makes up for it.
         finest: least step that its products may have, in steps of its output's grid.
     """
 
@@ -126,7 +125,6 @@ class NodePlan:
     width: int = 0
     wide: str = ""
     trained: bool = False
-    low_by: float = 0.0
     finest: float = 0.0
 
 

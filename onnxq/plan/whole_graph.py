@@ -7,7 +7,7 @@ Nothing is weighed here. With `WHOLE` all that a node reads and writes has a gri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,7 +98,6 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
                 INTEGER,
                 folds=folds,
                 weights=_weights(candidate, asked),
-                low_by=_low_by(candidate, asked),
                 finest=asked.target.finest,
             )
         else:
@@ -157,15 +156,12 @@ def _weights(candidate: Candidate, asked: Whole) -> dict[int, TensorSpec]:
     return specs
 
 
-def _low_by(candidate: Candidate, asked: Whole) -> float:
-    sums = candidate.node.op_type in ("Conv", "Gemm") and candidate.row.weight is not None
-    return asked.target.low_by if sums and asked.spec.bits == 8 else 0.0
-
-
 def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSpec:
     recipe, target = asked.recipe, asked.target
     array = walk.const_array(node.inputs[position])
     assert array is not None
+    if node.op_type.endswith("Normalization"):  # HTP multiplies by it as by another activation
+        return replace(asked.spec, dtype=QType.UINT8, grid_bits=None)
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
     axis = channel_axis(node, array.ndim) if per_channel and node.op_type in target.per_channel else None
     bits = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits

@@ -16,13 +16,9 @@ REFUSED = frozenset(
 )
 """What the provider has no builder for, and so is not wrapped."""
 
-LOW_BY = 0.045
-"""Sums are cut off, not rounded, to about a sixteenth of a step before they are rounded to the grid: seen in all layers
-of five networks (0.035 to 0.05). Where many positions are averaged, this is what is left of the error."""
-
 FINEST = 2.0**-22
-"""A depthwise convolution gives noise where a step of its products is less than 2^-24 of one of its result: channels of
-a weight that is all but zero. What a coarser scale rounds away there is far below a step."""
+"""On chips before v75, a depthwise convolution gives noise where a step of its products is less than 2^-24 of one of its
+result: channels of a weight that is all but zero. What a coarser scale rounds away there is far below a step."""
 
 TARGET = Target(
     name="qnn",
@@ -48,5 +44,4 @@ TARGET = Target(
     fixed_shapes=True,
     provider="QNNExecutionProvider",
     finest=FINEST,
-    low_by=LOW_BY,
 )

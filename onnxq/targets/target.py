@@ -139,7 +139,6 @@ class Target:
         fixed_shapes: all dimensions of inputs have to be numbers.
         provider: execution provider of the engine that runs it, where that is not ONNX Runtime's CPU provider here.
         finest: least step that products may have there, in steps of the result's grid; 0 for any.
-        low_by: steps of an 8-bit grid by which what Conv and Gemm give there is too low on average.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
     """
@@ -171,7 +170,6 @@ class Target:
     fixed_shapes: bool = False
     provider: str = ""
     finest: float = 0.0
-    low_by: float = 0.0
     measured: str = ""
 
     @property

@@ -15,7 +15,7 @@ from onnxq.core.mapped import Spill, forget
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
-from onnxq.graph.reading.ops import channel_axis, row_in
+from onnxq.graph.reading.ops import row_in
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import NodePlan
 from onnxq.plan.weights.bias import correction
@@ -67,10 +67,6 @@ def node_rewrite(
         added_to = shift if shift is not None else _shift(node, name, constants[position], known)
         if added_to is not None:
             exact = added_to if exact is None else exact + added_to
-        if plan.low_by and scale_y:
-            shape = constants[position].values.shape
-            none = np.zeros(shape[channel_axis(node, len(shape)) or 0])
-            exact = (none if exact is None else exact) + plan.low_by * scale_y
         if exact is not None:
             added = quantize_bias(exact, scale_x, constants[position].params.scale)
     return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)

@@ -44,7 +44,9 @@ Arrays = dict[str, Any]
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """Providers that come as a package of their own: the module that knows where the library is."""
 
-_DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0"}}
+_SIMULATED = {"soc_model": "57"} if platform.machine() in ("x86_64", "AMD64") else {}
+"""The simulated chip, a Snapdragon 8 Gen 3; the oldest, which is the default, neither rounds well nor gathers by int64."""
+_DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0", **_SIMULATED}}
 """Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
 
 _LONGEST = 1 << 34
