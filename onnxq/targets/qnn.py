@@ -17,8 +17,8 @@ REFUSED = frozenset(
 """What the provider has no builder for, and so is not wrapped."""
 
 FINEST = 2.0**-22
-"""On chips before v75, a depthwise convolution gives noise where a step of its products is less than 2^-24 of one of its
-result: channels of a weight that is all but zero. What a coarser scale rounds away there is far below a step."""
+"""On chips before v75 a depthwise convolution gives noise where a step of its products is less than 2^-24 of one of its
+result: in channels whose weights are all but zero. What a coarser scale rounds away there is far below a step."""
 
 TARGET = Target(
     name="qnn",

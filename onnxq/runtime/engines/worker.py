@@ -45,7 +45,7 @@ _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """Providers that come as a package of their own: the module that knows where the library is."""
 
 _SIMULATED = {"soc_model": "57"} if platform.machine() in ("x86_64", "AMD64") else {}
-"""The simulated chip, a Snapdragon 8 Gen 3; the oldest, which is the default, neither rounds well nor gathers by int64."""
+"""A Snapdragon 8 Gen 3: the simulator's default is the oldest chip, which neither rounds well nor gathers by int64."""
 _DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0", **_SIMULATED}}
 """Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
 
@@ -317,14 +317,11 @@ def _celsius() -> float | None:
     return max(found, default=None)
 
 
-_KINDS = {"tensor(float16)": "float16", "tensor(float)": "float32"}
-
-
 def _fitting(session: Any, feed: Arrays) -> Arrays:
     """The feed with float types as the model takes them: that of a float original serves its halved form."""
-    found = {}
+    kinds, found = {"tensor(float16)": "float16", "tensor(float)": "float32"}, {}
     for value in session.get_inputs():
-        kind, array = _KINDS.get(value.type), feed.get(value.name)
+        kind, array = kinds.get(value.type), feed.get(value.name)
         if array is not None:
             found[value.name] = array.astype(kind) if kind and array.dtype.kind == "f" else array
     return found
