@@ -263,7 +263,7 @@ WAYS = [
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(st.integers(0, 1 << 32), st.integers(1, 6), st.sampled_from(WAYS))
 def test_nothing_is_found_in_any_network_that_is_written(seed: int, steps: int, way: tuple[str, str]) -> None:
-    """But for nodes that could not be put on integers, and operator sets that could not be had, both of which are said."""
+    """But for nodes that could not be put on integers, and operator sets that could not be had, which is said."""
     graph = RandomGraph(random.Random(seed), steps)
     model, feeds, (target, preset) = graph.model(), graph.feeds(2), way
     if model is None:
