@@ -116,7 +116,7 @@ def quantize(
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
-        range: "minmax", "percentile", "entropy" or "mse".
+        range: "minmax", "percentile", "entropy", "mse" or "average".
         percentile: share of the values in percent that the range "percentile" keeps.
         per_channel: weight scales by output channel.
         symmetric: activations, and packed weights, with zero in the middle of the grid.

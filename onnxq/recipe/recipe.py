@@ -32,7 +32,7 @@ from onnxq.recipe.values import (
 FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
 DEVICES = ("cpu", "cuda")
-RANGES = ("minmax", "percentile", "entropy", "mse")
+RANGES = ("minmax", "percentile", "entropy", "mse", "average")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 from onnxq.errors import RecipeError
 from onnxq.recipe.values import check_choice, check_types, field_types, plain, rule_mappings, shown
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", "percentile", "entropy", "mse", "average")
 
 
 @dataclass(frozen=True)

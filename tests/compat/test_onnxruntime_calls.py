@@ -310,3 +310,37 @@ def test_a_weight_may_have_a_scale_a_channel(root: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(ours.UnsupportedError, match=said):
             long_scales(TensorQuantOverrides=wrong)
+
+
+def test_a_moving_average_is_the_mean_of_the_samples_extrema(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weight = onnx.numpy_helper.from_array(rng.normal(0, 0.1, (64, 64)).astype(np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 64]) for name in "xy")
+    product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = onnx.helper.make_graph([product], "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    samples = [{"x": rng.normal(0, 1 + scale, (8, 64)).astype(np.float32)} for scale in range(4)]
+
+    class Samples(ours.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(samples)
+
+        def get_next(self) -> Any:
+            return next(self._left, None)
+
+    def scale_of(made: Any, options: dict[str, Any]) -> float:
+        output = tmp_path / "out.onnx"
+        types = {"activation_type": made.QuantType.QUInt8, "extra_options": options}
+        made.quantize_static(model, str(output), Samples(), **types)
+        graph = onnx.load(output).graph
+        first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+        found = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == first.input[1])
+        return float(found.reshape(()))
+
+    options = {"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05}
+    ends = np.mean([[sample["x"].min(), sample["x"].max()] for sample in samples], axis=0)
+    assert scale_of(ours, options) == pytest.approx((ends[1] - ends[0]) / 255, rel=1e-5)
+    assert scale_of(ours, options) == pytest.approx(scale_of(theirs, options), rel=1e-5)
+    assert scale_of(ours, {"CalibMovingAverage": False}) == pytest.approx(scale_of(theirs, {}), rel=1e-5)
+    with pytest.raises(ours.UnsupportedError, match="averaging constant"):
+        wishes_of({**options, "CalibMovingAverageConstant": 3})

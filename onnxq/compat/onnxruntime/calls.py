@@ -102,6 +102,8 @@ def quantize_static(
         )
     extra_options, rules = weights_apart(model_input, extra_options)
     wishes = {"preset": preset, "range": _RANGES[method], "rules": rules, **wishes_of(extra_options)}
+    if wishes.pop("average", False) and method is CalibrationMethod.MinMax:
+        wishes["range"] = "average"
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes["format"] = _FORMATS[as_member(QuantFormat, quant_format, "quant_format")]
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
@@ -148,6 +150,7 @@ def quantize_dynamic(
     _preset(QuantType.QUInt8, weight_type)
     wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
     for static in (
+        "average",
         "symmetric",
         "smooth",
         "percentile",

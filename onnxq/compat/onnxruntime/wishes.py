@@ -47,6 +47,12 @@ def _smooth(value: Any) -> Wishes:
     return {"preset": "w8a8-smooth"} if value else {}
 
 
+def _constant(value: Any) -> Wishes:
+    if not 0 <= float(value) <= 1:
+        raise UnsupportedError("Invalid averaging constant, which should not be < 0 or > 1; pass 0.01")
+    return {}
+
+
 def _exclude_products(value: Any) -> Wishes:
     return {"constant_products": True} if value else {}
 
@@ -133,10 +139,13 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     ),
     "QDQOpTypePerChannelSupportToAxis": (_only({}, "scales go along the output channels of each operator"), "no"),
     "CalibMovingAverage": (
-        _only(False, 'calibrate_method Percentile, or onnxq.quantize(range="mse"), is robust'),
-        "no",
+        lambda value: {"average": True} if value else {},
+        '`range="average"`, with MinMax: the mean of the samples\' extrema',
     ),
-    "CalibMovingAverageConstant": (_none, "only with CalibMovingAverage"),
+    "CalibMovingAverageConstant": (
+        _constant,
+        "none: a mean needs no constant; `create_calibrator` uses it from one call of `collect_data` to the next",
+    ),
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
