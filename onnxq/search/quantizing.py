@@ -112,9 +112,14 @@ def quantize_by(
         helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
         said = [] if helps is None else [helps]
         chosen.verdict.warnings += said
+        evidence = None if page is None or chosen.verdict.refused else gather(job, chosen, model)
         if failures and not options.force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
-        evidence = None if page is None else gather(job, chosen, model)
+            why = "; ".join([*failures, *said])
+            if page is None:
+                raise VerificationError(f"verification failed, nothing was written: {why}")
+            refused = replace(_result(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
+            _report(refused, page, evidence, job, model, command_of_run(model, output, given, options))
+            raise VerificationError(f"verification failed, no model was written, {page} has the figures: {why}")
         job.prepared.check_unchanged()
         trained = _trained(chosen, job)
         chosen.warnings[:0] = said_of(trained) if trained is not None else []
@@ -130,8 +135,20 @@ def quantize_by(
     result = _result(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
     result.finetuned = chosen.finetuned or None
+    return _report(result, page, evidence, job, model, command_of_run(model, output, given, options))
+
+
+def _report(
+    result: QuantizeResult,
+    page: Path | None,
+    evidence: dict[str, Any] | None,
+    job: Job,
+    model: Source,
+    command: dict[str, list[str]],
+) -> QuantizeResult:
+    """A result with what its page says beside its figures, and the page where one was asked for."""
     result.source = str(model) if is_path(model) else None
-    result.command = command_of_run(model, output, given, options)
+    result.command = command
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
     result.evidence, result.report = evidence, page
     if page is not None:

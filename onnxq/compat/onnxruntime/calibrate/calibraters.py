@@ -94,8 +94,8 @@ class CalibraterBase:
 
     def _write(self, model: Model) -> None:
         self._augmented = model
-        threshold = {"threshold": 0} if self.use_external_data_format else {}
-        saving.save(model, Path(self.augmented_model_path), **threshold)
+        threshold = 0 if self.use_external_data_format else io.PROTOBUF_LIMIT
+        saving.save(model, Path(self.augmented_model_path), threshold=threshold)
 
     def _runs(self, data_reader: Any, outputs: Sequence[str]) -> Iterator[list[Any]]:
         """What the outputs are for each sample of a reader."""

@@ -111,7 +111,7 @@ class HistogramCollector(CalibrationDataCollector):
             if known is not None:
                 self.histogram_dict[name] = self.merge_histogram(known, data, low, high, threshold)
                 continue
-            counts, edges = np.histogram(data, self.num_bins, range=(-threshold, threshold))
+            counts, edges = _counted(data, self.num_bins, threshold)
             self.histogram_dict[name] = (counts, edges, low, high, threshold)
 
     def merge_histogram(
@@ -121,15 +121,15 @@ class HistogramCollector(CalibrationDataCollector):
         old, edges, low, high, threshold = old_histogram
         low, high = min(low, new_min), max(high, new_max)
         if new_threshold <= threshold:
-            counts, _ = np.histogram(data_arr, len(old), range=(-threshold, threshold))
+            counts, _ = _counted(data_arr, len(old), threshold)
             return counts + old, edges, low, high, threshold
         if threshold == 0:
-            counts, edges = np.histogram(data_arr, len(old), range=(-new_threshold, new_threshold))
+            counts, edges = _counted(data_arr, len(old), new_threshold)
             return counts + old, edges, low, high, new_threshold
         width = 2 * threshold / len(old)
         more = int((new_threshold - threshold) // width + 1)
         wider = more * width + threshold
-        counts, edges = np.histogram(data_arr, len(old) + 2 * more, range=(-wider, wider))
+        counts, edges = _counted(data_arr, len(old) + 2 * more, wider)
         counts[more : len(counts) - more] += old
         return counts, edges, low, high, wider
 
@@ -217,6 +217,10 @@ def _flat(name: str, given: Any) -> Array:
             f"tensor={name!r}: has elements of {', '.join(sorted(map(str, kinds)))}; pass float32 or float16 alone"
         )
     return np.concatenate([array.reshape(-1) for array in arrays], dtype=np.float32)
+
+
+def _counted(data: Array, bins: int, threshold: Any) -> tuple[Array, Array]:
+    return np.histogram(data, bins, range=(-threshold, threshold))
 
 
 def _ends(data: Array) -> tuple[Any, Any]:
