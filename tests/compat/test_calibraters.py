@@ -157,7 +157,7 @@ def test_what_makes_no_sense(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="calibrate_method: is 'Best'"):
         create_calibrator(model, calibrate_method="Best")
     with pytest.raises(ValueError, match="should be model path"):
-        create_calibrator(onnx.load(model))  # type: ignore[arg-type]
+        create_calibrator(onnx.load(model))
     with pytest.raises(ModelError, match="nowhere"):
         create_calibrator(tmp_path / "nowhere.onnx")
     for method in CalibrationMethod:

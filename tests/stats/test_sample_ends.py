@@ -37,7 +37,7 @@ def test_means_are_exact_and_do_not_depend_on_the_order(samples: list[list[float
     ends = ends_of(*arrays)
     low, high = ends.means or (0.0, 0.0)
     for found, ends_seen in ((low, [min(s) for s in samples]), (high, [max(s) for s in samples])):
-        expected = sum(map(Fraction, ends_seen)) / len(samples)
+        expected = sum(map(Fraction, ends_seen), Fraction()) / len(samples)
         assert abs(Fraction(found) - expected) <= abs(expected) * Fraction(1, 2**52) + Fraction(1, 2**148)
     back = SampleEnds()
     for array in reversed(arrays):

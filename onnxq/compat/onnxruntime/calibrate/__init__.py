@@ -5,16 +5,15 @@ Comes in: a model's path, a reader. Goes out: ranges by name. Imports what its p
 
 from __future__ import annotations
 
-from onnxq.compat.onnxruntime.calibrate.calibraters import (
-    CalibraterBase,
+from onnxq.compat.onnxruntime.calibrate.calibraters import CalibraterBase, MinMaxCalibrater
+from onnxq.compat.onnxruntime.calibrate.collectors import CalibrationDataCollector, HistogramCollector
+from onnxq.compat.onnxruntime.calibrate.histogram_calibraters import (
     DistributionCalibrater,
     EntropyCalibrater,
     HistogramCalibrater,
-    MinMaxCalibrater,
     PercentileCalibrater,
     create_calibrator,
 )
-from onnxq.compat.onnxruntime.calibrate.collectors import CalibrationDataCollector, HistogramCollector
 from onnxq.compat.onnxruntime.calibrate.tensor_data import (
     TensorData,
     TensorsData,
