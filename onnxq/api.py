@@ -102,6 +102,7 @@ def quantize(
     resume: bool = False,
     cache: bool = True,
     report: str | os.PathLike[str] | None = None,
+    external_data: bool = False,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -173,6 +174,7 @@ def quantize(
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs
             the extra ``report``.
+        external_data: weights go into a file beside the model whatever its size, not only above 2 GB.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 

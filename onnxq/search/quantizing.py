@@ -80,6 +80,7 @@ class Options:
     workload: str | None = None
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
+    external_data: bool = False
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -124,7 +125,7 @@ def quantize_by(
         trained = _trained(chosen, job)
         chosen.warnings[:0] = said_of(trained) if trained is not None else []
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
-        written, size = _write(chosen, model, destination, clock)
+        written, size = _write(chosen, model, destination, clock, options.external_data)
         if chosen.trail and state is not None:
             forget(state)
         if job.learning_state is not None:
@@ -260,17 +261,18 @@ def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
     return kept_and_added(training, chosen.plan, built.rounded)
 
 
-def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:
+def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock, external: bool) -> tuple[Model, int]:
     """The chosen model, written where there is a place for it, and its size in bytes."""
     built = chosen.built
     result = built.model if built is not None else io.load(model)
     if destination is None:
         return result, io.size_of(chosen.content)
     with clock.step("save"):
-        if built is None and is_path(model):
+        if built is None and is_path(model) and not external:
             saving.copy(model, destination)
         else:
-            return result, saving.save(result, destination, source=model if is_path(model) else None)
+            source, threshold = model if is_path(model) else None, 0 if external else io.PROTOBUF_LIMIT
+            return result, saving.save(result, destination, source=source, threshold=threshold)
     return result, io.size_bytes(destination)
 
 

@@ -200,7 +200,7 @@ def test_pre_processing_gives_the_same_numbers(root: Path, tmp_path: Path) -> No
     ("options", "message"),
     [
         ({"WeightSymetric": True}, "there is no such option; did you mean 'WeightSymmetric'"),
-        ({"WeightSymmetric": False}, "has no equal here; weights of integer kernels are symmetric"),
+        ({"AddQDQPairToWeight": True}, "has no equal here; weights are stored as integers"),
         ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': Must provide both 'scale' and 'zero_point'"),
         ({"SmoothQuant": True, "SmoothQuantAlpha": "half"}, "could not convert string to float: 'half'; pass a number"),
     ],
@@ -305,7 +305,8 @@ def test_a_weight_may_have_a_scale_a_channel(root: Path, tmp_path: Path) -> None
     assert len(long_scales(TensorQuantOverrides=overrides) - long_scales()) >= 1
     for wrong, said in (
         ({"nothing": [{"symmetric": True}]}, "tensor 'nothing' is not present in the model"),
-        ({first.input[1]: [{"rmax": 1.0, "rmin": -1.0}]}, "rmax has no equal here"),
+        ({first.input[1]: [{"rmax": 1.0}]}, "rmin and rmax belong together"),
+        ({first.input[1]: [{"axis": 0, "rmin": -1.0, "rmax": 1.0}, {"symmetric": True}]}, "say the same of each"),
         ({first.input[1]: [{"quant_type": ours.QuantType.QInt4}]}, "quant_type has no equal here"),
     ):
         with pytest.raises(ours.UnsupportedError, match=said):
@@ -345,3 +346,37 @@ def test_a_moving_average_is_the_mean_of_the_samples_extrema(tmp_path: Path) -> 
     assert scale_of(ours, {"CalibMovingAverage": False}) > 1.2 * scale_of(ours, options)
     with pytest.raises(ours.UnsupportedError, match="averaging constant"):
         wishes_of({**options, "CalibMovingAverageConstant": 3})
+
+
+def test_a_weight_may_have_a_grid_of_its_own(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    source = onnx.load(model).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in source.initializer}
+    name = next(node.input[1] for node in source.node if node.op_type == "Conv" and node.input[1] in arrays)
+    weight = arrays[name]
+    channels = weight.shape[0]
+
+    def grid(overrides: Any = None, **options: Any) -> tuple[Any, Any]:
+        options |= {"TensorQuantOverrides": {name: overrides}} if overrides else {}
+        ours.quantize_static(
+            model, output, Digits(root), op_types_to_quantize=["Conv"], extra_options={"QuantizeBias": False, **options}
+        )
+        graph = onnx.load(output).graph
+        written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        node = next(node for node in graph.node if node.input[0] == f"{name}_quantized")
+        return written[node.input[1]].reshape(-1), written[node.input[2]].reshape(-1)
+
+    scale, zero = grid([{"rmin": np.float32(-2), "rmax": np.float32(3)}])
+    assert (scale.tolist(), zero.tolist()) == ([pytest.approx(5 / 255)], [-26])
+    scale, zero = grid(
+        [{"quant_type": theirs.QuantType.QUInt8, "scale": np.float32(0.03), "zero_point": np.uint8(130)}]
+    )
+    assert (scale.tolist(), zero.tolist()) == ([pytest.approx(0.03)], [2])
+    scales = [0.02 + 0.001 * i for i in range(channels)]
+    scale, zero = grid([{"axis": 0, "scale": s, "zero_point": np.float32(0)} for s in scales])
+    assert scale.tolist() == pytest.approx(scales) and not zero.any()
+    scale, zero = grid([{"axis": 0, "rmin": -1 - i, "rmax": 1 + i} for i in range(channels)])
+    assert scale.tolist() == pytest.approx([(1 + i) / 127 for i in range(channels)]) and not zero.any()
+    scale, zero = grid(WeightSymmetric=False)
+    assert scale.size == 1 and zero.any()
+    assert scale[0] == pytest.approx((max(weight.max(), 0) - min(weight.min(), 0)) / 255, rel=1e-4)

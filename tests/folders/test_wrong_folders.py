@@ -15,7 +15,7 @@ import pytest
 
 import onnxq
 from onnxq.cli._app import app
-from onnxq.folders import staging
+from onnxq.core import staging
 from tests.language_models import (
     CONFIG,
     TEXT,

@@ -100,8 +100,9 @@ def quantize_static(
         raise UnsupportedError(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
-    extra_options, rules = weights_apart(model_input, extra_options)
+    extra_options, rules, values = weights_apart(model_input, extra_options)
     wishes = {"preset": preset, "range": _RANGES[method], "rules": rules, **wishes_of(extra_options)}
+    wishes["values"] = [*wishes.get("values", []), *values]
     if wishes.pop("average", False) and method is CalibrationMethod.MinMax:
         wishes["range"] = "average"
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
@@ -113,8 +114,8 @@ def quantize_static(
             api.calibrate(model_input, cache, calibration=samples, target=wishes["target"], provider=provider)
         wishes["statistics"] = cache
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
-    result = _quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel)
-    return _settled(result, model_output, external=use_external_data_format)
+    wishes["external_data"] = use_external_data_format
+    return _settled(_quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel))
 
 
 def quantize_dynamic(
@@ -162,8 +163,8 @@ def quantize_dynamic(
         wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
-    result = _quantized(model_input, model_output, wishes, per_channel=per_channel)
-    return _settled(result, model_output, external=use_external_data_format)
+    wishes["external_data"] = use_external_data_format
+    return _settled(_quantized(model_input, model_output, wishes, per_channel=per_channel))
 
 
 def quantize(model_input: Source, model_output: str | os.PathLike[str], quant_config: Any) -> QuantizeResult:
@@ -328,9 +329,7 @@ def _quantized(
         return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
 
 
-def _settled(result: QuantizeResult, output: str | os.PathLike[str], *, external: bool) -> QuantizeResult:
+def _settled(result: QuantizeResult) -> QuantizeResult:
     for line in result.warnings:
         logger.warning("%s", line)
-    if external:
-        saving.save(io.load(output), output, threshold=0)
     return result

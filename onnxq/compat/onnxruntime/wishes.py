@@ -70,13 +70,23 @@ def _overrides(value: Any) -> Wishes:
     for name, entries in dict(value).items():
         if len(entries) != 1:
             raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
-        rule = _override(name, entries[0])
+        rule = override_of(name, entries[0])
         if rule:
             rules.append({"match": literal(name), **rule})
     return {"values": rules} if rules else {}
 
 
-def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str, Any]:
+    """The keys of a value rule that say what an override says.
+
+    Args:
+        name: of the tensor, for messages.
+        given: the override.
+        shift: what a zero point of uint8 moves by, where the grid is counted as int8; else those of int8 move by 128.
+
+    Raises:
+        UnsupportedError: it has no equal here, or contradicts itself.
+    """
     unknown = set(given) - _OVERRIDES
     if unknown:
         raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
@@ -92,8 +102,10 @@ def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if ("rmin" in given) != ("rmax" in given):
         raise UnsupportedError(f"{name!r}: rmin and rmax belong together here; give both")
     rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
-    if "zero_point" in rule and kind == "QInt8":
-        rule["zero_point"] += 128  # the same grid, counted as uint8
+    if isinstance(rule.get("zero_point"), float) and rule["zero_point"].is_integer():
+        rule["zero_point"] = int(rule["zero_point"])
+    if "zero_point" in rule and kind == ("QUInt8" if shift else "QInt8"):
+        rule["zero_point"] += shift or 128  # the same grid, counted as the other type
     if "rmin" in given:
         rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
     return rule
@@ -107,7 +119,10 @@ def literal(name: str) -> str:
 MEANINGS: dict[str, tuple[Meaning, str]] = {
     "ActivationSymmetric": (_symmetric, "`symmetric=True`"),
     "CalibTensorRangeSymmetric": (_symmetric, "`symmetric=True`"),
-    "WeightSymmetric": (_only(True, "weights of integer kernels are symmetric"), "always"),
+    "WeightSymmetric": (
+        lambda value: {"recipe_keys": {"asymmetric_weights": True}} if value is False else {},
+        "false: `asymmetric_weights: true` in a recipe; one scale a tensor",
+    ),
     "SmoothQuant": (_smooth, '`preset="w8a8-smooth"`; needs no further package'),
     "SmoothQuantAlpha": (lambda value: {"smooth": float(value)}, "`smooth=α`, with SmoothQuant"),
     "SmoothQuantFolding": (_only(True, "factors always go into the node before"), "always"),
@@ -149,7 +164,7 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each activation; of a weight, `axis`: a scale a channel",
+        "`onnxq.ValueRule` for each activation and weight; of a weight, `axis`: a scale a channel; 8 bits",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
