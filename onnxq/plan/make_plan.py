@@ -43,12 +43,12 @@ from onnxq.plan.placement.place import ahead_of_work, place, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
 from onnxq.plan.wanted import Wanted
+from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
-from onnxq.plan.weights.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
