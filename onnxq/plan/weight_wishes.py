@@ -93,7 +93,8 @@ def _grid(node: Node, array: Array, spec: TensorSpec, rule: ValueRule) -> QParam
 
 
 def _given(node: Node, array: Array, spec: TensorSpec, rule: ValueRule, where: str) -> QParams:
-    scales, zeros = np.atleast_1d(rule.scale), np.atleast_1d(rule.zero_point)
+    scales: Array = np.array(rule.scale, np.float64).reshape(-1)
+    zeros: Array = np.array(rule.zero_point, np.int64).reshape(-1)
     axis = channel_axis(node, array.ndim)
     channels = array.shape[axis] if axis is not None else 1
     if max(scales.size, zeros.size) > 1 and not {scales.size, zeros.size} <= {1, channels}:
