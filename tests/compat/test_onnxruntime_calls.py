@@ -249,8 +249,6 @@ def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> No
         ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QFLOAT8E4M3FN)
     with pytest.raises(ValueError, match=r"quant_format: is 'qdq', not a QuantFormat; pass a member"):
         ours.quantize_static(model, output, Digits(root), quant_format="qdq")
-    with pytest.raises(ValueError, match="calibrate_method Distribution: is for float8 only"):
-        ours.quantize_static(model, output, Digits(root), calibrate_method=ours.CalibrationMethod.Distribution)
     assert not output.exists()
     assert issubclass(VerificationError, Exception)
 
@@ -380,3 +378,28 @@ def test_a_weight_may_have_a_grid_of_its_own(root: Path, tmp_path: Path) -> None
     scale, zero = grid(WeightSymmetric=False)
     assert scale.size == 1 and zero.any()
     assert scale[0] == pytest.approx((max(weight.max(), 0) - min(weight.min(), 0)) / 255, rel=1e-4)
+
+
+def test_an_unknown_option_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert wishes_of({"dual_feed": True}) == {}
+    assert "extra_options['dual_feed']: there is no such option, so that it has no effect" in caplog.text
+
+
+def test_what_can_be_quantized_is_where_one_insists(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    found = [
+        ours.quantize_static(model, output, Digits(root), extra_options={"ForceQuantizeNoInputCheck": force}).plan
+        for force in (False, True)
+    ]
+    assert found[1].counts("integer") > found[0].counts("integer")
+
+
+def test_a_distribution_of_integers_is_minmax_around_zero(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    method = ours.CalibrationMethod.Distribution
+    ours.quantize_static(model, output, Digits(root), calibrate_method=method)
+    graph = onnx.load(output).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros = {int(arrays[node.input[2]].reshape(())) for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros <= {0, 128}

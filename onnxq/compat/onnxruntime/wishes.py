@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
 from onnxq.errors import closest
 from onnxq.recipe.values import plain
+
+logger = logging.getLogger("onnxq.compat.onnxruntime")
 
 Wishes = dict[str, Any]
 """Options of `onnxq.quantize`."""
@@ -142,7 +145,10 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
         "no",
     ),
     "extra.Sigmoid.nnapi": (_only(False, "--target says what will run the model"), "no"),
-    "ForceQuantizeNoInputCheck": (_only(False, "nodes_to_quantize insists on nodes by name"), "no"),
+    "ForceQuantizeNoInputCheck": (
+        lambda value: {"insist": True} if value else {},
+        '`include=["*"]`: whatever can be quantized is, faster or not',
+    ),
     "ActivationRestrictedAsymmetric": (_only(False, "ActivationSymmetric has its zero point in the middle"), "no"),
     "AddQDQPairToWeight": (_only(False, "weights are stored as integers"), "no"),
     "QuantizeBias": (_key("float_bias", when=False), "false: `float_bias: true` in a recipe; QDQ alone"),
@@ -180,9 +186,10 @@ def wishes_of(extra_options: Mapping[str, Any] | None) -> Wishes:
     found: Wishes = {}
     for name, value in (extra_options or {}).items():
         if name not in MEANINGS:
-            near = closest(name, MEANINGS)
-            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(MEANINGS)}"
-            raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; {hint}")
+            if near := closest(name, MEANINGS):
+                raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; did you mean {near!r}?")
+            logger.warning("extra_options[%r]: there is no such option, so that it has no effect", name)
+            continue
         try:
             wished = MEANINGS[name][0](value)
             values = [*found.get("values", []), *wished.get("values", [])]
