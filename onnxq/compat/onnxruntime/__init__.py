@@ -22,6 +22,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     StaticQuantConfig,
     UnsupportedError,
 )
+from onnxq.compat.onnxruntime.written_overrides import tensor_quant_overrides
 
 __all__ = [
     "CalibrationDataReader",
@@ -40,4 +41,5 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "quantize_static",
+    "tensor_quant_overrides",
 ]
