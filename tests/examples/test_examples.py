@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import onnxq
+from tests.language_models import genai_folder, tokenizer, write
 
 # What the libraries that examples use warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -53,6 +54,20 @@ def test_detector(tmp_path: Path) -> None:
     assert figures["found"] > 50
     assert figures["matched"] > 0.9 * figures["found"]
     assert (tmp_path / "boxes.png").stat().st_size > 1000
+
+
+@pytest.mark.genai
+@pytest.mark.text
+def test_language_model(tmp_path: Path) -> None:
+    folder, prompts = genai_folder(tmp_path / "model"), tmp_path / "prompts.txt"
+    tokenizer(folder)
+    write(folder, {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256}})
+    prompts.write_text("\n".join(f"the {word} is here and there" for word in ("cat", "dog", "house", "river")))
+    texts = importlib.import_module("examples.language_model").main(folder, prompts, "the cat", tmp_path / "out")
+    assert texts["float"] and texts["quantized"]
+    assert (tmp_path / "out" / "genai_config.json").is_file()
+    size = [sum(file.stat().st_size for file in place.iterdir()) for place in (tmp_path / "out", folder)]
+    assert size[0] < 0.6 * size[1]
 
 
 @pytest.fixture(scope="module")
