@@ -73,7 +73,7 @@ def measure(workload: Workload, engine: str, python: str, folder: Path, seconds:
         try:
             result = onnxq.quantize(
                 model, output, target=engine, preset=preset, calibration=feeds, fix_dims=fixed, engine_python=python,
-                benchmark=False, force=True,
+                benchmark=False,
             )  # fmt: skip
         except OnnxqError as error:
             found["forms"][preset] = {"error": str(error)}

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.ranking import Diagnosis, Finding, Look
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
+from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
@@ -27,7 +29,6 @@ from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
-from onnxq.runtime.engines.engine import Engine
 from onnxq.runtime.engines.places import RunsOn, start
 from onnxq.runtime.probe import probe
 from onnxq.targets import target_named
@@ -46,6 +47,7 @@ class DiagnoseResult:
         diagnosis: what was found of each node.
         recipe: the recipe of the quantized model with rules for the worst nodes.
         recipe_path: where it was written; None where it was not asked for.
+        tensors: folder with the raw values; None where they were not asked for.
         warnings: one line each.
     """
 
@@ -53,6 +55,7 @@ class DiagnoseResult:
     recipe: Recipe
     recipe_path: Path | None
     warnings: list[str]
+    tensors: Path | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -65,6 +68,7 @@ class DiagnoseResult:
             **self.diagnosis.to_dict(),
             "recipe": self.recipe.to_yaml(),
             "recipe_path": str(self.recipe_path) if self.recipe_path is not None else None,
+            "tensors": str(self.tensors) if self.tensors is not None else None,
             "warnings": self.warnings,
         }
 
@@ -86,6 +90,7 @@ def diagnose(
     data: object = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     recipe_out: str | os.PathLike[str] | None = None,
+    save_tensors: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -101,6 +106,8 @@ def diagnose(
         data: samples, as for `onnxq.quantize`.
         recipe: how the model is, or was, quantized; "w8a8" unless given.
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
+        save_tensors: folder to write, which must not exist or be empty: a file for each sample with the float value of
+            each quantized node, its value where the node alone is quantized, and that of the whole quantized model.
         states: as for `onnxq.quantize`.
         threads: threads an operator may use.
         progress: called with (step, done, total).
@@ -123,6 +130,9 @@ def diagnose(
     if place is not None:
         read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe, *registered())
         saving.check_destination(place, read)
+    folder = Path(save_tensors) if save_tensors is not None else None
+    if folder is not None:
+        check_folder(folder, None, otherwise="another one with --save-tensors")
     target = target_named(given.target)
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
@@ -139,11 +149,14 @@ def diagnose(
         else:
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every
-        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, engine)
+        keep = None if folder is None else TensorFolder(stack.enter_context(staged_folder(folder))).add
+        look = Look(keep, engine)
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, look)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
-    return DiagnoseResult(result, better, place, [*prepared.notes, *samples.every.notes, *result.warnings])
+    notes = [*prepared.notes, *samples.every.notes, *result.warnings]
+    return DiagnoseResult(result, better, place, notes, folder)
 
 
 def examine(
@@ -154,7 +167,7 @@ def examine(
     first: Feed,
     threads: int | None,
     clock: Clock,
-    engine: Engine | None = None,
+    look: Look | None = None,
 ) -> Diagnosis:
     """Rank the quantized nodes of a model that is in memory.
 
@@ -166,16 +179,17 @@ def examine(
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
-        engine: what runs all but the float model; None runs it here.
+        look: what runs all but the float model, and what is kept of it; None runs it here.
 
     Raises:
         EngineError: the engine does not run it.
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
-        reference, apart = take_apart(prepared.model, original, quantized, first, threads, engine is not None)
-        report = clock.report("diagnose")
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=report, engine=engine)
+        look = look or Look()
+        reference, apart = take_apart(prepared.model, original, quantized, first, threads, look.engine is not None)
+        progress = clock.report("diagnose")
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, look=look)
 
 
 def take_apart(

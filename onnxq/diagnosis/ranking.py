@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
-from onnxq.diagnosis.value_errors import Error, Range, some
+from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.views.isolate import Isolated, Unit
@@ -86,6 +86,29 @@ class Finding:
     remedy: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """One value in one sample.
+
+    Attributes:
+        node: the quantized node that computes it.
+        value: its name in the float model.
+        floating: of the float model.
+        own: where this node alone is quantized, and is given float inputs.
+        arriving: of the whole quantized model, as real numbers; None where the model does not show it.
+    """
+
+    node: str
+    value: str
+    floating: Array
+    own: Array
+    arriving: Array | None
+
+
+Keep = Callable[[int, Sequence[Tensors]], None]
+"""Called with the number of the sample and its arrays, which it may not keep."""
+
+
 @dataclass
 class Diagnosis:
     """All quantized nodes, the worst first.
@@ -131,6 +154,19 @@ def _noise(finding: Finding) -> float:
     return 0.0 if ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a quantized model is looked at.
+
+    Attributes:
+        keep: called with the arrays of each sample; None for nothing.
+        engine: what runs quantized nodes and the quantized model; None runs them here.
+    """
+
+    keep: Keep | None = None
+    engine: Engine | None = None
+
+
 def diagnose(
     float_model: Model,
     isolated: Isolated,
@@ -139,7 +175,7 @@ def diagnose(
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
-    engine: Engine | None = None,
+    look: Look | None = None,
 ) -> Diagnosis:
     """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
 
@@ -150,7 +186,8 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with samples done and their number.
         total: number of samples, where it is known.
-        engine: what runs quantized nodes and the quantized model; None runs them here. The float model runs here.
+        look: what runs quantized nodes and the quantized model, and what is kept of them; None runs them here. The
+            float model runs here.
 
     Raises:
         EngineError: the engine does not run them, or has gone.
@@ -162,11 +199,14 @@ def diagnose(
             "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized "
             "form (what lies in subgraphs of If, Loop and Scan is not looked into)"
         )
-    work = _Work(float_model, isolated, threads, engine)
+    look = look or Look()
+    work = _Work(float_model, isolated, threads, look.engine)
     samples = 0
     first: list[Feed] = []
     for feed in feeds:
-        work.add(feed)
+        kept = work.add(feed, look.keep is not None)
+        if look.keep is not None:
+            look.keep(samples, kept)
         samples += 1
         if len(first) < _TAIL_FEEDS:
             first.append({name: np.array(array) for name, array in feed.items()})
@@ -209,10 +249,10 @@ class _Work:
         self.whole = _opened(arriving.model, "quantized model", threads, engine)
         self._outputs = [name for name in outputs if name in arriving.outputs]
         self._inputs = {spec.name for spec in self.apart.input_specs}
-        self._own = {unit.output: Error() for unit in units}
-        self._arrived = {unit.output: Error() for unit in units}
-        self._ranges = {unit.output: Range(unit.grid) for unit in units if unit.grid is not None}
-        self._ends = {name: Error() for name in self._outputs}
+        self._own = {unit.output: ErrorSum() for unit in units}
+        self._arrived = {unit.output: ErrorSum() for unit in units}
+        self._ranges = {unit.output: SeenRange(unit.grid) for unit in units if unit.grid is not None}
+        self._ends = {name: ErrorSum() for name in self._outputs}
         read = {value.name: told_apart(value) for value in all_values(float_model.graph)}
         self._read = {
             unit.value: bounds for unit in units if (bounds := read.get(unit.value, EVERYTHING)) != EVERYTHING
@@ -232,11 +272,12 @@ class _Work:
         given |= {name: array for name, array in feed.items() if name in self._inputs}
         return self.apart.run(given, outputs)
 
-    def add(self, feed: Feed) -> None:
-        """Run one sample."""
+    def add(self, feed: Feed, kept: bool = False) -> list[Tensors]:
+        """Run one sample; the arrays of each unit are given back where they are wanted."""
         values = self.values(feed)
         units = self.isolated.units
-        for unit, got in zip(units, self.run_apart(feed, values, [u.output for u in units]), strict=True):
+        apart = self.run_apart(feed, values, [u.output for u in units])
+        for unit, got in zip(units, apart, strict=True):
             seen = self._as_read(unit.value, values[unit.value])
             if seen.shape == got.shape:
                 self._own[unit.output].add(some(seen), some(self._as_read(unit.value, got)))
@@ -246,11 +287,18 @@ class _Work:
         for unit in units:
             array = arrived.get(unit.arriving)
             if array is not None and array.shape == values[unit.value].shape:
-                seen, got = some(values[unit.value]), _real(some(array), unit)
+                seen, got = some(values[unit.value]), as_real(some(array), unit)
                 self._arrived[unit.output].add(self._as_read(unit.value, seen), self._as_read(unit.value, got))
         for name in self._outputs:
             if values[name].dtype.kind == "f":
                 self._ends[name].add(values[name].ravel(), arrived[name].ravel())
+        if not kept:
+            return []
+        whole = [None if (found := arrived.get(u.arriving)) is None else as_real(found, u) for u in units]
+        return [
+            Tensors(unit.name, unit.value, values[unit.value], own, there)
+            for unit, own, there in zip(units, apart, whole, strict=True)
+        ]
 
     def output_ratios(self) -> dict[str, float]:
         """SQNR by output."""
@@ -261,7 +309,7 @@ class _Work:
         own = self._own[unit.output]
         weight = None
         if unit.weight is not None:
-            error = Error()
+            error = ErrorSum()
             error.add(*(array.ravel() for array in unit.weight))
             weight = error.db
         found = Finding(unit.name, unit.op_type, unit.value, own.db, weight_sqnr_db=weight)
@@ -276,13 +324,7 @@ class _Work:
         return found
 
 
-def _real(array: Array, unit: Unit) -> Array:
-    if array.dtype.kind not in "iu" or unit.grid is None:
-        return array
-    return np.asarray((array.astype(np.float32) - unit.grid.zero_point) * np.float32(unit.grid.scale))
-
-
-def _cause(own: Error, seen: Range | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
+def _cause(own: ErrorSum, seen: SeenRange | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
     """Where most of a node's own error comes from, and the keys of a rule that helps."""
     leave = {"quantize": False}
     if seen is not None and seen.count and own.noise > 0:
@@ -314,7 +356,7 @@ def _measure_outputs(
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
     made = {value.name for node in float_model.graph for value in node.outputs}
     suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
-    errors: dict[int, dict[str, Error]] = {
+    errors: dict[int, dict[str, ErrorSum]] = {
         i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
     }
     if not errors or not feeds:
@@ -335,6 +377,6 @@ def _measure_outputs(
             for output, result in zip(session.output_names, session.run(given), strict=True):
                 name = tails[i].outputs.get(output)
                 if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
-                    errors[i].setdefault(name, Error()).add(values[name].ravel(), result.ravel())
+                    errors[i].setdefault(name, ErrorSum()).add(values[name].ravel(), result.ravel())
     for i, outputs in errors.items():
         findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)

@@ -1,4 +1,4 @@
-"""Sums over samples that tell the error of a value, and what its grid does to it."""
+"""Signal, noise and clipping of one value, summed over samples."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
-from onnxq.graph.views.isolate import Grid
+from onnxq.graph.views.isolate import Grid, Unit
 
 _SAMPLED = 1 << 16
 """Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
 
 
-class Error:
+class ErrorSum:
     """Signal and noise of one value, summed over samples; elements that are not finite in float are left out."""
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
         self.signal = self.noise = 0.0
 
     def add(self, reference: Array, actual: Array) -> None:
-        """Add a sample; elements of other shapes are passed over."""
+        """Count the elements of a value in one sample; arrays of other shapes are no pair and do not count."""
         if reference.shape != actual.shape:
             return
         left = np.asarray(reference, np.float32)
@@ -43,18 +42,17 @@ class Error:
         return decibels(self.signal, self.noise)
 
 
-class Range:
+class SeenRange:
     """What a value held, and how much of it a grid clips and rounds."""
 
     def __init__(self, grid: Grid) -> None:
-        """Start with nothing seen."""
         self._grid = grid
         self.low, self.high = math.inf, -math.inf
         self.clipped = self.count = 0
         self.clip_noise = 0.0
 
     def add(self, array: Array) -> None:
-        """Add a sample."""
+        """Count the elements of the float value in one sample."""
         if array.size == 0:
             return
         low, high = float(array.min()), float(array.max())
@@ -84,3 +82,10 @@ def some(array: Array) -> Array:
     flat = array.reshape(-1)
     step = -(-flat.size // _SAMPLED)
     return flat if step <= 1 else flat[:: step + 1 - step % 2]  # odd, so that no axis of even length is skipped over
+
+
+def as_real(array: Array, unit: Unit) -> Array:
+    """What the integers of a unit's output stand for; floats as they are."""
+    if array.dtype.kind not in "iu" or unit.grid is None:
+        return array
+    return np.asarray((array.astype(np.float32) - unit.grid.zero_point) * np.float32(unit.grid.scale))
