@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
-from onnxq.graph.prepare.neighbours import ahead, axes_pairs, hoist, pool_order, stacks
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, pool_order, stacks
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
@@ -85,6 +85,7 @@ STEPS = {
     "ahead": "folding single numbers into the layer behind them",
     "pool_order": "moving PRelu behind a pool",
     "stacks": "reducing without a stack",
+    "focus": "joining the phases of an image in one operator",
     "axes_pairs": "dropping axes that are put in and taken out",
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
@@ -167,6 +168,7 @@ _PASSES: dict[str, _Pass] = {
     "ahead": ahead.run,
     "pool_order": pool_order.run,
     "stacks": stacks.run,
+    "focus": focus.run,
     "axes_pairs": axes_pairs.run,
     "padding": pads.run,
     "pooling": pooling.run,
