@@ -34,6 +34,7 @@ from onnxq.graph.prepare.whole import (
     functions,
     initializer_inputs,
     ir_version,
+    loop_constants,
     lower_opset,
     opset,
     shapes,
@@ -76,6 +77,7 @@ STEPS = {
     "gemm": "rewriting its fully connected layers",
     "gelu": "joining Gelu",
     "eliminate": "dropping Identity, Dropout and Cast",
+    "loop_constants": "reading what loops do not change from outside",
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
     "functions": "inlining its functions",
@@ -159,6 +161,7 @@ _BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constan
 
 _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
+    "loop_constants": loop_constants.run,
     "folding": fold_constants.run,
     "gemm": gemm.run,
     "bounds": bounds.run,
