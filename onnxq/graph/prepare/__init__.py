@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
-from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, pool_order, stacks
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, stacks
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
@@ -92,6 +92,7 @@ STEPS = {
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
     "broadcast": "spreading constants",
+    "line_convs": "computing convolutions over one axis as those over two",
     "narrow_convs": "computing several positions of narrow layers at a time",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
@@ -182,6 +183,9 @@ _FORMS: dict[str, _Pass] = {
     "softmax_axis": softmax_axis.run,
     "unit_axes": unit_axes.run,
     "broadcast": broadcast.run,
+    "line_convs": line_convs.run,
+    "hoist": hoist.run,
+    "axes_pairs": axes_pairs.run,
     "narrow_convs": narrow_convs.run,
 }
 
