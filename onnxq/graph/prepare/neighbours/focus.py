@@ -106,7 +106,7 @@ def _bounds(node: ir.Node) -> list[tuple[int, int, int]] | None:
             return None
         steps = [1] * len(axes)
     lengths = walk.dims(node.inputs[0]) or (None,) * _RANK
-    found = []
+    found: list[tuple[int, int, int]] = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         place = axis % _RANK
         length = lengths[place]
