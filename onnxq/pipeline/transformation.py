@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import Array
+from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.attention.plain_attention import Seen
 from onnxq.graph.prepare import prepare
+from onnxq.graph.types import Model
 from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq_scales import scale_for_weights
 from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.passes.even_out import even_out, rounded
-from onnxq.passes.rotate import rotate
+from onnxq.passes.rotate import Rotated, rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.collection import collect_statistics
@@ -123,11 +125,7 @@ def _rotate(job: Job) -> list[str]:
         )
     model = prepared.model
     feed = data.first if data is not None else runnable_feed(session_of(model, threads=threads))
-    shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
-    turned = model.clone()
-    turned.meta.update(model.meta)
-    heads, reasons = value_heads(turned, Seen(shapes))
-    done = rotate(turned, heads)
+    turned, done, reasons = turned_copy(model, feed, threads)
     left = [*done.reasons, *reasons]
     said = f" ({left[0]}{f'; and {len(left) - 1} more' if len(left) > 1 else ''})" if left else ""
     if not done.streams and not done.heads:
@@ -141,6 +139,21 @@ def _rotate(job: Job) -> list[str]:
     return [
         f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others not{said}"
     ]
+
+
+def turned_copy(model: Model, feed: Feed, threads: int | None) -> tuple[Model, Rotated, list[str]]:
+    """A copy whose residual streams and heads are turned, what was turned, and why heads were not.
+
+    Args:
+        model: float; unchanged.
+        feed: a sample that it runs on.
+        threads: threads an operator may use.
+    """
+    shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
+    turned = model.clone()
+    turned.meta.update(model.meta)
+    heads, reasons = value_heads(turned, Seen(shapes))
+    return turned, rotate(turned, heads), reasons
 
 
 def uses_awq(recipe: Recipe) -> bool:
