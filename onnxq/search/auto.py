@@ -15,7 +15,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
 from onnxq.search.mixing import Mixing
-from onnxq.search.trials import Trial, Trials
+from onnxq.search.trials import Trial, Trials, shown
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 
 _NAMED = 5
@@ -155,16 +155,16 @@ class _AutoSearch:
 
     def _verify(self, trial: Trial) -> Verdict:
         """The whole verification of the model that is about to be chosen."""
-        job, timing = self._job, self._trials.float_timing
+        job, timing, own = self._job, trial.beside, shown(trial.beside, trial.timing)
         verdict = gate.verify(trial.content, job, timed=False, compared=self._trials.compared(trial))
         if verdict.failures:
             trial.refused = "; ".join(verdict.failures)
         elif verdict.comparison is not None:
             trial.comparison = verdict.comparison
             trial.refused = self._trials.outside(verdict.comparison)
-        if trial.timing is not None and timing is not None:
-            verdict.timings = [timing, replace(trial.timing, name="quantized")]
-            if trial.timing.ratio < 1 - chooser.NOISE:
+        if own is not None and timing is not None:
+            verdict.timings = [timing, replace(own, name="quantized")]
+            if own.ratio < 1 - chooser.NOISE:
                 verdict.warnings.append(gate.slower_than_float(verdict.timings, job.measured_on))
         return verdict
 

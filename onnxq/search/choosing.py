@@ -9,10 +9,10 @@ from typing import Any
 from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
-from onnxq.pipeline.transformation import even_channels
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
 from onnxq.search.choice_cache import recall, remember

@@ -66,7 +66,8 @@ class Trial:
         content: what is measured, and written if it is chosen.
         size: of the content, in bytes.
         session: None until it was opened, and where that failed.
-        timing: beside float, in the last alternation.
+        timing: beside float, in its last alternation; its ratio is that of the fastest runs.
+        beside: the float model in the same alternation.
         comparison: with float.
         refused: why it cannot be chosen; empty where it can.
         reasons: why layers have their forms, where that was a matter of measurement.
@@ -78,6 +79,7 @@ class Trial:
     size: int
     session: Session | None = None
     timing: Timing | None = None
+    beside: Timing | None = None
     comparison: Comparison | None = None
     refused: str = ""
     reasons: dict[str, LayerChoice] = field(default_factory=dict)
@@ -246,6 +248,7 @@ class Trials:
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio
             running[timing.name].timing = replace(timing, ratio=steady)
+            running[timing.name].beside = timings[0]
 
     def time_finalists(self) -> None:
         """Time those again, and longer, between which the choice is close, if there are several."""
@@ -332,7 +335,7 @@ class Trials:
         rows = [
             candidate_row(
                 trial.name,
-                trial.timing,
+                shown(trial.beside, trial.timing),
                 trial.comparison if real else None,
                 trial.size,
                 "chosen" if trial.name == chosen else trial.refused or "not the best",
@@ -341,7 +344,8 @@ class Trials:
             for trial in self.made.values()
         ]
         verdict = "chosen" if chosen == FLOAT else "not the best"
-        same = candidate_row(FLOAT, self.float_timing, None, self.job.prepared.size, verdict)
+        beside = self.made[chosen].beside if chosen in self.made else self.float_timing
+        same = candidate_row(FLOAT, beside, None, self.job.prepared.size, verdict)
         rows.append(same | ({"sqnr_db": math.inf, "loss": 0.0} if real else {}))
         rows.sort(key=lambda row: row["name"])
         rows.sort(key=lambda row: row["latency_ratio"] or 0.0, reverse=True)
@@ -369,6 +373,13 @@ class Trials:
             self.warnings.append(
                 f"--budget: time limit of {self.job.budget:g} s reached, {what}; returning the best candidate so far"
             )
+
+
+def shown(before: Timing | None, after: Timing | None) -> Timing | None:
+    """A timing whose ratio is that of the medians, of one alternation, that are shown beside it."""
+    if before is None or after is None or after.median_ms <= 0:
+        return after
+    return replace(after, ratio=before.median_ms / after.median_ms)
 
 
 def _sqnr(comparison: Comparison | None) -> float | None:
