@@ -165,7 +165,7 @@ def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Nam
 
 
 def _packs(value: ir.Value) -> bool:
-    """Whether a kernel packs a constant as it loads: behind a Cast it is none with optimizations off, and not packed."""
+    """Whether a kernel packs a constant as it loads: with optimizations off, what comes from a Cast is no constant."""
     return any(
         use.node.op_type == "MatMulNBits" and walk.attr_int(use.node, "accuracy_level", 0) for use in value.uses()
     )
