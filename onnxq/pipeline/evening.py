@@ -55,7 +55,7 @@ def even_channels(job: Job) -> None:
         if plain:
             prepared.notes.append(plain)
         else:
-            prepared.model = evened
+            prepared.model, prepared.evened = evened, True
 
 
 def _evened(job: Job, recipe: Recipe, data: Data) -> Model | None:

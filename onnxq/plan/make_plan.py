@@ -105,9 +105,9 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        plan = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
-        values, in_vain = with_wishes(plan.values, recipe, spec)
-        return replace(plan, values=values, notes=(*plan.notes, *in_vain))
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        values, in_vain = with_wishes(whole.values, recipe, spec)
+        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}

@@ -14,8 +14,9 @@ from onnxq.plan.decisions import Plan
 from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
+from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
-from onnxq.search.trials import Trial, Trials, shown
+from onnxq.search.trials import Trial, Trials
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 
 _NAMED = 5
@@ -140,6 +141,8 @@ class _AutoSearch:
             if order[0].name == FLOAT:
                 return self._float()
             trial = trials.made[order[0].name]
+            if not trials.settle(trial):
+                continue
             verdict = self._verify(trial)
             if not trial.refused:
                 return self._quantized(trial, verdict)
@@ -215,11 +218,12 @@ class _AutoSearch:
         verdict = Verdict()
         if trials.float_timing is not None:
             verdict.timings = [trials.float_timing, replace(trials.float_timing, name="quantized")]
-        table = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
-        choices = chooser.choices_table(table, self._mixing.layers, {})
+        rows = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
+        choices = chooser.choices_table(rows, self._mixing.layers, {})
         warnings = [f"returning the float model unchanged: {reason}", *trials.warnings]
         original = job.prepared.original
-        return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, trials.table(FLOAT), choices, warnings)
+        table, known = trials.table(FLOAT), trials.statistics
+        return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, table, choices, warnings, statistics=known)
 
     def _unmeasured(self, error: ModelError) -> Chosen:
         """No feed runs on the float model, so that nothing can be measured: what the target's table says."""

@@ -76,7 +76,7 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     asked = limits if limits != Limits() else Limits.or_budget(None, None)
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads
     try:
-        found = with_limits(static, ours, asked, timed=timed)
+        found = with_limits(static, ours, asked, timed=timed, known=first.statistics)
     except EngineError:
         raise  # what measures has gone
     except OnnxqError as error:

@@ -17,6 +17,7 @@ from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, La
 from onnxq.search.fewest import Attempt, fewest, noise_left
 from onnxq.search.trials import Trial, Trials
 from onnxq.stats.statistics import Statistics
+from onnxq.verify.loss import BUDGET
 
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
@@ -30,11 +31,17 @@ _NEARLY = 0.8
 _SPARE_SHARE = 0.4
 """Share of the time that is left which giving static layers back leaves to sparing stored weights."""
 
+_WORTH_SPARING = 0.85
+"""Share of the smallest file that is inside which a file of partly stored weights may have."""
+
 _OUT_OF_REACH = 1000.0
 """Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
 
 _SPARABLE = 30.0
 """Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
+
+_WEIGHTS_MISS = 1.5
+"""Times the budget that stored weights lose from which only float weights help; other forms correct biases besides."""
 
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
@@ -49,12 +56,14 @@ class _Demotion:
         choices: the form of each layer before any is given back.
         trial: the model that has them.
         spare: seconds that have to be left for what comes after.
+        largest: bytes of a file that is worth it.
     """
 
     base: str
     choices: Mapping[str, LayerChoice]
     trial: Trial
     spare: float = 0.0
+    largest: float = math.inf
 
 
 class Mixing:
@@ -166,13 +175,24 @@ class Mixing:
         spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
         plan = _Demotion(STATIC, as_it_is, least, spare)
         kept = None
-        if set(gentle.values()) != {FLOAT}:
+        if set(gentle.values()) != {FLOAT} and not self._weights_alone_miss():
             kept = self._fewest(order, gentle, plan, "gentler")
         return kept or self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
 
+    def _weights_alone_miss(self) -> bool:
+        """Whether 8-bit weights cost more than the budget by themselves: no form of activations brings that back."""
+        stored = self._trials.made.get(STORED)
+        return (
+            stored is not None
+            and self._trials.by_budget
+            and BUDGET * _WEIGHTS_MISS < self._trials.loss(stored) < math.inf
+        )
+
     def _find_damage(self, form: str) -> None:
-        """What a form of each layer alone does to the outputs."""
+        """What a form of each layer alone does to the outputs, after what it does to its own."""
         assert self._bench is not None
+        self._bench.deadline = time.monotonic() + _LAYERS_SHARE * self._trials.seconds_left
+        layers.measure_errors(self._bench, self.layers, self._sample, self._job.clock)
         self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * self._trials.seconds_left
         layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
 
@@ -203,10 +223,12 @@ class Mixing:
     def _at_full_speed(self, start: Trial) -> Trial | None:
         """The same layers in the same forms with other ranges, or with equalized weights; None if none is inside."""
         recipe, trials = start.built.recipe, self._trials
-        if trials.excess(start) > _OUT_OF_REACH:
+        if trials.excess(start) > _OUT_OF_REACH or self._weights_alone_miss():
             return None
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
-        if not recipe.equalize:
+        if (
+            not recipe.equalize and not self._job.prepared.evened
+        ):  # which is done for layers' errors, as equalizing is not
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
         if self._job.recipe.range != Recipe().range:  # the user chose one
             tries = {name: other for name, other in tries.items() if other.range == recipe.range}
@@ -233,7 +255,8 @@ class Mixing:
         self._find_damage(STORED)
         order = chooser.by_damage(self.layers.values(), STORED)
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
-        start = _Demotion(STORED, as_it_is, stored)
+        smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
+        start = _Demotion(STORED, as_it_is, stored, largest=_WORTH_SPARING * smallest)
         return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
 
     def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Demotion, how: str) -> Trial | None:
@@ -251,6 +274,9 @@ class Mixing:
             trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
             if trial is None:
                 return Attempt(False)
+            if trial.size > start.largest:
+                trial.refused = trial.refused or "stores too little to be worth its rounding"
+                return Attempt(False, math.inf)
             runs = trial.session is not None and not trial.refused
             if not runs:
                 return Attempt(False, math.inf if trial.size > self._job.prepared.size else None)

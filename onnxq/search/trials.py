@@ -22,9 +22,9 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.search.bases import Bases, cleaned
-from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, LayerChoice, Outcome, insisted
+from onnxq.search.choice import CLEANED, FLOAT, NOISE, SAME_SIZE, SMALL_GAIN, LayerChoice, Outcome, insisted
 from onnxq.search.comparing import Judge
-from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
@@ -34,14 +34,14 @@ from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
-_CLOSE = 0.75
+_CLOSE = 0.85
 """Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
 
 _FIRST_SHARE = 0.5
 """Share of the usual time for the first alternation, which only tells who is far behind."""
 
 _ROUNDS, _TIME_SHARE = 10, 0.2
-"""Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
+"""Rounds of float that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take."""
@@ -69,6 +69,7 @@ class Trial:
         timing: beside float, in its last alternation; its ratio is that of the fastest runs.
         beside: the float model in the same alternation.
         comparison: with float.
+        briefly: that was on a few samples, since a faster candidate was inside the budget on all.
         refused: why it cannot be chosen; empty where it can.
         reasons: why layers have their forms, where that was a matter of measurement.
     """
@@ -81,6 +82,7 @@ class Trial:
     timing: Timing | None = None
     beside: Timing | None = None
     comparison: Comparison | None = None
+    briefly: bool = False
     refused: str = ""
     reasons: dict[str, LayerChoice] = field(default_factory=dict)
 
@@ -162,17 +164,17 @@ class Trials:
 
     def has_margin(self, trial: Trial) -> bool:
         """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
-        return not self._by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
+        return not self.by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
 
     @property
-    def _by_budget(self) -> bool:
+    def by_budget(self) -> bool:
         """Whether the default budget stands for limits that the user did not set."""
         return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
 
     def excess(self, trial: Trial) -> float:
         """By what factor the noise of a trial is too large for the limits; a guess where they do not say."""
         recipe, sqnr = self.job.recipe, _sqnr(trial.comparison)
-        if self._by_budget and math.isfinite(self.loss(trial)):
+        if self.by_budget and math.isfinite(self.loss(trial)):
             return (self.loss(trial) / (BUDGET * _MARGIN)) ** 2  # what changes goes with the size of the noise
         if recipe.min_sqnr is not None and sqnr is not None and math.isfinite(sqnr):
             return float(10 ** ((recipe.min_sqnr - sqnr) / 10))
@@ -265,38 +267,54 @@ class Trials:
         return self._float
 
     def compare(self, trials: Iterable[Trial]) -> None:
-        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused.
+        """Compare candidates with float, the fastest first; those outside the accuracy budget are refused.
 
-        Args:
-            trials: those that are open and not refused are compared.
+        What is clearly slower than one that is inside is compared on a few samples only, what is refused not at all.
         """
         chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
-        sessions = [trial.session for trial in chosen if trial.session is not None]
+        for trial in sorted(chosen, key=lambda trial: -_ratio(trial)):
+            if not self._compare(trial, briefly=self._beaten(trial)):
+                return
+
+    def settle(self, trial: Trial) -> bool:
+        """Compare a candidate in full that was compared briefly; whether it is inside the budget."""
+        if trial.briefly and trial.session is not None:
+            self._compare(trial, briefly=False)
+        return not trial.refused
+
+    def _beaten(self, trial: Trial) -> bool:
+        """Whether a candidate that is inside the budget is faster by more than a choice weighs against a small file."""
+        inside = [other for other in self.made.values() if other.comparison and not (other.refused or other.briefly)]
+        fastest = max(map(_ratio, inside), default=0.0)
+        return trial.timing is not None and _ratio(trial) < fastest * (1 - SMALL_GAIN - NOISE)
+
+    def _compare(self, trial: Trial, *, briefly: bool) -> bool:
+        assert trial.session is not None
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
         with self.job.clock.step("compare"):
             try:
-                found = self.judge.compare(sessions, left)
+                (trial.comparison,) = self.judge.compare([trial.session], left, briefly=briefly)
             except CalibrationError:
                 raise  # the data is at fault
             except OnnxqError as error:
                 self.warnings.append(f"the candidates could not be compared with float: {error}")
-                return
-        for trial, comparison in zip(chosen, found, strict=True):
-            trial.comparison = comparison
-            trial.refused = self.outside(comparison)
-            if trial.refused:
-                trial.session = None  # its arena and its threads are given back
+                return False
+        trial.briefly = briefly and self.judge.is_long
+        trial.refused = self.outside(trial.comparison)
+        if trial.refused:
+            trial.session = None  # its arena and its threads are given back
+        return True
 
     @property
     def judge(self) -> Judge:
         """What candidates are compared by."""
         if self._judge is None:
-            self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self._by_budget)
+            self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self.by_budget)
         return self._judge
 
     def compared(self, trial: Trial) -> Compared | None:
         """What a candidate's verification need not find out again; None where it was not compared in full."""
-        if trial.comparison is None or self._judge is None or not self._by_budget:
+        if trial.comparison is None or trial.briefly or self._judge is None or not self.by_budget:
             return None
         return Compared(trial.comparison, self._judge.reference)
 
@@ -305,7 +323,7 @@ class Trials:
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
-        if self.job.data is None and self._by_budget:
+        if self.job.data is None and self.by_budget:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
@@ -375,11 +393,8 @@ class Trials:
             )
 
 
-def shown(before: Timing | None, after: Timing | None) -> Timing | None:
-    """A timing whose ratio is that of the medians, of one alternation, that are shown beside it."""
-    if before is None or after is None or after.median_ms <= 0:
-        return after
-    return replace(after, ratio=before.median_ms / after.median_ms)
+def _ratio(trial: Trial) -> float:
+    return 0.0 if trial.timing is None else trial.timing.ratio
 
 
 def _sqnr(comparison: Comparison | None) -> float | None:
