@@ -184,7 +184,8 @@ class _AutoSearch:
         nodes = [(name, node.op_type, self._mixing.form(trial, name), node.reason) for name, node in plan.nodes.items()]
         choices = chooser.choices_table(nodes, self._mixing.layers, trial.reasons)
         candidates = self._trials.table(trial.name)
-        return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings)
+        known = self._trials.statistics
+        return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings, statistics=known)
 
     def _float(self) -> Chosen:
         """Give the float model back, with the reason."""

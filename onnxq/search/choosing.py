@@ -15,8 +15,9 @@ from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
+from onnxq.search.choice import SMALL
 from onnxq.search.choice_cache import recall, remember
-from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
 
@@ -64,7 +65,7 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     if known is not None:
         return known
     first = auto.choose(job)
-    if job.data is None or not _too_rough(first):
+    if job.data is None or not _too_rough(first, job.prepared.size):
         if options.cache:
             remember(job, first)
         return first
@@ -84,13 +85,19 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
         return first
     if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
         return first
+    timings = found.verdict.timings
+    found.verdict.timings = [own for timing in timings if (own := shown(timings[0], timing)) is not None]
     return replace(found, candidates=_with_row(first, found, job.recipe))
 
 
-def _too_rough(first: Chosen) -> bool:
-    """Whether ``auto`` gave float back although a model that missed the limits is faster."""
+def _too_rough(first: Chosen, size: int) -> bool:
+    """Whether ``auto`` gave float back, or what is hardly better, although a model that missed the limits is faster."""
+    if first.built is not None and (
+        (first.verdict.ratio or 0.0) >= _WORTH_IT or io.size_of(first.content) < SMALL * size
+    ):
+        return False
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
-    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+    return any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
 def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:

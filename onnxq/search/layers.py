@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -166,22 +166,23 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
     return complete
 
 
-def measure_errors(bench: Bench, layers: Mapping[str, Layer], feed: Feed, clock: Clock) -> None:
+def measure_errors(bench: Bench, layers: Mapping[str, Layer], forms: Collection[str], feed: Feed, clock: Clock) -> None:
     """Fill in the errors that `measure` left out, until the time is over; forms that do not run are dropped.
 
     Args:
         bench: as `measure` left it.
         layers: changed in place.
+        forms: whose errors are wanted.
         feed: the sample that `measure` ran.
         clock: takes the time.
     """
     lacking = {
         name: layer
         for name, layer in layers.items()
-        if any(form != FLOAT and found.sqnr_db is None for form, found in layer.forms.items())
+        if any(form in forms and found.sqnr_db is None for form, found in layer.forms.items())
     }
     if bench.real and lacking:
-        _each(bench, lacking, feed, clock, lambda layer, node, arrays: _compare_one(bench, layer, node, arrays))
+        _each(bench, lacking, feed, clock, lambda layer, _, arrays: _compare_one(bench, layer, forms, arrays))
 
 
 def _each(
@@ -236,13 +237,14 @@ def _measure_one(
             layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
 
 
-def _compare_one(bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array]) -> None:
-    models, feed = _models(bench, layer, arrays, [form for form in layer.forms if form != FLOAT])
+def _compare_one(bench: Bench, layer: Layer, forms: Collection[str], arrays: Mapping[str, Array]) -> None:
+    lacking = [form for form in forms if form in layer.forms and layer.forms[form].sqnr_db is None]
+    models, feed = _models(bench, layer, arrays, lacking)
     errors = _errors(bench, layer.name, models, feed)
     layer.forms = {
-        form: replace(found, sqnr_db=errors.get(form))
+        form: replace(found, sqnr_db=errors[form]) if form in errors else found
         for form, found in layer.forms.items()
-        if form == FLOAT or form in errors
+        if form not in lacking or form in errors
     }
 
 

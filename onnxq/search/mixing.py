@@ -34,6 +34,9 @@ _SPARE_SHARE = 0.4
 _WORTH_SPARING = 0.85
 """Share of the smallest file that is inside which a file of partly stored weights may have."""
 
+_DOUBT = 2.0
+"""Factor by which noise that is predicted from that of single layers may be too large."""
+
 _OUT_OF_REACH = 1000.0
 """Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
 
@@ -56,14 +59,12 @@ class _Demotion:
         choices: the form of each layer before any is given back.
         trial: the model that has them.
         spare: seconds that have to be left for what comes after.
-        largest: bytes of a file that is worth it.
     """
 
     base: str
     choices: Mapping[str, LayerChoice]
     trial: Trial
     spare: float = 0.0
-    largest: float = math.inf
 
 
 class Mixing:
@@ -164,8 +165,8 @@ class Mixing:
 
     def _give_back(self, start: Trial) -> Trial | None:
         """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
-        trials = self._trials
-        self._find_damage(STATIC)
+        trials, in_vain = self._trials, self._weights_alone_miss()
+        self._find_damage(STATIC, *(() if in_vain else layers.FORMS))
         least = min(self._refined(start), key=trials.loss)
         forms = {name: self.form(least, name) for name in self.layers}
         order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
@@ -175,9 +176,25 @@ class Mixing:
         spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
         plan = _Demotion(STATIC, as_it_is, least, spare)
         kept = None
-        if set(gentle.values()) != {FLOAT} and not self._weights_alone_miss():
+        if set(gentle.values()) != {FLOAT} and not in_vain:
             kept = self._fewest(order, gentle, plan, "gentler")
-        return kept or self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+        if kept is None and self._gains(order, least):
+            kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+        return kept
+
+    def _gains(self, order: Sequence[Layer], start: Trial) -> bool:
+        """Whether the start would still be the fastest with as many layers in float as its errors ask for."""
+        trials = self._trials
+        reached = max((outcome.ratio for outcome in trials.outcomes() if not outcome.refused), default=1.0)
+        left = noise_left(order, STATIC, {layer.name: FLOAT for layer in order})
+        need = _DOUBT / max(trials.excess(start), 1.0)
+        count = next((index for index, share in enumerate(left) if share <= need), len(order))
+        saved = [max((layer.cost(FLOAT) or 0.0) - (layer.cost(STATIC) or 0.0), 0.0) for layer in order]
+        fast = trials.made[start.name.partition(" (")[0]].timing
+        if fast is None or sum(saved) <= 0:
+            return True
+        kept = sum(saved[count:]) / sum(saved)
+        return kept / fast.ratio + (1 - kept) / reached < 1 / (reached * (1 + chooser.NOISE))
 
     def _weights_alone_miss(self) -> bool:
         """Whether 8-bit weights cost more than the budget by themselves: no form of activations brings that back."""
@@ -188,11 +205,11 @@ class Mixing:
             and BUDGET * _WEIGHTS_MISS < self._trials.loss(stored) < math.inf
         )
 
-    def _find_damage(self, form: str) -> None:
-        """What a form of each layer alone does to the outputs, after what it does to its own."""
+    def _find_damage(self, form: str, *others: str) -> None:
+        """What a form of each layer alone does to the outputs, after what it, and others, do to the layer's own."""
         assert self._bench is not None
         self._bench.deadline = time.monotonic() + _LAYERS_SHARE * self._trials.seconds_left
-        layers.measure_errors(self._bench, self.layers, self._sample, self._job.clock)
+        layers.measure_errors(self._bench, self.layers, (form, *others), self._sample, self._job.clock)
         self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * self._trials.seconds_left
         layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
 
@@ -254,9 +271,17 @@ class Mixing:
         self._spared = True
         self._find_damage(STORED)
         order = chooser.by_damage(self.layers.values(), STORED)
+        inside = chooser.ranked(trials.outcomes())
+        largest = _WORTH_SPARING * min((outcome.size for outcome in inside), default=math.inf)
+        if inside and inside[0].size > self._job.prepared.size:  # a file that has grown gives way to any that has not
+            largest = self._job.prepared.size
+        affordable = _affordable(order, stored.size, largest)
+        left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
+        if left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):
+            return None
+        order = order[:affordable]
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
-        smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
-        start = _Demotion(STORED, as_it_is, stored, largest=_WORTH_SPARING * smallest)
+        start = _Demotion(STORED, as_it_is, stored)
         return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
 
     def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Demotion, how: str) -> Trial | None:
@@ -274,9 +299,6 @@ class Mixing:
             trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
             if trial is None:
                 return Attempt(False)
-            if trial.size > start.largest:
-                trial.refused = trial.refused or "stores too little to be worth its rounding"
-                return Attempt(False, math.inf)
             runs = trial.session is not None and not trial.refused
             if not runs:
                 return Attempt(False, math.inf if trial.size > self._job.prepared.size else None)
@@ -316,6 +338,16 @@ class Mixing:
         if fastest is None or ratios[fastest] <= reached or self._job.data is None:
             return None
         return self._trials.made[fastest]
+
+
+def _affordable(order: Sequence[Layer], size: int, largest: float) -> int:
+    """How many layers of a model of stored weights can have float ones before the file is too large."""
+    for count, layer in enumerate(order):
+        if FLOAT in layer.forms and STORED in layer.forms:
+            size += layer.forms[FLOAT].size - layer.forms[STORED].size
+        if size > largest:
+            return count
+    return len(order)
 
 
 def _of_prepared(statistics: Statistics | None, job: Job) -> Statistics | None:

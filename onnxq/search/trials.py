@@ -328,8 +328,6 @@ class Trials:
             return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
 
-    # What was found.
-
     def outcomes(self) -> list[Outcome]:
         """The figures of all candidates that were timed, and of float unless the user insists on integers."""
         found = [
