@@ -15,7 +15,7 @@ from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
-from onnxq.search.choice import SMALL
+from onnxq.search.choice import FLOAT, SMALL
 from onnxq.search.choice_cache import recall, remember
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.search.within.within_limits import SearchOptions, with_limits
@@ -107,6 +107,9 @@ def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any
         row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
     ]
     timings = found.verdict.timings
+    for row in others if timings else ():
+        if row["name"] == FLOAT:  # as it was beside the one chosen
+            row["latency_ms"] = timings[0].median_ms
     row = candidate_row(
         f"{found.preset} (searched)",
         timings[1] if len(timings) > 1 else None,
