@@ -25,8 +25,11 @@ _FEEDS, _ROWS = 12, 384
 """Samples, and places of a value, that factors of channels are tried on: one that is twice what it should be costs a
 channel one bit of many."""
 
-_RANGES_FROM, _COMPARED, _SECONDS = 8, 8, 3.0
+_RANGES_FROM, _COMPARED, _SECONDS = 8, 16, 2.0
 """Samples that make ranges of both forms, held-out ones that they are compared on, and the time that each may take."""
+
+_NOISE_DB = 1.0
+"""By how much few samples may differ from all."""
 
 
 def even_channels(job: Job) -> None:
@@ -109,7 +112,7 @@ def _said(plain: Comparison, evened: Comparison) -> str:
     if before is None or after is None:
         worse = plain.loss is not None and evened.loss is not None and plain.loss < evened.loss
         return "channels of activations were not evened out: held-out samples lose more with it" if worse else ""
-    if before <= after:
+    if before <= after + _NOISE_DB:
         return ""
     return (
         f"channels of activations were not evened out: held-out samples have an SQNR of {before:.1f} dB without and "

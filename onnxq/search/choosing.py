@@ -24,6 +24,9 @@ from onnxq.verify.budget import Limits
 _LEAST_SHARE = 0.2
 """Share of the budget that has to be left for a search after ``auto``, where the user set no limits."""
 
+_SEARCH_SHARE = 0.25
+"""Share of the budget that such a search may take."""
+
 _WORTH_IT = 1.05
 """Times faster than float from which a model is worth a search where ``auto`` gave float back."""
 
@@ -72,7 +75,7 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     left = job.budget - (time.monotonic() - started)
     if left < _LEAST_SHARE * job.budget and limits == Limits():
         return first
-    left = max(left, 0.0)
+    left = max(left, 0.0) if limits != Limits() else min(left, _SEARCH_SHARE * job.budget)
     static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
     asked = limits if limits != Limits() else Limits.or_budget(None, None)
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -288,17 +289,8 @@ def _settings(bench: Bench) -> str:
 
 def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
     """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
-    recipe = Recipe(
-        preset=preset,
-        format=bench.recipe.format,
-        range=bench.recipe.range,
-        percentile=bench.recipe.percentile,
-        per_channel=bench.recipe.per_channel,
-        symmetric=bench.recipe.symmetric,
-        target=bench.recipe.target,
-        block_size=bench.recipe.block_size,
-        include=("*",),
-    )
+    kept = ("format", "range", "percentile", "per_channel", "symmetric", "target", "block_size")
+    recipe = Recipe(preset=preset, include=("*",), **{key: getattr(bench.recipe, key) for key in kept})
     job = Job(prepared, recipe, bench.target, data, threads=bench.threads)
     known = bench.statistics if preset == STATIC else None
     if known is not None:
@@ -357,7 +349,7 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: F
         return
     model, inputs = with_offsets(bench.prepared.model, sorted(values))
     none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
-    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the errors of the layers themselves serve
+    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the layers' own errors serve
         session = session_of(model, threads=bench.threads, packed=False)
         expected = session.run({**feed, **none})
         for layer in wanted:
@@ -368,6 +360,20 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: F
             real = [_sqnr_db([pair]) for pair in zip(expected, moved, strict=True) if _comparable(*pair)]
             if real:
                 layer.forms[form] = replace(layer.forms[form], model_db=min(real))
+    _extrapolate(layers.values(), form)
+
+
+def _extrapolate(layers: Iterable[Layer], form: str) -> None:
+    """Give layers that there was no time for the damage that others of their error do."""
+    known = [layer for layer in layers if form in layer.forms and layer.forms[form].sqnr_db is not None]
+    found = [(layer.forms[form].model_db, layer.forms[form].sqnr_db) for layer in known]
+    apart = [
+        model - own for model, own in found if model is not None and own is not None and math.isfinite(model - own)
+    ]
+    for layer in known if apart else ():
+        own = layer.forms[form]
+        if own.model_db is None and own.sqnr_db is not None:
+            layer.forms[form] = replace(own, model_db=own.sqnr_db + float(np.median(apart)))
 
 
 def _comparable(expected: object, actual: object) -> bool:

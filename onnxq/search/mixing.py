@@ -22,7 +22,7 @@ from onnxq.verify.loss import BUDGET
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
 
-_DAMAGE_SHARE = 0.3
+_DAMAGE_SHARE = 0.06
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
 _NEARLY = 0.8
@@ -155,7 +155,7 @@ class Mixing:
                 kept = self._spare_weights()
             if kept is None:
                 kept = self._give_back(start)
-        if kept is None:
+        if kept is None and (self._worth_sparing() or self._has_grown()):
             kept = self._spare_weights()
         if kept is None:  # none is well inside; the one that is farthest inside serves
             kept = min(self._barely, key=trials.loss, default=None)
@@ -221,6 +221,11 @@ class Mixing:
             return False
         return trials.made[STORED].size <= chooser.SMALL * smallest
 
+    def _has_grown(self) -> bool:
+        """Whether the best that is inside is a larger file than the user's: it gives way to any that is not."""
+        inside = chooser.ranked(self._trials.outcomes())
+        return bool(inside) and inside[0].size > self._job.prepared.size
+
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""
         stored = self._trials.made.get(STORED)
@@ -271,10 +276,8 @@ class Mixing:
         self._spared = True
         self._find_damage(STORED)
         order = chooser.by_damage(self.layers.values(), STORED)
-        inside = chooser.ranked(trials.outcomes())
-        largest = _WORTH_SPARING * min((outcome.size for outcome in inside), default=math.inf)
-        if inside and inside[0].size > self._job.prepared.size:  # a file that has grown gives way to any that has not
-            largest = self._job.prepared.size
+        inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
+        largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
         affordable = _affordable(order, stored.size, largest)
         left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
         if left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):

@@ -37,10 +37,9 @@ _TIMED_FEEDS = 4
 _CLOSE = 0.85
 """Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
 
-_FIRST_SHARE = 0.5
-"""Share of the usual time for the first alternation, which only tells who is far behind."""
+_FIRST_SHARE = 0.5  # of the usual time for the first alternation, which only tells who is far behind
 
-_ROUNDS, _TIME_SHARE = 10, 0.2
+_ROUNDS, _TIME_SHARE = 6, 0.2
 """Rounds of float that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
@@ -49,8 +48,7 @@ _COMPARE_SHARE = 0.25
 _UNKNOWN_EXCESS = 4.0
 """Factor of the noise that is to go where nothing tells more, as with a fall of accuracy."""
 
-_MARGIN = 0.5
-"""Share of the budget that a model may take which was searched until it was inside."""
+_MARGIN = 0.5  # share of the budget that a model may take which was searched until it was inside
 
 _SANE_SQNR_DB = 10.0
 """On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
@@ -114,6 +112,7 @@ class Trials:
         self._signatures: dict[tuple[object, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
+        self._timed_last: set[str] = set()
         self._late = False
 
     # Building.
@@ -242,6 +241,7 @@ class Trials:
         if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
             wanted = _ROUNDS * self.float_timing.round_ms / 1e3
             seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
+            self._timed_last = set(running)
         with job.clock.step("benchmark"):
             timings = measure(
                 sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads, engine=job.engine
@@ -259,7 +259,8 @@ class Trials:
         close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
         finalists = [self.made[name] for name in close if name != FLOAT]
         self._finalists = {trial.name for trial in finalists}
-        if len(close) > 1 and finalists and not self.out_of_time("the best were not timed a second time"):
+        again = len(close) > 1 and not self._finalists <= self._timed_last
+        if again and finalists and not self.out_of_time("the best were not timed a second time"):
             self.time(finalists)
 
     def _opened_float(self) -> Session:
