@@ -280,7 +280,7 @@ class Mixing:
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
         affordable = _affordable(order, stored.size, largest)
         left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
-        if left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):
+        if not self._has_grown() and left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):
             return None
         order = order[:affordable]
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}

@@ -247,7 +247,7 @@ class _LimitSearch:
     def _extras(self) -> list[Change]:
         """Rewrites of the float model that cost nothing at inference, where the recipe has not asked for them."""
         changes: list[Change] = []
-        if not self._start.equalize:
+        if not (self._start.equalize or self._job.prepared.evened):
             changes.append(("equalization", lambda recipe: replace(recipe, equalize=True)))
         if self._start.smooth is None:
             changes.append(("SmoothQuant", lambda recipe: replace(recipe, smooth="auto")))
