@@ -168,7 +168,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
     "statistics": _statistics,
     "states": _states, "engine_python": _path, "runs_on": _place, "to": _path, "tokenizer": _path, "workload": _text,
-    "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
+    "target": _text, "provider": _text, "engine": _text, "ray_address": _text,
+    "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
     "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,
 }  # fmt: skip
