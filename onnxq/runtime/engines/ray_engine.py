@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
 import sys
 from collections import deque
@@ -98,30 +99,39 @@ class RayTasks:
         Raises:
             EngineError: machines are lost faster than a task can be done.
         """
-        remote = self._ray.remote(max_retries=_TRIES)(function)
-        common = [self._ray.put(value) for value in shared]
-        waiting: deque[tuple[tuple[Any, ...], Any]] = deque()
-        for own in arguments:
-            waiting.append((own, remote.remote(*own, *common)))
-            if len(waiting) >= _AHEAD * self.processors:
-                yield self._result(remote, *waiting.popleft(), common)
-        while waiting:
-            yield self._result(remote, *waiting.popleft(), common)
+        remote = self._ray.remote(max_retries=_TRIES)(_call)
+        common = self._ray.put(pickle.dumps(shared, protocol=5))
+        waiting: deque[tuple[bytes, Any]] = deque()
 
-    def _result(self, remote: Any, own: tuple[Any, ...], task: Any, common: list[Any]) -> Any:
+        def begin(own: bytes) -> Any:
+            return remote.remote(function, own, common)
+
+        for own in (pickle.dumps(given, protocol=5) for given in arguments):
+            waiting.append((own, begin(own)))
+            if len(waiting) >= _AHEAD * self.processors:
+                yield self._result(begin, *waiting.popleft())
+        while waiting:
+            yield self._result(begin, *waiting.popleft())
+
+    def _result(self, begin: Callable[[bytes], Any], own: bytes, task: Any) -> Any:
         for _ in range(_TRIES):
             try:
-                return self._ray.get(task)
+                return pickle.loads(self._ray.get(task))
             except self._ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, OnnxqError):
                     raise error.cause from None
                 raise EngineError(f"--engine ray: a task failed: {_line(error.cause or error)}") from error
             except self._ray.exceptions.RayError:
-                task = remote.remote(*own, *common)  # its machine, or what it had made, is gone
+                task = begin(own)  # its machine, or what it had made, is gone
         raise EngineError(
             f"--engine ray: a task was lost {_TRIES} times with the worker it ran on; it may need more memory than a "
             "machine has, or the cluster is going down"
         )
+
+
+def _call(function: Callable[..., Any], own: bytes, shared: bytes) -> bytes:
+    """Run a task; arrays are packed with all else, since those that Ray shares are read-only on either side."""
+    return pickle.dumps(function(*pickle.loads(own), *pickle.loads(shared)), protocol=5)
 
 
 def _answers(address: str) -> None:
