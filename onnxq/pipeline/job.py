@@ -23,7 +23,7 @@ from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared, is_path
-from onnxq.plan.weights.spread_weights import Spread
+from onnxq.plan.spread_weights import Spread
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.probe import probe

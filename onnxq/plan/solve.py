@@ -27,9 +27,9 @@ from onnxq.plan.decisions import (
     SharedWith,
 )
 from onnxq.plan.given import Given, ends
+from onnxq.plan.spread_weights import Spread
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.plan.weights.pack import Report, pack_weights
-from onnxq.plan.weights.spread_weights import Spread
 from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
 from onnxq.stats.ranges import compute_range
 from onnxq.stats.statistics import Statistics

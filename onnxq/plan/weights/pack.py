@@ -16,10 +16,10 @@ from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
+from onnxq.plan.spread_weights import LayerTask, Spread, quantize_elsewhere
 from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
-from onnxq.plan.weights.spread_weights import LayerTask, Spread, quantize_elsewhere
 from onnxq.plan.weights.tables import BNB4, LOOKUP
 from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
