@@ -81,6 +81,7 @@ class Prepared:
         max_opset: the newest operator set that the target reads.
         not_run: operators that the target's engine has nothing for.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
+        evened: channels of its activations were evened out.
     """
 
     model: Model
@@ -108,6 +109,7 @@ class Prepared:
     max_opset: int = 99
     not_run: frozenset[str] = frozenset()
     training: Training | None = None
+    evened: bool = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:

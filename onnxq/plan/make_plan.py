@@ -47,7 +47,7 @@ from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
-from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
+from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
@@ -103,16 +103,18 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
+    wished = kept_float(recipe, graph)
+    unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        values, in_vain = with_wishes(whole.values, recipe, spec)
+        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
-    wished = kept_float(recipe, graph)
-    unusable = {**wished, **seen.unusable}
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
         if gives_float(candidate.node):  # whose products can stay as they are
@@ -310,6 +312,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         ]
     if not static and not by_user and preset.weights != "float" and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
+    elif not static and not by_user and preset.weights != "float" and op_type in STORABLE and scales_outweigh(node):
+        reason = "the scales of its weight would take the bytes that storing it as integers saves"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 

@@ -19,9 +19,8 @@ from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.views.canonical import to_qdq
-from onnxq.graph.views.unit_weights import dequantized, distance, weights_of
+from onnxq.graph.views.counterparts import bare_name, dequantized, weights_of
 
-_SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
 _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
     "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
@@ -284,7 +283,7 @@ class _Taker:
         unit.rounds_inputs = any(node.op_type in _ROUNDING for node in closure)
         if main is not None:
             pairs = [weights_of(layers[unit.name], main) for layers in self._layers if unit.name in layers]
-            unit.weight = min((pair for pair in pairs if pair is not None), key=distance, default=None)
+            unit.weight = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
         self._unscale(unit, q)
         return unit
 
@@ -349,14 +348,6 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def bare_name(name: str) -> str:
-    """A name without the endings that quantizers add."""
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            return bare_name(name.removesuffix(suffix))
-    return name
-
-
 def _is_quantized(node: ir.Node) -> bool:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or node.op_type in _PACKED:
         return True
@@ -379,3 +370,7 @@ def _grid(node: ir.Node | None) -> Grid | None:
     ends = np.iinfo(dtype)
     step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
     return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
+
+
+def _distance(pair: tuple[Array, Array]) -> float:
+    return float(np.square(pair[0] - pair[1], dtype=np.float64).sum())
