@@ -76,7 +76,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
         )
     if recipe.algorithm is None and packs:
         bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
-        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS
+        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS or recipe.sequential
         return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
 
