@@ -103,6 +103,7 @@ def quantize(
     resume: bool = False,
     cache: bool = True,
     report: str | os.PathLike[str] | None = None,
+    external_data: bool = False,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
 ) -> QuantizeResult:
@@ -117,7 +118,7 @@ def quantize(
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
-        range: "minmax", "percentile", "entropy" or "mse".
+        range: "minmax", "percentile", "entropy", "mse" or "average".
         percentile: share of the values in percent that the range "percentile" keeps.
         per_channel: weight scales by output channel.
         symmetric: activations, and packed weights, with zero in the middle of the grid.
@@ -175,6 +176,7 @@ def quantize(
         cache: "auto" takes again what it chose for the same model, samples, options, versions and machine.
         report: HTML file to write beside the model: one page with figures, pictures and outputs of both models. Needs
             the extra ``report``.
+        external_data: weights go into a file beside the model whatever its size, not only above 2 GB.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
 

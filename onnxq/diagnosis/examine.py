@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.ranking import Diagnosis, Finding, Keep
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
+from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
@@ -43,6 +46,7 @@ class DiagnoseResult:
         diagnosis: what was found of each node.
         recipe: the recipe of the quantized model with rules for the worst nodes.
         recipe_path: where it was written; None where it was not asked for.
+        tensors: folder with the raw values; None where they were not asked for.
         warnings: one line each.
     """
 
@@ -50,6 +54,7 @@ class DiagnoseResult:
     recipe: Recipe
     recipe_path: Path | None
     warnings: list[str]
+    tensors: Path | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -62,6 +67,7 @@ class DiagnoseResult:
             **self.diagnosis.to_dict(),
             "recipe": self.recipe.to_yaml(),
             "recipe_path": str(self.recipe_path) if self.recipe_path is not None else None,
+            "tensors": str(self.tensors) if self.tensors is not None else None,
             "warnings": self.warnings,
         }
 
@@ -83,6 +89,7 @@ def diagnose(
     data: object = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     recipe_out: str | os.PathLike[str] | None = None,
+    save_tensors: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -97,6 +104,8 @@ def diagnose(
         data: samples, as for `onnxq.quantize`.
         recipe: how the model is, or was, quantized; "w8a8" unless given.
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
+        save_tensors: folder to write, which must not exist or be empty: a file for each sample with the float value of
+            each quantized node, its value where the node alone is quantized, and that of the whole quantized model.
         states: as for `onnxq.quantize`.
         threads: threads an operator may use.
         progress: called with (step, done, total).
@@ -116,11 +125,14 @@ def diagnose(
     if place is not None:
         read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe, *registered())
         saving.check_destination(place, read)
+    folder = Path(save_tensors) if save_tensors is not None else None
+    if folder is not None:
+        check_folder(folder, None, otherwise="another one with --save-tensors")
     target = target_named(given.target)
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    with prepared.watched():
+    with prepared.watched(), ExitStack() as stack:
         samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
@@ -128,11 +140,13 @@ def diagnose(
         else:
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every
-        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+        keep = None if folder is None else TensorFolder(stack.enter_context(staged_folder(folder))).add
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, keep)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
-    return DiagnoseResult(result, better, place, [*prepared.notes, *samples.every.notes, *result.warnings])
+    notes = [*prepared.notes, *samples.every.notes, *result.warnings]
+    return DiagnoseResult(result, better, place, notes, folder)
 
 
 def examine(
@@ -143,6 +157,7 @@ def examine(
     first: Feed,
     threads: int | None,
     clock: Clock,
+    keep: Keep | None = None,
 ) -> Diagnosis:
     """Rank the quantized nodes of a model that is in memory.
 
@@ -154,13 +169,15 @@ def examine(
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
+        keep: called with the arrays of each sample.
 
     Raises:
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
         reference, apart = take_apart(prepared.model, original, quantized, first, threads)
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=clock.report("diagnose"))
+        progress = clock.report("diagnose")
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, keep=keep)
 
 
 def take_apart(

@@ -252,7 +252,8 @@ def even_channels(job: Job) -> None:
     recipe, data, prepared = job.recipe, job.data, job.prepared
     static = any(preset.activations == "static" and preset.activation_bits == 8 for preset in recipe.presets)
     other = recipe.equalize or recipe.rotate or recipe.smooths or recipe.fuse is not None or not recipe.per_channel
-    given = job.statistics is not None or prepared.training is not None
+    ranges = any(rule.range or rule.scale or rule.min_range for rule in recipe.values)  # in the user's own units
+    given = job.statistics is not None or prepared.training is not None or ranges
     if data is None or given or other or not (static or recipe.preset == "auto"):
         return
     with job.clock.step("equalize"):

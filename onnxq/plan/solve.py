@@ -27,6 +27,7 @@ from onnxq.plan.decisions import (
     SharedWith,
 )
 from onnxq.plan.given import Given, ends
+from onnxq.plan.weight_wishes import on_given_grids
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.plan.weights.pack import InOrder, Report, pack_weights
 from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
@@ -88,7 +89,8 @@ def solve(
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
     notes: list[str] = []
-    weights = Weights(given.weights if given is not None else None, spill_of(model))
+    known = {**(given.weights if given is not None else {}), **on_given_grids(nodes, plan.nodes)}
+    weights = Weights(known, spill_of(model))
     rewrites: dict[str, NodeRewrite] = {}
     storage: dict[str, dict[int, QTensor]] = {}
     dynamic: dict[str, DynamicRewrite] = {}

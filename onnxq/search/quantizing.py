@@ -80,6 +80,7 @@ class Options:
     workload: str | None = None
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
+    external_data: bool = False
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -112,14 +113,19 @@ def quantize_by(
         helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
         said = [] if helps is None else [helps]
         chosen.verdict.warnings += said
+        evidence = None if page is None or chosen.verdict.refused else gather(job, chosen, model)
         if failures and not options.force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
-        evidence = None if page is None else gather(job, chosen, model)
+            why = "; ".join([*failures, *said])
+            if page is None:
+                raise VerificationError(f"verification failed, nothing was written: {why}")
+            refused = replace(_result(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
+            _report(refused, page, evidence, job, model, command_of_run(model, output, given, options))
+            raise VerificationError(f"verification failed, no model was written, {page} has the figures: {why}")
         job.prepared.check_unchanged()
         trained = _trained(chosen, job)
         chosen.warnings[:0] = said_of(trained) if trained is not None else []
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
-        written, size = _write(chosen, model, destination, clock)
+        written, size = _write(chosen, model, destination, clock, options.external_data)
         if chosen.trail and state is not None:
             forget(state)
         if job.learning_state is not None:
@@ -130,8 +136,20 @@ def quantize_by(
     result = _result(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
     result.finetuned = chosen.finetuned or None
+    return _report(result, page, evidence, job, model, command_of_run(model, output, given, options))
+
+
+def _report(
+    result: QuantizeResult,
+    page: Path | None,
+    evidence: dict[str, Any] | None,
+    job: Job,
+    model: Source,
+    command: dict[str, list[str]],
+) -> QuantizeResult:
+    """A result with what its page says beside its figures, and the page where one was asked for."""
     result.source = str(model) if is_path(model) else None
-    result.command = command_of_run(model, output, given, options)
+    result.command = command
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
     result.evidence, result.report = evidence, page
     if page is not None:
@@ -243,17 +261,18 @@ def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
     return kept_and_added(training, chosen.plan, built.rounded)
 
 
-def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:
+def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock, external: bool) -> tuple[Model, int]:
     """The chosen model, written where there is a place for it, and its size in bytes."""
     built = chosen.built
     result = built.model if built is not None else io.load(model)
     if destination is None:
         return result, io.size_of(chosen.content)
     with clock.step("save"):
-        if built is None and is_path(model):
+        if built is None and is_path(model) and not external:
             saving.copy(model, destination)
         else:
-            return result, saving.save(result, destination, source=model if is_path(model) else None)
+            source, threshold = model if is_path(model) else None, 0 if external else io.PROTOBUF_LIMIT
+            return result, saving.save(result, destination, source=source, threshold=threshold)
     return result, io.size_bytes(destination)
 
 
