@@ -18,7 +18,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.types import Model
-from onnxq.graph.views.segments import Segment, segment_model, segments_of
+from onnxq.graph.views.cuts import Segment, segment_model, segments_of
 from onnxq.runtime.padding import Masks
 from onnxq.runtime.session import Session, session_of
 from onnxq.stats.second_moment import SecondMoment

@@ -9,7 +9,7 @@ from onnxq.data.readers import open_reader
 from onnxq.errors import CalibrationError
 from onnxq.graph import edit
 from onnxq.graph.files import io
-from onnxq.graph.views.segments import segment_model, segments_of
+from onnxq.graph.views.cuts import segment_model, segments_of
 from onnxq.runtime.probe import InnerValues
 from onnxq.runtime.session import open_session
 from onnxq.runtime.two_streams import TwoStreams
