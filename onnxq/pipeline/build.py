@@ -138,8 +138,12 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"), blas_threads(_largest(used)), ExitStack() as stack:
         training = job.prepared.training
         given = training.given if training is not None else None
+<<<<<<< HEAD
         order = Sequential.of(job, plan, stack) if recipe.sequential else None
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, order)
+=======
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, job.spread)
+>>>>>>> main
     keep = wide_nodes(job, used, warnings)
     end, plain = math.inf, solution.rewrite
     if recipe.reconstructs:

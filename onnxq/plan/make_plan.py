@@ -103,16 +103,18 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
+    wished = kept_float(recipe, graph)
+    unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        values, in_vain = with_wishes(whole.values, recipe, spec)
+        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
-    wished = kept_float(recipe, graph)
-    unusable = {**wished, **seen.unusable}
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
         if gives_float(candidate.node):  # whose products can stay as they are

@@ -12,7 +12,7 @@ from onnxq.graph.files import io
 from onnxq.graph.views.cuts import segment_model, segments_of
 from onnxq.runtime.probe import InnerValues
 from onnxq.runtime.session import open_session
-from onnxq.runtime.two_streams import TwoStreams
+from onnxq.runtime.streams.two_streams import TwoStreams
 from tests.graph.build import build
 
 MODEL = (

@@ -20,7 +20,7 @@ from onnxq.plan.decisions import WEIGHT, Plan
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.weight_only import matrix_of
 from onnxq.recipe.rounding import ALGORITHMS_WITH_DATA
-from onnxq.runtime.two_streams import Sums, TwoStreams
+from onnxq.runtime.streams.two_streams import Sums, TwoStreams
 from onnxq.stats.statistics import InputStatistics
 
 
