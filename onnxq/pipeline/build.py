@@ -138,12 +138,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"), blas_threads(_largest(used)), ExitStack() as stack:
         training = job.prepared.training
         given = training.given if training is not None else None
-<<<<<<< HEAD
-        order = Sequential.of(job, plan, stack) if recipe.sequential else None
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, order)
-=======
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, job.spread)
->>>>>>> main
+        way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
     keep = wide_nodes(job, used, warnings)
     end, plain = math.inf, solution.rewrite
     if recipe.reconstructs:

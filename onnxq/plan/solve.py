@@ -68,11 +68,7 @@ def solve(
     correct_bias: bool = True,
     report: Report | None = None,
     given: Given | None = None,
-<<<<<<< HEAD
-    in_order: InOrder | None = None,
-=======
-    spread: Spread | None = None,
->>>>>>> main
+    way: Spread | InOrder | None = None,
 ) -> Solution:
     """Compute every parameter and quantize every constant that a plan names.
 
@@ -84,11 +80,7 @@ def solve(
         correct_bias: take what rounding the weights adds to the mean of a layer's output from its bias.
         report: shows the progress of weights that take long.
         given: what the model was trained with.
-<<<<<<< HEAD
-        in_order: as for `pack_weights`.
-=======
-        spread: quantizes packed weights elsewhere.
->>>>>>> main
+        way: as for `pack_weights`.
 
     Raises:
         CalibrationError: the statistics lack a value that the plan needs.
@@ -111,11 +103,7 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-<<<<<<< HEAD
-    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, in_order)
-=======
-    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, spread)
->>>>>>> main
+    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 
