@@ -327,7 +327,7 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     if node.graph is not None and walk.opset(node.graph) < target.min_opset:
         per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
     axis = channel_axis(node, array.ndim) if per_channel else None
-    asked = choice.rule.bits or recipe.bits or target.weight_bits
+    asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
     bits = min(asked, target.weight_bits)
     bits_used = bits if bits < target.weight.bits else None
     return TensorSpec(
@@ -342,11 +342,11 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
 def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
-    wide = any(preset.activation_bits == 16 for preset in recipe.presets)
-    dtype = QType.UINT16 if wide else target.activation
-    if symmetric and QType.INT8 in target.activations and not wide:
-        dtype = QType.INT8
-    return TensorSpec(dtype, PerTensor(), symmetric=symmetric)
+    asked = max((p.activation_bits for p in recipe.presets if p.activations == "static"), default=8)
+    if asked == 16:
+        return TensorSpec(QType.UINT16, PerTensor(), symmetric=symmetric)
+    dtype = QType.INT8 if symmetric and QType.INT8 in target.activations else target.activation
+    return TensorSpec(dtype, PerTensor(), symmetric=symmetric, grid_bits=asked if asked < dtype.bits else None)
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:
