@@ -60,12 +60,7 @@ class Sample:
     @property
     def elements(self) -> int:
         """Numbers that it holds."""
-        return sum(array.size for array in self.given.values()) + self.wanted
-
-    @property
-    def wanted(self) -> int:
-        """Numbers that the block should give."""
-        return sum(array.size for array in self.targets.values())
+        return sum(array.size for part in (self.given, self.targets) for array in part.values())
 
 
 @dataclass
@@ -92,8 +87,19 @@ class Outcome:
 class BlockLearner:
     """Learns one block of a module in place; what is no better on held-out samples is undone."""
 
-    def __init__(self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0) -> None:
-        self._module, self._block, self._config = module, block, config
+    def __init__(
+        self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0, *, rounds: bool = True
+    ) -> None:
+        """Prepare a block.
+
+        Args:
+            module: the quantized graph.
+            block: of it.
+            config: how it learns.
+            seed: of the order of the samples.
+            rounds: roundings to many bits learn too; those to few always do.
+        """
+        self._module, self._block, self._config, self._rounds = module, block, config, rounds
         self._generator = torch.Generator().manual_seed(seed)
         self._parts = Parts.of(module, block)
         self._energy: dict[str, float] = {}
@@ -129,7 +135,7 @@ class BlockLearner:
         count = config.iterations
         outcome = Outcome(best, best, planned=count)
         state, waited = parts.state(), 0
-        groups = parts.groups(config, sum(sample.wanted for sample in samples))
+        groups = parts.groups(config, rounds=self._rounds)
         optimizer = torch.optim.Adam(groups)
         first = [group["lr"] for group in optimizer.param_groups]
         unit = max(self._training_error(samples), 1e-12)

@@ -19,10 +19,6 @@ FEW_BITS = 4
 """Bits of activations up to which some are left unquantized in a step where nothing else is said, and of weights up to
 which roundings learn from any number of samples."""
 
-_EVIDENCE = 10
-"""Numbers that the outputs of all samples must have for each weight, for the rounding to 8 bits to learn: with fewer
-the samples are learned by heart, while scales and biases are few."""
-
 
 @dataclass(frozen=True)
 class LearningConfig:
@@ -41,7 +37,7 @@ class LearningConfig:
         patience: checks without a better one after which a block is done.
     """
 
-    iterations: int = 60
+    iterations: int = 100
     rounding_rate: float = 0.02
     scale_rate: float = 3e-4
     zero_rate: float = 3e-3
@@ -54,7 +50,7 @@ class LearningConfig:
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.checks < 1 or not 0.0 <= (self.drop or 0.0) <= 1.0:
             raise RecipeError(
-                "LearningConfig: iterations and checks have to be positive, drop in 0…1; 60, 6 and 0.5 are usual"
+                "LearningConfig: iterations and checks have to be positive, drop in 0…1; 100, 6 and 0.5 are usual"
             )
 
 
@@ -110,18 +106,17 @@ class Parts:
         found.logits = [part.learn_rounding() for part in found.integers]
         return found
 
-    def groups(self, config: LearningConfig, wanted: int) -> list[dict[str, object]]:
+    def groups(self, config: LearningConfig, *, rounds: bool) -> list[dict[str, object]]:
         """Parameters with their rates, as an optimizer takes them; they learn from now on.
 
         Args:
             config: the rates.
-            wanted: numbers that there are to learn from.
+            rounds: roundings to many bits learn too.
         """
-        count = sum(part.latent.numel() for part in self.integers)
         learned = [
             logit
             for part, logit in zip(self.integers, self.logits, strict=True)
-            if part.high - part.low < 1 << FEW_BITS or wanted >= _EVIDENCE * count
+            if rounds or part.high - part.low < 1 << FEW_BITS
         ]
         coarser = _LEVELS / min([*self.levels, _LEVELS])
         groups: list[dict[str, object]] = [

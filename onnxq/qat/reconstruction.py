@@ -35,6 +35,11 @@ ON_DISK = 4 << 30
 """Bytes of a block's samples at most: beyond it further samples are left out."""
 
 
+EVIDENCE = 100
+"""Numbers that all samples together must hold of what the blocks give, for each weight, for the rounding to 8 bits to
+learn: with fewer the samples are learned by heart, while scales and biases are few."""
+
+
 @dataclass
 class Reconstruction:
     """What is to be reconstructed.
@@ -45,6 +50,7 @@ class Reconstruction:
         teacher: the float model.
         floats: real values of the float model, with the number of their elements in a sample.
         samples: feeds to learn from; read once a block.
+        count: how many there are.
         held_out: feeds to judge by.
         config: how a block learns.
         allowance: time that it may take.
@@ -58,6 +64,7 @@ class Reconstruction:
     teacher: Model
     floats: dict[str, int]
     samples: Iterable[Feed]
+    count: int
     held_out: Iterable[Feed]
     config: LearningConfig = field(default_factory=LearningConfig)
     allowance: Allowance = field(default_factory=Allowance)
@@ -92,6 +99,7 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
     known = frozenset(plain.inputs) | {name for node in plain.nodes for name in node.outputs}
     facts = Facts(teachers_of(module.graph, known), task.floats, layers_of(module))
     blocks = [block for block in find_blocks(module.graph, facts, task.least) if block.layers]
+    rounds = _many(task, blocks, facts)
     result, allowance = Reconstructed(), task.allowance
     with _threads(task.threads):
         for index, block in enumerate(blocks):
@@ -104,12 +112,19 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
                 result.late = len(blocks) - index
                 break
             share = _work(block, facts) / sum(_work(other, facts) for other in blocks[index:])
-            outcome = _learn(task, block, facts, allowance.share(share), index)
+            outcome = _learn(task, block, facts, allowance.share(share), (index, rounds))
             if outcome is not None:
                 result.outcomes.append(outcome)
         task.report(len(blocks), len(blocks))
     result.skipped = list(dict.fromkeys(result.skipped))
     return result
+
+
+def _many(task: Reconstruction, blocks: list[Block], facts: Facts) -> bool:
+    """Whether there are samples enough for the rounding of weights to many bits."""
+    numbers = sum(facts.floats.get(teacher, 0) for block in blocks for teacher in block.outputs.values())
+    weights = sum(weight.integers.latent.numel() for weight in task.module.weights.values())
+    return numbers * task.count >= EVIDENCE * weights
 
 
 def _work(block: Block, facts: Facts) -> int:
@@ -134,8 +149,10 @@ def layers_of(module: GraphModule) -> frozenset[int]:
     return frozenset(found)
 
 
-def _learn(task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, seed: int) -> Outcome | None:
-    learner = BlockLearner(task.module, block, task.config, seed)
+def _learn(
+    task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, how: tuple[int, bool]
+) -> Outcome | None:
+    learner = BlockLearner(task.module, block, task.config, how[0], rounds=how[1])
     if not learner.learns:
         return None
     current = task.emitted.clone()

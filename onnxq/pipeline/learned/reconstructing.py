@@ -100,6 +100,7 @@ def reconstructed(
             model,
             floats,
             data.calibration.part(0, _FEEDS),
+            min(data.calibration.count_feeds(), _FEEDS),
             list(islice(data.held_out, _HELD_OUT)),
             allowance=allowance,
             threads=job.threads,
