@@ -74,8 +74,8 @@ def measure(workload: Workload, folder: Path, settings: Settings) -> dict[str, A
     if workload.name.startswith("digits_"):
         few = []
         for width, options in FEW_BITS.items():
-            plain = {"plain": {}} if width == "W4A4" else {}  # fewer bits of w8a8 are taken with learning alone
-            for name, how in {**plain, **LEARNED}.items():
+            ways = {"plain": {}, **LEARNED} if width == "W4A4" else LEARNED  # w8a8 takes fewer bits with learning alone
+            for name, how in ways.items():
                 asked = {**options, "include": ["*"], "minutes": minutes, **how}
                 few.append(_row(task, f"{width} {name}", asked))
         task.judge(few)
@@ -94,8 +94,8 @@ def _loses(workload: Workload, weights: Row, both: Row) -> bool:
     """Whether quantized activations cost enough that there is something to win back."""
     if weights["error"] is not None or both["error"] is not None:
         return both["error"] is None
-    decibels = [row.get("sqnr_db") for row in (weights, both)]
-    noisier = None not in decibels and decibels[0] - decibels[1] > LEAST_DECIBELS
+    clear, noisy = weights.get("sqnr_db"), both.get("sqnr_db")
+    noisier = clear is not None and noisy is not None and clear - noisy > LEAST_DECIBELS
     before, after = weights.get("metric"), both.get("metric")
     if before is None or after is None:
         return noisier

@@ -37,7 +37,7 @@ class LearningConfig:
         patience: checks without a better one after which a block is done.
     """
 
-    iterations: int = 100
+    iterations: int = 60
     rounding_rate: float = 0.02
     scale_rate: float = 3e-4
     zero_rate: float = 3e-3
@@ -50,7 +50,7 @@ class LearningConfig:
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.checks < 1 or not 0.0 <= (self.drop or 0.0) <= 1.0:
             raise RecipeError(
-                "LearningConfig: iterations and checks have to be positive, drop in 0…1; 100, 6 and 0.5 are usual"
+                "LearningConfig: iterations and checks have to be positive, drop in 0…1; 60, 6 and 0.5 are usual"
             )
 
 
