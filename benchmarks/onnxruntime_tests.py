@@ -31,9 +31,17 @@ RENAMED = {
 }
 """Names of onnxruntime 1.21 that are others since."""
 
-PUBLIC = {*ours.__all__, "matmul_nbits_quantizer"}
+PUBLIC = {*ours.__all__, "matmul_nbits_quantizer"} - {"TensorData", "TensorsData"}
+"""What comes from onnxq; ranges that a test hands to onnxruntime's own quantizer have to be of its own class."""
 
-FUNCTIONS = ("quantize_static", "quantize_dynamic", "quantize", "quant_pre_process", "MatMulNBitsQuantizer")
+FUNCTIONS = (
+    "quantize_static",
+    "quantize_dynamic",
+    "quantize",
+    "quant_pre_process",
+    "MatMulNBitsQuantizer",
+    "create_calibrator",
+)
 
 NOTICED = f"""
 import functools

@@ -73,6 +73,7 @@ LEFT_OUT: dict[str, tuple[str, Callable[[pytest.Config], bool]]] = {
     "qnn": ("onnxruntime-qnn is not installed", _lacks("onnxruntime_qnn")),
     "openvino": ("ONNXQ_OPENVINO_PYTHON names no Python", _unset("ONNXQ_OPENVINO_PYTHON")),
     "web": ("ONNXQ_NODE_MODULES names no folder with onnxruntime-web", _unset("ONNXQ_NODE_MODULES")),
+    "cpp": ("ONNXRUNTIME_INCLUDE names no folder with onnxruntime's headers", _unset("ONNXRUNTIME_INCLUDE")),
     "ssh": ("OpenSSH's server is not installed", lambda config: shutil.which("sshd", path=_SBIN) is None),
     "arm": ("ONNXQ_ARM_PYTHON names no Python", _unset("ONNXQ_ARM_PYTHON")),
 }

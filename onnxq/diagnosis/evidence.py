@@ -15,7 +15,8 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.data.feeds import Feed
 from onnxq.diagnosis.examine import spread, take_apart
-from onnxq.diagnosis.ranking import Diagnosis, Finding, diagnose, some
+from onnxq.diagnosis.ranking import Diagnosis, Finding, diagnose
+from onnxq.diagnosis.value_errors import some
 from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
 from onnxq.graph.types import Model

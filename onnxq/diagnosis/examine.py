@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.ranking import Diagnosis, Finding, Keep
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
+from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
+from onnxq.graph.views.counterparts import Counterparts
 from onnxq.graph.views.isolate import Isolated, float_values, isolate
 from onnxq.graph.views.tail import typed
+from onnxq.passes.recover import recover, weight_fit
 from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
+from onnxq.pipeline.transformation import turned_copy
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
+from onnxq.runtime.fuse import TOLERANCE, farthest_apart
+from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
+from onnxq.runtime.session import session_of
 from onnxq.targets import target_named
 
 __all__ = ["DiagnoseResult", "diagnose", "examine"]
 
 SAMPLES = 32
 """Samples that are run at most: each shows tens of thousands of elements of every value."""
+
+_FOREIGN_DB = 3.0
+"""A weight that is less like its quantized form than this is another one: turned, perhaps."""
 
 
 @dataclass
@@ -43,6 +57,7 @@ class DiagnoseResult:
         diagnosis: what was found of each node.
         recipe: the recipe of the quantized model with rules for the worst nodes.
         recipe_path: where it was written; None where it was not asked for.
+        tensors: folder with the raw values; None where they were not asked for.
         warnings: one line each.
     """
 
@@ -50,6 +65,7 @@ class DiagnoseResult:
     recipe: Recipe
     recipe_path: Path | None
     warnings: list[str]
+    tensors: Path | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -62,6 +78,7 @@ class DiagnoseResult:
             **self.diagnosis.to_dict(),
             "recipe": self.recipe.to_yaml(),
             "recipe_path": str(self.recipe_path) if self.recipe_path is not None else None,
+            "tensors": str(self.tensors) if self.tensors is not None else None,
             "warnings": self.warnings,
         }
 
@@ -83,6 +100,7 @@ def diagnose(
     data: object = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     recipe_out: str | os.PathLike[str] | None = None,
+    save_tensors: str | os.PathLike[str] | None = None,
     states: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -97,6 +115,8 @@ def diagnose(
         data: samples, as for `onnxq.quantize`.
         recipe: how the model is, or was, quantized; "w8a8" unless given.
         recipe_out: YAML file to write: the recipe, with rules for the worst nodes.
+        save_tensors: folder to write, which must not exist or be empty: a file for each sample with the float value of
+            each quantized node, its value where the node alone is quantized, and that of the whole quantized model.
         states: as for `onnxq.quantize`.
         threads: threads an operator may use.
         progress: called with (step, done, total).
@@ -116,11 +136,14 @@ def diagnose(
     if place is not None:
         read = (float_model, quantized_model, found, None if isinstance(recipe, Recipe) else recipe, *registered())
         saving.check_destination(place, read)
+    folder = Path(save_tensors) if save_tensors is not None else None
+    if folder is not None:
+        check_folder(folder, None, otherwise="another one with --save-tensors")
     target = target_named(given.target)
     prepared = load_and_prepare(float_model, target, clock)
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
-    with prepared.watched():
+    with prepared.watched(), ExitStack() as stack:
         samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
@@ -128,11 +151,13 @@ def diagnose(
         else:
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every
-        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock)
+        keep = None if folder is None else TensorFolder(stack.enter_context(staged_folder(folder))).add
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, keep)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
-    return DiagnoseResult(result, better, place, [*prepared.notes, *samples.every.notes, *result.warnings])
+    notes = [*prepared.notes, *samples.every.notes, *result.warnings]
+    return DiagnoseResult(result, better, place, notes, folder)
 
 
 def examine(
@@ -143,6 +168,7 @@ def examine(
     first: Feed,
     threads: int | None,
     clock: Clock,
+    keep: Keep | None = None,
 ) -> Diagnosis:
     """Rank the quantized nodes of a model that is in memory.
 
@@ -154,19 +180,24 @@ def examine(
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
+        keep: called with the arrays of each sample.
 
     Raises:
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
         reference, apart = take_apart(prepared.model, original, quantized, first, threads)
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=clock.report("diagnose"))
+        progress = clock.report("diagnose")
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, keep=keep)
 
 
 def take_apart(
     prepared: Model, original: Model, quantized: Model, first: Feed, threads: int | None
 ) -> tuple[Model, Isolated]:
-    """The form of the float model that a quantized one is closest to, and the quantized one node by node.
+    """The form of the float model that a quantized one was made from, and the quantized one node by node.
+
+    Where channels were scaled or turned before weights were rounded, so are they in the float model that comes back: it
+    computes the same, and its values and weights are those that the quantized model rounds.
 
     Args:
         prepared: the float model, cleaned up.
@@ -178,11 +209,11 @@ def take_apart(
     Raises:
         ModelError: a model cannot be loaded or run.
     """
-    reference = _closest(quantized, prepared, original)
+    reference = _rewritten(_closest(quantized, prepared, original), quantized, first, threads)
     seen = probe(reference, first, threads=threads)
     real = {name: info.dtype.kind == "f" for name, info in seen.items()}
     reference = typed(reference, {name: info.dtype for name, info in seen.items()})
-    return reference, isolate(reference, quantized, real, weights=(prepared, original))
+    return reference, isolate(reference, quantized, real, weights=(reference, prepared, original))
 
 
 def spread(samples: Reader) -> Iterator[Feed]:
@@ -196,6 +227,30 @@ def _closest(quantized: Model, *candidates: Model) -> Model:
     """The form of the float model that has most of the quantized model's values."""
     names = set(float_values(quantized))
     return max(candidates, key=lambda model: len(names & set(float_values(model))))
+
+
+def _rewritten(model: Model, quantized: Model, first: Feed, threads: int | None) -> Model:
+    """A copy of a float model with the rewrites that its quantized form shows; the model itself where it shows none."""
+    found = Counterparts(quantized)
+    plain = model.clone()
+    plain.meta.update(model.meta)
+    recover(plain, found, lambda axes: channel_minima(plain, axes, [first], threads=threads))
+    fit = weight_fit(plain, found)
+    if not any(ratio < _FOREIGN_DB for ratio in fit.values()):
+        return plain
+    turned, done, _ = turned_copy(model, first, threads)
+    if not (done.streams or done.heads):
+        return plain
+    recover(turned, found)
+    apart = farthest_apart(
+        session_of(model, threads=threads).run(first), session_of(turned, threads=threads).run(first)
+    )
+    better = _mean(weight_fit(turned, found)) > _mean(fit) and apart <= TOLERANCE
+    return turned if better else plain
+
+
+def _mean(fit: Mapping[str, float]) -> float:
+    return float(np.mean(np.clip(list(fit.values()), _FOREIGN_DB - 20.0, _FOREIGN_DB + 20.0))) if fit else 0.0
 
 
 def _with_rules(recipe: Recipe, worst: list[Finding]) -> Recipe:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
+from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
-from onnxq.graph.views.isolate import Grid, Isolated, Unit
+from onnxq.graph.views.isolate import Isolated, Unit
 from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
 from onnxq.graph.views.tail import tail
 from onnxq.graph.walk import all_values
@@ -29,9 +29,6 @@ _LARGE, _PER_SUSPECT = 32 << 20, 16
 
 _TAIL_FEEDS = 2
 """Samples on which the effect on the outputs is measured."""
-
-_SAMPLED = 1 << 16
-"""Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
 
 _MOST = 0.7
 """Share of the damage that the worst nodes are to account for."""
@@ -86,6 +83,29 @@ class Finding:
     remedy: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """One value in one sample.
+
+    Attributes:
+        node: the quantized node that computes it.
+        value: its name in the float model.
+        floating: of the float model.
+        own: where this node alone is quantized, and is given float inputs.
+        arriving: of the whole quantized model, as real numbers; None where the model does not show it.
+    """
+
+    node: str
+    value: str
+    floating: Array
+    own: Array
+    arriving: Array | None
+
+
+Keep = Callable[[int, Sequence[Tensors]], None]
+"""Called with the number of the sample and its arrays, which it may not keep."""
+
+
 @dataclass
 class Diagnosis:
     """All quantized nodes, the worst first.
@@ -131,67 +151,6 @@ def _noise(finding: Finding) -> float:
     return 0.0 if ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
 
 
-class _Error:
-    """Signal and noise of one value, summed over samples; elements that are not finite in float are left out."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
-
-    def add(self, reference: Array, actual: Array) -> None:
-        if reference.shape != actual.shape:
-            return
-        left = np.asarray(reference, np.float32)
-        error = np.asarray(actual, np.float32) - left
-        with np.errstate(over="ignore", invalid="ignore"):  # said of below
-            signal, noise = float(left @ left), float(error @ error)
-        if not (math.isfinite(signal) and math.isfinite(noise)):
-            finite = np.isfinite(left)
-            left, error = left[finite].astype(np.float64), error[finite].astype(np.float64)
-            error = np.nan_to_num(error, nan=np.inf)
-            signal, noise = float(left @ left), float(error @ error)
-        self.signal += signal
-        self.noise += noise
-
-    @property
-    def db(self) -> float:
-        """SQNR in dB."""
-        return decibels(self.signal, self.noise)
-
-
-class _Range:
-    """What a value held, and how much of it a grid clips and rounds."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self.low, self.high = math.inf, -math.inf
-        self.clipped = self.count = 0
-        self.clip_noise = 0.0
-
-    def add(self, array: Array) -> None:
-        if array.size == 0:
-            return
-        low, high = float(array.min()), float(array.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            array = array[np.isfinite(array)]
-            if array.size == 0:
-                return
-            low, high = float(array.min()), float(array.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        array = some(array)
-        self.count += array.size
-        grid = self._grid
-        if low < grid.low - grid.scale / 2 or high > grid.high + grid.scale / 2:
-            beyond = array - np.clip(array, grid.low, grid.high)
-            outside = np.abs(beyond) > grid.scale / 2
-            self.clipped += int(np.count_nonzero(outside))
-            self.clip_noise += float(np.square(beyond[outside], dtype=np.float64).sum())
-
-    @property
-    def rounding_noise(self) -> float:
-        """Expected noise of rounding alone: scale²/12 an element."""
-        return self._grid.scale**2 / 12.0 * self.count
-
-
 def diagnose(
     float_model: Model,
     isolated: Isolated,
@@ -200,6 +159,7 @@ def diagnose(
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
+    keep: Keep | None = None,
 ) -> Diagnosis:
     """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
 
@@ -210,6 +170,7 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with samples done and their number.
         total: number of samples, where it is known.
+        keep: called with the arrays of each sample.
 
     Raises:
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
@@ -224,7 +185,9 @@ def diagnose(
     samples = 0
     first: list[Feed] = []
     for feed in feeds:
-        work.add(feed)
+        kept = work.add(feed, keep is not None)
+        if keep is not None:
+            keep(samples, kept)
         samples += 1
         if len(first) < _TAIL_FEEDS:
             first.append({name: np.array(array) for name, array in feed.items()})
@@ -261,10 +224,10 @@ class _Work:
         self.whole = session_of(arriving.model, threads=threads, label="quantized model")
         self._outputs = [name for name in outputs if name in arriving.outputs]
         self._inputs = {spec.name for spec in self.apart.input_specs}
-        self._own = {unit.output: _Error() for unit in units}
-        self._arrived = {unit.output: _Error() for unit in units}
-        self._ranges = {unit.output: _Range(unit.grid) for unit in units if unit.grid is not None}
-        self._ends = {name: _Error() for name in self._outputs}
+        self._own = {unit.output: ErrorSum() for unit in units}
+        self._arrived = {unit.output: ErrorSum() for unit in units}
+        self._ranges = {unit.output: SeenRange(unit.grid) for unit in units if unit.grid is not None}
+        self._ends = {name: ErrorSum() for name in self._outputs}
         read = {value.name: told_apart(value) for value in all_values(float_model.graph)}
         self._read = {
             unit.value: bounds for unit in units if (bounds := read.get(unit.value, EVERYTHING)) != EVERYTHING
@@ -284,11 +247,12 @@ class _Work:
         given |= {name: array for name, array in feed.items() if name in self._inputs}
         return self.apart.run(given, outputs)
 
-    def add(self, feed: Feed) -> None:
-        """Run one sample."""
+    def add(self, feed: Feed, kept: bool = False) -> list[Tensors]:
+        """Run one sample; the arrays of each unit are given back where they are wanted."""
         values = self.values(feed)
         units = self.isolated.units
-        for unit, got in zip(units, self.run_apart(feed, values, [u.output for u in units]), strict=True):
+        apart = self.run_apart(feed, values, [u.output for u in units])
+        for unit, got in zip(units, apart, strict=True):
             seen = self._as_read(unit.value, values[unit.value])
             if seen.shape == got.shape:
                 self._own[unit.output].add(some(seen), some(self._as_read(unit.value, got)))
@@ -298,11 +262,18 @@ class _Work:
         for unit in units:
             array = arrived.get(unit.arriving)
             if array is not None and array.shape == values[unit.value].shape:
-                seen, got = some(values[unit.value]), _real(some(array), unit)
+                seen, got = some(values[unit.value]), as_real(some(array), unit)
                 self._arrived[unit.output].add(self._as_read(unit.value, seen), self._as_read(unit.value, got))
         for name in self._outputs:
             if values[name].dtype.kind == "f":
                 self._ends[name].add(values[name].ravel(), arrived[name].ravel())
+        if not kept:
+            return []
+        whole = [None if (found := arrived.get(u.arriving)) is None else as_real(found, u) for u in units]
+        return [
+            Tensors(unit.name, unit.value, values[unit.value], own, there)
+            for unit, own, there in zip(units, apart, whole, strict=True)
+        ]
 
     def output_ratios(self) -> dict[str, float]:
         """SQNR by output."""
@@ -313,7 +284,7 @@ class _Work:
         own = self._own[unit.output]
         weight = None
         if unit.weight is not None:
-            error = _Error()
+            error = ErrorSum()
             error.add(*(array.ravel() for array in unit.weight))
             weight = error.db
         found = Finding(unit.name, unit.op_type, unit.value, own.db, weight_sqnr_db=weight)
@@ -328,20 +299,7 @@ class _Work:
         return found
 
 
-def some(array: Array) -> Array:
-    """Evenly spaced elements of an array, all where it is small; (elements,)."""
-    flat = array.reshape(-1)
-    step = -(-flat.size // _SAMPLED)
-    return flat if step <= 1 else flat[:: step + 1 - step % 2]  # odd, so that no axis of even length is skipped over
-
-
-def _real(array: Array, unit: Unit) -> Array:
-    if array.dtype.kind not in "iu" or unit.grid is None:
-        return array
-    return np.asarray((array.astype(np.float32) - unit.grid.zero_point) * np.float32(unit.grid.scale))
-
-
-def _cause(own: _Error, seen: _Range | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
+def _cause(own: ErrorSum, seen: SeenRange | None, found: Finding, rounds_inputs: bool) -> tuple[str, dict[str, Any]]:
     """Where most of a node's own error comes from, and the keys of a rule that helps."""
     leave = {"quantize": False}
     if seen is not None and seen.count and own.noise > 0:
@@ -373,7 +331,7 @@ def _measure_outputs(
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
     made = {value.name for node in float_model.graph for value in node.outputs}
     suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
-    errors: dict[int, dict[str, _Error]] = {
+    errors: dict[int, dict[str, ErrorSum]] = {
         i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
     }
     if not errors or not feeds:
@@ -394,6 +352,6 @@ def _measure_outputs(
             for output, result in zip(session.output_names, session.run(given), strict=True):
                 name = tails[i].outputs.get(output)
                 if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
-                    errors[i].setdefault(name, _Error()).add(values[name].ravel(), result.ravel())
+                    errors[i].setdefault(name, ErrorSum()).add(values[name].ravel(), result.ravel())
     for i, outputs in errors.items():
         findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.core import staging
 from onnxq.core.dtypes import Array
 from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, may_be_cached, takes_text
 from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
-from onnxq.folders import as_used, configs, layouts, staging
+from onnxq.folders import as_used, configs, layouts
 from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
 from onnxq.graph.files.interface import interface_of, nodes_of
@@ -37,7 +38,7 @@ from onnxq.verify.language.generation import Generated, compare_generated
 
 _OF_ONE_FILE = {
     "statistics": "--stats", "states": "--state", "search_state": "--search-state", "resume": "--resume",
-    "report": "--report", "used": "used",
+    "report": "--report", "used": "used", "external_data": "--external-data",
 }  # fmt: skip
 """Options of a run that are of one graph, as the command line has them."""
 

@@ -43,6 +43,7 @@ from onnxq.plan.placement.place import ahead_of_work, place, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
 from onnxq.plan.wanted import Wanted
+from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
@@ -102,16 +103,18 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
+    wished = kept_float(recipe, graph)
+    unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        values, in_vain = with_wishes(whole.values, recipe, spec)
+        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
-    wished = kept_float(recipe, graph)
-    unusable = {**wished, **seen.unusable}
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
         if gives_float(candidate.node):  # whose products can stay as they are
@@ -144,12 +147,15 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
     values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
-    values, in_vain = with_wishes(fix(values, known, folded_bounds(found, known)), recipe, spec)
+    values, in_vain = with_wishes(
+        fix(values, known, folded_bounds(found, known)), recipe, spec, named_weights(recipe, graph)
+    )
     nodes = {name: as_trained(plan, given) for name, plan in nodes.items()}
+    nodes, idle = with_weight_wishes(nodes, recipe, graph)
     nodes = _drop_folds(nodes, values, found)
     if target.adds_bias:
         nodes = _with_biases(nodes, found, selection)
-    notes = (*notes_on(nodes.values(), recipe), *in_vain)
+    notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
 
@@ -330,11 +336,12 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
     bits = min(asked, target.weight_bits)
     bits_used = bits if bits < target.weight.bits else None
+    even = not recipe.asymmetric_weights
     return TensorSpec(
-        target.weight,
-        PerTensor() if axis is None else PerAxis(axis),
-        symmetric=True,
-        narrow_range=True,
+        QType.UINT8 if recipe.unsigned_weights else target.weight,
+        PerTensor() if axis is None or not even else PerAxis(axis),  # integer kernels have one zero point
+        symmetric=even,
+        narrow_range=even,
         grid_bits=bits_used,
     )
 

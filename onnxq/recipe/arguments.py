@@ -166,10 +166,13 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "model": _model, "float_model": _model, "quantized_model": _model, "models": _models,
     "first": _model, "second": _model, "schemes": _flag,
     "output": _path, "custom_ops": _paths, "recipe_out": _path, "search_state": _path, "report": _path,
+    "save_tensors": _path,
     "statistics": _statistics,
     "states": _states, "engine_python": _path, "runs_on": _place, "to": _path, "tokenizer": _path, "workload": _text,
-    "target": _text, "provider": _text, "metric": _text_or_callable, "progress": _callable,
+    "target": _text, "provider": _text, "engine": _text, "ray_address": _text,
+    "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,
+    "external_data": _flag,
     "force": _flag, "benchmark": _flag, "resume": _flag, "cache": _flag, "moments": _flag, "memory": _flag,
 }  # fmt: skip
 """By name of the argument. Those of a recipe are checked where a recipe is made, samples where they are read."""

@@ -32,7 +32,7 @@ from onnxq.recipe.values import (
 FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
 DEVICES = ("cpu", "cuda")
-RANGES = ("minmax", "percentile", "entropy", "mse")
+RANGES = ("minmax", "percentile", "entropy", "mse", "average")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
@@ -126,6 +126,9 @@ class Recipe:
             quantize outputs too.
         float_bias: biases stay float, in QDQ models.
         dedicated_pairs: each reader of a value has a Q/DQ pair of its own.
+        asymmetric_weights: weights of layers on integers have their zero point where their range asks for it, and one
+            scale a tensor.
+        unsigned_weights: weights of layers on integers are uint8.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
@@ -173,6 +176,8 @@ class Recipe:
     float_bias: bool = False
     dedicated_pairs: bool = False
     own_pairs: bool = False
+    asymmetric_weights: bool = False
+    unsigned_weights: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -363,7 +368,7 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-_IN_FILES = ("rules", "values", "float_bias", "dedicated_pairs", "own_pairs")
+_IN_FILES = ("rules", "values", "float_bias", "dedicated_pairs", "own_pairs", "asymmetric_weights", "unsigned_weights")
 RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 

@@ -9,12 +9,14 @@ from typing import Any
 from onnxq.errors import RecipeError
 from onnxq.recipe.values import check_choice, check_types, field_types, plain, rule_mappings, shown
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", "percentile", "entropy", "mse", "average")
 
 
 @dataclass(frozen=True)
 class ValueRule:
     """What holds for the activations whose name matches a pattern; the last rule that matches wins, key by key.
+
+    A weight is named in full, and takes ``range``, ``symmetric``, ``min_range``, ``scale`` and ``zero_point``.
 
     Attributes:
         match: name of a value in the user's model, or a shell pattern over names.
@@ -22,8 +24,9 @@ class ValueRule:
         method: how the range is found from statistics.
         symmetric: zero in the middle of the grid, or the grid where the values are.
         min_range: least width of the range, in the units of the value; a narrower one gets a higher end.
-        scale: reals in a step of the grid; with ``zero_point``, instead of what calibration finds.
-        zero_point: integer that stands for zero.
+        scale: reals in a step of the grid; with ``zero_point``, instead of what calibration finds; of a weight also one
+            a channel.
+        zero_point: integer that stands for zero; likewise.
         quantize: False leaves the value float, and with it the nodes that would need its integers.
     """
 
@@ -32,8 +35,8 @@ class ValueRule:
     method: str | None = None
     symmetric: bool | None = None
     min_range: float | None = None
-    scale: float | None = None
-    zero_point: int | None = None
+    scale: float | tuple[float, ...] | None = None
+    zero_point: int | tuple[int, ...] | None = None
     quantize: bool | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +49,9 @@ class ValueRule:
             object.__setattr__(self, "range", _ends(self.range, where))
         if (self.scale is None) != (self.zero_point is None):
             raise RecipeError(f"{where}: scale and zero_point belong together; give both or neither")
-        if self.scale is not None and not (0 < self.scale < math.inf):
+        for name, wanted in (("scale", int | float), ("zero_point", int)):
+            object.__setattr__(self, name, _numbers(getattr(self, name), wanted, f"{where}: {name}"))
+        if self.scale is not None and not all(0 < scale < math.inf for scale in _each(self.scale)):
             raise RecipeError(f"{where}: scale {self.scale} is not a positive number; leave it out to calibrate")
         if self.min_range is not None and not (0 <= self.min_range < math.inf):
             raise RecipeError(f"{where}: min_range {self.min_range} is no width; 0 is the default")
@@ -59,6 +64,23 @@ class ValueRule:
             raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
         if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
             raise RecipeError(f"{where}: says nothing; give range, method, symmetric, min_range, scale or quantize")
+
+
+def _each(given: Any) -> tuple[Any, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
+def _numbers(given: Any, wanted: Any, where: str) -> Any:
+    """One number, or one a channel as a tuple, which may come as a list or an array."""
+    if given is None:
+        return None
+    listed = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(listed, list | tuple)
+    numbers = tuple(plain(number) for number in listed) if several else (plain(listed),)
+    if not numbers or not all(isinstance(number, wanted) and not isinstance(number, bool) for number in numbers):
+        kind = "whole number" if wanted is int else "number"
+        raise RecipeError(f"{where} is {shown(given)}; it takes a {kind}, of a weight also a list with one a channel")
+    return numbers if several else numbers[0]
 
 
 def _ends(given: Any, where: str) -> tuple[float, float]:

@@ -73,6 +73,7 @@ class QuantizeResult:
         report: the page that was written; None where none was asked for.
         trained: of a model that came with the scales of its training: how many of them were ``kept`` of those that were
             ``given``, what was ``added``, and why others were ``refused``; None for any other model.
+        refused: why the model was not written, one line each; empty where it was.
         finetuned: of a model that learned end to end: ``epochs``, ``loss`` and ``sqnr_db`` before and after on held-out
             samples, and how many ``weights`` learned; None for any other model.
     """
@@ -115,6 +116,7 @@ class QuantizeResult:
     report: Path | None = None
     trained: dict[str, Any] | None = None
     finetuned: dict[str, Any] | None = None
+    refused: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -173,6 +175,7 @@ class QuantizeResult:
             "evidence": self.evidence,
             "trained": self.trained,
             "finetuned": self.finetuned,
+            "refused": self.refused,
             "warnings": self.warnings,
         }
 

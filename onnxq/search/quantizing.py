@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -40,7 +41,7 @@ from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
-from onnxq.runtime.engines.places import WASM, WEB, RunsOn, start, web_is_here
+from onnxq.runtime.engines.places import RAY, WASM, WEB, RunsOn, spread_over, start, web_is_here
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
 from onnxq.runtime.session import open_session
@@ -80,6 +81,7 @@ class Options:
     workload: str | None = None
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
+    external_data: bool = False
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -112,26 +114,45 @@ def quantize_by(
         helps = what_helps(job, chosen.verdict) if job.recipe.preset != "auto" and not chosen.trail else None
         said = [] if helps is None else [helps]
         chosen.verdict.warnings += said
+        evidence = None if page is None or chosen.verdict.refused else gather(job, chosen, model)
         if failures and not options.force:
-            raise VerificationError(f"verification failed, nothing was written: {'; '.join([*failures, *said])}")
-        evidence = None if page is None else gather(job, chosen, model)
+            why = "; ".join([*failures, *said])
+            if page is None:
+                raise VerificationError(f"verification failed, nothing was written: {why}")
+            refused = replace(_result(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
+            _report(refused, page, evidence, job, model, command_of_run(model, output, given, options))
+            raise VerificationError(f"verification failed, no model was written, {page} has the figures: {why}")
         job.prepared.check_unchanged()
         trained = _trained(chosen, job)
         chosen.warnings[:0] = said_of(trained) if trained is not None else []
         chosen.warnings = [*job.prepared.notes, *chosen.warnings, *(f"forced although: {line}" for line in failures)]
-        written, size = _write(chosen, model, destination, clock)
+        written, size = _write(chosen, model, destination, clock, options.external_data)
         if chosen.trail and state is not None:
             forget(state)
         if job.learning_state is not None:
             job.learning_state.unlink(missing_ok=True)
+        if job.layers is not None:
+            shutil.rmtree(job.layers, ignore_errors=True)
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
     result = _result(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
     result.finetuned = chosen.finetuned or None
+    return _report(result, page, evidence, job, model, command_of_run(model, output, given, options))
+
+
+def _report(
+    result: QuantizeResult,
+    page: Path | None,
+    evidence: dict[str, Any] | None,
+    job: Job,
+    model: Source,
+    command: dict[str, list[str]],
+) -> QuantizeResult:
+    """A result with what its page says beside its figures, and the page where one was asked for."""
     result.source = str(model) if is_path(model) else None
-    result.command = command_of_run(model, output, given, options)
+    result.command = command
     result.versions, result.machine = versions(), machine_facts(job.timed_threads)
     result.evidence, result.report = evidence, page
     if page is not None:
@@ -201,6 +222,9 @@ def _open(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
     job.engine = engine
+    if options.runs_on is not None and options.runs_on.engine == RAY:
+        job.tasks = spread_over(options.runs_on, stack)
+        job.layers = None if destination is None else Path(f"{destination}.layers")
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
@@ -215,7 +239,7 @@ def _open(
 def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
-    if asked is None or asked == RunsOn():
+    if asked is None or asked == RunsOn() or asked.engine == RAY:
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)
@@ -245,17 +269,18 @@ def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
     return kept_and_added(training, chosen.plan, built.rounded)
 
 
-def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock) -> tuple[Model, int]:
+def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock, external: bool) -> tuple[Model, int]:
     """The chosen model, written where there is a place for it, and its size in bytes."""
     built = chosen.built
     result = built.model if built is not None else io.load(model)
     if destination is None:
         return result, io.size_of(chosen.content)
     with clock.step("save"):
-        if built is None and is_path(model):
+        if built is None and is_path(model) and not external:
             saving.copy(model, destination)
         else:
-            return result, saving.save(result, destination, source=model if is_path(model) else None)
+            source, threshold = model if is_path(model) else None, 0 if external else io.PROTOBUF_LIMIT
+            return result, saving.save(result, destination, source=source, threshold=threshold)
     return result, io.size_bytes(destination)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import TensorSpec
-from onnxq.errors import RecipeError
+from onnxq.errors import CalibrationError, RecipeError
 from onnxq.stats.histogram import HALF
 from onnxq.stats.value_statistic import ValueStatistic
 
@@ -49,6 +49,27 @@ def minmax(statistic: ValueStatistic, spec: TensorSpec, percent: float = DEFAULT
     """The exact extrema: nothing is clipped. ``spec`` and ``percent`` play no part."""
     del spec, percent
     return _ends(statistic)
+
+
+def average(statistic: ValueStatistic, spec: TensorSpec, percent: float = DEFAULT_PERCENTILE) -> Range:
+    """The mean over samples of each one's smallest and largest element.
+
+    What a moving average of extrema tends to, whatever its constant and the order of the samples, and what onnxruntime
+    computes with ``CalibMovingAverage``. ``spec`` and ``percent`` play no part.
+
+    Raises:
+        CalibrationError: the statistics are of a time before samples were told apart.
+    """
+    del spec, percent
+    ends = _ends(statistic)
+    means = statistic.ends.means
+    if means is None:
+        if statistic.low is None:
+            return ends
+        raise CalibrationError(
+            "--range average: these statistics have no extrema of single samples; run onnxq calibrate again"
+        )
+    return max(ends[0], min(means[0], 0.0)), min(ends[1], max(means[1], 0.0))
 
 
 def percentile(statistic: ValueStatistic, spec: TensorSpec, percent: float = DEFAULT_PERCENTILE) -> Range:
@@ -343,6 +364,7 @@ RANGE_METHODS: dict[str, RangeMethod] = {
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,
+    "average": average,
 }
 """By the name that recipes and the command line use."""
 

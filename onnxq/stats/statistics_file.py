@@ -31,8 +31,8 @@ _KEYS = (
     "mean_names", "mean_items", "mean_lengths", "mean_sums",
 )  # fmt: skip
 
-_LATER = ("powers", "power_lengths", "masks")
-"""What files of version 1 may lack."""
+_LATER = ("powers", "power_lengths", "masks", "sample_ends")
+"""What older files may lack."""
 _MOMENT_KEYS = (
     "moment_names", "moment_counters", "moment_high", "moment_low",
     "peak_names", "peak_counters", "peak_highest", "peak_high", "peak_low",
@@ -121,6 +121,7 @@ def _pack(statistics: Content) -> dict[str, Array]:
         "counts": joined("counts"),
         "powers": joined("powers").reshape(-1, 2),
         "power_lengths": np.array([len(value["powers"]) for value in values], np.int64),
+        "sample_ends": stacked("ends", np.zeros((0, 3), "U1")),
         "masks": np.array(list(statistics.masks), dtype=np.str_) if statistics.masks else np.zeros(0, "U1"),
         **_pack_means(statistics),
         **_pack_all("moment", statistics.moments, ("high", "low")),
@@ -248,6 +249,9 @@ def _unpack_values(packed: dict[str, Array], names: list[str]) -> dict[str, Valu
     count_ends = np.cumsum(packed["spans"][:, 1] - packed["spans"][:, 0])
     lengths = packed.get("power_lengths", np.zeros(len(names), np.int64))
     powers = packed.get("powers", np.zeros((0, 2), np.int64))
+    ends = packed.get("sample_ends")
+    if ends is not None and (ends.shape != (len(names), 3) or ends.dtype.kind != "U"):
+        raise CalibrationError("its extrema of samples do not belong to its values")
     if len(lengths) != len(names) or lengths.sum() != len(powers) or (lengths < 0).any():
         raise CalibrationError("its arrays of powers do not belong together")
     power_ends = np.cumsum(lengths)
@@ -255,8 +259,10 @@ def _unpack_values(packed: dict[str, Array], names: list[str]) -> dict[str, Valu
     for row, name in enumerate(names):
         shape_start = int(shape_ends[row - 1]) if row else 0
         count_start = int(count_ends[row - 1]) if row else 0
+        later = {} if ends is None else {"ends": ends[row]}
         values[name] = ValueStatistic.from_arrays(
             {
+                **later,
                 "extrema": packed["extrema"][row],
                 "counters": packed["counters"][row],
                 "shape": packed["shapes"][shape_start : int(shape_ends[row])],

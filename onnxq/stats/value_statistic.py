@@ -1,4 +1,4 @@
-"""The statistic of one value: extrema, histogram, mean squares of its samples."""
+"""The statistic of one value: extrema, histogram, extrema and mean squares of its samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnxq.errors import CalibrationError
 from onnxq.stats.extrema import Extrema
 from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
 from onnxq.stats.powers import SamplePowers
+from onnxq.stats.sample_ends import SampleEnds
 
 
 class ValueStatistic:
@@ -22,11 +23,12 @@ class ValueStatistic:
         extrema: exact, over every element.
         histogram: on a power-of-two grid; large arrays are sampled by position (`onnxq.stats.histogram`).
         powers: mean squares of the samples, one by one.
+        ends: extrema of the samples, summed.
         shape: shape of the arrays; where they differ, the smallest in the order of (rank, lengths), so that the order
             in which they came does not matter. None before the first.
     """
 
-    __slots__ = ("extrema", "histogram", "powers", "shape")
+    __slots__ = ("ends", "extrema", "histogram", "powers", "shape")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class ValueStatistic:
         self.extrema = Extrema()
         self.histogram = Histogram()
         self.powers = SamplePowers()
+        self.ends = SampleEnds()
         self.shape: tuple[int, ...] | None = None
 
     @property
@@ -86,6 +89,7 @@ class ValueStatistic:
             self.histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
             self.histogram.update(flat, stride(array.shape), seen)
             self.powers.update(array, samples, seen.finite)
+            self.ends.update(array, samples, seen)
 
     def merge(self, other: ValueStatistic) -> ValueStatistic:
         """The statistic of both together; neither is changed."""
@@ -93,12 +97,13 @@ class ValueStatistic:
         joined.extrema = self.extrema.merge(other.extrema)
         joined.histogram = self.histogram.merge(other.histogram)
         joined.powers = self.powers.merge(other.powers)
+        joined.ends = self.ends.merge(other.ends)
         shapes = [shape for shape in (self.shape, other.shape) if shape is not None]
         joined.shape = min(shapes, key=_order, default=None)
         return joined
 
     def to_arrays(self) -> dict[str, Array]:
-        """All state as arrays: ``extrema`` float64 (2,), ``counters`` int64 (6,), ``shape``, ``counts``, ``powers``.
+        """All state as arrays: ``extrema`` float64 (2,), ``counters`` int64 (6,), ``counts`` and so on.
 
         ``counters`` holds count, nan_count, inf_count, zeros, sampled and the grid's exponent; ``span`` is (first,
         last + 1) of the bins that are not zero and ``counts`` the int64 counts between; ``shape`` is [-1] before the
@@ -124,6 +129,7 @@ class ValueStatistic:
             "span": np.array([first, last], np.int64),
             "counts": histogram.counts[first:last].copy(),
             "powers": self.powers.to_array(),
+            "ends": self.ends.to_array(),
         }
 
     @classmethod
@@ -140,6 +146,7 @@ class ValueStatistic:
         counts = np.asarray(arrays["counts"], np.int64)
         shape = tuple(int(length) for length in arrays["shape"])
         powers = arrays.get("powers", np.zeros((0, 2), np.int64))
+        ends = SampleEnds.from_array(arrays["ends"]) if "ends" in arrays else SampleEnds()
         seen = count - nans - infs
         if (
             not 0 <= first <= last <= 2 * HALF
@@ -150,12 +157,14 @@ class ValueStatistic:
             or (shape != (-1,) and min(shape, default=0) < 0)
             or powers.shape != (len(powers), 2)
             or (powers[:, 1] < 0).any()
+            or not ends.inside(low, high)
         ):
             raise CalibrationError("from_arrays: the arrays of a statistic contradict each other")
         statistic.extrema = Extrema(low, high, count, nans, infs)
         statistic.histogram = Histogram(exponent, zeros=zeros, sampled=sampled)
         statistic.histogram.counts[first:last] = counts
         statistic.powers = SamplePowers.from_array(powers)
+        statistic.ends = ends
         statistic.shape = None if shape == (-1,) else shape
         return statistic
 

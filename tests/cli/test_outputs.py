@@ -45,8 +45,8 @@ PROGRAMS = {"engine_python", "node_modules"}
 """What is run, not read."""
 TRIED_ELSEWHERE = {"finetune", "lint", "convert-config"}
 """Commands whose outputs are checked against their inputs in tests of their own."""
-NOT_TRIED = {"quantize": {"tokenizer"}, "calibrate": {"to"}}
-"""Paths that are given with others only."""
+NOT_TRIED = {"quantize": {"tokenizer"}, "calibrate": {"to"}, "diagnose": {"save_tensors"}}
+"""Paths that are given with others only, and a folder, which is never an input."""
 BESIDE = ("weights", "calibration")
 """Inputs that are no parameter of the type FILE: the model's weights, and the samples."""
 

@@ -200,7 +200,7 @@ def test_pre_processing_gives_the_same_numbers(root: Path, tmp_path: Path) -> No
     ("options", "message"),
     [
         ({"WeightSymetric": True}, "there is no such option; did you mean 'WeightSymmetric'"),
-        ({"WeightSymmetric": False}, "has no equal here; weights of integer kernels are symmetric"),
+        ({"AddQDQPairToWeight": True}, "has no equal here; weights are stored as integers"),
         ({"TensorQuantOverrides": {"x": [{"scale": 1.0}]}}, "'x': Must provide both 'scale' and 'zero_point'"),
         ({"SmoothQuant": True, "SmoothQuantAlpha": "half"}, "could not convert string to float: 'half'; pass a number"),
     ],
@@ -249,8 +249,6 @@ def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> No
         ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QFLOAT8E4M3FN)
     with pytest.raises(ValueError, match=r"quant_format: is 'qdq', not a QuantFormat; pass a member"):
         ours.quantize_static(model, output, Digits(root), quant_format="qdq")
-    with pytest.raises(ValueError, match="calibrate_method Distribution: is for float8 only"):
-        ours.quantize_static(model, output, Digits(root), calibrate_method=ours.CalibrationMethod.Distribution)
     assert not output.exists()
     assert issubclass(VerificationError, Exception)
 
@@ -305,8 +303,103 @@ def test_a_weight_may_have_a_scale_a_channel(root: Path, tmp_path: Path) -> None
     assert len(long_scales(TensorQuantOverrides=overrides) - long_scales()) >= 1
     for wrong, said in (
         ({"nothing": [{"symmetric": True}]}, "tensor 'nothing' is not present in the model"),
-        ({first.input[1]: [{"rmax": 1.0, "rmin": -1.0}]}, "rmax has no equal here"),
+        ({first.input[1]: [{"rmax": 1.0}]}, "rmin and rmax belong together"),
+        ({first.input[1]: [{"axis": 0, "rmin": -1.0, "rmax": 1.0}, {"symmetric": True}]}, "say the same of each"),
         ({first.input[1]: [{"quant_type": ours.QuantType.QInt4}]}, "quant_type has no equal here"),
     ):
         with pytest.raises(ours.UnsupportedError, match=said):
             long_scales(TensorQuantOverrides=wrong)
+
+
+def test_a_moving_average_is_the_mean_of_the_samples_extrema(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weight = onnx.numpy_helper.from_array(rng.normal(0, 0.1, (64, 64)).astype(np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 64]) for name in "xy")
+    product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = onnx.helper.make_graph([product], "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    samples = [{"x": rng.uniform(-1 - i % 3, 2 + i % 3, (8, 64)).astype(np.float32)} for i in range(48)]
+
+    class Samples(ours.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(samples)
+
+        def get_next(self) -> Any:
+            return next(self._left, None)
+
+    def scale_of(made: Any, options: dict[str, Any]) -> float:
+        output = tmp_path / "out.onnx"
+        types = {"activation_type": made.QuantType.QUInt8, "extra_options": options}
+        made.quantize_static(str(tmp_path / "model.onnx"), str(output), Samples(), **types)
+        graph = onnx.load(output).graph
+        first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+        found = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == first.input[1])
+        return float(found.reshape(()))
+
+    options = {"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05}
+    ends = np.mean([[sample["x"].min(), sample["x"].max()] for sample in samples], axis=0)
+    assert scale_of(theirs, options) == pytest.approx((ends[1] - ends[0]) / 255, rel=1e-5)
+    assert scale_of(ours, options) == pytest.approx((ends[1] - ends[0]) / 255, rel=0.05)  # some samples are held out
+    assert scale_of(ours, {"CalibMovingAverage": False}) > 1.2 * scale_of(ours, options)
+    with pytest.raises(ours.UnsupportedError, match="averaging constant"):
+        wishes_of({**options, "CalibMovingAverageConstant": 3})
+
+
+def test_a_weight_may_have_a_grid_of_its_own(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    source = onnx.load(model).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in source.initializer}
+    name = next(node.input[1] for node in source.node if node.op_type == "Conv" and node.input[1] in arrays)
+    weight = arrays[name]
+    channels = weight.shape[0]
+
+    def grid(overrides: Any = None, **options: Any) -> tuple[Any, Any]:
+        options |= {"TensorQuantOverrides": {name: overrides}} if overrides else {}
+        ours.quantize_static(
+            model, output, Digits(root), op_types_to_quantize=["Conv"], extra_options={"QuantizeBias": False, **options}
+        )
+        graph = onnx.load(output).graph
+        written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        node = next(node for node in graph.node if node.input[0] == f"{name}_quantized")
+        return written[node.input[1]].reshape(-1), written[node.input[2]].reshape(-1)
+
+    scale, zero = grid([{"rmin": np.float32(-2), "rmax": np.float32(3)}])
+    assert (scale.tolist(), zero.tolist()) == ([pytest.approx(5 / 255)], [-26])
+    scale, zero = grid(
+        [{"quant_type": theirs.QuantType.QUInt8, "scale": np.float32(0.03), "zero_point": np.uint8(130)}]
+    )
+    assert (scale.tolist(), zero.tolist()) == ([pytest.approx(0.03)], [2])
+    scales = [0.02 + 0.001 * i for i in range(channels)]
+    scale, zero = grid([{"axis": 0, "scale": s, "zero_point": np.float32(0)} for s in scales])
+    assert scale.tolist() == pytest.approx(scales) and not zero.any()
+    scale, zero = grid([{"axis": 0, "rmin": -1 - i, "rmax": 1 + i} for i in range(channels)])
+    assert scale.tolist() == pytest.approx([(1 + i) / 127 for i in range(channels)]) and not zero.any()
+    scale, zero = grid(WeightSymmetric=False)
+    assert scale.size == 1 and zero.any()
+    assert scale[0] == pytest.approx((max(weight.max(), 0) - min(weight.min(), 0)) / 255, rel=1e-4)
+
+
+def test_an_unknown_option_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert wishes_of({"dual_feed": True}) == {}
+    assert "extra_options['dual_feed']: there is no such option, so that it has no effect" in caplog.text
+
+
+def test_what_can_be_quantized_is_where_one_insists(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    found = [
+        ours.quantize_static(model, output, Digits(root), extra_options={"ForceQuantizeNoInputCheck": force}).plan
+        for force in (False, True)
+    ]
+    assert found[1].counts("integer") > found[0].counts("integer")
+
+
+def test_a_distribution_of_integers_is_minmax_around_zero(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    method = ours.CalibrationMethod.Distribution
+    ours.quantize_static(model, output, Digits(root), calibrate_method=method)
+    graph = onnx.load(output).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros = {int(arrays[node.input[2]].reshape(())) for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros <= {0, 128}

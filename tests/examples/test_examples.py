@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import onnxq
+from tests.language_models import genai_folder, tokenizer, write
 
 # What the libraries that examples use warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -55,6 +56,20 @@ def test_detector(tmp_path: Path) -> None:
     assert (tmp_path / "boxes.png").stat().st_size > 1000
 
 
+@pytest.mark.genai
+@pytest.mark.text
+def test_language_model(tmp_path: Path) -> None:
+    folder, prompts = genai_folder(tmp_path / "model"), tmp_path / "prompts.txt"
+    tokenizer(folder)
+    write(folder, {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256}})
+    prompts.write_text("\n".join(f"the {word} is here and there" for word in ("cat", "dog", "house", "river")))
+    texts = importlib.import_module("examples.language_model").main(folder, prompts, "the cat", tmp_path / "out")
+    assert texts["float"] and texts["quantized"]
+    assert (tmp_path / "out" / "genai_config.json").is_file()
+    size = [sum(file.stat().st_size for file in place.iterdir()) for place in (tmp_path / "out", folder)]
+    assert size[0] < 0.6 * size[1]
+
+
 @pytest.fixture(scope="module")
 def deployed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tmp_path_factory.mktemp("deployed") / "model.onnx"
@@ -89,3 +104,27 @@ def test_deployment_in_node(root: Path, deployed: Path) -> None:
     modules = Path(os.environ["ONNXQ_NODE_MODULES"]).resolve()
     home = modules.parent if modules.name == "node_modules" else modules
     assert answer([node, str(root / "examples" / "deploy" / "run.mjs"), str(deployed)], home) == expected(deployed)
+
+
+@pytest.mark.cpp
+def test_deployment_in_cpp(root: Path, deployed: Path, tmp_path: Path) -> None:
+    """Headers of any release since 1.17 go with the library of the Python package, whose C API only grows."""
+    import onnxruntime
+
+    compiler = shutil.which("g++")
+    assert compiler is not None, "g++ is not on the PATH"
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(library)
+    source, program = root / "examples" / "deploy" / "run.cpp", tmp_path / "run"
+    folders = [f"-I{os.environ['ONNXRUNTIME_INCLUDE']}", f"-L{tmp_path}", f"-Wl,-rpath,{tmp_path}"]
+    strict = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run(
+        [compiler, *strict, str(source), *folders, "-lonnxruntime", "-o", str(program)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert answer([str(program), str(deployed)], tmp_path) == expected(deployed)
+    for arguments, code, said in (([], 2, "usage"), ([str(tmp_path / "none.onnx")], 1, "none.onnx")):
+        wrong = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert wrong.returncode == code and said in wrong.stderr

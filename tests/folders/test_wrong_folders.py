@@ -15,7 +15,7 @@ import pytest
 
 import onnxq
 from onnxq.cli._app import app
-from onnxq.folders import staging
+from onnxq.core import staging
 from tests.language_models import (
     CONFIG,
     TEXT,
@@ -173,7 +173,7 @@ def test_what_cannot_be_put_in_place_brings_the_old_back(tmp_path: Path, monkeyp
 KILLED = """
 import os, signal, sys
 import onnxq
-from onnxq.folders import {module} as place
+from onnxq.{package} import {module} as place
 real = place.{name}
 def die(*args, **kwargs):
     if {late}:
@@ -186,14 +186,18 @@ onnxq.quantize_folder(sys.argv[1], sys.argv[2], preset="w8", benchmark=False)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
-    ("module", "name", "late"),
-    [("quantizing_folder", "_finish", False), ("staging", "_sync", False), ("staging", "_place", True)],
+    ("package", "module", "name", "late"),
+    [
+        ("folders", "quantizing_folder", "_finish", False),
+        ("core", "staging", "_sync", False),
+        ("core", "staging", "_place", True),
+    ],
 )
 def test_a_kill_leaves_all_or_nothing_and_the_next_run_cleans_up(
-    tmp_path: Path, module: str, name: str, late: bool
+    tmp_path: Path, package: str, module: str, name: str, late: bool
 ) -> None:
     folder, out = genai_folder(tmp_path / "in", with_tokenizer=False), tmp_path / "out"
-    program = KILLED.format(module=module, name=name, late=late)
+    program = KILLED.format(package=package, module=module, name=name, late=late)
     done = subprocess.run([sys.executable, "-c", program, str(folder), str(out)], check=False)
     assert done.returncode == -9 and out.exists() == late
     assert len(list(tmp_path.iterdir())) == 2, "beside the input, the output or what it was being made of"

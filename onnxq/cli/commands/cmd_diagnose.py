@@ -63,6 +63,14 @@ from onnxq.cli._summary import show_diagnosis
     group="Recipes",
     help="Write a recipe that leaves the worst nodes float or changes their ranges; use it with 'onnxq quantize'.",
 )
+@option(
+    "--save-tensors",
+    metavar="FOLDER",
+    type=FILE,
+    group="Options",
+    help="Write the raw values too: for each sample (at most 32) a file with what each quantized node gives in float, "
+    "where it alone is quantized, and in the whole quantized model.",
+)
 @threads_option("Options")
 @custom_ops_option("Options")
 @image_options()

@@ -5,6 +5,11 @@ The signatures are those of onnxruntime 1.32. What is written was loaded, run an
 
 from __future__ import annotations
 
+from onnxq.compat.onnxruntime.calibrate import (
+    TensorData,
+    TensorsData,
+    create_calibrator,
+)
 from onnxq.compat.onnxruntime.calls import quant_pre_process, quantize, quantize_dynamic, quantize_static
 from onnxq.compat.onnxruntime.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxq.compat.onnxruntime.quant_types import (
@@ -17,6 +22,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     StaticQuantConfig,
     UnsupportedError,
 )
+from onnxq.compat.onnxruntime.written_overrides import tensor_quant_overrides
 
 __all__ = [
     "CalibrationDataReader",
@@ -27,9 +33,13 @@ __all__ = [
     "QuantFormat",
     "QuantType",
     "StaticQuantConfig",
+    "TensorData",
+    "TensorsData",
     "UnsupportedError",
+    "create_calibrator",
     "quant_pre_process",
     "quantize",
     "quantize_dynamic",
     "quantize_static",
+    "tensor_quant_overrides",
 ]

@@ -38,6 +38,7 @@ _RANGES = {
     CalibrationMethod.MinMax: "minmax",
     CalibrationMethod.Entropy: "entropy",
     CalibrationMethod.Percentile: "percentile",
+    CalibrationMethod.Distribution: "minmax",  # beside float8, ends as far from zero on both sides
 }
 _FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
 _BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
@@ -79,7 +80,7 @@ def quantize_static(
         nodes_to_quantize: only these nodes, faster or not.
         nodes_to_exclude: nodes that stay float.
         use_external_data_format: weights go into a file beside the model, whatever its size.
-        calibrate_method: MinMax, Entropy or Percentile.
+        calibrate_method: MinMax, Entropy, Percentile, or Distribution, which of integers is MinMax around zero.
         calibration_providers: execution provider that runs the float model; the first one counts.
         extra_options: see the documentation for what each becomes.
         calibration_cache_path: file of statistics (``.npz``), written if it is not there, and then used again.
@@ -93,15 +94,18 @@ def quantize_static(
     """
     preset = _preset(activation_type, weight_type)
     method = as_member(CalibrationMethod, calibrate_method, "calibrate_method")
-    if method not in _RANGES:
-        raise UnsupportedError("calibrate_method Distribution: is for float8 only; pass MinMax, Entropy or Percentile")
     cache = None if calibration_cache_path is None else Path(calibration_cache_path)
     if calibration_data_reader is None and (cache is None or not cache.is_file()):
         raise UnsupportedError(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
-    extra_options, rules = weights_apart(model_input, extra_options)
+    extra_options, rules, values = weights_apart(model_input, extra_options)
     wishes = {"preset": preset, "range": _RANGES[method], "rules": rules, **wishes_of(extra_options)}
+    wishes["values"] = [*wishes.get("values", []), *values]
+    if method is CalibrationMethod.Distribution:
+        wishes["symmetric"] = True
+    if wishes.pop("average", False) and method is CalibrationMethod.MinMax:
+        wishes["range"] = "average"
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes["format"] = _FORMATS[as_member(QuantFormat, quant_format, "quant_format")]
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
@@ -111,8 +115,8 @@ def quantize_static(
             api.calibrate(model_input, cache, calibration=samples, target=wishes["target"], provider=provider)
         wishes["statistics"] = cache
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
-    result = _quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel)
-    return _settled(result, model_output, external=use_external_data_format)
+    wishes["external_data"] = use_external_data_format
+    return _settled(_quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel))
 
 
 def quantize_dynamic(
@@ -148,6 +152,8 @@ def quantize_dynamic(
     _preset(QuantType.QUInt8, weight_type)
     wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
     for static in (
+        "average",
+        "insist",
         "symmetric",
         "smooth",
         "percentile",
@@ -159,8 +165,8 @@ def quantize_dynamic(
         wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
-    result = _quantized(model_input, model_output, wishes, per_channel=per_channel)
-    return _settled(result, model_output, external=use_external_data_format)
+    wishes["external_data"] = use_external_data_format
+    return _settled(_quantized(model_input, model_output, wishes, per_channel=per_channel))
 
 
 def quantize(model_input: Source, model_output: str | os.PathLike[str], quant_config: Any) -> QuantizeResult:
@@ -294,6 +300,8 @@ def _nodes(
     if (op_types and not found["op_types"]) or (only and not found["include"]):
         argument = "nodes_to_quantize" if found["op_types"] or not op_types else "op_types_to_quantize"
         raise RecipeError(f"{argument}: the model has none of these; it has nodes of {', '.join(sorted(types))}")
+    if wishes.pop("insist", False) and not found["op_types"] and not found["include"]:
+        found["include"] = ["*"]
     if op_types_float := wishes.pop("float_outputs_of", ()):
         wishes["values"] = [*wishes.get("values", []), *outputs_of(model, op_types_float)]
     if wishes.pop("constant_products", False):
@@ -325,9 +333,7 @@ def _quantized(
         return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
 
 
-def _settled(result: QuantizeResult, output: str | os.PathLike[str], *, external: bool) -> QuantizeResult:
+def _settled(result: QuantizeResult) -> QuantizeResult:
     for line in result.warnings:
         logger.warning("%s", line)
-    if external:
-        saving.save(io.load(output), output, threshold=0)
     return result

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
-from onnxq.compat.onnxruntime.wishes import literal
+from onnxq.compat.onnxruntime.wishes import literal, override_of
+from onnxq.core.affine import params_from_range
+from onnxq.core.dtypes import QType
+from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
@@ -15,25 +20,26 @@ from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.targets import target_named
 
 _OVERRIDES = "TensorQuantOverrides"
-_OF_WEIGHTS = {"quant_type", "symmetric", "reduce_range", "axis"}
+_OF_WEIGHTS = {"quant_type", "symmetric", "reduce_range", "axis", "rmin", "rmax", "scale", "zero_point"}
 
 
 def weights_apart(
     model: Source, extra_options: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], list[dict[str, object]]]:
-    """Options whose overrides are of activations alone, and rules for the nodes that read the other tensors.
+) -> tuple[dict[str, Any], list[dict[str, object]], list[dict[str, object]]]:
+    """Options whose overrides are of activations alone, and rules for the other tensors: of their nodes, and of values.
 
     Raises:
-        UnsupportedError: a tensor is not in the model, or a grid is given for a weight.
+        UnsupportedError: a tensor is not in the model, or what is said of a weight has no equal here.
     """
     options = dict(extra_options or {})
     given = dict(options.get(_OVERRIDES) or {})
     if not given:
-        return options, []
+        return options, [], []
     graph = io.load(model).graph
     known = {value.name: value for scope in walk.all_graphs(graph) for value in scope.inputs}
     known |= {value.name: value for node in walk.all_nodes(graph) for value in (*node.inputs, *node.outputs) if value}
     rules: list[dict[str, object]] = []
+    values: list[dict[str, object]] = []
     for name, entries in given.items():
         value = known.get(name)
         if value is None:
@@ -41,25 +47,43 @@ def weights_apart(
         if not walk.is_constant(value):
             continue
         options[_OVERRIDES] = given = {key: kept for key, kept in given.items() if key != name}
-        per_channel = _per_channel(name, entries)
         readers = [node.name for node in value.consumers() if node.name]
-        rules += [{"match": literal(reader), "per_channel": per_channel} for reader in readers]
-    return options, rules
+        by_channel = any("axis" in entry for entry in entries)
+        rules += [{"match": literal(reader), "per_channel": by_channel} for reader in readers]
+        grid = _grid(name, entries)
+        if grid:
+            values.append({"match": literal(name), **grid})
+    return options, rules, values
 
 
-def _per_channel(name: str, entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a weight is to have a scale for each channel."""
+def _grid(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys of a value rule that say of a weight what overrides say, by tensor or by channel.
+
+    Raises:
+        UnsupportedError: they say what has no equal here, or not the same of each channel.
+    """
     where = f"extra_options[{_OVERRIDES!r}]: weight {name!r}"
     for entry in entries:
         more = sorted(set(entry) - _OF_WEIGHTS)
         kind = getattr(entry.get("quant_type"), "name", "QInt8")
-        if more or kind not in ("QInt8", "QUInt8") or entry.get("symmetric") is False:
-            what = more[0] if more else "quant_type" if kind not in ("QInt8", "QUInt8") else "symmetric"
+        if more or kind not in ("QInt8", "QUInt8"):
             raise UnsupportedError(
-                f"{where}: {what} has no equal here, since weights are symmetric int8 on a grid of their own; leave it "
-                "out, or say with axis alone that each channel has a scale"
+                f"{where}: {more[0] if more else 'quant_type'} has no equal here, since weights have "
+                "8 bits; leave it out"
             )
-    return any("axis" in entry for entry in entries)
+    each = [override_of(name, {key: entry[key] for key in entry if key != "axis"}, shift=-128) for entry in entries]
+    if len({frozenset(rule) - {"symmetric"} for rule in each}) > 1:
+        raise UnsupportedError(f"{where}: its channels have different keys; say the same of each")
+    if len(each) == 1:
+        return each[0]
+    if "range" in each[0]:
+        low, high = (np.array([rule["range"][end] for rule in each], np.float64) for end in (0, 1))
+        spec = TensorSpec(QType.INT8, symmetric=bool(each[0].get("symmetric", True)), narrow_range=True)
+        found = params_from_range(low, high, spec)
+        return {"scale": found.scale, "zero_point": found.zero_point}
+    if "scale" in each[0]:
+        return {key: [rule[key] for rule in each] for key in ("scale", "zero_point")}
+    return {}
 
 
 def outputs_of(model: Source, op_types: Sequence[str]) -> list[dict[str, object]]:

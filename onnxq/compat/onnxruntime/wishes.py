@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
 from onnxq.errors import closest
 from onnxq.recipe.values import plain
+
+logger = logging.getLogger("onnxq.compat.onnxruntime")
 
 Wishes = dict[str, Any]
 """Options of `onnxq.quantize`."""
@@ -47,6 +50,12 @@ def _smooth(value: Any) -> Wishes:
     return {"preset": "w8a8-smooth"} if value else {}
 
 
+def _constant(value: Any) -> Wishes:
+    if not 0 <= float(value) <= 1:
+        raise UnsupportedError("Invalid averaging constant, which should not be < 0 or > 1; pass 0.01")
+    return {}
+
+
 def _exclude_products(value: Any) -> Wishes:
     return {"constant_products": True} if value else {}
 
@@ -64,13 +73,23 @@ def _overrides(value: Any) -> Wishes:
     for name, entries in dict(value).items():
         if len(entries) != 1:
             raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
-        rule = _override(name, entries[0])
+        rule = override_of(name, entries[0])
         if rule:
             rules.append({"match": literal(name), **rule})
     return {"values": rules} if rules else {}
 
 
-def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str, Any]:
+    """The keys of a value rule that say what an override says.
+
+    Args:
+        name: of the tensor, for messages.
+        given: the override.
+        shift: what a zero point of uint8 moves by, where the grid is counted as int8; else those of int8 move by 128.
+
+    Raises:
+        UnsupportedError: it has no equal here, or contradicts itself.
+    """
     unknown = set(given) - _OVERRIDES
     if unknown:
         raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
@@ -86,8 +105,10 @@ def _override(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if ("rmin" in given) != ("rmax" in given):
         raise UnsupportedError(f"{name!r}: rmin and rmax belong together here; give both")
     rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
-    if "zero_point" in rule and kind == "QInt8":
-        rule["zero_point"] += 128  # the same grid, counted as uint8
+    if isinstance(rule.get("zero_point"), float) and rule["zero_point"].is_integer():
+        rule["zero_point"] = int(rule["zero_point"])
+    if "zero_point" in rule and kind == ("QUInt8" if shift else "QInt8"):
+        rule["zero_point"] += shift or 128  # the same grid, counted as the other type
     if "rmin" in given:
         rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
     return rule
@@ -101,7 +122,10 @@ def literal(name: str) -> str:
 MEANINGS: dict[str, tuple[Meaning, str]] = {
     "ActivationSymmetric": (_symmetric, "`symmetric=True`"),
     "CalibTensorRangeSymmetric": (_symmetric, "`symmetric=True`"),
-    "WeightSymmetric": (_only(True, "weights of integer kernels are symmetric"), "always"),
+    "WeightSymmetric": (
+        lambda value: {"recipe_keys": {"asymmetric_weights": True}} if value is False else {},
+        "false: `asymmetric_weights: true` in a recipe; one scale a tensor",
+    ),
     "SmoothQuant": (_smooth, '`preset="w8a8-smooth"`; needs no further package'),
     "SmoothQuantAlpha": (lambda value: {"smooth": float(value)}, "`smooth=α`, with SmoothQuant"),
     "SmoothQuantFolding": (_only(True, "factors always go into the node before"), "always"),
@@ -121,7 +145,10 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
         "no",
     ),
     "extra.Sigmoid.nnapi": (_only(False, "--target says what will run the model"), "no"),
-    "ForceQuantizeNoInputCheck": (_only(False, "nodes_to_quantize insists on nodes by name"), "no"),
+    "ForceQuantizeNoInputCheck": (
+        lambda value: {"insist": True} if value else {},
+        '`include=["*"]`: whatever can be quantized is, faster or not',
+    ),
     "ActivationRestrictedAsymmetric": (_only(False, "ActivationSymmetric has its zero point in the middle"), "no"),
     "AddQDQPairToWeight": (_only(False, "weights are stored as integers"), "no"),
     "QuantizeBias": (_key("float_bias", when=False), "false: `float_bias: true` in a recipe; QDQ alone"),
@@ -133,14 +160,17 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     ),
     "QDQOpTypePerChannelSupportToAxis": (_only({}, "scales go along the output channels of each operator"), "no"),
     "CalibMovingAverage": (
-        _only(False, 'calibrate_method Percentile, or onnxq.quantize(range="mse"), is robust'),
-        "no",
+        lambda value: {"average": True} if value else {},
+        '`range="average"`, with MinMax: the mean of the samples\' extrema',
     ),
-    "CalibMovingAverageConstant": (_none, "only with CalibMovingAverage"),
+    "CalibMovingAverageConstant": (
+        _constant,
+        "none: a mean needs no constant; `create_calibrator` uses it from one call of `collect_data` to the next",
+    ),
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each activation; of a weight, `axis`: a scale a channel",
+        "`onnxq.ValueRule` for each activation and weight; of a weight, `axis`: a scale a channel; 8 bits",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
@@ -156,9 +186,10 @@ def wishes_of(extra_options: Mapping[str, Any] | None) -> Wishes:
     found: Wishes = {}
     for name, value in (extra_options or {}).items():
         if name not in MEANINGS:
-            near = closest(name, MEANINGS)
-            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(MEANINGS)}"
-            raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; {hint}")
+            if near := closest(name, MEANINGS):
+                raise UnsupportedError(f"extra_options[{name!r}]: there is no such option; did you mean {near!r}?")
+            logger.warning("extra_options[%r]: there is no such option, so that it has no effect", name)
+            continue
         try:
             wished = MEANINGS[name][0](value)
             values = [*found.get("values", []), *wished.get("values", [])]

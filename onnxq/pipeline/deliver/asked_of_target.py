@@ -32,6 +32,10 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
+    if recipe.unsigned_weights or recipe.asymmetric_weights:
+        key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
+        if target.provider:
+            raise RecipeError(f"{key}: is for targets that run on this processor, not {target.name}; leave it out")
     if recipe.opset is not None and recipe.opset > target.max_opset:
         raise TargetError(
             f"--target {target.name}: reads operator sets up to {target.max_opset}, not {recipe.opset}; leave it out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnxq.errors import RecipeError, closest
 from onnxq.graph import walk
 from onnxq.graph.types import Graph
 from onnxq.plan.decisions import Calibrated, Decision, Derived, Fixed, SharedWith
-from onnxq.recipe.patterns_of_names import matches
+from onnxq.recipe.patterns_of_names import matches, one_name
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.value_rules import ValueRule
 
@@ -40,8 +40,9 @@ def kept_float(recipe: Recipe, graph: Graph) -> dict[str, str]:
     if not recipe.values:
         return {}
     names = [name for name in _names(graph) if name]
+    constants = {value.name for node in walk.all_nodes(graph) for value in node.inputs if value is not None}
     for rule in recipe.values:
-        if not any(matches(rule.match, name) for name in names):
+        if one_name(rule.match) not in constants and not any(matches(rule.match, name) for name in names):
             near = closest(rule.match, names, cutoff=0.5)
             hint = f"did you mean {near!r}?" if near else "onnxq inspect --verbose lists the nodes"
             raise RecipeError(f"values: {rule.match!r} matches no value of the model; {hint}")
@@ -55,7 +56,7 @@ def _names(graph: Graph) -> list[str | None]:
 
 
 def with_wishes(
-    values: Mapping[str, Decision], recipe: Recipe, spec: TensorSpec
+    values: Mapping[str, Decision], recipe: Recipe, spec: TensorSpec, weights: Collection[str] = ()
 ) -> tuple[dict[str, Decision], list[str]]:
     """Decisions with what the recipe says of values, and what it says in vain.
 
@@ -65,6 +66,7 @@ def with_wishes(
         values: a decision for each value that has an integer form.
         recipe: has the rules.
         spec: the grid of activations.
+        weights: names of constants that rules are of.
     """
     decided = dict(values)
     if not recipe.values:
@@ -82,7 +84,9 @@ def with_wishes(
     idle = [
         rule.match
         for rule in recipe.values
-        if rule.quantize is None and not any(matches(rule.match, name) for name in values)
+        if rule.quantize is None
+        and one_name(rule.match) not in weights
+        and not any(matches(rule.match, name) for name in values)
     ]
     notes = [f"values: {match!r} has no integer form in this model, so that its rule has no effect" for match in idle]
     return decided, notes
@@ -95,6 +99,8 @@ def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: Tenso
         spec = decision.params.spec
     if rule.symmetric is not None:
         spec = replace(spec, symmetric=rule.symmetric)
+    if isinstance(rule.scale, tuple) or isinstance(rule.zero_point, tuple):
+        raise RecipeError(f"value rule {rule.match!r}: is of an activation, which has one scale; give one number")
     if rule.scale is not None and rule.zero_point is not None:
         if not spec.qmin <= rule.zero_point <= spec.qmax:
             raise RecipeError(

@@ -18,6 +18,8 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     Args:
         result: what `onnxq.report.results.QuantizeResult.to_dict` gives.
     """
+    if why := result.get("refused"):
+        return CHECK, f"The quantized model was refused and not written: {'; '.join(why)}."
     if result["preset"] == "float":
         return CHECK, "No quantized candidate was better than the float model, which was given back as it is."
     gains = [text for text in (_faster(result), _smaller(result)) if text]

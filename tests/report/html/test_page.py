@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import onnxq
 from onnxq.cli._app import app
 from onnxq.cli._json import dumps
-from onnxq.errors import MissingExtraError, RecipeError
+from onnxq.errors import MissingExtraError, RecipeError, VerificationError
 from onnxq.report.html.page import LARGEST, page_of_file, result_page
 from onnxq.report.html.verdict import CHECK, GOOD, verdict
 from onnxq.report.results import QuantizeResult
@@ -206,3 +206,24 @@ def test_a_missing_library_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
         MissingExtraError, match=r"--report: .* and jinja2 cannot be found; pip install 'onnxq\[report\]'"
     ):
         onnxq.quantize(tmp_path / "missing.onnx", report=tmp_path / "r.html")
+
+
+def test_a_refused_model_has_a_page_and_no_file(tmp_path: Path) -> None:
+    feeds = [{"x": np.random.default_rng(i).normal(size=(4, 64)).astype(np.float32)} for i in range(4)]
+    output, page = tmp_path / "out.onnx", tmp_path / "page.html"
+    plain = build("g (float[N,64] x) => (float[N,64] y) { [fc] y = Gemm (x, w) }", w=weights(64, 64))
+    recipe = {"preset": "w8a8", "values": [{"match": "x", "scale": 1e3, "zero_point": 128}], "bias_correct": False}
+
+    def quantize(**more: Any) -> QuantizeResult:
+        return onnxq.quantize(
+            plain, output, calibration=feeds, recipe=recipe, benchmark=False, threads=1, report=page, include=["fc"],
+            **more,
+        )  # fmt: skip
+
+    with pytest.raises(VerificationError, match=r"no model was written, .*page\.html has the figures: SQNR is"):
+        quantize()
+    assert list(tmp_path.iterdir()) == [page]
+    text = page.read_text(encoding="utf-8")
+    assert "The quantized model was refused and not written: SQNR is" in text and "error by layer" in text.lower()
+    assert quantize(force=True).refused == [] and output.is_file()
+    assert "was refused" not in page.read_text(encoding="utf-8")

@@ -16,25 +16,36 @@ from onnxq.errors import OnnxqError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_folder(output: Path, folder: Path, *, force: bool) -> None:
+_OTHERWISE = "another folder, or replace it with --force"
+
+
+def check_folder(output: Path, folder: Path | None, *, force: bool = False, otherwise: str = _OTHERWISE) -> None:
     """Find out before the work starts whether a folder can be written there.
+
+    Args:
+        output: the folder to write.
+        folder: the one that is read; None where none is.
+        force: one that has something in it may be replaced.
+        otherwise: what to name where it may not.
 
     Raises:
         OnnxqError: it is the input, in it or around it, a file, has something in it, or has no folder to stand in.
     """
-    target, source = Path(os.path.realpath(output)), Path(os.path.realpath(folder))
-    if target == source:
-        raise OnnxqError(f"{output}: is the input, which is never changed; name another folder with -o")
-    if source in target.parents or target in source.parents:
-        raise OnnxqError(
-            f"{output}: is {'in' if source in target.parents else 'around'} the input; name another folder"
-        )
+    target = Path(os.path.realpath(output))
+    if folder is not None:
+        source = Path(os.path.realpath(folder))
+        if target == source:
+            raise OnnxqError(f"{output}: is the input, which is never changed; name another folder with -o")
+        if source in target.parents or target in source.parents:
+            raise OnnxqError(
+                f"{output}: is {'in' if source in target.parents else 'around'} the input; name another folder"
+            )
     if target.exists() and not target.is_dir():
         raise OnnxqError(f"{output}: is a file, and the result is a folder; name another output")
     if not target.parent.is_dir():
         raise OnnxqError(f"{output}: the folder {target.parent} does not exist; create it or choose another output")
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise OnnxqError(f"{output}: exists and is not empty; name another folder, or replace it with --force")
+        raise OnnxqError(f"{output}: exists and is not empty; name {otherwise}")
 
 
 @contextlib.contextmanager
