@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from onnxq.core.computing_time import Allowance
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.blocks import store_once
@@ -32,6 +31,7 @@ from onnxq.plan.given import unread
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
+from onnxq.qat.computing_time import Allowance
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import MEASURED

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from onnxq.core.computing_time import Allowance
 from onnxq.core.dtypes import Array
 from onnxq.qat.block_parts import FEW_BITS, LearningConfig, Parts
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block
 from onnxq.qat.parameters import as_tensor

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from onnxq.core import atomic
-from onnxq.core.computing_time import Allowance
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.qat.batches import batches
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.distillation import Target, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from onnxq.core import scratch
-from onnxq.core.computing_time import Allowance
 from onnxq.core.dtypes import Array
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
@@ -23,6 +22,7 @@ from onnxq.graph.types import Model
 from onnxq.graph.views.plain_graph import limits_behind, plain_graph, replace_constants
 from onnxq.qat.block_learning import BlockLearner, Outcome, Sample
 from onnxq.qat.block_parts import LearningConfig
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block, Facts, find_blocks, teachers_of
 from onnxq.qat.parameters import RANGES

@@ -8,7 +8,6 @@ import numpy as np
 
 from onnxq.algorithms.adaround import AdaRoundConfig, adaround
 from onnxq.core.affine import dequantize
-from onnxq.core.computing_time import Allowance
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
@@ -23,6 +22,7 @@ from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
+from onnxq.qat.computing_time import Allowance
 from onnxq.runtime.layer_moments import Moments, Seen, Stream, layer_moments
 from onnxq.stats.statistics import Statistics
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.core.computing_time import Allowance
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.errors import RecipeError
@@ -26,6 +25,7 @@ from onnxq.pipeline.unsmoothed import in_time
 from onnxq.plan.decisions import Fixed, Plan
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.qat import need_torch
+from onnxq.qat.computing_time import Allowance
 from onnxq.runtime.session import session_of
 from onnxq.verify.compare import compare_all
 from onnxq.verify.loss import share
