@@ -47,7 +47,7 @@ from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
-from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
+from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
@@ -312,6 +312,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         ]
     if not static and not by_user and preset.weights != "float" and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
+    elif not static and not by_user and preset.weights != "float" and op_type in STORABLE and scales_outweigh(node):
+        reason = "the scales of its weight would take the bytes that storing it as integers saves"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 
