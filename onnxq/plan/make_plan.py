@@ -104,7 +104,10 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        return plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, seen.unusable))
+        unusable = {**kept_float(recipe, graph), **seen.unusable}
+        return _as_wished(
+            plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable)), recipe, spec, graph
+        )
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -156,6 +159,13 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
+
+
+def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph) -> Plan:
+    """A plan with what the recipe says of values and weights."""
+    values, in_vain = with_wishes(plan.values, recipe, spec, named_weights(recipe, graph))
+    nodes, idle = with_weight_wishes(plan.nodes, recipe, graph)
+    return replace(plan, nodes=nodes, values=values, notes=(*plan.notes, *in_vain, *idle))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
