@@ -175,7 +175,7 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each activation and weight; of a weight, `axis`: a scale a channel; of activations also 16 bits",
+        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
