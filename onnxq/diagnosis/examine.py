@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
@@ -18,24 +20,33 @@ from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
+from onnxq.graph.views.counterparts import Counterparts
 from onnxq.graph.views.isolate import Isolated, float_values, isolate
 from onnxq.graph.views.tail import typed
+from onnxq.passes.recover import recover, weight_fit
 from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.float_model import Prepared, Source, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
+from onnxq.pipeline.transformation import turned_copy
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
+from onnxq.runtime.fuse import TOLERANCE, farthest_apart
+from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
+from onnxq.runtime.session import session_of
 from onnxq.targets import target_named
 
 __all__ = ["DiagnoseResult", "diagnose", "examine"]
 
 SAMPLES = 32
 """Samples that are run at most: each shows tens of thousands of elements of every value."""
+
+_FOREIGN_DB = 3.0
+"""A weight that is less like its quantized form than this is another one: turned, perhaps."""
 
 
 @dataclass
@@ -183,7 +194,10 @@ def examine(
 def take_apart(
     prepared: Model, original: Model, quantized: Model, first: Feed, threads: int | None
 ) -> tuple[Model, Isolated]:
-    """The form of the float model that a quantized one is closest to, and the quantized one node by node.
+    """The form of the float model that a quantized one was made from, and the quantized one node by node.
+
+    Where channels were scaled or turned before weights were rounded, so are they in the float model that comes back: it
+    computes the same, and its values and weights are those that the quantized model rounds.
 
     Args:
         prepared: the float model, cleaned up.
@@ -195,11 +209,11 @@ def take_apart(
     Raises:
         ModelError: a model cannot be loaded or run.
     """
-    reference = _closest(quantized, prepared, original)
+    reference = _rewritten(_closest(quantized, prepared, original), quantized, first, threads)
     seen = probe(reference, first, threads=threads)
     real = {name: info.dtype.kind == "f" for name, info in seen.items()}
     reference = typed(reference, {name: info.dtype for name, info in seen.items()})
-    return reference, isolate(reference, quantized, real, weights=(prepared, original))
+    return reference, isolate(reference, quantized, real, weights=(reference, prepared, original))
 
 
 def spread(samples: Reader) -> Iterator[Feed]:
@@ -213,6 +227,30 @@ def _closest(quantized: Model, *candidates: Model) -> Model:
     """The form of the float model that has most of the quantized model's values."""
     names = set(float_values(quantized))
     return max(candidates, key=lambda model: len(names & set(float_values(model))))
+
+
+def _rewritten(model: Model, quantized: Model, first: Feed, threads: int | None) -> Model:
+    """A copy of a float model with the rewrites that its quantized form shows; the model itself where it shows none."""
+    found = Counterparts(quantized)
+    plain = model.clone()
+    plain.meta.update(model.meta)
+    recover(plain, found, lambda axes: channel_minima(plain, axes, [first], threads=threads))
+    fit = weight_fit(plain, found)
+    if not any(ratio < _FOREIGN_DB for ratio in fit.values()):
+        return plain
+    turned, done, _ = turned_copy(model, first, threads)
+    if not (done.streams or done.heads):
+        return plain
+    recover(turned, found)
+    apart = farthest_apart(
+        session_of(model, threads=threads).run(first), session_of(turned, threads=threads).run(first)
+    )
+    better = _mean(weight_fit(turned, found)) > _mean(fit) and apart <= TOLERANCE
+    return turned if better else plain
+
+
+def _mean(fit: Mapping[str, float]) -> float:
+    return float(np.mean(np.clip(list(fit.values()), _FOREIGN_DB - 20.0, _FOREIGN_DB + 20.0))) if fit else 0.0
 
 
 def _with_rules(recipe: Recipe, worst: list[Finding]) -> Recipe:

@@ -13,7 +13,7 @@ from onnxq.graph import walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.reading.inspection import inspect_model
 from onnxq.graph.reading.weight_facts import Weight, granularity_of, reals_of, weight_of
-from onnxq.graph.views.isolate import bare_name
+from onnxq.graph.views.counterparts import bare_name
 
 _FIELDS = ("op_type", "state", "how", "weight", "output")
 _RESULTS = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7, "QLinearAdd": 6, "QLinearMul": 6}

@@ -71,7 +71,7 @@ def even_out(model: Model, factors: Factors, seen: Mapping[str, tuple[Part, Part
             scales[group.numbers] = evened.scales
             found[group.values[0]] = evened
     if found:
-        _write(model, factors, scales)
+        write_factors(model, factors, scales)
     return found
 
 
@@ -107,20 +107,33 @@ def _weight(node: Node) -> Weight:
     """The weight as (outputs, inputs of each, kernel), of some of its outputs."""
     array = walk.const_array(node.inputs[1])
     assert array is not None
-    groups = walk.attr_int(node, "group", 1) if node.op_type in ("Conv", "ConvTranspose") else 1
-    if node.op_type == "ConvTranspose":
-        apart = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-        array = apart.transpose(0, 2, 1, 3).reshape(groups * array.shape[1], array.shape[0] // groups, -1)
-    elif node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.outputs_first(node)):
-        array = array.T[:, :, None]
-    else:
-        array = array.reshape(array.shape[0], array.shape[1], -1)
+    grouped = by_groups(node, array)
+    groups = grouped.shape[0]
+    array = grouped.reshape(-1, *grouped.shape[2:])
     if groups == 1 and len(array) > _MOST_OUTPUTS:
         array = array[np.linspace(0, len(array) - 1, _MOST_OUTPUTS).astype(int)]
     return Weight.of(array, groups)
 
 
-def _write(model: Model, factors: Factors, scales: Array) -> None:
+def by_groups(node: Node, weight: Array) -> Array:
+    """The weight of a Conv, ConvTranspose, Gemm or MatMul as (groups, outputs of each, inputs of each, kernel)."""
+    groups = walk.attr_int(node, "group", 1) if node.op_type in ("Conv", "ConvTranspose") else 1
+    if node.op_type == "ConvTranspose":
+        apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return np.asarray(apart.transpose(0, 2, 1, 3))
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.outputs_first(node)):
+        return np.asarray(weight.T[None, :, :, None])
+    return np.asarray(weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1))
+
+
+def write_factors(model: Model, factors: Factors, scales: Array) -> None:
+    """Write factors into the layers' weights and biases.
+
+    Args:
+        model: changed in place; what it computes in float stays.
+        factors: of it.
+        scales: float64, what the channels of each number are divided by; 1 for number 0.
+    """
     names = walk.Names(model)
     inputs = {id(node): scales[numbers] for node, _, numbers in factors.read}
     outputs = {id(layer.node): scales[numbers] for layer, numbers in factors.written}
@@ -142,4 +155,4 @@ def _write(model: Model, factors: Factors, scales: Array) -> None:
             set_weight(layer, new, names)
 
 
-__all__ = ["even_out", "rounded"]
+__all__ = ["by_groups", "even_out", "rounded", "write_factors"]

@@ -136,7 +136,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"), blas_threads(_largest(used)):
         training = job.prepared.training
         given = training.given if training is not None else None
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, job.spread)
     keep = wide_nodes(job, used, warnings)
     end, plain = math.inf, solution.rewrite
     if recipe.reconstructs:

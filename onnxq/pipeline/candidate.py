@@ -12,6 +12,7 @@ from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.large.layer_by_layer import build_large
 from onnxq.pipeline.rescue import rescue
 from onnxq.plan.decisions import Plan
+from onnxq.stats.statistics import Statistics
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Chosen:
         warnings: one line each.
         trail: everything that a search for the limits tried.
         caches: what became of caches of keys and values; empty where they stay as they are.
+        statistics: ranges of the prepared model's values, for whoever searches on; None where there are none.
         finetuned: what learning end to end changed; empty where there was none.
     """
 
@@ -44,6 +46,7 @@ class Chosen:
     warnings: list[str] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     caches: dict[str, Any] = field(default_factory=dict)
+    statistics: Statistics | None = None
     finetuned: dict[str, Any] = field(default_factory=dict)
 
 

@@ -76,6 +76,7 @@ class Prepared:
         wishes: what it was to be like.
         needed: operator set that the target and the form of weights need.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
+        evened: channels of its activations were evened out.
     """
 
     model: Model
@@ -101,6 +102,7 @@ class Prepared:
     wishes: Wishes = Wishes()
     needed: int = 0
     training: Training | None = None
+    evened: bool = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -171,9 +171,12 @@ def _check(quantized: bytes | Path, job: Job, feed: Feed | None, verdict: Verdic
         verdict.dequantized = tuple(slow)
         slow = [prepared.sources.get(name, (name,))[0] for name in slow]
         more = f" and {len(slow) - 1} more" if len(slow) > 1 else ""
+        other = "qoperator" in job.target.formats and (job.recipe.format or job.target.formats[0]) != "qoperator"
+        other = other and all(preset.activation_bits == 8 for preset in job.recipe.presets)  # all that it has
+        remedy = "use --format qoperator, or --exclude it" if other else "--exclude it"
         verdict.warnings.append(
             f"layer {slow[0]!r}{more}: onnxruntime computes it in float although its weight is on integers, "
-            "dequantizing it at each inference; use --format qoperator, or --exclude it"
+            f"dequantizing it at each inference; {remedy}"
         )
     return sessions
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import Array
-from onnxq.errors import ModelError, RecipeError
+from onnxq.data.feeds import Feed
+from onnxq.errors import RecipeError
 from onnxq.graph.attention.plain_attention import Seen
 from onnxq.graph.prepare import prepare
+from onnxq.graph.types import Model
 from onnxq.graph.walk import all_nodes
 from onnxq.passes.awq_scales import scale_for_weights
-from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.equalize import absorb_biases, equalize
-from onnxq.passes.even_out import even_out, rounded
-from onnxq.passes.rotate import rotate
+from onnxq.passes.rotate import Rotated, rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.collection import collect_statistics
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.planning import seen_by
-from onnxq.plan.decisions import INTEGER
 from onnxq.plan.make_plan import Wanted, make_plan
 from onnxq.plan.weights.levels import choose_levels, rounded_inputs
 from onnxq.plan.weights.needed_moments import moments_of
@@ -27,16 +26,12 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.fuse import NORM_OPSET, TOLERANCE, farthest_apart, fuse
 from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
-from onnxq.runtime.sampled_rows import sample_channels, sample_rows
+from onnxq.runtime.sampled_rows import sample_rows
 from onnxq.runtime.session import session_of
 from onnxq.runtime.synthetic import runnable_feed
 
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
-
-_EVEN_FEEDS, _EVEN_ROWS = 12, 384
-"""Samples, and places of a value, that factors of channels are tried on: one that is twice what it should be costs a
-channel one bit of many."""
 
 _LEVEL_FEEDS = 8
 """Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
@@ -123,11 +118,7 @@ def _rotate(job: Job) -> list[str]:
         )
     model = prepared.model
     feed = data.first if data is not None else runnable_feed(session_of(model, threads=threads))
-    shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
-    turned = model.clone()
-    turned.meta.update(model.meta)
-    heads, reasons = value_heads(turned, Seen(shapes))
-    done = rotate(turned, heads)
+    turned, done, reasons = turned_copy(model, feed, threads)
     left = [*done.reasons, *reasons]
     said = f" ({left[0]}{f'; and {len(left) - 1} more' if len(left) > 1 else ''})" if left else ""
     if not done.streams and not done.heads:
@@ -141,6 +132,21 @@ def _rotate(job: Job) -> list[str]:
     return [
         f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others not{said}"
     ]
+
+
+def turned_copy(model: Model, feed: Feed, threads: int | None) -> tuple[Model, Rotated, list[str]]:
+    """A copy whose residual streams and heads are turned, what was turned, and why heads were not.
+
+    Args:
+        model: float; unchanged.
+        feed: a sample that it runs on.
+        threads: threads an operator may use.
+    """
+    shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
+    turned = model.clone()
+    turned.meta.update(model.meta)
+    heads, reasons = value_heads(turned, Seen(shapes))
+    return turned, rotate(turned, heads), reasons
 
 
 def uses_awq(recipe: Recipe) -> bool:
@@ -237,39 +243,3 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
         rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads)
     with clock.step("plan"):
         return choose_levels(model, plan, recipe, layers, rows)
-
-
-def even_channels(job: Job) -> None:
-    """Scale channels of activations that share a grid, in the weights around them; what the model computes stays.
-
-    Done once, before anything is calibrated, so that all that is built of the model has it. Left out where nothing
-    gets a calibrated 8-bit grid, weights have one scale for all channels, ranges or integers were given, or the user
-    asked for channels to be scaled in another way.
-
-    Args:
-        job: its prepared model is changed in place.
-    """
-    recipe, data, prepared = job.recipe, job.data, job.prepared
-    static = any(preset.activations == "static" and preset.activation_bits == 8 for preset in recipe.presets)
-    other = recipe.equalize or recipe.rotate or recipe.smooths or recipe.fuse is not None or not recipe.per_channel
-    ranges = any(rule.range or rule.scale or rule.min_range for rule in recipe.values)  # in the user's own units
-    given = job.statistics is not None or prepared.training is not None or ranges
-    if data is None or given or other or not (static or recipe.preset == "auto"):
-        return
-    with job.clock.step("equalize"):
-        factors = channel_factors(prepared.model.graph)
-        if not factors.read:
-            return
-        as_static = recipe if static else recipe.override(preset="w8a8")
-        plan = make_plan(prepared.model, as_static, job.target, seen_by(job))
-        factors = rounded(factors, {name for name, node in plan.nodes.items() if node.action == INTEGER})
-        axes = {value.name or "": factors.axes[value.name or ""] for _, value, _ in factors.rounding}
-        if not axes:
-            return
-        try:
-            seen = sample_channels(
-                prepared.model, axes, data.calibration, rows=_EVEN_ROWS, feeds=_EVEN_FEEDS, threads=job.threads
-            )
-        except ModelError:
-            return  # calibration says what is wrong
-        even_out(prepared.model, factors, seen)

@@ -103,19 +103,17 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
     spec = activation_spec(recipe, target)
+    wished = kept_float(recipe, graph)
+    unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        unusable = {**kept_float(recipe, graph), **seen.unusable}
-        return _as_wished(
-            plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable)), recipe, spec, graph
-        )
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        return _as_wished(whole, recipe, spec, graph)
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
-    wished = kept_float(recipe, graph)
-    unusable = {**wished, **seen.unusable}
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
         if gives_float(candidate.node):  # whose products can stay as they are

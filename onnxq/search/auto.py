@@ -14,6 +14,7 @@ from onnxq.plan.decisions import Plan
 from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
+from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trial, Trials
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
@@ -140,6 +141,8 @@ class _AutoSearch:
             if order[0].name == FLOAT:
                 return self._float()
             trial = trials.made[order[0].name]
+            if not trials.settle(trial):
+                continue
             verdict = self._verify(trial)
             if not trial.refused:
                 return self._quantized(trial, verdict)
@@ -155,16 +158,16 @@ class _AutoSearch:
 
     def _verify(self, trial: Trial) -> Verdict:
         """The whole verification of the model that is about to be chosen."""
-        job, timing = self._job, self._trials.float_timing
+        job, timing, own = self._job, trial.beside, shown(trial.beside, trial.timing)
         verdict = gate.verify(trial.content, job, timed=False, compared=self._trials.compared(trial))
         if verdict.failures:
             trial.refused = "; ".join(verdict.failures)
         elif verdict.comparison is not None:
             trial.comparison = verdict.comparison
             trial.refused = self._trials.outside(verdict.comparison)
-        if trial.timing is not None and timing is not None:
-            verdict.timings = [timing, replace(trial.timing, name="quantized")]
-            if trial.timing.ratio < 1 - chooser.NOISE:
+        if own is not None and timing is not None:
+            verdict.timings = [timing, replace(own, name="quantized")]
+            if own.ratio < 1 - chooser.NOISE:
                 verdict.warnings.append(gate.slower_than_float(verdict.timings, job.measured_on))
         return verdict
 
@@ -181,7 +184,8 @@ class _AutoSearch:
         nodes = [(name, node.op_type, self._mixing.form(trial, name), node.reason) for name, node in plan.nodes.items()]
         choices = chooser.choices_table(nodes, self._mixing.layers, trial.reasons)
         candidates = self._trials.table(trial.name)
-        return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings)
+        known = self._trials.statistics
+        return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings, statistics=known)
 
     def _float(self) -> Chosen:
         """Give the float model back, with the reason."""
@@ -215,11 +219,12 @@ class _AutoSearch:
         verdict = Verdict()
         if trials.float_timing is not None:
             verdict.timings = [trials.float_timing, replace(trials.float_timing, name="quantized")]
-        table = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
-        choices = chooser.choices_table(table, self._mixing.layers, {})
+        rows = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
+        choices = chooser.choices_table(rows, self._mixing.layers, {})
         warnings = [f"returning the float model unchanged: {reason}", *trials.warnings]
         original = job.prepared.original
-        return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, trials.table(FLOAT), choices, warnings)
+        table, known = trials.table(FLOAT), trials.statistics
+        return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, table, choices, warnings, statistics=known)
 
     def _unmeasured(self, error: ModelError) -> Chosen:
         """No feed runs on the float model, so that nothing can be measured: what the target's table says."""

@@ -9,19 +9,23 @@ from typing import Any
 from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import finetuned
 from onnxq.pipeline.planning import settle_preset
-from onnxq.pipeline.transformation import even_channels
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
+from onnxq.search.choice import FLOAT, SMALL
 from onnxq.search.choice_cache import recall, remember
-from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
 
 _LEAST_SHARE = 0.2
 """Share of the budget that has to be left for a search after ``auto``, where the user set no limits."""
+
+_SEARCH_SHARE = 0.25
+"""Share of the budget that such a search may take."""
 
 _WORTH_IT = 1.05
 """Times faster than float from which a model is worth a search where ``auto`` gave float back."""
@@ -64,19 +68,19 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     if known is not None:
         return known
     first = auto.choose(job)
-    if job.data is None or not _too_rough(first):
+    if job.data is None or not _too_rough(first, job.prepared.size):
         if options.cache:
             remember(job, first)
         return first
     left = job.budget - (time.monotonic() - started)
     if left < _LEAST_SHARE * job.budget and limits == Limits():
         return first
-    left = max(left, 0.0)
+    left = max(left, 0.0) if limits != Limits() else min(left, _SEARCH_SHARE * job.budget)
     static = replace(job, recipe=job.recipe.override(preset="w8a8"), budget=left)
     asked = limits if limits != Limits() else Limits.or_budget(None, None)
     ours = options if limits != Limits() else SearchOptions(options.metric)  # no file is left that nothing reads
     try:
-        found = with_limits(static, ours, asked, timed=timed)
+        found = with_limits(static, ours, asked, timed=timed, known=first.statistics)
     except EngineError:
         raise  # what measures has gone
     except OnnxqError as error:
@@ -84,13 +88,19 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
         return first
     if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
         return first
+    timings = found.verdict.timings
+    found.verdict.timings = [own for timing in timings if (own := shown(timings[0], timing)) is not None]
     return replace(found, candidates=_with_row(first, found, job.recipe))
 
 
-def _too_rough(first: Chosen) -> bool:
-    """Whether ``auto`` gave float back although a model that missed the limits is faster."""
+def _too_rough(first: Chosen, size: int) -> bool:
+    """Whether ``auto`` gave float back, or what is hardly better, although a model that missed the limits is faster."""
+    if first.built is not None and (
+        (first.verdict.ratio or 0.0) >= _WORTH_IT or io.size_of(first.content) < SMALL * size
+    ):
+        return False
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
-    return first.built is None and any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
+    return any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
 def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
@@ -100,6 +110,9 @@ def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any
         row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
     ]
     timings = found.verdict.timings
+    for row in others if timings else ():
+        if row["name"] == FLOAT:  # as it was beside the one chosen
+            row["latency_ms"] = timings[0].median_ms
     row = candidate_row(
         f"{found.preset} (searched)",
         timings[1] if len(timings) > 1 else None,

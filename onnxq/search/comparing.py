@@ -55,12 +55,13 @@ class Judge:
         self._readers = [] if job.data is None else _readers(job.data, widely=widely)
         self._kept: list[Feed] | None = None
 
-    def compare(self, sessions: Sequence[Session], seconds: float) -> list[Comparison]:
+    def compare(self, sessions: Sequence[Session], seconds: float, *, briefly: bool = False) -> list[Comparison]:
         """Compare models with float, which runs once for all.
 
         Args:
             sessions: of the models, open.
             seconds: that the runs of each may take.
+            briefly: on the first few samples only.
 
         Raises:
             OnnxqError: a model does not run, or the samples do not fit.
@@ -70,11 +71,16 @@ class Judge:
         return compare_all(
             self.reference,
             sessions,
-            self._feeds(),
+            itertools.islice(self._feeds(), _ENOUGH if briefly else None),
             labels=self._labels(),
             patience=[patience] * len(sessions),
             facts=self._facts,
         )
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are more samples than those of a brief comparison."""
+        return sum(reader.count_feeds() for reader in self._readers) > _ENOUGH
 
     def _feeds(self) -> Iterable[Feed]:
         """The samples: the same objects each time where there is room for them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxq.recipe.recipe import Recipe
@@ -67,3 +68,10 @@ def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
         for row in (one, other)
     )
     return left != right and all(a >= b for a, b in zip(left, right, strict=True))
+
+
+def shown(before: Timing | None, after: Timing | None) -> Timing | None:
+    """A timing whose ratio is that of the medians, of one alternation, that are shown beside it."""
+    if before is None or after is None or after.median_ms <= 0:
+        return after
+    return replace(after, ratio=before.median_ms / after.median_ms)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -138,7 +139,7 @@ class Bench:
 
 
 def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequence[str], clock: Clock) -> bool:
-    """Fill in the forms of the layers: times once for each group of equal kernels, errors for each layer.
+    """Fill in the forms of the layers: times, and errors of the first layer of each group of equal kernels.
 
     Args:
         bench: what to measure with.
@@ -150,21 +151,60 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
     Returns:
         Whether there was time for all.
     """
+    groups: dict[str, Layer] = {}
+
+    def one(layer: Layer, node: Node, arrays: Mapping[str, Array]) -> None:
+        known = f"{_group(bench, layer, node, arrays)} {layer.guarded} {sorted(layer.default.items())}"
+        if known in groups:
+            layer.forms = {form: replace(found, sqnr_db=None) for form, found in groups[known].forms.items()}
+            return
+        _measure_one(bench, layer, node, arrays, forms, memory)
+        groups[known] = layer
+
+    memory = KernelTimeCache(bench.threads)
+    complete = _each(bench, layers, feed, clock, one)
+    memory.save()
+    return complete
+
+
+def measure_errors(bench: Bench, layers: Mapping[str, Layer], forms: Collection[str], feed: Feed, clock: Clock) -> None:
+    """Fill in the errors that `measure` left out, until the time is over; forms that do not run are dropped.
+
+    Args:
+        bench: as `measure` left it.
+        layers: changed in place.
+        forms: whose errors are wanted.
+        feed: the sample that `measure` ran.
+        clock: takes the time.
+    """
+    lacking = {
+        name: layer
+        for name, layer in layers.items()
+        if any(form in forms and found.sqnr_db is None for form, found in layer.forms.items())
+    }
+    if bench.real and lacking:
+        _each(bench, lacking, feed, clock, lambda layer, _, arrays: _compare_one(bench, layer, forms, arrays))
+
+
+def _each(
+    bench: Bench,
+    layers: Mapping[str, Layer],
+    feed: Feed,
+    clock: Clock,
+    work: Callable[[Layer, Node, Mapping[str, Array]], None],
+) -> bool:
+    """Look at layers one by one, with what they read in one run of the model; whether there was time for all."""
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
         arrays = _captured(bench, [nodes[name] for name in layers], feed)
-        memory = KernelTimeCache(bench.threads)
         report = clock.report("layers")
-        complete = True
         for done, (name, layer) in enumerate(layers.items()):
             if time.monotonic() > bench.deadline:
-                complete = False
-                break
+                return False
             with contextlib.suppress(OnnxqError):  # such a layer keeps the form that the whole model's plan gives it
-                _measure_one(bench, layer, nodes[name], arrays, forms, memory)
+                work(layer, nodes[name], arrays)
             report(done + 1, len(layers))
-        memory.save()
-    return complete
+    return True
 
 
 def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Array]:
@@ -182,10 +222,41 @@ def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Arra
 def _measure_one(
     bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array], forms: Sequence[str], memory: KernelTimeCache
 ) -> None:
+    # the whole model's plan has seen where there is none
+    wanted = [form for form in forms if not (layer.guarded if form == STATIC else layer.default.get(form) != form)]
+    models, feed = _models(bench, layer, arrays, wanted)
+    if not models:
+        return
+    group = _group(bench, layer, node, arrays)
+    times = memory.get(group, models)
+    if times is None:
+        times = kernel_times(models, feed, threads=bench.threads)
+        memory.put(group, times)
+    errors = _errors(bench, layer.name, models, feed) if bench.real else {}
+    for form in models:
+        if form in times and (form == FLOAT or not bench.real or form in errors):
+            layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
+
+
+def _compare_one(bench: Bench, layer: Layer, forms: Collection[str], arrays: Mapping[str, Array]) -> None:
+    lacking = [form for form in forms if form in layer.forms and layer.forms[form].sqnr_db is None]
+    models, feed = _models(bench, layer, arrays, lacking)
+    errors = _errors(bench, layer.name, models, feed)
+    layer.forms = {
+        form: replace(found, sqnr_db=errors[form]) if form in errors else found
+        for form, found in layer.forms.items()
+        if form not in lacking or form in errors
+    }
+
+
+def _models(
+    bench: Bench, layer: Layer, arrays: Mapping[str, Array], forms: Iterable[str]
+) -> tuple[dict[str, bytes], Feed]:
+    """A model of a layer in each form that it can have, float among them, and what they take."""
     names = [layer.name, *([layer.clamp] if layer.clamp is not None else [])]
     part = extract.extract(bench.prepared.model, names, arrays)
     if part is None:
-        return
+        return {}, {}
     feed = {str(value.name): arrays[str(value.name)] for value in part.graph.inputs}
     content = io.to_bytes(part)
     inputs = [InputSpec(name, array.dtype, array.shape) for name, array in feed.items()]
@@ -194,21 +265,15 @@ def _measure_one(
     data = Data(reader, reader, feed, reader)
     models = {FLOAT: content}
     for form in forms:
-        if layer.guarded if form == STATIC else layer.default.get(form) != form:
-            continue  # the whole model's plan has seen that there is none
         with contextlib.suppress(OnnxqError):  # a form that the layer cannot have
             models[form] = _in_form(bench, prepared, form, data)
+    return models, feed
+
+
+def _group(bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array]) -> str:
+    """What the times of a layer's forms depend on."""
     clamp = "" if layer.clamp is None else "clamped"
-    group = f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
-    times = memory.get(group, models)
-    if times is None:
-        times = kernel_times(models, feed, threads=bench.threads)
-        memory.put(group, times)
-    outputs = [str(value.name) for value in part.graph.outputs]
-    errors = _errors(bench, layer.name, outputs, models, feed) if bench.real else {}
-    for form in models:
-        if form in times and (form == FLOAT or not bench.real or form in errors):
-            layer.forms[form] = _form(form, times[form], errors.get(form), len(models[form]))
+    return f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
 
 
 def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> Form:
@@ -224,17 +289,8 @@ def _settings(bench: Bench) -> str:
 
 def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
     """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
-    recipe = Recipe(
-        preset=preset,
-        format=bench.recipe.format,
-        range=bench.recipe.range,
-        percentile=bench.recipe.percentile,
-        per_channel=bench.recipe.per_channel,
-        symmetric=bench.recipe.symmetric,
-        target=bench.recipe.target,
-        block_size=bench.recipe.block_size,
-        include=("*",),
-    )
+    kept = ("format", "range", "percentile", "per_channel", "symmetric", "target", "block_size")
+    recipe = Recipe(preset=preset, include=("*",), **{key: getattr(bench.recipe, key) for key in kept})
     job = Job(prepared, recipe, bench.target, data, threads=bench.threads)
     known = bench.statistics if preset == STATIC else None
     if known is not None:
@@ -256,19 +312,19 @@ def _contents(built: Built, preset: str) -> bytes:
     return io.to_bytes(built.model)
 
 
-def _errors(
-    bench: Bench, layer: str, names: Sequence[str], models: Mapping[str, bytes], feed: Feed
-) -> dict[str, float]:
+def _errors(bench: Bench, layer: str, models: Mapping[str, bytes], feed: Feed) -> dict[str, float]:
     """SQNR of the outputs of each form against float's, in dB; a form that does not run is left out."""
     expected: list[Array] = []
+    names: Sequence[str] = []
     found: dict[str, float] = {}
     for form, content in models.items():
         try:
-            outputs = open_session(content, threads=bench.threads, label=form).run(feed)
+            session = open_session(content, threads=bench.threads, label=form)
+            outputs = session.run(feed)
         except ModelError:
             continue
         if form == FLOAT:
-            expected = outputs
+            expected, names = outputs, session.output_names
         elif expected:
             pairs = {n: (e, a) for n, e, a in zip(names, expected, outputs, strict=True) if _comparable(e, a)}
             if pairs:
@@ -293,7 +349,7 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: F
         return
     model, inputs = with_offsets(bench.prepared.model, sorted(values))
     none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
-    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the errors of the layers themselves serve
+    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the layers' own errors serve
         session = session_of(model, threads=bench.threads, packed=False)
         expected = session.run({**feed, **none})
         for layer in wanted:
@@ -304,6 +360,20 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: F
             real = [_sqnr_db([pair]) for pair in zip(expected, moved, strict=True) if _comparable(*pair)]
             if real:
                 layer.forms[form] = replace(layer.forms[form], model_db=min(real))
+    _extrapolate(layers.values(), form)
+
+
+def _extrapolate(layers: Iterable[Layer], form: str) -> None:
+    """Give layers that there was no time for the damage that others of their error do."""
+    known = [layer for layer in layers if form in layer.forms and layer.forms[form].sqnr_db is not None]
+    found = [(layer.forms[form].model_db, layer.forms[form].sqnr_db) for layer in known]
+    apart = [
+        model - own for model, own in found if model is not None and own is not None and math.isfinite(model - own)
+    ]
+    for layer in known if apart else ():
+        own = layer.forms[form]
+        if own.model_db is None and own.sqnr_db is not None:
+            layer.forms[form] = replace(own, model_db=own.sqnr_db + float(np.median(apart)))
 
 
 def _comparable(expected: object, actual: object) -> bool:

@@ -17,11 +17,12 @@ from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, La
 from onnxq.search.fewest import Attempt, fewest, noise_left
 from onnxq.search.trials import Trial, Trials
 from onnxq.stats.statistics import Statistics
+from onnxq.verify.loss import BUDGET
 
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
 
-_DAMAGE_SHARE = 0.3
+_DAMAGE_SHARE = 0.06
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
 _NEARLY = 0.8
@@ -30,11 +31,20 @@ _NEARLY = 0.8
 _SPARE_SHARE = 0.4
 """Share of the time that is left which giving static layers back leaves to sparing stored weights."""
 
+_WORTH_SPARING = 0.85
+"""Share of the smallest file that is inside which a file of partly stored weights may have."""
+
+_DOUBT = 2.0
+"""Factor by which noise that is predicted from that of single layers may be too large."""
+
 _OUT_OF_REACH = 1000.0
 """Factor of the noise that other ranges and equalized weights do not take away: 30 dB."""
 
 _SPARABLE = 30.0
 """Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
+
+_WEIGHTS_MISS = 1.5
+"""Times the budget that stored weights lose from which only float weights help; other forms correct biases besides."""
 
 _RANGES = ("minmax", "percentile")
 """Range methods worth a try beside the default one; entropy is never the best of them by much, and often the worst."""
@@ -145,7 +155,7 @@ class Mixing:
                 kept = self._spare_weights()
             if kept is None:
                 kept = self._give_back(start)
-        if kept is None:
+        if kept is None and (self._worth_sparing() or self._has_grown()):
             kept = self._spare_weights()
         if kept is None:  # none is well inside; the one that is farthest inside serves
             kept = min(self._barely, key=trials.loss, default=None)
@@ -155,8 +165,8 @@ class Mixing:
 
     def _give_back(self, start: Trial) -> Trial | None:
         """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
-        trials = self._trials
-        self._find_damage(STATIC)
+        trials, in_vain = self._trials, self._weights_alone_miss()
+        self._find_damage(STATIC, *(() if in_vain else layers.FORMS))
         least = min(self._refined(start), key=trials.loss)
         forms = {name: self.form(least, name) for name in self.layers}
         order = [layer for layer in chooser.by_damage(self.layers.values()) if forms[layer.name] == STATIC]
@@ -166,13 +176,40 @@ class Mixing:
         spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
         plan = _Demotion(STATIC, as_it_is, least, spare)
         kept = None
-        if set(gentle.values()) != {FLOAT}:
+        if set(gentle.values()) != {FLOAT} and not in_vain:
             kept = self._fewest(order, gentle, plan, "gentler")
-        return kept or self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+        if kept is None and self._gains(order, least):
+            kept = self._fewest(order, dict.fromkeys(gentle, FLOAT), plan, "float")
+        return kept
 
-    def _find_damage(self, form: str) -> None:
-        """What a form of each layer alone does to the outputs."""
+    def _gains(self, order: Sequence[Layer], start: Trial) -> bool:
+        """Whether the start would still be the fastest with as many layers in float as its errors ask for."""
+        trials = self._trials
+        reached = max((outcome.ratio for outcome in trials.outcomes() if not outcome.refused), default=1.0)
+        left = noise_left(order, STATIC, {layer.name: FLOAT for layer in order})
+        need = _DOUBT / max(trials.excess(start), 1.0)
+        count = next((index for index, share in enumerate(left) if share <= need), len(order))
+        saved = [max((layer.cost(FLOAT) or 0.0) - (layer.cost(STATIC) or 0.0), 0.0) for layer in order]
+        fast = trials.made[start.name.partition(" (")[0]].timing
+        if fast is None or sum(saved) <= 0:
+            return True
+        kept = sum(saved[count:]) / sum(saved)
+        return kept / fast.ratio + (1 - kept) / reached < 1 / (reached * (1 + chooser.NOISE))
+
+    def _weights_alone_miss(self) -> bool:
+        """Whether 8-bit weights cost more than the budget by themselves: no form of activations brings that back."""
+        stored = self._trials.made.get(STORED)
+        return (
+            stored is not None
+            and self._trials.by_budget
+            and BUDGET * _WEIGHTS_MISS < self._trials.loss(stored) < math.inf
+        )
+
+    def _find_damage(self, form: str, *others: str) -> None:
+        """What a form of each layer alone does to the outputs, after what it, and others, do to the layer's own."""
         assert self._bench is not None
+        self._bench.deadline = time.monotonic() + _LAYERS_SHARE * self._trials.seconds_left
+        layers.measure_errors(self._bench, self.layers, (form, *others), self._sample, self._job.clock)
         self._bench.deadline = time.monotonic() + _DAMAGE_SHARE * self._trials.seconds_left
         layers.measure_damage(self._bench, self.layers, form, self._sample, self._job.clock)
 
@@ -183,6 +220,11 @@ class Mixing:
         if not self._stored_misses() or trials.excess(trials.made[STORED]) > _SPARABLE:
             return False
         return trials.made[STORED].size <= chooser.SMALL * smallest
+
+    def _has_grown(self) -> bool:
+        """Whether the best that is inside is a larger file than the user's: it gives way to any that is not."""
+        inside = chooser.ranked(self._trials.outcomes())
+        return bool(inside) and inside[0].size > self._job.prepared.size
 
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""
@@ -203,10 +245,12 @@ class Mixing:
     def _at_full_speed(self, start: Trial) -> Trial | None:
         """The same layers in the same forms with other ranges, or with equalized weights; None if none is inside."""
         recipe, trials = start.built.recipe, self._trials
-        if trials.excess(start) > _OUT_OF_REACH:
+        if trials.excess(start) > _OUT_OF_REACH or self._weights_alone_miss():
             return None
         tries = {f"{start.name} ({name})": recipe.override(range=name) for name in _RANGES if name != recipe.range}
-        if not recipe.equalize:
+        if (
+            not recipe.equalize and not self._job.prepared.evened
+        ):  # which is done for layers' errors, as equalizing is not
             tries[f"{start.name} (equalized)"] = recipe.override(equalize=True)
         if self._job.recipe.range != Recipe().range:  # the user chose one
             tries = {name: other for name, other in tries.items() if other.range == recipe.range}
@@ -232,6 +276,13 @@ class Mixing:
         self._spared = True
         self._find_damage(STORED)
         order = chooser.by_damage(self.layers.values(), STORED)
+        inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
+        largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
+        affordable = _affordable(order, stored.size, largest)
+        left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
+        if not self._has_grown() and left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):
+            return None
+        order = order[:affordable]
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Demotion(STORED, as_it_is, stored)
         return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
@@ -290,6 +341,16 @@ class Mixing:
         if fastest is None or ratios[fastest] <= reached or self._job.data is None:
             return None
         return self._trials.made[fastest]
+
+
+def _affordable(order: Sequence[Layer], size: int, largest: float) -> int:
+    """How many layers of a model of stored weights can have float ones before the file is too large."""
+    for count, layer in enumerate(order):
+        if FLOAT in layer.forms and STORED in layer.forms:
+            size += layer.forms[FLOAT].size - layer.forms[STORED].size
+        if size > largest:
+            return count
+    return len(order)
 
 
 def _of_prepared(statistics: Statistics | None, job: Job) -> Statistics | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -40,7 +41,7 @@ from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
-from onnxq.runtime.engines.places import WASM, WEB, RunsOn, start, web_is_here
+from onnxq.runtime.engines.places import RAY, WASM, WEB, RunsOn, spread_over, start, web_is_here
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
 from onnxq.runtime.session import open_session
@@ -130,6 +131,8 @@ def quantize_by(
             forget(state)
         if job.learning_state is not None:
             job.learning_state.unlink(missing_ok=True)
+        if job.layers is not None:
+            shutil.rmtree(job.layers, ignore_errors=True)
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
@@ -218,6 +221,9 @@ def _open(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
     job.engine = engine
+    if options.runs_on is not None and options.runs_on.engine == RAY:
+        job.tasks = spread_over(options.runs_on, stack)
+        job.layers = None if destination is None else Path(f"{destination}.layers")
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
@@ -232,7 +238,7 @@ def _open(
 def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
-    if asked is None or asked == RunsOn():
+    if asked is None or asked == RunsOn() or asked.engine == RAY:
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)

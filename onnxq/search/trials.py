@@ -22,9 +22,9 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import runnable_feed
 from onnxq.search.bases import Bases, cleaned
-from onnxq.search.choice import CLEANED, FLOAT, SAME_SIZE, LayerChoice, Outcome, insisted
+from onnxq.search.choice import CLEANED, FLOAT, NOISE, SAME_SIZE, SMALL_GAIN, LayerChoice, Outcome, insisted
 from onnxq.search.comparing import Judge
-from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier
+from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
@@ -34,14 +34,13 @@ from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
-_CLOSE = 0.75
+_CLOSE = 0.85
 """Candidates that reach this share of the fastest's speed are timed with it once more before the choice is made."""
 
-_FIRST_SHARE = 0.5
-"""Share of the usual time for the first alternation, which only tells who is far behind."""
+_FIRST_SHARE = 0.5  # of the usual time for the first alternation, which only tells who is far behind
 
-_ROUNDS, _TIME_SHARE = 10, 0.2
-"""Rounds of the float model that a second alternation should last, and the share of the time left that it may take."""
+_ROUNDS, _TIME_SHARE = 6, 0.2
+"""Rounds of float that a second alternation should last, and the share of the time left that it may take."""
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take."""
@@ -49,8 +48,7 @@ _COMPARE_SHARE = 0.25
 _UNKNOWN_EXCESS = 4.0
 """Factor of the noise that is to go where nothing tells more, as with a fall of accuracy."""
 
-_MARGIN = 0.5
-"""Share of the budget that a model may take which was searched until it was inside."""
+_MARGIN = 0.5  # share of the budget that a model may take which was searched until it was inside
 
 _SANE_SQNR_DB = 10.0
 """On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
@@ -66,8 +64,10 @@ class Trial:
         content: what is measured, and written if it is chosen.
         size: of the content, in bytes.
         session: None until it was opened, and where that failed.
-        timing: beside float, in the last alternation.
+        timing: beside float, in its last alternation; its ratio is that of the fastest runs.
+        beside: the float model in the same alternation.
         comparison: with float.
+        briefly: that was on a few samples, since a faster candidate was inside the budget on all.
         refused: why it cannot be chosen; empty where it can.
         reasons: why layers have their forms, where that was a matter of measurement.
     """
@@ -78,7 +78,9 @@ class Trial:
     size: int
     session: Session | None = None
     timing: Timing | None = None
+    beside: Timing | None = None
     comparison: Comparison | None = None
+    briefly: bool = False
     refused: str = ""
     reasons: dict[str, LayerChoice] = field(default_factory=dict)
 
@@ -110,6 +112,7 @@ class Trials:
         self._signatures: dict[tuple[object, ...], str] = {}
         self._deadline = time.monotonic() + job.budget
         self._finalists: set[str] = set()
+        self._timed_last: set[str] = set()
         self._late = False
 
     # Building.
@@ -160,17 +163,17 @@ class Trials:
 
     def has_margin(self, trial: Trial) -> bool:
         """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
-        return not self._by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
+        return not self.by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
 
     @property
-    def _by_budget(self) -> bool:
+    def by_budget(self) -> bool:
         """Whether the default budget stands for limits that the user did not set."""
         return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
 
     def excess(self, trial: Trial) -> float:
         """By what factor the noise of a trial is too large for the limits; a guess where they do not say."""
         recipe, sqnr = self.job.recipe, _sqnr(trial.comparison)
-        if self._by_budget and math.isfinite(self.loss(trial)):
+        if self.by_budget and math.isfinite(self.loss(trial)):
             return (self.loss(trial) / (BUDGET * _MARGIN)) ** 2  # what changes goes with the size of the noise
         if recipe.min_sqnr is not None and sqnr is not None and math.isfinite(sqnr):
             return float(10 ** ((recipe.min_sqnr - sqnr) / 10))
@@ -238,6 +241,7 @@ class Trials:
         if self.float_timing is not None:  # a slow model needs longer for as many rounds, if there is the time
             wanted = _ROUNDS * self.float_timing.round_ms / 1e3
             seconds = max(job.seconds, min(wanted, _TIME_SHARE * self.seconds_left / len(sessions)))
+            self._timed_last = set(running)
         with job.clock.step("benchmark"):
             timings = measure(
                 sessions, feeds, job.workload, seconds=seconds, threads=job.timed_threads, engine=job.engine
@@ -246,6 +250,7 @@ class Trials:
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio
             running[timing.name].timing = replace(timing, ratio=steady)
+            running[timing.name].beside = timings[0]
 
     def time_finalists(self) -> None:
         """Time those again, and longer, between which the choice is close, if there are several."""
@@ -254,7 +259,8 @@ class Trials:
         close = sorted((name for name in ratios if ratios[name] >= _CLOSE * fastest), key=lambda name: -ratios[name])
         finalists = [self.made[name] for name in close if name != FLOAT]
         self._finalists = {trial.name for trial in finalists}
-        if len(close) > 1 and finalists and not self.out_of_time("the best were not timed a second time"):
+        again = len(close) > 1 and not self._finalists <= self._timed_last
+        if again and finalists and not self.out_of_time("the best were not timed a second time"):
             self.time(finalists)
 
     def _opened_float(self) -> Session:
@@ -262,38 +268,54 @@ class Trials:
         return self._float
 
     def compare(self, trials: Iterable[Trial]) -> None:
-        """Compare candidates with float, which runs once for all; those outside the accuracy budget are refused.
+        """Compare candidates with float, the fastest first; those outside the accuracy budget are refused.
 
-        Args:
-            trials: those that are open and not refused are compared.
+        What is clearly slower than one that is inside is compared on a few samples only, what is refused not at all.
         """
         chosen = [trial for trial in trials if trial.session is not None and not trial.refused]
-        sessions = [trial.session for trial in chosen if trial.session is not None]
+        for trial in sorted(chosen, key=lambda trial: -_ratio(trial)):
+            if not self._compare(trial, briefly=self._beaten(trial)):
+                return
+
+    def settle(self, trial: Trial) -> bool:
+        """Compare a candidate in full that was compared briefly; whether it is inside the budget."""
+        if trial.briefly and trial.session is not None:
+            self._compare(trial, briefly=False)
+        return not trial.refused
+
+    def _beaten(self, trial: Trial) -> bool:
+        """Whether a candidate that is inside the budget is faster by more than a choice weighs against a small file."""
+        inside = [other for other in self.made.values() if other.comparison and not (other.refused or other.briefly)]
+        fastest = max(map(_ratio, inside), default=0.0)
+        return trial.timing is not None and _ratio(trial) < fastest * (1 - SMALL_GAIN - NOISE)
+
+    def _compare(self, trial: Trial, *, briefly: bool) -> bool:
+        assert trial.session is not None
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
         with self.job.clock.step("compare"):
             try:
-                found = self.judge.compare(sessions, left)
+                (trial.comparison,) = self.judge.compare([trial.session], left, briefly=briefly)
             except CalibrationError:
                 raise  # the data is at fault
             except OnnxqError as error:
                 self.warnings.append(f"the candidates could not be compared with float: {error}")
-                return
-        for trial, comparison in zip(chosen, found, strict=True):
-            trial.comparison = comparison
-            trial.refused = self.outside(comparison)
-            if trial.refused:
-                trial.session = None  # its arena and its threads are given back
+                return False
+        trial.briefly = briefly and self.judge.is_long
+        trial.refused = self.outside(trial.comparison)
+        if trial.refused:
+            trial.session = None  # its arena and its threads are given back
+        return True
 
     @property
     def judge(self) -> Judge:
         """What candidates are compared by."""
         if self._judge is None:
-            self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self._by_budget)
+            self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self.by_budget)
         return self._judge
 
     def compared(self, trial: Trial) -> Compared | None:
         """What a candidate's verification need not find out again; None where it was not compared in full."""
-        if trial.comparison is None or self._judge is None or not self._by_budget:
+        if trial.comparison is None or trial.briefly or self._judge is None or not self.by_budget:
             return None
         return Compared(trial.comparison, self._judge.reference)
 
@@ -302,12 +324,10 @@ class Trials:
         recipe = self.job.recipe
         if not comparison.finite:
             return "an output is NaN or infinite where float is finite"
-        if self.job.data is None and self._by_budget:
+        if self.job.data is None and self.by_budget:
             low = comparison.sqnr_db is not None and comparison.sqnr_db < _SANE_SQNR_DB
             return f"only {comparison.sqnr_db:.1f} dB on a synthetic sample" if low else ""
         return Limits.or_budget(recipe.max_drop, recipe.min_sqnr).outside(comparison)
-
-    # What was found.
 
     def outcomes(self) -> list[Outcome]:
         """The figures of all candidates that were timed, and of float unless the user insists on integers."""
@@ -332,7 +352,7 @@ class Trials:
         rows = [
             candidate_row(
                 trial.name,
-                trial.timing,
+                shown(trial.beside, trial.timing),
                 trial.comparison if real else None,
                 trial.size,
                 "chosen" if trial.name == chosen else trial.refused or "not the best",
@@ -341,7 +361,8 @@ class Trials:
             for trial in self.made.values()
         ]
         verdict = "chosen" if chosen == FLOAT else "not the best"
-        same = candidate_row(FLOAT, self.float_timing, None, self.job.prepared.size, verdict)
+        beside = self.made[chosen].beside if chosen in self.made else self.float_timing
+        same = candidate_row(FLOAT, beside, None, self.job.prepared.size, verdict)
         rows.append(same | ({"sqnr_db": math.inf, "loss": 0.0} if real else {}))
         rows.sort(key=lambda row: row["name"])
         rows.sort(key=lambda row: row["latency_ratio"] or 0.0, reverse=True)
@@ -369,6 +390,10 @@ class Trials:
             self.warnings.append(
                 f"--budget: time limit of {self.job.budget:g} s reached, {what}; returning the best candidate so far"
             )
+
+
+def _ratio(trial: Trial) -> float:
+    return 0.0 if trial.timing is None else trial.timing.ratio
 
 
 def _sqnr(comparison: Comparison | None) -> float | None:

@@ -98,7 +98,7 @@ def test_a_planted_bad_layer_comes_first(seed: int) -> None:
 @pytest.mark.parametrize(("factor", "words"), [(0.2, "clips"), (20.0, "times wider")])
 def test_a_wrong_range_is_found_at_the_node_that_writes_it(factor: float, words: str) -> None:
     model, feeds = network(3), drawn(3)
-    form = quantized(model, feeds, per_channel=False)  # else channels are evened out, and r2 is not the float model's
+    form = quantized(model, feeds)
     spoil_range(form, "r2", factor)
     first = onnxq.diagnose(model, form, data=feeds, threads=1).findings[0]
     assert first.node == "layer2" and words in first.cause

@@ -7,10 +7,11 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.algorithms.channels.even_channels import Part
+from onnxq.algorithms.channels.even_channels import Evened, Part
 from onnxq.core.error_measures import sqnr_db
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
+from onnxq.passes import even_out as passes
 from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.even_out import even_out, rounded
 from onnxq.runtime.sampled_rows import sample_channels
@@ -236,3 +237,20 @@ def test_static_integers_are_more_exact(group: int) -> None:
         errors.append(sqnr_db(np.concatenate(reference), got))
     assert errors[0] > 25
     assert errors[0] > errors[1] + 6
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "auto"])
+def test_an_estimate_that_is_wrong_is_taken_back_and_said(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    """Scales that spread channels instead look good to each layer here, and cost the whole model its accuracy."""
+    proto = build(
+        network("[r] c = Relu (a)"), **{**arrays(), "w1": layer(8, 3, 3), "b1": weights(8), "w2": layer(4, 8, 3)}
+    )
+    feeds = [feeds_for(session(proto.SerializeToString()), 1, seed) for seed in range(12)]
+    options = {"preset": preset, "calibration": feeds, "include": ["a", "b"], "benchmark": False, "force": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "search_even", lambda values, count: Evened(1.0, SPREAD[:count].astype(float), 0.1, 1.0))
+        spread = onnxq.quantize(proto, cache=False, threads=1, **options)  # type: ignore[arg-type]
+    plain = onnxq.quantize(proto, cache=False, threads=1, **options)  # type: ignore[arg-type]
+    assert any("channels of activations were not evened out: held-out samples have" in w for w in spread.warnings)
+    assert not any("evened out" in warning for warning in plain.warnings)
+    assert spread.sqnr_db == pytest.approx(plain.sqnr_db, abs=1e-6)

@@ -10,6 +10,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import RecipeError
+from onnxq.runtime.session import open_session
 from tests.graph.build import build
 
 RNG = np.random.default_rng(3)
@@ -90,6 +91,25 @@ def test_packed_weights_with_float16_in_and_out() -> None:
     types = {tensor.name: tensor.data_type for tensor in result.model.graph.initializer}
     assert all(types[node.input[2]] == onnx.TensorProto.FLOAT16 for node in packed)
     assert result.float_type == "float16"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_packed_weights_that_stay_float32_are_right_without_optimizations(kind: str) -> None:
+    """Their kernel packs integers and scales as it loads, and takes wrong scales where a Cast makes them."""
+    text = """g (int64[B,S] ids) => (float[S,B,65] y) {
+        [emb] e = Gather (table, ids) [t] x = Transpose <perm = [1,0,2]> (e)
+        [rnn] h, hn = LSTM <hidden_size = 128> (x, w, r, b) [s] k = Squeeze (h, one) [out] y = MatMul (k, v) }"""
+    shapes = {"table": (65, 128), "w": (1, 512, 128), "r": (1, 512, 128), "b": (1, 1024), "v": (128, 65)}
+    constants = {name: RNG.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    model = build(text, **constants, one=np.array([1]))
+    samples = [{"ids": RNG.integers(0, 65, (1, 16))} for _ in range(4)]
+    result = onnxq.quantize(model, preset="w4", float_type=kind, calibration=samples, benchmark=False, force=True)
+    assert result.model is not None
+    packed = {node.name: node for node in result.model.graph.node if node.op_type == "MatMulNBits"}
+    assert "out" in packed and not any("optimizations off" in warning for warning in result.warnings)
+    content = result.model.SerializeToString()
+    got = [open_session(content, threads=1, optimize=optimize).run(samples[0])[0] for optimize in (True, False)]
+    np.testing.assert_allclose(got[1], got[0], atol=1e-2)
 
 
 def test_a_float16_model_goes_out_in_the_type_that_is_asked_for() -> None:

@@ -184,7 +184,7 @@ def test_there_is_no_cuda_where_there_is_none() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(RecipeError, match="--device cuda: PyTorch sees no such device; use --device cpu"):
+    with pytest.raises(RecipeError, match="PyTorch sees no device 'cuda'; use --train-on cpu"):
         finetune(device="cuda")
 
 

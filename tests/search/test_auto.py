@@ -15,11 +15,13 @@ import pytest
 import onnxq
 from onnxq.cli._json import dumps
 from onnxq.errors import RecipeError, VerificationError
+from onnxq.pipeline import gate
+from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
-from onnxq.search import bases, choice_cache, layers, trials
+from onnxq.search import bases, choice_cache, comparing, layers, trials
 from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
@@ -81,13 +83,16 @@ class Times:
         self.models: dict[str, float] = {}
         self.kernels: dict[str, float] = {}
         self.asked: list[list[str]] = []
+        self.groups: list[list[str]] = []
+        self.load: Callable[[], float] = lambda: 1.0
 
     def benchmark(
         self, models: Mapping[str, object], feeds: Iterable[object], workload: object, **options: object
     ) -> list[Timing]:
         assert list(feeds), "there is something to run"
         self.asked.append(list(models))
-        taken = {name: self.time_of(name) for name in models}
+        load = self.load()
+        taken = {name: load * self.time_of(name) for name in models}
         return [Timing(name, ms, ms, ms, 1, taken["float"] / ms, 0) for name, ms in taken.items()]
 
     def time_of(self, name: str) -> float:
@@ -95,6 +100,7 @@ class Times:
         return self.models.get(name, self.models.get(name.split(" ")[0], self.models["float"]))
 
     def kernel_times(self, models: Mapping[str, bytes], feed: object, **options: object) -> dict[str, KernelTime]:
+        self.groups.append(list(models))
         return {form: KernelTime(self.kernels.get(form, 10.0)) for form in models}
 
 
@@ -283,6 +289,69 @@ def test_one_scale_a_weight_is_taken_only_where_it_is_faster(ms: float, granular
     assert "w8a8-dynamic (per tensor)" in table(result)
 
 
+def test_what_is_clearly_slower_is_compared_on_a_few_samples(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "mixed": 4.0, "w8a8-dynamic": 0.98, "w8a8-token": 2.0}
+    asked, compare = [], comparing.Judge.compare
+
+    def spy(judge: Any, sessions: Any, seconds: float, *, briefly: bool = False) -> Any:
+        (found,) = compare(judge, sessions, seconds, briefly=briefly)
+        asked.append((sessions[0].label, briefly, found.samples))
+        return [found]
+
+    monkeypatch.setattr(comparing.Judge, "compare", spy)
+    result = onnxq.quantize(mlp(), calibration=drawn(1, 64, count=40), threads=1)
+    assert result.preset in ("w8a8", "w8a8-dynamic")
+    assert [(name, count) for name, briefly, count in asked if not briefly] == [("w8a8-dynamic", 40), ("w8a8", 40)]
+    assert {name: count for name, briefly, count in asked if briefly} == {"w8a8-token": 8, "w8": 8}
+    assert result.comparison is not None and result.comparison.samples == 40
+
+
+def test_a_brief_comparison_is_made_whole_before_a_candidate_is_chosen(
+    times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest fails its verification at the end; the next was only looked at briefly, and is outside on all."""
+    times.models = {"float": 4.0, "w8": 3.0, "w8a8": 1.0, "mixed": 4.0, "w8a8-dynamic": 4.0, "w8a8-token": 4.0}
+
+    def failures(self: object, comparison: Any) -> list[str]:
+        return ["outside"] if comparison.samples == 40 and stage["verified"] else []
+
+    def verify(content: Any, job: Any, *, timed: bool, compared: Any = None) -> Verdict:
+        stage["verified"] = True
+        return Verdict(failures=["broken"])
+
+    stage = {"verified": False}
+    monkeypatch.setattr(budget.Limits, "failures", failures)
+    monkeypatch.setattr(gate, "verify", verify)
+    result = onnxq.quantize(mlp(), calibration=drawn(1, 64, count=40), threads=1, cache=False)
+    assert result.preset == "float"
+    assert table(result)["w8a8"]["verdict"] == "broken" and "outside" in table(result)["w8"]["verdict"]
+
+
+@pytest.mark.parametrize("lost", [0.001, 0.5])
+def test_where_weights_alone_cost_too_much_only_float_is_tried(
+    times: Times, monkeypatch: pytest.MonkeyPatch, lost: float
+) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "mixed": 1.5, "w8a8-dynamic": 3.0, "w8a8-token": 3.0}
+    monkeypatch.setattr(budget.Limits, "failures", lambda self, comparison: ["outside"])
+    monkeypatch.setattr(trials.Trials, "loss", staticmethod(lambda trial: lost if trial.name == "w8" else 0.02))
+    names = [row["name"] for row in auto("mlp", cache=False).candidates]
+    tried = [name for name in names if "minmax" in name or "percentile" in name or "gentler" in name]
+    assert bool(tried) == (lost < 0.01) and any("float)" in name for name in names)
+
+
+def test_equal_layers_are_timed_once_and_their_errors_are_found_when_needed(times: Times) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 2.0, "w8a8-dynamic": 1.5, "w8a8-token": 1.6, "mixed": 1.8}
+    loose = auto("attention", min_sqnr=0.0)
+    rows = {row["node"]: row["alternatives"] for row in loose.choices}
+    assert len(times.groups) < sum(bool(found) for found in rows.values())
+    assert rows["q"]["w8a8"]["sqnr_db"] is not None and rows["k"]["w8a8"]["sqnr_db"] is None
+    assert rows["q"]["w8a8"]["time_us"] == rows["k"]["w8a8"]["time_us"] == rows["v"]["w8a8"]["time_us"]
+    times.models |= {"w8a8": 1.0, "mixed": 1.0, "w8a8-dynamic": 4.0, "w8a8-token": 4.0}
+    tight = auto("attention", min_sqnr=60.0, cache=False)
+    rows = {row["node"]: row["alternatives"] for row in tight.choices}
+    assert all(rows[name]["w8a8"]["sqnr_db"] is not None for name in "qkv")
+
+
 def test_without_time_the_first_form_ships_and_a_warning_says_so(times: Times) -> None:
     times.models = {"float": 4.0, "w8a8": 2.0}
     result = auto("mlp", budget=0.0)
@@ -438,6 +507,7 @@ def test_what_is_written_is_what_the_table_calls_chosen(
     times.models = {"float": 4.0, **{name: float(draw.uniform(1.0, 6.0)) for name in names}}
     times.kernels = {name: float(draw.uniform(5.0, 30.0)) for name in ["float", *names]}
     share = float(draw.uniform(0.0, 1.0))
+    times.load = lambda: float(draw.uniform(0.2, 5.0))  # of the machine: another one in each alternation
 
     def failures(self: object, comparison: Any) -> list[str]:
         decibels = np.random.default_rng(int(1000 * min(comparison.sqnr_db or 0.0, 999.0)) + seed)
@@ -449,6 +519,11 @@ def test_what_is_written_is_what_the_table_calls_chosen(
     (row,) = [row for row in result.candidates if row["verdict"] == "chosen"]
     assert row["name"].split(" ")[0] == result.preset
     assert output.stat().st_size == row["size_bytes"] == result.size_after
+    shown = result.latency_ms["float"] / result.latency_ms["quantized"]
+    assert (
+        row["latency_ratio"] == pytest.approx(shown, rel=1e-3) == pytest.approx(result.latency_ratio or 0.0, rel=1e-3)
+    )
+    assert table(result)["float"]["latency_ms"] == result.latency_ms["float"]
     if result.preset != "float":
         assert result.comparison is not None and failures(None, result.comparison) == []
 

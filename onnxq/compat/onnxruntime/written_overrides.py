@@ -12,7 +12,7 @@ from onnxq.errors import ModelError
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.types import Node
-from onnxq.graph.views.isolate import bare_name
+from onnxq.graph.views.counterparts import bare_name
 from onnxq.pipeline.float_model import Source
 
 _TYPES = {

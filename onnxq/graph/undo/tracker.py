@@ -20,7 +20,7 @@ from onnxq.graph.prepare.folding import evaluate
 from onnxq.graph.reading.ops import MICROSOFT
 from onnxq.graph.reading.signs import Sign, sign_of
 from onnxq.graph.undo.real_weights import dequantized, grid_of
-from onnxq.graph.views.isolate import bare_name
+from onnxq.graph.views.counterparts import bare_name
 
 Param = ir.Value | None
 

@@ -17,17 +17,14 @@ from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
-from onnxq.graph.reading.ops import channel_axis
-from onnxq.graph.undo import real_weights
 from onnxq.graph.views.canonical import to_qdq
+from onnxq.graph.views.counterparts import bare_name, dequantized, weights_of
 
-_SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
 _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
     "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
 )
 _PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
-_UNPACK = {"MatMulNBits": real_weights.of_nbits, "MatMulBnb4": real_weights.of_bnb4}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -248,7 +245,7 @@ class _Taker:
         unit.grid = _grid(q or (writer if writer is not None and writer.op_type == "DequantizeLinear" else None))
         unit.rounds_inputs = any(node.op_type in _ROUNDING for node in closure)
         if main is not None:
-            pairs = [_weights(layers[unit.name], main) for layers in self._layers if unit.name in layers]
+            pairs = [weights_of(layers[unit.name], main) for layers in self._layers if unit.name in layers]
             unit.weight = min((pair for pair in pairs if pair is not None), key=_distance, default=None)
         self._unscale(unit, q)
         return unit
@@ -279,7 +276,7 @@ class _Taker:
         for node in list(self._graph):
             if node.op_type != "DequantizeLinear":
                 continue
-            array = _dequantized(node)
+            array = dequantized(node)
             if array is None:
                 continue
             name = self._names.value(f"{node.outputs[0].name}_folded")
@@ -311,14 +308,6 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def bare_name(name: str) -> str:
-    """A name without the endings that quantizers add."""
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            return bare_name(name.removesuffix(suffix))
-    return name
-
-
 def _is_quantized(node: ir.Node) -> bool:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or node.op_type in _PACKED:
         return True
@@ -343,55 +332,5 @@ def _grid(node: ir.Node | None) -> Grid | None:
     return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
 
 
-def _dequantized(node: ir.Node) -> Array | None:
-    """What a DequantizeLinear of constants gives; None where an input is not constant."""
-    arrays = [walk.const_array(value) for value in node.inputs]
-    if any(array is None for array in arrays):
-        return None
-    integers, scale = arrays[0], arrays[1]
-    assert integers is not None and scale is not None
-    real = integers.astype(np.float32)
-    axis, block = walk.attr_int(node, "axis", 1), walk.attr_int(node, "block_size", 0)
-
-    def spread(parameter: Array) -> Array:
-        parameter = parameter.astype(np.float32)
-        if parameter.ndim == 0 or parameter.size == 1:
-            return parameter.reshape(())
-        if block:
-            whole = np.repeat(parameter, block, axis=axis)
-            return np.take(whole, np.arange(real.shape[axis]), axis=axis)
-        return parameter.reshape([-1 if i == axis % real.ndim else 1 for i in range(real.ndim)])
-
-    if len(arrays) > 2 and arrays[2] is not None:
-        real = real - spread(arrays[2])
-    return np.asarray(real * spread(scale), np.float32)
-
-
 def _distance(pair: tuple[Array, Array]) -> float:
     return float(np.square(pair[0] - pair[1], dtype=np.float64).sum())
-
-
-def _weights(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
-    """The weight of a layer in both models, where it is a constant and keeps its shape."""
-    before = walk.const_array(walk.input_at(original, 1))
-    value = walk.input_at(main, 1)
-    producer = value.producer() if value is not None else None
-    if before is None or channel_axis(original, before.ndim) is None or before.dtype.kind != "f":
-        return None
-    after = None
-    if main.op_type in _UNPACK:
-        after = _UNPACK[main.op_type](main, [walk.const_array(source) for source in main.inputs])
-    elif producer is not None and producer.op_type == "DequantizeLinear":
-        after = _dequantized(producer)
-    elif producer is not None and producer.op_type == "Mul":
-        cast = producer.inputs[0].producer() if producer.inputs[0] is not None else None
-        integers = walk.const_array(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
-        scale = walk.const_array(producer.inputs[1])
-        after = None if integers is None or scale is None else integers.astype(np.float32) * scale
-    elif value is not None:
-        after = walk.const_array(value)
-    if after is None or after.dtype.kind != "f":
-        return None
-    if after.shape != before.shape and after.ndim == 2 and after.T.shape == before.shape:
-        after = after.T
-    return (before, after) if after.shape == before.shape else None

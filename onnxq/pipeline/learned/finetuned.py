@@ -116,7 +116,9 @@ def _learned(
 
     recipe = job.recipe
     if not has_device(recipe.device):
-        raise RecipeError(f"--device {recipe.device}: PyTorch sees no such device; use --device cpu")
+        raise RecipeError(
+            f"PyTorch sees no device {recipe.device!r}; use --train-on cpu, with onnxq finetune --device cpu"
+        )
     student, teacher = GraphModule(graph), GraphModule(plain_graph(job.prepared.model))
     lacking = list(dict.fromkeys(node.op_type for node in (*student.unsupported, *teacher.unsupported)))
     if lacking:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +16,11 @@ from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
+from onnxq.plan.spread_weights import LayerTask, Spread, quantize_elsewhere
 from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
+from onnxq.plan.weights.tables import BNB4, LOOKUP
 from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics, Statistics
@@ -41,6 +43,7 @@ def pack_weights(
     statistics: Statistics | None,
     notes: list[str],
     report: Report | None = None,
+    spread: Spread | None = None,
 ) -> tuple[dict[str, WeightRewrite], dict[str, float | None]]:
     """Quantize the weights of every node with a `WEIGHT` plan.
 
@@ -54,6 +57,7 @@ def pack_weights(
         statistics: with second moments, where the plan needs them.
         notes: lines for the user are appended.
         report: shows the progress; a long step's name says how long and how large it is expected to be.
+        spread: quantizes the weights elsewhere; None does it here.
 
     Returns:
         What becomes of each node, and the signal to quantization noise of the output of each layer whose input is
@@ -68,6 +72,8 @@ def pack_weights(
     scarce: list[tuple[str, int, int]] = []
     order = _by_input(nodes, plan)
     progress = report(_expected(nodes, plan)) if report is not None and order else None
+    if spread is not None:
+        quantize_elsewhere(_tasks(nodes, plan, order, statistics), weights.packed, spread)
     for count, name in enumerate(order):
         if progress is not None:
             progress(count, len(order))
@@ -97,6 +103,25 @@ def pack_weights(
             "with more samples than channels its weight can be rounded better"
         )
     return packed, errors
+
+
+def _tasks(
+    nodes: Mapping[str, Node], plan: Plan, order: list[str], statistics: Statistics | None
+) -> Iterator[LayerTask]:
+    """The layers whose weights are in blocks, in order, as `pack_weights` rounds them."""
+    # a weight that an embedding reads too is rounded as that is, by whoever comes first: it is left for that
+    for name in order:
+        node_plan, matrix = plan.nodes[name], matrix_of(nodes[name])
+        if isinstance(matrix, str) or node_plan.form in (BNB4, LOOKUP):
+            continue
+        needs_data = node_plan.algorithm in ALGORITHMS_WITH_DATA
+        if needs_data and statistics is not None and statistics.later:
+            continue  # what does not fit in memory together is there once, for whoever asks first
+        known = _known(nodes[name], statistics) if needs_data else None
+        unseen = needs_data and known is None
+        algorithm = ALGORITHM_WITHOUT_DATA if unseen else node_plan.algorithm
+        (_, spec), *_ = node_plan.weights.items()
+        yield LayerTask(matrix, spec, algorithm, known)
 
 
 def _expected(nodes: Mapping[str, Node], plan: Plan) -> str:

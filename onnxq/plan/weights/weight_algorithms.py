@@ -57,6 +57,12 @@ def _mean_squares(statistics: InputStatistics | None) -> Array | None:
     return np.asarray(statistics.moment.diagonal / statistics.moment.rows)
 
 
+def plain_weight(weight: Array, algorithm: str) -> Array:
+    """A weight as an algorithm takes it: float32, and by rows where it does not work through them one by one."""
+    plain = np.asarray(weight, np.float32)
+    return plain if algorithm in BY_ROWS else np.ascontiguousarray(plain)
+
+
 def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
     """Store one weight as indices into a table.
 
@@ -91,9 +97,7 @@ class PackedWeights:
         """Quantize a weight, or find it; arguments as for `quantize_weight`."""
         known = self.find(weight, spec, algorithm)
         if known is None:
-            plain = np.asarray(weight, np.float32)
-            if algorithm not in BY_ROWS:
-                plain = np.ascontiguousarray(plain)
+            plain = plain_weight(weight, algorithm)
             known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
         return known  # type: ignore[no-any-return]
 

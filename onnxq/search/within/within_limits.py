@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -76,12 +77,22 @@ def _hold(chosen: Chosen, limits: Limits) -> None:
         chosen.verdict.failures.append(missed)
 
 
-def with_limits(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
-    """Make the model of a named preset, and search from it where it is outside the limits."""
+def with_limits(
+    job: Job, options: SearchOptions, limits: Limits, *, timed: bool, known: Statistics | None = None
+) -> Chosen:
+    """Make the model of a named preset, and search from it where it is outside the limits.
+
+    Args:
+        job: what is to be quantized, and how.
+        options: of the search.
+        limits: that the model has to keep.
+        timed: measure latency.
+        known: ranges of the job's model from the same samples.
+    """
     own = not options.metric.is_default
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
-    first = make(gated, timed=timed)
+    first = _first(gated, known, timed=timed)
     if limits == Limits():
         return first
     if job.data is None:
@@ -102,6 +113,13 @@ def with_limits(job: Job, options: SearchOptions, limits: Limits, *, timed: bool
         first = make(gated, timed=timed)
         outcome = work.judge(first)
     return _LimitSearch(gated, options, work, first, outcome).run(timed=timed)
+
+
+def _first(job: Job, known: Statistics | None, *, timed: bool) -> Chosen:
+    if known is not None and job.statistics is None:
+        with contextlib.suppress(CalibrationError):  # a value that nobody needed so far: the samples are run
+            return make(replace(job, statistics=known), timed=timed)
+    return make(job, timed=timed)
 
 
 def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
@@ -229,7 +247,7 @@ class _LimitSearch:
     def _extras(self) -> list[Change]:
         """Rewrites of the float model that cost nothing at inference, where the recipe has not asked for them."""
         changes: list[Change] = []
-        if not self._start.equalize:
+        if not (self._start.equalize or self._job.prepared.evened):
             changes.append(("equalization", lambda recipe: replace(recipe, equalize=True)))
         if self._start.smooth is None:
             changes.append(("SmoothQuant", lambda recipe: replace(recipe, smooth="auto")))

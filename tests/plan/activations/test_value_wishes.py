@@ -52,6 +52,17 @@ def test_scale_and_zero_point_are_written(model: Any, samples: Any) -> None:
     assert grids(model, samples, {"match": "x", "scale": 0.03125, "zero_point": 120})["x"] == (0.03125, 120)
 
 
+@pytest.mark.parametrize("target", ["qnn", "openvino", "tensorrt"])
+def test_engines_that_take_whole_graphs_keep_to_it(samples: Any, target: str) -> None:
+    fixed = build(TEXT.replace("N,", "1,"), w=weights(8, 8, 1, 1), v=weights(8, 8, 1, 1), u=weights(8, 8, 1, 1))
+    plain = grids(fixed, samples, target=target)
+    found = grids(fixed, samples, {"match": "c", "quantize": False}, {"match": "x", "min_range": 100}, target=target)
+    assert plain.keys() - found.keys() <= {"c", "d", "b"} and "c" not in found
+    assert found["x"][0] > 5 * plain["x"][0]
+    with pytest.raises(RecipeError, match="values: 'z' matches no value of the model"):
+        grids(fixed, samples, {"match": "z", "quantize": False}, target=target)
+
+
 def test_a_value_may_be_symmetric_alone(model: Any, samples: Any) -> None:
     found, plain = grids(model, samples, {"match": "x", "symmetric": True}), grids(model, samples)
     assert found["x"][1] == 128

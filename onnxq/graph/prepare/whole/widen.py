@@ -142,7 +142,7 @@ def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Nam
     tensor = value.const_value
     if tensor is None or tensor.dtype != WIDE or tensor.nbytes < _SMALLEST or not value.uses() or value.name is None:
         return False
-    if value.is_graph_output() or value.is_graph_input():
+    if value.is_graph_output() or value.is_graph_input() or _packs(value):
         return False
     array = tensor.numpy()
     with np.errstate(over="ignore", under="ignore"):
@@ -162,6 +162,13 @@ def _narrow(graph: ir.Graph, value: ir.Value, kind: ir.DataType, names: walk.Nam
     else:
         graph.insert_before(first, cast)
     return True
+
+
+def _packs(value: ir.Value) -> bool:
+    """Whether a kernel packs a constant as it loads: with optimizations off, what comes from a Cast is no constant."""
+    return any(
+        use.node.op_type == "MatMulNBits" and walk.attr_int(use.node, "accuracy_level", 0) for use in value.uses()
+    )
 
 
 _LOST = 1e-2
