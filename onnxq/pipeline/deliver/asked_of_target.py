@@ -74,6 +74,12 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
         raise TargetError(f"--target {target.name}: takes fixed shapes alone; pass {fix}")
 
 
+NO_FASTER_4 = (
+    "ONNX Runtime has no kernels for 4-bit activations: they and the weights have 16 steps in types of 8 bits, so that "
+    "the model is no smaller and no faster than with w8a8; the preset shows what a network keeps on such hardware"
+)
+"""What is said of w4a4."""
+
 SLOW_16 = (
     "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, more than twice as "
     "slow as float alone (2.2 to 2.4x for digits_resnet); the preset is for NPUs, see --target qnn"
