@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxq.core.dtypes import QType
 from onnxq.data.feeds import InputSpec
 from onnxq.errors import RecipeError, TargetError
 from onnxq.recipe.presets import PRESETS
@@ -30,8 +31,11 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     if (recipe.format or target.formats[0]) == "qoperator":
         pairs = [key for key in ("float_bias", "dedicated_pairs", "own_pairs") if getattr(recipe, key)]
         pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
+        pairs += ["value rule of 16 bits" for rule in recipe.values if rule.bits == 16]
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
+    if target.provider and QType.UINT16 not in target.activations and any(rule.bits == 16 for rule in recipe.values):
+        raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave bits out of the value rules")
     if recipe.unsigned_weights or recipe.asymmetric_weights:
         key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
         if target.provider:
