@@ -75,6 +75,7 @@ def quantize(
     bits: int | None = None,
     block_size: int | None = None,
     algorithm: str | None = None,
+    sequential: bool | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
     float_type: str | None = None,
@@ -143,6 +144,7 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
+        sequential: round them in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.

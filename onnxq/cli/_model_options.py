@@ -91,9 +91,17 @@ def model_options(group: str) -> Callable[[F], F]:
 
 
 def decoder_options(group: str) -> Callable[[F], F]:
-    """Add --kv-cache and --rotate."""
+    """Add --kv-cache, --rotate and --sequential."""
 
     def add(function: F) -> F:
+        function = option(
+            "--sequential",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Round packed weights layer by layer in the order of the graph, each by what the quantized layers "
+            "before it give, towards what the float layer gives. Needs samples, which go through the model once more.",
+        )(function)
         function = option(
             "--rotate",
             is_flag=True,

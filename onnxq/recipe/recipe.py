@@ -101,6 +101,7 @@ class Recipe:
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
         algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
+        sequential: round packed weights in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8; None chooses by layer.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
@@ -152,6 +153,7 @@ class Recipe:
     bits: int | None = None
     block_size: int | None = None
     algorithm: str | None = None
+    sequential: bool = False
     accuracy_level: int | None = None
     target_bits: float | None = None
     fuse: str | None = None

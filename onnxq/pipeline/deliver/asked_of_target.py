@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxq.core.dtypes import QType
 from onnxq.data.feeds import InputSpec
 from onnxq.errors import RecipeError, TargetError
 from onnxq.graph.types import Model
@@ -33,8 +34,11 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     if (recipe.format or target.formats[0]) == "qoperator":
         pairs = [key for key in ("float_bias", "dedicated_pairs", "own_pairs") if getattr(recipe, key)]
         pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
+        pairs += ["value rule of 16 bits" for rule in recipe.values if rule.bits == 16]
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
+    if target.provider and QType.UINT16 not in target.activations and any(rule.bits == 16 for rule in recipe.values):
+        raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave bits out of the value rules")
     if recipe.unsigned_weights or recipe.asymmetric_weights:
         key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
         if target.provider:
@@ -90,6 +94,12 @@ def check_operators(model: Model, target: Target) -> None:
             "nodes to the CPU with --force"
         )
 
+
+NO_FASTER_4 = (
+    "ONNX Runtime has no kernels for 4-bit activations: they and the weights have 16 steps in types of 8 bits, so that "
+    "the model is no smaller and no faster than with w8a8; the preset shows what a network keeps on such hardware"
+)
+"""What is said of w4a4."""
 
 SLOW_16 = (
     "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, more than twice as "

@@ -12,7 +12,7 @@ from onnxq.graph.views.extract import extract
 from onnxq.graph.walk import const_array, subgraphs
 from onnxq.runtime.session import session_of
 
-_PIECE = 1 << 28
+_PIECE = 1 << 27
 """Bytes of weights up to which neighbours are one piece: the runtime lays them out a second time."""
 
 
@@ -60,6 +60,7 @@ class Pieces:
             known.update(zip(session.output_names, session.run(read), strict=True))
             known = {name: array for name, array in known.items() if name in needed}
             forget_weights(part)
+            del session, part  # before the next one is laid out
         return [known[value.name or ""] for value in self.model.graph.outputs]
 
 
