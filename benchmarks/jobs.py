@@ -95,6 +95,12 @@ def _peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
     return dict(quantize_with_peer(CONFIGS[config], Path(model), Path(feeds), Path(output)))
 
 
+def _quark(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
+    from benchmarks.quark_peer import quantize_with_quark
+
+    return quantize_with_quark(config, Path(model), Path(feeds), Path(output))
+
+
 def _weight_peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
     from benchmarks.weight_peers import PEERS, quantize_with_weight_peer
 
@@ -139,6 +145,7 @@ def _calibrate_memory(model: str, feeds: str, output: str) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "peer": _peer,
+    "quark": _quark,
     "weight-peer": _weight_peer,
     "onnxq": _onnxq,
     "calibrate": _calibrate,

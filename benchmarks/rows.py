@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quark_peer
 from benchmarks.feeds import Feed, write_feeds
 from benchmarks.jobs import run_job
 from benchmarks.measure import compare
@@ -59,7 +60,7 @@ def quantized(
     """Quantize in a process of its own.
 
     Args:
-        by: ``onnxq`` or ``onnxruntime``.
+        by: ``onnxq``, ``onnxruntime`` or ``quark``.
         config: name of the row; the peer's is a key of `peers.CONFIGS`.
         model: the float model.
         feeds: a folder of feeds; None lets onnxq do without calibration data.
@@ -70,6 +71,8 @@ def quantized(
     paths = {"model": str(model), "feeds": None if feeds is None else str(feeds), "output": str(output)}
     if by == "onnxq":
         done = run_job("onnxq", options=dict(options or {}), **paths)
+    elif by == "quark":
+        done = run_job("quark", quark_peer.interpreter(), config=config, **paths)
     else:
         done = run_job("peer", config=config, **paths)
     row = {"by": by, "config": config, "error": done.error, "peak_bytes": done.peak_bytes, "file": str(output)}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from pathlib import Path
 
 from onnxq.diagnosis.dequantizing import dequantize
 from onnxq.diagnosis.examine import diagnose
 from onnxq.diagnosis.inspecting import diff, inspect
 from onnxq.diagnosis.measuring import benchmark, compare
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.files.saving import check_destination, write_text
 from onnxq.pipeline.calibration import CalibrationOptions, calibrate_model
 from onnxq.pipeline.clock import Clock, Progress
@@ -23,7 +24,7 @@ from onnxq.recipe.foreign import Converted, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
-from onnxq.runtime.engines.places import RunsOn
+from onnxq.runtime.engines.places import RAY, RunsOn, spread_over
 from onnxq.runtime.session import CPU
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import report
@@ -74,6 +75,7 @@ def quantize(
     bits: int | None = None,
     block_size: int | None = None,
     algorithm: str | None = None,
+    sequential: bool | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
     float_type: str | None = None,
@@ -83,6 +85,7 @@ def quantize(
     float_outputs: Sequence[str] = (),
     engine_python: str | os.PathLike[str] | None = None,
     runs_on: RunsOn | None = None,
+    drop_tail: bool | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -141,6 +144,7 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
+        sequential: round them in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
@@ -148,7 +152,10 @@ def quantize(
         keep_io: inputs and outputs keep their types; done by default.
         fix_dims: ``"name=number"`` for each symbolic dimension that gets a fixed size everywhere.
         runs_on: the provider, the device behind a shell, or onnxruntime-web in Node that runs and times models;
-            "fastest" then means there. With target "web" this is Node where ``ONNXQ_NODE_MODULES`` names it.
+            "fastest" then means there. With target "web" this is Node where ``ONNXQ_NODE_MODULES`` names it. Engine
+            "ray" spreads the work instead.
+        drop_tail: take post-processing off (non-maximum suppression, TopK and what depends on them); the model gives
+            what that read, and a warning says what.
         opset: operator set of the model that is written.
         float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
         engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.
@@ -212,6 +219,8 @@ def calibrate(
     moments: bool = False,
     to: str | os.PathLike[str] | None = None,
     custom_ops: Libraries = (),
+    engine: str = "local",
+    ray_address: str | None = None,
 ) -> CalibrateResult:
     """Run samples through a model and save the statistics that any recipe for the target could need.
 
@@ -229,11 +238,19 @@ def calibrate(
             n channels 8·n² bytes of memory, and as much in the file.
         to: also write the ranges as a calibration cache of TensorRT there; the target is then "tensorrt".
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
+        engine: "local", or "ray" to run the samples on the machines of a Ray cluster; the result is the same.
+        ray_address: ``host:port`` of its head; None starts one on this machine.
 
     Raises:
         ModelError: the model cannot be used.
         CalibrationError: data that does not fit it, or nothing to calibrate.
+        EngineError: the cluster cannot be used.
     """
+    if engine not in ("local", RAY):
+        raise RecipeError(f"--engine: there is no {engine!r}; it is 'local' or {RAY!r}")
+    if engine == RAY and resume:
+        raise RecipeError("--resume: goes on in this process alone; leave it or --engine ray out")
+    spread = RunsOn(engine=None if engine == "local" else engine, address=ray_address)
     target = target if to is None else "tensorrt"
     options = CalibrationOptions(target_named(target), threads, provider, resume=resume, moments=moments, states=states)
     path = Path(output)
@@ -241,7 +258,10 @@ def calibrate(
     check_destination(path, (model, found, *registered()))
     if to is not None:
         check_destination(Path(to), (model, found, path, *registered()))
-    result = calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
+    with ExitStack() as stack:
+        if spread.engine == RAY:
+            options = replace(options, tasks=spread_over(spread, stack))
+        result = calibrate_model(model, path, with_tokens(found, model), options, Clock(progress))
     if to is not None:
         write_text(Path(to), cache_of(dict(result.statistics.items())))
     return result

@@ -39,7 +39,7 @@ HOMES = {
     "onnx_ir": ["graph"],
     "google": ["graph"],  # protobuf, which onnx is made of
     "onnxruntime": ["runtime"],
-    "ray": ["runtime/ray_engine.py"],
+    "ray": ["runtime/engines/ray_engine.py"],
     "threadpoolctl": ["core/processors.py"],
     "torch": ["qat"],
     "yaml": ["recipe"],
@@ -127,7 +127,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("verify/x.py", "def f():\n    from onnxq.api import quantize", "verify must not import onnxq.api"),
         ("plan/x.py", "import onnxruntime as ort", "onnxruntime belongs to runtime"),
         ("runtime/x.py", "from onnx import helper", "onnx belongs to graph"),
-        ("runtime/session.py", "import ray", "ray belongs to runtime/ray_engine.py"),
+        ("runtime/session.py", "import ray", "ray belongs to runtime/engines/ray_engine.py"),
         ("api.py", "from rich.table import Table", "rich belongs to cli"),
         ("stats/x.py", "import ml_dtypes", "stats holds numbers only and must not import ml_dtypes"),
         ("graph/x.py", "import pandas", "pandas has no home"),

@@ -23,12 +23,13 @@ def _options_of_provider(ctx: click.Context, parameter: click.Parameter, values:
     return found
 
 
-def engine_options(group: str, *, python: bool = False) -> Callable[[F], F]:
+def engine_options(group: str, *, python: bool = False, ray: bool = False) -> Callable[[F], F]:
     """Add --device, --provider, --provider-option, --engine and --node-modules; the command gets ``runs_on``.
 
     Args:
         group: heading.
         python: add --engine-python too, for commands that do not have it.
+        ray: add --ray-address too, for commands whose work can be spread.
     """
 
     def add(function: F) -> F:
@@ -38,6 +39,8 @@ def engine_options(group: str, *, python: bool = False) -> Callable[[F], F]:
             given = {"device": options.pop("place"), **{name: options.pop(name) for name in names}}
             if python:
                 given["python"] = options.pop("engine_python")
+            if ray:
+                given["address"] = options.pop("ray_address")
             runs_on = None
             if any(given.values()):
                 from onnxq.runtime.engines.places import RunsOn
@@ -46,14 +49,25 @@ def engine_options(group: str, *, python: bool = False) -> Callable[[F], F]:
             return function(*args, runs_on=runs_on, **options)
 
         found: Any = with_place
-        for declare in reversed(_declared(group, python=python)):
+        for declare in reversed(_declared(group, python=python, ray=ray)):
             found = declare(found)
         return found  # type: ignore[no-any-return]
 
     return add
 
 
-def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
+def ray_address(group: str) -> Callable[[Any], Any]:
+    """--ray-address."""
+    return option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        group=group,
+        default_text="a cluster on this machine, for the length of the run",
+        help="Head of the Ray cluster of --engine ray; its machines need this version of onnxq.",
+    )
+
+
+def _declared(group: str, *, python: bool, ray: bool) -> list[Callable[[Any], Any]]:
     found = [
         option(
             "--device",
@@ -81,10 +95,11 @@ def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
         ),
         option(
             "--engine",
-            type=click.Choice(["web"]),
+            type=click.Choice(["web", "ray"] if ray else ["web"]),
             group=group,
             default_text="ONNX Runtime",
-            help="With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH.",
+            help="With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH."
+            + (" With ray: samples are run, and layers quantized, on a Ray cluster." if ray else ""),
         ),
         option(
             "--node-modules",
@@ -95,6 +110,8 @@ def _declared(group: str, *, python: bool) -> list[Callable[[Any], Any]]:
             help="Folder with onnxruntime-web, which npm install made.",
         ),
     ]
+    if ray:
+        found.append(ray_address(group))
     if python:
         found.append(
             option(

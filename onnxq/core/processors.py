@@ -77,6 +77,17 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def blas_now() -> int:
+    """Threads of the matrix library as they are set now."""
+    return max((pool["num_threads"] for pool in _libraries().info() if pool["user_api"] == "blas"), default=1)
+
+
+def blas_exactly(threads: int) -> AbstractContextManager[object]:
+    """Let the matrix library use just so many threads: the last bits of its sums depend on it."""
+    found: AbstractContextManager[object] = _libraries().limit(limits=threads, user_api="blas")
+    return found
+
+
 def blas_threads(side: int = 0) -> AbstractContextManager[object]:
     """Let the matrix library use one thread, or for large matrices as many as there are free processors.
 
@@ -87,6 +98,4 @@ def blas_threads(side: int = 0) -> AbstractContextManager[object]:
     Args:
         side: rows or columns of the largest matrices; 0 where there are none to speak of.
     """
-    threads = free_processors() if side >= LARGE else 1
-    found: AbstractContextManager[object] = _libraries().limit(limits=threads, user_api="blas")
-    return found
+    return blas_exactly(free_processors() if side >= LARGE else 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
@@ -22,7 +21,8 @@ from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.learning import refine
-from onnxq.pipeline.learned.reconstructing import check_learning, reconstructed, weight_steps
+from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
+from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
@@ -33,6 +33,7 @@ from onnxq.plan.given import unread
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.plan.weights.weight_errors import LayerWeight
+from onnxq.qat.computing_time import Allowance
 from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import MEASURED
@@ -133,25 +134,26 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         with clock.step("plan"):
             recipe = spend_bits(model, plan, recipe, used)
             plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
-    with clock.step("rewrite"), blas_threads(_largest(used)):
+    with clock.step("rewrite"), blas_threads(_largest(used)), ExitStack() as stack:
         training = job.prepared.training
         given = training.given if training is not None else None
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given)
+        way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
     keep = wide_nodes(job, used, warnings)
-    end, plain = math.inf, solution.rewrite
+    allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
         check_learning(job)
-        end = time.monotonic() + 60.0 * recipe.minutes
-    if recipe.learns or recipe.reconstructs:  # blocks go on from what single layers learn
-        half = end - 30.0 * recipe.minutes
-        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, deadline=half)
+        allowance = Allowance(60.0 * recipe.minutes)
+    if recipe.learns or (recipe.reconstructs and goes_first(plan)):
+        half = allowance.keeping(30.0 * recipe.minutes)
+        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, allowance=half)
         warnings += learned
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
     if recipe.reconstructs:
         nearest = spread_channels(model, plain, used) if target.steered else plain
         steps = weight_steps(model, solution.rewrite)
-        rewrite, learned = reconstructed(job, plan, rewrite, steps, end, nearest)
+        rewrite, learned = reconstructed(job, plan, rewrite, steps, allowance, nearest)
         warnings += learned
     with clock.step("rewrite"):
         bias = target.float_bias or recipe.float_bias

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq.core.processors import blas_threads
+from onnxq.core.tasks import Tasks
 from onnxq.errors import RecipeError
 from onnxq.graph.files.io import Source
 from onnxq.pipeline.clock import Clock
@@ -18,7 +19,8 @@ from onnxq.pipeline.trained_model import take_training
 from onnxq.plan.make_plan import wanted_by_any
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult
-from onnxq.runtime.calibrate import Run, calibrate
+from onnxq.runtime.calibrate import Run
+from onnxq.runtime.engines.shards import Gathered, gather
 from onnxq.runtime.session import CPU
 from onnxq.stats.statistics import Statistics
 from onnxq.targets.target import Target
@@ -34,6 +36,7 @@ class CalibrationOptions:
     resume: bool = False
     moments: bool = False
     states: Mapping[str, str] | None = None
+    tasks: Tasks | None = None
 
 
 def calibrate_model(
@@ -72,11 +75,19 @@ def calibrate_model(
         prepared.check_unchanged()
         partial.save(path)
 
+    gathered = Gathered(
+        tuple(wanted.values),
+        tuple(wanted.image_means),
+        tuple(wanted.row_means),
+        tuple(wanted.second_moments),
+        tuple(wanted.channel_peaks),
+    )
     started = time.perf_counter()
     with blas_threads(max(wanted.second_moments.values(), default=0)):
-        statistics = calibrate(
+        statistics = gather(
+            options.tasks,
             prepared.model,
-            wanted.values,
+            gathered,
             reader,
             Run(
                 progress=clock.report("calibrate"),
@@ -86,10 +97,6 @@ def calibrate_model(
                 checkpoint=save if options.resume else None,
                 warn=warnings.append,
             ),
-            image_means=wanted.image_means,
-            row_means=wanted.row_means,
-            moments=wanted.second_moments,
-            peaks=wanted.channel_peaks,
         )
     elapsed = time.perf_counter() - started
     bad = {n: s.nan_count + s.inf_count for n, s in statistics.items() if s.nan_count + s.inf_count}

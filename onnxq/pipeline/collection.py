@@ -11,7 +11,8 @@ from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
 from onnxq.plan.make_plan import Wanted
-from onnxq.runtime.calibrate import Run, calibrate
+from onnxq.runtime.calibrate import Run
+from onnxq.runtime.engines.shards import Gathered, gather
 from onnxq.runtime.grouped_moments import GroupedMoments, in_groups
 from onnxq.stats.statistics import Statistics
 
@@ -34,16 +35,14 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
     at_once = len(groups) <= 1
     if at_once or wanted.values:
         with clock.step("calibrate"), blas_threads(_largest(wanted)):
-            statistics = calibrate(
-                model,
-                wanted.values,
-                samples,
-                run,
-                image_means=wanted.image_means,
-                row_means=wanted.row_means,
-                moments=wanted.second_moments if at_once else (),
-                peaks=wanted.channel_peaks if at_once else (),
+            gathered = Gathered(
+                tuple(wanted.values),
+                tuple(wanted.image_means),
+                tuple(wanted.row_means),
+                tuple(wanted.second_moments if at_once else ()),
+                tuple(wanted.channel_peaks if at_once else ()),
             )
+            statistics = gather(job.tasks, model, gathered, samples, run)
     else:
         statistics = Statistics(io.model_hash(model))
     if not at_once:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnxq.core import scratch
 from onnxq.core.mapped import Spill
+from onnxq.core.tasks import Tasks
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader, split
@@ -22,6 +23,7 @@ from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared, is_path
+from onnxq.plan.spread_weights import Spread
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.probe import probe
@@ -77,6 +79,8 @@ class Job:
         spill: where quantized weights are put of a model that is quantized a layer at a time; None for all others.
         engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
+        tasks: runs pure tasks on other machines; None where all is done here.
+        layers: folder where layers that other machines have finished stay until the model is written.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
     """
 
@@ -95,6 +99,13 @@ class Job:
     spill: Spill | None = None
     engine: ProcessEngine | None = None
     learning_state: Path | None = None
+    tasks: Tasks | None = None
+    layers: Path | None = None
+
+    @property
+    def spread(self) -> Spread | None:
+        """What quantizes packed weights elsewhere."""
+        return None if self.tasks is None else Spread(self.tasks, self.layers)
 
     @property
     def timed_threads(self) -> int:

@@ -19,8 +19,11 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import Target
 
-_STILL = frozenset({"functions", "opset", "hoist", "ahead", "pool_order", "stacks", "axes_pairs", "softmax_axis"})
-"""Steps of preparing that move or scale activations, whose grids would then be those of other numbers."""
+_STILL = frozenset(
+    {"functions", "opset", "hoist", "ahead", "pool_order", "stacks", "focus", "axes_pairs", "softmax_axis"}
+)
+"""Steps of preparing that move or scale activations, whose grids would then be those of other numbers, or channels of
+weights, whose integers are looked for in their old places."""
 
 
 def wants_training(recipe: Recipe) -> bool:

@@ -47,7 +47,7 @@ from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
-from onnxq.plan.weights.stored import MIN_STORED, is_small, storage_specs
+from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
 from onnxq.plan.weights.weight_only import notes_on, plan_weight
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
@@ -107,8 +107,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
         whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
-        values, in_vain = with_wishes(whole.values, recipe, spec)
-        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
+        return _as_wished(whole, recipe, spec, graph)
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -158,6 +157,13 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
+
+
+def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph) -> Plan:
+    """A plan with what the recipe says of values and weights."""
+    values, in_vain = with_wishes(plan.values, recipe, spec, named_weights(recipe, graph))
+    nodes, idle = with_weight_wishes(plan.nodes, recipe, graph)
+    return replace(plan, nodes=nodes, values=values, notes=(*plan.notes, *in_vain, *idle))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -312,6 +318,8 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         ]
     if not static and not by_user and preset.weights != "float" and op_type in STORABLE and is_small(node):
         reason = f"its weight has fewer than {MIN_STORED} elements, so that storing it as integers would save nothing"
+    elif not static and not by_user and preset.weights != "float" and op_type in STORABLE and scales_outweigh(node):
+        reason = "the scales of its weight would take the bytes that storing it as integers saves"
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 
@@ -333,7 +341,7 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     if node.graph is not None and walk.opset(node.graph) < target.min_opset:
         per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
     axis = channel_axis(node, array.ndim) if per_channel else None
-    asked = choice.rule.bits or recipe.bits or target.weight_bits
+    asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
     bits = min(asked, target.weight_bits)
     bits_used = bits if bits < target.weight.bits else None
     even = not recipe.asymmetric_weights
@@ -349,11 +357,11 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
 def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
-    wide = any(preset.activation_bits == 16 for preset in recipe.presets)
-    dtype = QType.UINT16 if wide else target.activation
-    if symmetric and QType.INT8 in target.activations and not wide:
-        dtype = QType.INT8
-    return TensorSpec(dtype, PerTensor(), symmetric=symmetric)
+    asked = max((p.activation_bits for p in recipe.presets if p.activations == "static"), default=8)
+    if asked == 16:
+        return TensorSpec(QType.UINT16, PerTensor(), symmetric=symmetric)
+    dtype = QType.INT8 if symmetric and QType.INT8 in target.activations else target.activation
+    return TensorSpec(dtype, PerTensor(), symmetric=symmetric, grid_bits=asked if asked < dtype.bits else None)
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

@@ -11,56 +11,30 @@ References:
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from onnxq.core.dtypes import Array
-from onnxq.errors import RecipeError
+from onnxq.qat.block_parts import FEW_BITS, LearningConfig, Parts
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block
-from onnxq.qat.parameters import Integers, as_tensor
+from onnxq.qat.parameters import as_tensor
 from onnxq.qat.torch_ops.call import Tensor
 
 _ELEMENTS = 1 << 20
 """Elements of a block's inputs and targets that one step sees, about."""
 
+_TRIED = 4
+"""Steps after which it is known how many the time suffices for; the first one is longer than the others."""
 
-@dataclass(frozen=True)
-class LearningConfig:
-    """How a block learns.
+_DROP = 0.5
+"""Share of activations on few bits that are left unquantized in a step where nothing else is said."""
 
-    Attributes:
-        iterations: steps of Adam.
-        rounding_rate: learning rate of the roundings' logits.
-        scale_rate: of the logarithms of activations' scales.
-        zero_rate: of zero points, in steps.
-        bias_rate: of biases, as a share of their root mean square.
-        drop: share of the elements that are not quantized in a step (QDrop).
-        checks: how often the block is judged on held-out samples.
-        batch: samples that a step sees at most.
-        patience: checks without a better one after which a block is done.
-    """
-
-    iterations: int = 150
-    rounding_rate: float = 0.01
-    scale_rate: float = 1e-3
-    zero_rate: float = 0.01
-    bias_rate: float = 2e-3
-    drop: float = 0.5
-    checks: int = 6
-    batch: int = 32
-    patience: int = 4
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.checks < 1 or not 0.0 <= self.drop <= 1.0:
-            raise RecipeError(
-                "LearningConfig: iterations and checks have to be positive, drop in 0…1; 150, 6 and 0.5 are usual"
-            )
+_SPARED = 0.1
+"""Share of the time that checks on held-out samples take, about."""
 
 
 @dataclass
@@ -97,51 +71,85 @@ class Outcome:
         before: error of its outputs on held-out samples, relative to their energy.
         after: the same with what was learned; at most ``before``.
         steps: how many steps were made.
+        planned: how many there are where nothing gets better no more and time suffices.
+        short: whether time did not suffice.
         finite: whether no loss was NaN or infinite.
     """
 
     before: float
     after: float
     steps: int = 0
+    planned: int = 0
+    short: bool = False
     finite: bool = True
 
 
 class BlockLearner:
     """Learns one block of a module in place; what is no better on held-out samples is undone."""
 
-    def __init__(self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0) -> None:
-        self._module, self._block, self._config = module, block, config
+    def __init__(
+        self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0, *, rounds: bool = True
+    ) -> None:
+        """Prepare a block.
+
+        Args:
+            module: the quantized graph.
+            block: of it.
+            config: how it learns.
+            seed: of the order of the samples.
+            rounds: roundings to many bits learn too; those to few always do.
+        """
+        self._module, self._block, self._config, self._rounds = module, block, config, rounds
         self._generator = torch.Generator().manual_seed(seed)
-        self._parts = _Parts.of(module, block)
+        self._parts = Parts.of(module, block)
         self._energy: dict[str, float] = {}
+        few = any(levels <= 1 << FEW_BITS for levels in self._parts.levels)
+        self._drop = config.drop if config.drop is not None else _DROP if few else 0.0
 
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn."""
         return bool(self._parts.integers and self._block.outputs)
 
-    def learn(self, samples: Sequence[Sample], held_out: Sequence[Sample], deadline: float = math.inf) -> Outcome:
+    @property
+    def drops(self) -> bool:
+        """Whether it needs the float model's values of its inputs too."""
+        return self._drop > 0.0
+
+    def learn(
+        self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance | None = None
+    ) -> Outcome:
         """Learn.
 
         Args:
             samples: to learn from.
             held_out: to judge by.
-            deadline: of `time.monotonic`; no step begins after it.
+            allowance: time that it may take. Where it does not suffice, rates fall faster, so that they end where they
+                would have.
         """
+        allowance = allowance or Allowance()
         config, module, parts = self._config, self._module, self._parts
         self._energy = _energies(samples)
         size = self._batch_size(samples)
         best = self.error(held_out)
-        outcome = Outcome(best, best)
+        count = config.iterations
+        outcome = Outcome(best, best, planned=count)
         state, waited = parts.state(), 0
-        groups = parts.groups(config)
+        groups = parts.groups(config, rounds=self._rounds)
         optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+        first = [group["lr"] for group in optimizer.param_groups]
         unit = max(self._training_error(samples), 1e-12)
-        every = max(config.iterations // config.checks, 1)
-        for step in range(config.iterations):
-            if time.monotonic() > deadline:
+        step, begun = 0, allowance.left
+        while step < count:
+            if step == _TRIED and begun < math.inf:
+                each = (begun - allowance.left) / _TRIED
+                count = min(count, step + int((1.0 - _SPARED) * max(allowance.left, 0.0) / max(each, 1e-9)))
+            outcome.short = count < config.iterations
+            if allowance.over or step >= count:
+                outcome.short = True
                 break
+            for group, rate in zip(optimizer.param_groups, first, strict=True):
+                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / count))
             loss = self._loss(self._pick(samples, size)) / unit
             if not bool(torch.isfinite(loss)):
                 outcome.finite = False
@@ -149,9 +157,9 @@ class BlockLearner:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
-            outcome.steps = step + 1
-            if (step + 1) % every == 0 or step + 1 == config.iterations:
+            step += 1
+            outcome.steps = step
+            if step % max(count // config.checks, 1) == 0 or step == count:
                 reached = self.error(held_out)
                 if reached < best:
                     best, state, waited = reached, parts.state(), 0
@@ -190,14 +198,12 @@ class BlockLearner:
         return torch.stack(terms).mean()
 
     def _loss(self, samples: Sequence[Sample]) -> Tensor:
-        config = self._config
         given = _stacked([sample.given for sample in samples])
-        clean = _stacked([sample.clean for sample in samples])
         self._module.train()
-        self._module.drop = config.drop
-        if config.drop > 0.0:
-            for name, exact in clean.items():
-                kept = torch.rand(exact.shape, generator=self._generator) < config.drop
+        drop = self._module.drop = self._drop
+        if drop > 0.0:
+            for name, exact in _stacked([sample.clean for sample in samples]).items():
+                kept = torch.rand(exact.shape, generator=self._generator) < drop
                 given[name] = torch.where(kept, exact, given[name])
         return self._difference(self._run(given), _stacked([sample.targets for sample in samples]))
 
@@ -228,90 +234,6 @@ class BlockLearner:
         except (RuntimeError, IndexError, ValueError, AssertionError):
             return 1
         return size
-
-
-@dataclass
-class _Parts:
-    """What of a module belongs to a block."""
-
-    integers: list[Integers] = field(default_factory=list)
-    scales: list[nn.Parameter] = field(default_factory=list)
-    zeros: list[nn.Parameter] = field(default_factory=list)
-    biases: list[nn.Parameter] = field(default_factory=list)
-    logits: list[nn.Parameter] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, module: GraphModule, block: Block) -> _Parts:
-        found = cls()
-        inside = {node.index for node in block.nodes}
-        written = {name for node in block.nodes for name in node.outputs}
-        for weight in module.weights.values():
-            if weight.node.index in inside:
-                found.integers.append(weight.integers)
-        quantized = {
-            node.inputs[0] for node in block.nodes if node.op_type == "QuantizeLinear" and node.index in inside
-        }
-        for grid in module.grids.values():
-            # a grid that other blocks use too stays as it is
-            if grid.values and set(grid.values) <= quantized and grid.learns:
-                found.scales.append(grid.scale.shift)
-                if grid.zero is not None and grid.moves:
-                    found.zeros.append(grid.zero.shift)
-        for name, bias in module.biases.items():
-            if name in written:
-                found.biases.append(bias.real)
-        for node in block.nodes:
-            if node.op_type == "MatMulIntegerToFloat" and len(node.inputs) > 6 and node.inputs[6] in module.floats:
-                found.biases.append(module.floats[node.inputs[6]])
-        found.logits = [part.learn_rounding() for part in found.integers]
-        return found
-
-    def groups(self, config: LearningConfig) -> list[dict[str, object]]:
-        """Parameters with their rates, as an optimizer takes them; they learn from now on."""
-        groups: list[dict[str, object]] = [
-            {"params": self.logits, "lr": config.rounding_rate},
-            {"params": self.scales, "lr": config.scale_rate},
-            {"params": self.zeros, "lr": config.zero_rate},
-        ]
-        for bias in self.biases:
-            size = float(bias.detach().square().mean().sqrt())
-            groups.append({"params": [bias], "lr": config.bias_rate * (size or 1.0)})
-        for parameter in self._learned:
-            parameter.requires_grad_(True)
-        return [group for group in groups if group["params"]]
-
-    @property
-    def _learned(self) -> list[nn.Parameter]:
-        return [*self.logits, *self.scales, *self.zeros, *self.biases]
-
-    def state(self) -> list[Tensor]:
-        """Copies of all that learns."""
-        return [parameter.detach().clone() for parameter in self._learned]
-
-    def restore(self, state: Sequence[Tensor]) -> None:
-        """Set all that learns."""
-        with torch.no_grad():
-            for parameter, value in zip(self._learned, state, strict=True):
-                parameter.copy_(value)
-
-    def settle(self) -> None:
-        """End of learning: integers are integers again."""
-        for parameter in self._learned:
-            parameter.requires_grad_(False)
-        for part in self.integers:
-            part.settle()
-
-    @contextmanager
-    def rounded(self) -> Iterator[None]:
-        """Within it, integers are what they would be if learning ended."""
-        before = [part.rounding for part in self.integers]
-        for part in self.integers:
-            part.rounding = "hard" if part.logit is not None else "nearest"
-        try:
-            yield
-        finally:
-            for part, rounding in zip(self.integers, before, strict=True):
-                part.rounding = rounding
 
 
 def _energies(samples: Sequence[Sample]) -> dict[str, float]:

@@ -8,7 +8,6 @@ is the float model (Hinton et al., arXiv:1503.02531). The state that is best on 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -22,6 +21,7 @@ from onnxq.core import atomic
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.qat.batches import batches
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.distillation import Target, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule
@@ -55,7 +55,7 @@ class FinetuneConfig:
 
     Attributes:
         epochs: passes over the samples; None chooses by their number.
-        minutes: after which it ends.
+        minutes: of computing, after which it ends.
         rate: of Adam, as a share: of scales, and of the grid for zero points and integers.
         seed: of the order of the samples.
         device: "cpu" or "cuda".
@@ -164,7 +164,7 @@ class _Run:
         self.first = [group["lr"] for group in self.groups]
 
     def go(self) -> Outcome:
-        started = time.monotonic()
+        allowance = Allowance(60.0 * self.config.minutes, by_clock=self.device.type != "cpu")
         epochs = self.config.epochs or max(3, min(60, math.ceil(_STEPS / max(len(self.train), 1))))
         best, kept = self._held_out()[0], self._copy()
         outcome = Outcome(best, best, weights=self.weights)
@@ -174,8 +174,7 @@ class _Run:
             begin, waited, best, kept = known["epoch"], known["waited"], known["best"], known["kept"]
             outcome.before, outcome.after, outcome.resumed = known["before"], best, True
         for epoch in range(begin, epochs):
-            spent = self._epoch(epoch, epochs, started)
-            if spent is None:
+            if not self._epoch(epoch, epochs, allowance):
                 outcome.finite = False
                 break
             loss, decibels = self._held_out()
@@ -190,7 +189,7 @@ class _Run:
             self._save({"epoch": epoch + 1, "waited": waited, "best": best, "kept": kept, "before": outcome.before})
             if waited >= max(_PATIENCE, epochs // 3):  # a rate that falls late may still win
                 break
-            if time.monotonic() - started > 60.0 * self.config.minutes:
+            if allowance.over:
                 outcome.late = epoch + 1 < epochs
                 break
         with torch.no_grad():
@@ -247,10 +246,9 @@ class _Run:
 
     # Learning.
 
-    def _epoch(self, epoch: int, epochs: int, started: float) -> float | None:
-        """One pass; None where a loss is not finite."""
+    def _epoch(self, epoch: int, epochs: int, allowance: Allowance) -> bool:
+        """One pass; False where a loss is not finite."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train))
-        total = 0.0
         self.task.student.train()
         for position, index in enumerate(order):
             along = (epoch + position / len(order)) / epochs
@@ -259,13 +257,12 @@ class _Run:
             self.optimizer.zero_grad()
             loss = self._loss(*self.train[index])
             if not torch.isfinite(loss):
-                return None
+                return False
             loss.backward()
             self.optimizer.step()
-            total += float(loss.detach())
-            if time.monotonic() - started > 60.0 * self.config.minutes:
+            if allowance.over:
                 break
-        return total / max(len(order), 1)
+        return True
 
     def _loss(self, feed: dict[str, Tensor], labels: Tensor | None) -> Tensor:
         task = self.task

@@ -11,7 +11,7 @@ from torch import nn
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
-from onnxq.graph.views.plain_graph import PlainGraph, PlainNode
+from onnxq.graph.views.plain_graph import PlainGraph, PlainNode, limits_behind
 from onnxq.qat.fake_quantization import dequantize, quantize
 from onnxq.qat.parameters import RANGES, Bias, Integers, Scale, ZeroPoint, as_tensor
 from onnxq.qat.torch_ops.call import Call, Function, Tensor
@@ -56,6 +56,11 @@ class Grid:
     def __post_init__(self) -> None:
         if self.zero is None or any(self.zero.at_end):
             self.moves = False  # what lies beyond the end is clamped on purpose, as behind a Relu
+
+    @property
+    def levels(self) -> int:
+        """How many integers the grid has; QuantizeLinear without a zero point gives uint8."""
+        return 256 if self.zero is None else int(self.zero.high - self.zero.low) + 1
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,12 @@ class GraphModule(nn.Module):
                         self._zeros.get(_at(reads, pair[1])),
                         node,
                     )
+        limits = limits_behind(self.graph)
+        for node in self.graph.nodes:
+            quantizes = node.op_type == "QuantizeLinear" and node.outputs[0] in limits
+            limited = self._zeros.get(_at(self._reads[node.index], 2)) if quantizes else None
+            if limited is not None:
+                limited.low, limited.high = limits[node.outputs[0]]
         undone = {node.inputs[1] for node in self.graph.nodes if node.op_type == "DequantizeLinear"}
         undone |= {node.inputs[2] for node in self.graph.nodes if node.op_type == "MatMulIntegerToFloat"}
         for (scale, zero), values in quantized.items():

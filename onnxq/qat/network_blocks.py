@@ -67,6 +67,8 @@ def teachers_of(graph: PlainGraph, known: frozenset[str]) -> dict[str, str]:
         for name in node.outputs:
             if node.op_type == "DequantizeLinear" and name not in known:
                 quantizer = producers.get(node.inputs[0])
+                if quantizer is not None and quantizer.op_type == "Clip":  # to fewer steps than the type has
+                    quantizer = producers.get(quantizer.inputs[0])
                 if quantizer is not None and quantizer.op_type == "QuantizeLinear" and quantizer.inputs[0] in known:
                     found[name] = quantizer.inputs[0]
             elif name in known and (readers.get(name) != {"QuantizeLinear"} or name in graph.outputs):

@@ -6,8 +6,6 @@ float model's values. Nodes without a torch function stay as they are, and so do
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +19,10 @@ from onnxq.core.dtypes import Array
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
 from onnxq.graph.types import Model
-from onnxq.graph.views.plain_graph import plain_graph, replace_constants
-from onnxq.qat.block_learning import BlockLearner, LearningConfig, Outcome, Sample
+from onnxq.graph.views.plain_graph import limits_behind, plain_graph, replace_constants
+from onnxq.qat.block_learning import BlockLearner, Outcome, Sample
+from onnxq.qat.block_parts import LearningConfig
+from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block, Facts, find_blocks, teachers_of
 from onnxq.qat.parameters import RANGES
@@ -35,6 +35,11 @@ ON_DISK = 4 << 30
 """Bytes of a block's samples at most: beyond it further samples are left out."""
 
 
+EVIDENCE = 100
+"""Numbers that all samples together must hold of what the blocks give, for each weight, for the rounding to 8 bits to
+learn: with fewer the samples are learned by heart, while scales and biases are few."""
+
+
 @dataclass
 class Reconstruction:
     """What is to be reconstructed.
@@ -45,9 +50,10 @@ class Reconstruction:
         teacher: the float model.
         floats: real values of the float model, with the number of their elements in a sample.
         samples: feeds to learn from; read once a block.
+        count: how many there are.
         held_out: feeds to judge by.
         config: how a block learns.
-        end: of `time.monotonic`, after which nothing learns any more.
+        allowance: time that it may take.
         threads: threads to use; None takes the free processors.
         least: integer layers of a block, where the network has joints there.
         report: called with the blocks that are done, and how many there are.
@@ -58,9 +64,10 @@ class Reconstruction:
     teacher: Model
     floats: dict[str, int]
     samples: Iterable[Feed]
+    count: int
     held_out: Iterable[Feed]
     config: LearningConfig = field(default_factory=LearningConfig)
-    end: float = math.inf
+    allowance: Allowance = field(default_factory=Allowance)
     threads: int | None = None
     least: int = 4
     report: Callable[[int, int | None], None] = lambda done, total: None
@@ -92,7 +99,8 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
     known = frozenset(plain.inputs) | {name for node in plain.nodes for name in node.outputs}
     facts = Facts(teachers_of(module.graph, known), task.floats, layers_of(module))
     blocks = [block for block in find_blocks(module.graph, facts, task.least) if block.layers]
-    result, end = Reconstructed(), task.end
+    rounds = _many(task, blocks, facts)
+    result, allowance = Reconstructed(), task.allowance
     with _threads(task.threads):
         for index, block in enumerate(blocks):
             task.report(index, len(blocks))
@@ -100,18 +108,23 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
             if lacking:
                 result.skipped += lacking
                 continue
-            now = time.monotonic()
-            if now > end:
+            if allowance.over:
                 result.late = len(blocks) - index
                 break
             share = _work(block, facts) / sum(_work(other, facts) for other in blocks[index:])
-            deadline = now + (end - now) * share if end < math.inf else end
-            outcome = _learn(task, block, facts, deadline, index)
+            outcome = _learn(task, block, facts, allowance.share(share), (index, rounds))
             if outcome is not None:
                 result.outcomes.append(outcome)
         task.report(len(blocks), len(blocks))
     result.skipped = list(dict.fromkeys(result.skipped))
     return result
+
+
+def _many(task: Reconstruction, blocks: list[Block], facts: Facts) -> bool:
+    """Whether there are samples enough for the rounding of weights to many bits."""
+    numbers = sum(facts.floats.get(teacher, 0) for block in blocks for teacher in block.outputs.values())
+    weights = sum(weight.integers.latent.numel() for weight in task.module.weights.values())
+    return numbers * task.count >= EVIDENCE * weights
 
 
 def _work(block: Block, facts: Facts) -> int:
@@ -136,13 +149,16 @@ def layers_of(module: GraphModule) -> frozenset[int]:
     return frozenset(found)
 
 
-def _learn(task: Reconstruction, block: Block, facts: Facts, deadline: float, seed: int) -> Outcome | None:
-    learner = BlockLearner(task.module, block, task.config, seed)
+def _learn(
+    task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, how: tuple[int, bool]
+) -> Outcome | None:
+    learner = BlockLearner(task.module, block, task.config, how[0], rounds=how[1])
     if not learner.learns:
         return None
     current = task.emitted.clone()
     replace_constants(current, task.module.changed())
-    clean = {name: facts.teachers[name] for name in block.inputs if facts.teachers.get(name) in facts.floats}
+    names = block.inputs if learner.drops else ()
+    clean = {name: facts.teachers[name] for name in names if facts.teachers.get(name) in facts.floats}
     given = InnerValues(current, block.inputs, task.threads)
     wanted = InnerValues(task.teacher, [*block.outputs.values(), *clean.values()], task.threads)
     with scratch.folder() as folder:
@@ -150,7 +166,7 @@ def _learn(task: Reconstruction, block: Block, facts: Facts, deadline: float, se
         samples, held_out = (list(source.samples(feeds)) for feeds in (task.samples, task.held_out))
         if not samples or not held_out:
             return None
-        return learner.learn(samples, held_out, deadline)
+        return learner.learn(samples, held_out, allowance)
 
 
 def reaches_of(module: GraphModule) -> dict[str, tuple[Array, Array]]:
@@ -159,11 +175,13 @@ def reaches_of(module: GraphModule) -> dict[str, tuple[Array, Array]]:
     A grid may end early on purpose: where all that reads the value is level beyond, as below −3 in HardSwish.
     """
     constants, found = module.graph.constants, {}
+    limits = limits_behind(module.graph)
     for node in module.graph.nodes:
         scale, zero = (constants.get(name) for name in (*node.inputs[1:3], "", "")[:2])
         if node.op_type != "DequantizeLinear" or scale is None or zero is None or zero.dtype.name not in RANGES:
             continue
-        low, high = (np.asarray((end - zero.astype(np.float32)) * scale, np.float32) for end in RANGES[zero.dtype.name])
+        ends = limits.get(node.inputs[0], RANGES[zero.dtype.name])
+        low, high = (np.asarray((end - zero.astype(np.float32)) * scale, np.float32) for end in ends)
         found[node.outputs[0]] = (low, high) if scale.size == 1 else (low[:, None, None], high[:, None, None])
     return found
 

@@ -108,6 +108,15 @@ PRESETS: dict[str, Preset] = {
             activation_bits=16,
         ),
         Preset(
+            "w4a4",
+            "static: weights and calibrated activations on 16 steps, in 8-bit types; shows what 4 bits would cost",
+            "static",
+            "integer",
+            True,
+            4,
+            activation_bits=4,
+        ),
+        Preset(
             "llm-int8",
             "as w8a8-token, and input channels that reach a magnitude of 6 are computed in float (LLM.int8())",
             "token",
@@ -186,7 +195,8 @@ SYNONYMS: dict[str, str] = {
     "ptq": "w8a8", "dynamic": "w8a8-dynamic", "int8-dynamic": "w8a8-dynamic", "dynamic-int8": "w8a8-dynamic",
     "smoothquant": "w8a8-smooth", "smooth": "w8a8-smooth", "token": "w8a8-token", "llm.int8": "llm-int8",
     "llm.int8()": "llm-int8", "weight-only": "w8", "w8a32": "w8", "a16w8": "w8a16", "int4": "w4", "uint4": "w4",
-    "4bit": "w4", "4-bit": "w4", "q4": "w4", "a16w4": "w4a16", "int2": "w2", "2bit": "w2", "2-bit": "w2", "q8": "w8",
+    "4bit": "w4", "4-bit": "w4", "q4": "w4", "a16w4": "w4a16", "a4w4": "w4a4", "int2": "w2", "2bit": "w2",
+    "2-bit": "w2", "q8": "w8",
     "kmeans": "lut4", "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "q4f16": "w4",
 }  # fmt: skip
 """What other tools and papers call presets, for the suggestion in a message."""

@@ -63,13 +63,14 @@ USES: dict[str, _Use] = {
     "adaround": _Use(lambda preset, value: preset.weights == "integer", "rounds weights by --algorithm"),
     "reconstruct": _Use(lambda preset, value: preset.weights == "integer", "has no layers on integers"),
     "bits": _Use(
-        lambda preset, value: preset.weights == "blocks" or value == preset.bits,
+        lambda preset, value: preset.weights == "blocks" or value == preset.bits or preset.activation_bits < 8,
         "stores its weights in one way, and fewer bits would only make them coarser",
     ),
     "block_size": _Use(
         lambda preset, value: preset.weights in ("blocks", "codebook") or preset.activations == "token",
         "has no blocks of weights",
     ),
+    "sequential": _Use(_blocks, "packs no weights"),
     "accuracy_level": _Use(_blocks, "packs no weights"),
     "float_type": _Use(_computes_in_float, "computes on integers or reads tables, which give float32"),
 }
@@ -96,13 +97,19 @@ def refuse_unused(recipe: Recipe) -> None:
         raise RecipeError(
             "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
         )
+    if recipe.sequential and recipe.preset == "auto":
+        raise RecipeError(
+            "--sequential: auto tries forms of 8 bits, whose weights are rounded to nearest; use it with w4 or w2"
+        )
     if not recipe.finetune:
         for name in ("epochs", "learning_rate", "seed", "device"):
             if getattr(recipe, name) != getattr(default, name):
                 raise RecipeError(f"--{name.replace('_', '-')}: is about learning end to end; use it with --finetune")
+    static = {preset.activations for preset in recipe.presets} == {"static"}
+    learns = recipe.finetune or (static and (recipe.reconstructs or recipe.adaround))
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
-        if field.name == "bits" and recipe.finetune:
+        if field.name == "bits" and learns:
             continue  # fewer bits learn what they lose
         if field.name in USES and value != getattr(default, field.name):
             _check(f"--{field.name.replace('_', '-')}", field.name, value, recipe.presets)
@@ -114,8 +121,15 @@ def refuse_unused(recipe: Recipe) -> None:
     for i, rule in enumerate(recipe.rules):
         for field in fields(Rule):
             value = getattr(rule, field.name)
-            if field.name in USES and value is not None and not (field.name == "bits" and recipe.finetune):
+            if field.name in USES and value is not None and not (field.name == "bits" and learns):
                 _check(f"rule {i + 1}: {field.name}", field.name, value, [PRESETS[rule.preset or recipe.preset]])
+    widths = {preset.activation_bits: preset.name for preset in recipe.presets if preset.activations == "static"}
+    if len(widths) > 1 and min(widths) < 8:
+        listed = " and ".join(f"{name} activations of {bits} bits" for bits, name in sorted(widths.items()))
+        raise RecipeError(
+            f"rules: {listed}, but all activations of a model have one width; use one of these presets, and rules with "
+            "bits: 8 for layers whose weights need them"
+        )
     if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
         raise RecipeError(
             "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "

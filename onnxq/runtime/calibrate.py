@@ -38,6 +38,7 @@ class Run:
         checkpoint: called with the statistics so far after every ``checkpoint_every`` samples.
         checkpoint_every: samples between checkpoints.
         warn: called with a line for each value that has no statistics, and why.
+        first: number of the first feed in the whole data, for messages.
     """
 
     progress: Progress | None = None
@@ -47,6 +48,7 @@ class Run:
     checkpoint: Callable[[Statistics], None] | None = None
     checkpoint_every: int = 32
     warn: Callable[[str], None] | None = None
+    first: int = 0
 
     def note(self, line: str) -> None:
         """Warn, if anyone listens."""
@@ -143,7 +145,7 @@ def _stream(
         for index, feed in enumerate(reader):
             digest.update(feed)
             if index >= done:
-                arrays = _run(session, feed, wanted, index)
+                arrays = _run(session, feed, wanted, run.first + index)
                 if folding is not None:
                     folding.result()
                 padding = masks.in_feed(feed)

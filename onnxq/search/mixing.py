@@ -99,6 +99,7 @@ class Mixing:
         if not found or trials.out_of_time("layers were not measured"):
             return
         self.layers = found
+        timed = job.engine is None or job.engine.shows_kernels
         bench = self._bench = layers.Bench(
             job.prepared,
             job.recipe,
@@ -107,12 +108,18 @@ class Mixing:
             job.timed_threads,
             real=job.data is not None,
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
+            engine=job.engine if timed else None,
         )
         forms = [form for form in layers.FORMS if form in plans]
         if not layers.measure(bench, found, self._sample, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
-        if base is not None:
+        if not timed:
+            trials.warnings.append(
+                f"{job.engine.label if job.engine else ''}: shows no times of single kernels; whole models were timed "
+                "there, and no layers were given the form that is fastest for each"
+            )
+        elif base is not None:
             self._build_mixed(MIXED, base, chooser.fastest_forms(found.values(), base))
 
     def _build_mixed(

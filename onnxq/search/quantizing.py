@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,14 @@ from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.deliver.asked_of_target import SLOW_16, check_recipe, check_shapes, default_preset
+from onnxq.pipeline.deliver.asked_of_target import (
+    NO_FASTER_4,
+    SLOW_16,
+    check_operators,
+    check_recipe,
+    check_shapes,
+    default_preset,
+)
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
@@ -40,7 +48,7 @@ from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.custom_ops import registered
-from onnxq.runtime.engines.places import WASM, WEB, RunsOn, start, web_is_here
+from onnxq.runtime.engines.places import RAY, WASM, WEB, RunsOn, spread_over, start, web_is_here
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
 from onnxq.runtime.session import open_session
@@ -130,6 +138,8 @@ def quantize_by(
             forget(state)
         if job.learning_state is not None:
             job.learning_state.unlink(missing_ok=True)
+        if job.layers is not None:
+            shutil.rmtree(job.layers, ignore_errors=True)
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
@@ -178,9 +188,11 @@ def _open(
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
     halves = saved is None and given.half is None and _packs_few_bits(given)
-    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
+    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset, given.drop_tail)
     prepared = load_and_prepare(model, target, clock, wishes)
     check_shapes(prepared.inputs, target)
+    if not options.force:
+        check_operators(prepared.model, target)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     source = found
     found = with_tokens(found, model, options.tokenizer)
@@ -203,8 +215,11 @@ def _open(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
+    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
+    if wide and not target.provider:
         prepared.notes.append(SLOW_16)
+    if any(preset.activation_bits == 4 for preset in given.presets):
+        prepared.notes.append(NO_FASTER_4)
     if prepared.training is not None:
         given = given.override(preset="w8a8") if given.preset == "auto" else given
         check_training(given)
@@ -217,6 +232,9 @@ def _open(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python
     )
     job.engine = engine
+    if options.runs_on is not None and options.runs_on.engine == RAY:
+        job.tasks = spread_over(options.runs_on, stack)
+        job.layers = None if destination is None else Path(f"{destination}.layers")
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
@@ -231,7 +249,7 @@ def _open(
 def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
-    if asked is None or asked == RunsOn():
+    if asked is None or asked == RunsOn() or asked.engine == RAY:
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)

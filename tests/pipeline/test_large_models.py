@@ -12,10 +12,14 @@ import pytest
 
 import onnxq
 from benchmarks.big_models import write_llama
+from onnxq.algorithms.rtn import rtn
+from onnxq.core.dtypes import QType
 from onnxq.core.mapped import Spill, forget, map_of
+from onnxq.core.spec import PerBlock, TensorSpec
 from onnxq.errors import OnnxqError, VerificationError
 from onnxq.graph.files import external, io, saving, whole_file
-from onnxq.pipeline.large import layer_by_layer
+from onnxq.pipeline.large import layer_by_layer, pieces
+from onnxq.plan.weights import weight_errors
 
 TINY = 1e-6
 """GiB that are too few for any model."""
@@ -155,3 +159,36 @@ def test_what_exceeds_protobuf_is_refused(llama: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(io, "PROTOBUF_LIMIT", 1000)
     with pytest.raises(OnnxqError, match="exceeds protobuf"), (tmp_path / "x").open("wb") as file:
         whole_file.write_whole(io.load(llama), file)
+
+
+def test_pieces_of_a_model_give_what_the_whole_gives(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = io.load(llama)
+    feed = {"input_ids": np.arange(6).reshape(1, 6)}
+    expected = onnxruntime.InferenceSession(str(llama)).run(None, feed)[0]
+    monkeypatch.setattr(pieces, "_PIECE", 1 << 20)
+    cut = pieces.in_pieces(model, optimize=False, threads=1)
+    assert cut is not None and cut.count > 4
+    np.testing.assert_allclose(cut.run(feed)[0], expected, atol=1e-4)
+
+
+def test_a_model_with_a_body_is_not_cut() -> None:
+    body = onnx.parser.parse_graph("b () => (float[2] y) { y = Identity (x) }")
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (bool c, float[2] x) => (float[2] z) { z = Identity (x) }'
+    )
+    node = onnx.helper.make_node("If", ["c"], ["w"], "if", then_branch=body, else_branch=body)
+    model.graph.node.insert(0, node)
+    model.graph.node[1].input[0] = "w"
+    assert pieces.in_pieces(io.load(model), optimize=False, threads=1) is None
+
+
+def test_the_error_of_a_large_weight_is_that_of_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(0).standard_normal((512, 256), np.float32)
+    tensor = rtn(weight, TensorSpec(QType.UINT4, PerBlock(1, 32)))
+    whole = weight_errors.weight_error_db(weight, tensor)
+    monkeypatch.setattr(weight_errors, "_LARGE", 1 << 14)
+    monkeypatch.setattr(weight_errors, "_TOGETHER", 16)
+    some = weight_errors.weight_error_db(weight, tensor)
+    assert whole is not None and some is not None
+    assert some != whole
+    assert abs(some - whole) < 0.3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,40 @@ def test_time_bounds_what_learns() -> None:
     result = quantized(reconstruct=True, minutes=1e-9)
     assert result.model == quantized().model
     assert any("did not learn within 1e-09 minutes; --minutes gives more" in warning for warning in result.warnings)
+
+
+@needs_torch
+def test_where_time_is_short_fewer_steps_are_made_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: float(next(ticks)))  # a second each time that anyone looks
+    result = quantized(reconstruct=True, minutes=1.0)
+    said = [re.search(r"blocks made (\d+) of (\d+) steps within 1 minutes of computing", w) for w in result.warnings]
+    made, wanted = next(tuple(map(int, found.groups())) for found in said if found is not None)
+    assert 0 < made < wanted
+
+
+@needs_torch
+def test_another_load_of_the_machine_gives_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = quantized(reconstruct=True).model
+    ticks = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: 3600.0 * next(ticks))  # hours pass on the clock, none are computed
+    assert quantized(reconstruct=True).model == plain
+
+
+@needs_torch
+def test_eight_bit_roundings_do_not_learn_from_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    def integers(count: int, **options: Any) -> list[Any]:
+        recipe = Recipe(preset="w8a8", include=("*",), **options)
+        made = onnxq.quantize(
+            model(), calibration=feeds(count), recipe=recipe, threads=1, benchmark=False, force=True
+        ).model
+        assert made is not None
+        arrays = map(onnx.numpy_helper.to_array, made.graph.initializer)
+        return sorted(array.tobytes() for array in arrays if array.dtype == np.int8 and array.ndim > 1)
+
+    assert integers(5, reconstruct=True) == integers(5)
+    monkeypatch.setattr("onnxq.qat.reconstruction.EVIDENCE", 1)
+    assert integers(5, reconstruct=True) != integers(5)
 
 
 @needs_torch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import onnxq
 from onnxq import qat
 from onnxq.errors import MissingExtraError, RecipeError
 from tests.graph.build import Array, build, run, weights
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NET = """g (float[N,4,8,8] x) => (float[N,6] y) {
     [conv1] a = Conv <pads = [1,1,1,1]> (x, w1, b1) [relu1] r = Relu (a)
@@ -86,6 +91,32 @@ def test_an_interrupted_run_goes_on_and_comes_to_the_same_model(tmp_path: Path) 
     result = finetune(model=path, include=["conv*", "fc"], output=again)
     assert not any("interrupted" in line for line in result.warnings)
     assert again.read_bytes() == whole.read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from tests.qat.test_finetuning import finetune
+def watch(step, done, total):
+    if step.startswith("finetune (loss") and done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+finetune(model=sys.argv[1], include=["conv*", "fc"], output=sys.argv[2], progress=watch)
+"""
+
+
+@pytest.mark.torch
+def test_a_killed_run_goes_on_and_comes_to_the_same_model(tmp_path: Path) -> None:
+    path, whole, again = (tmp_path / f"{name}.onnx" for name in ("net", "whole", "again"))
+    onnx.save(network(), path)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(again)], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not again.exists() and Path(f"{again}.finetune").is_file()
+    result = finetune(model=path, include=["conv*", "fc"], output=again)
+    assert "--finetune: went on from where an interrupted run had stopped" in result.warnings
+    finetune(model=path, include=["conv*", "fc"], output=whole)
+    assert again.read_bytes() == whole.read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"net.onnx", "whole.onnx", "again.onnx"}
 
 
 @pytest.mark.torch

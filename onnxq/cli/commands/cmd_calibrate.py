@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import ray_address as ray_address_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -74,12 +75,13 @@ from onnxq.cli._progress import working
 )
 @option(
     "--engine",
-    type=click.Choice(["local"]),
+    type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
     group="Running",
-    help="What runs the samples: this process.",
+    help="What runs the samples: this process, or a Ray cluster.",
 )
+@ray_address_option("Running")
 @option(
     "--provider",
     metavar="NAME",
@@ -106,6 +108,8 @@ def command(
     provider: str,
     threads: int | None,
     custom_ops: tuple[Path, ...],
+    engine: str,
+    ray_address: str | None,
     as_json: bool,
     **_: Any,
 ) -> None:
@@ -131,6 +135,8 @@ def command(
             moments=moments,
             to=to,
             custom_ops=custom_ops,
+            engine=engine,
+            ray_address=ray_address,
         )
     state(ctx).written = output
     if as_json:

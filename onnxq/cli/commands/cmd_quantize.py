@@ -333,7 +333,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
 @option("--external-data", is_flag=True, group=_FILES, help="Put weights into a file beside it, as done above 2 GB.")
-@engine_options("Engine")
+@engine_options("Engine", ray=True)
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
 @option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")

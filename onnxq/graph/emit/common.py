@@ -128,9 +128,11 @@ class Builder:
 
     def limit(self, integers: ir.Value, params: QParams, limits: tuple[int, int] | None) -> ir.Node | None:
         """Clip of quantized activations; None where every integer of their type may occur."""
+        dtype, spec = params.spec.dtype, params.spec
+        if limits is None and spec.bits < dtype.bits:  # a coarser grid than its type: Q goes on to the type's ends
+            limits = (spec.qmin, spec.qmax)
         if limits is None:
             return None
-        dtype = params.spec.dtype
         bounds = [self.constant(f"{integers.name}_limit", np.asarray(end, dtype.numpy), dtype) for end in limits]
         return self.node(
             "Clip",

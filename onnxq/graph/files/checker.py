@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
+from onnxq.core.in_order import each
 from onnxq.core.mapped import forget
 from onnxq.errors import ModelError
 from onnxq.graph import names, walk
@@ -47,6 +48,9 @@ _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", 
 
 _GROWN = 1 << 30
 """Bytes that a model may make out of constants: nothing that is worth storing as a recipe for itself is larger."""
+
+_SLAB = 1 << 20
+"""Elements that are looked at at a time."""
 
 _GROWTH = 16
 """Times the bytes of its inputs that a node's result must have to count: unpacking weights makes them eight times."""
@@ -168,10 +172,10 @@ def check_weights(model: ir.Model) -> None:
         ModelError: names the first such initializer, how many elements are not finite, and the node that reads it.
     """
     for value, array in _float_constants(model):
-        finite = np.isfinite(array)
-        if finite.all():
+        if _all_finite(array):
             forget(array)
             continue
+        finite = np.isfinite(array)
         readers = list(_readers(value))
         for node, index in readers:
             if node.domain == "" and index in _WEIGHT_INPUTS.get(node.op_type, ()):
@@ -180,6 +184,12 @@ def check_weights(model: ir.Model) -> None:
         for node, index in readers:
             if nans and node.domain == "" and index in _NAN_INPUTS.get(node.op_type, ()):
                 _refuse(value, array, nans, "NaN", node)
+
+
+def _all_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite, with little of a large array in memory at a time."""
+    flat = array.reshape(-1)
+    return all(each(lambda start: bool(np.isfinite(flat[start : start + _SLAB]).all()), range(0, flat.size, _SLAB)))
 
 
 def _refuse(value: ir.Value, array: Array, count: int, what: str, node: ir.Node) -> None:

@@ -206,10 +206,15 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: it is larger than protobuf allows (2 GB).
     """
-    weights = sum(tensor.nbytes for tensor in large_tensors(model).values())
+    weights = weights_bytes(model)
     if weights > PROTOBUF_LIMIT:
         raise ModelError(f"model: {weights} bytes of weights exceed protobuf's 2 GB; save it to a file instead")
     return serialized(to_proto(model), "model")
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of the weights that may stand in a file of their own."""
+    return sum(tensor.nbytes for tensor in large_tensors(model).values())
 
 
 def model_hash(model: ir.Model) -> str:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
-from onnxq.graph.prepare.neighbours import ahead, axes_pairs, hoist, pool_order, stacks
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, stacks
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
@@ -34,6 +34,7 @@ from onnxq.graph.prepare.whole import (
     functions,
     initializer_inputs,
     ir_version,
+    loop_constants,
     lower_opset,
     opset,
     shapes,
@@ -76,6 +77,7 @@ STEPS = {
     "gemm": "rewriting its fully connected layers",
     "gelu": "joining Gelu",
     "eliminate": "dropping Identity, Dropout and Cast",
+    "loop_constants": "reading what loops do not change from outside",
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
     "functions": "inlining its functions",
@@ -85,10 +87,12 @@ STEPS = {
     "ahead": "folding single numbers into the layer behind them",
     "pool_order": "moving PRelu behind a pool",
     "stacks": "reducing without a stack",
+    "focus": "joining the phases of an image in one operator",
     "axes_pairs": "dropping axes that are put in and taken out",
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
     "broadcast": "spreading constants",
+    "line_convs": "computing convolutions over one axis as those over two",
     "narrow_convs": "computing several positions of narrow layers at a time",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
@@ -158,6 +162,7 @@ _BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constan
 
 _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
+    "loop_constants": loop_constants.run,
     "folding": fold_constants.run,
     "gemm": gemm.run,
     "bounds": bounds.run,
@@ -167,6 +172,7 @@ _PASSES: dict[str, _Pass] = {
     "ahead": ahead.run,
     "pool_order": pool_order.run,
     "stacks": stacks.run,
+    "focus": focus.run,
     "axes_pairs": axes_pairs.run,
     "padding": pads.run,
     "pooling": pooling.run,
@@ -177,6 +183,9 @@ _FORMS: dict[str, _Pass] = {
     "softmax_axis": softmax_axis.run,
     "unit_axes": unit_axes.run,
     "broadcast": broadcast.run,
+    "line_convs": line_convs.run,
+    "hoist": hoist.run,
+    "axes_pairs": axes_pairs.run,
     "narrow_convs": narrow_convs.run,
 }
 

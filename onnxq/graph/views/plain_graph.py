@@ -61,6 +61,22 @@ class PlainGraph:
     constants: dict[str, Array]
 
 
+def limits_behind(graph: PlainGraph) -> dict[str, tuple[float, float]]:
+    """Smallest and largest integer of quantized values that a Clip holds within fewer steps than their type has.
+
+    Both the value in front of the Clip and the one behind it are named.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    quantized = {name for node in graph.nodes if node.op_type == "QuantizeLinear" for name in node.outputs}
+    for node in graph.nodes:
+        ends = [graph.constants.get(name) for name in node.inputs[1:3]]
+        if node.op_type == "Clip" and node.inputs[0] in quantized and len(ends) == 2:
+            low, high = (float(end.reshape(-1)[0]) if end is not None and end.size == 1 else None for end in ends)
+            if low is not None and high is not None:
+                found |= dict.fromkeys((node.inputs[0], node.outputs[0]), (low, high))
+    return found
+
+
 def plain_graph(model: ir.Model) -> PlainGraph:
     """Hand out the main graph of a model; its arrays are not to be written to."""
     graph = model.graph

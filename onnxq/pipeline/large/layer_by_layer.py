@@ -21,6 +21,7 @@ from onnxq.graph.walk import all_nodes
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.large.pieces import Pieces, in_pieces
 from onnxq.plan.decisions import DYNAMIC, STORAGE, WEIGHT
 from onnxq.runtime.session import Session, open_mapped, session_of
 from onnxq.runtime.synthetic import described, dummy_feed, runnable_feed
@@ -131,7 +132,8 @@ def _run_layer(node: Node, before: Layers, after: Layers, found: _Found) -> None
         part = layers.part(read, written, array)
         if part is None:
             return
-        session = session_of(part, optimize=False, packed=False, label=node.name or "")
+        # kernels that unpack few bits are many times slower on weights that they have not laid out
+        session = session_of(part, optimize=False, packed=layers is after, label=node.name or "")
         results.append(session.run({read: array}, [written])[0])
         forget_weights(part)
     real, rounded = (np.asarray(result, np.float32) for result in results)
@@ -162,8 +164,9 @@ def _run_whole(built: Built, job: Job, verdict: Verdict) -> None:
     assert job.spill is not None
     file = write_beside(built.model, job.spill)
     session = open_mapped(file, optimize=not folds, threads=job.threads, label="quantized model")
+    pieces = in_pieces(built.model, optimize=not folds, threads=job.threads)
     try:
-        feed, results = _first_run(session)
+        feed, results = _first_run(session, pieces)
     except ModelError as error:
         verdict.warnings.append(f"loaded, but not run: no synthetic input fits the model ({error})")
         return
@@ -171,21 +174,26 @@ def _run_whole(built: Built, job: Job, verdict: Verdict) -> None:
     if bad:
         verdict.failures.append(f"output {bad[0]!r} is NaN or infinite on a synthetic sample")
     verdict.warnings.append(
-        f"the finished model was run once, on a synthetic sample, {described(feed)}; raise --max-memory to compare and "
-        "to time it beside float"
+        f"the finished model was run once, on a synthetic sample, {described(feed)}{_apart(pieces)}; raise "
+        "--max-memory to compare and to time it beside float"
     )
 
 
-def _first_run(session: Session) -> tuple[Feed, list[object]]:
+def _apart(pieces: Pieces | None) -> str:
+    return f", in {pieces.count} parts one after the other" if pieces is not None and pieces.count > 1 else ""
+
+
+def _first_run(session: Session, pieces: Pieces | None) -> tuple[Feed, list[object]]:
     """A synthetic sample, as short as the model takes, and what it gives; a large model is given the time it needs.
 
     Raises:
         ModelError: it runs on none.
     """
+    run = session.run if pieces is None else pieces.run
     for size in _SHORT:
         feed = dummy_feed(session.input_specs, size)
         with suppress(ModelError):
-            return feed, session.run(feed)
+            return feed, run(feed)
     feed = runnable_feed(session)
     return feed, session.run(feed)
 

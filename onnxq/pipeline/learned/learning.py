@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +22,7 @@ from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
+from onnxq.qat.computing_time import Allowance
 from onnxq.runtime.layer_moments import Moments, Seen, Stream, layer_moments
 from onnxq.stats.statistics import Statistics
 
@@ -40,7 +39,7 @@ def refine(
     solution: Solution,
     statistics: Statistics | None,
     config: AdaRoundConfig | None = None,
-    deadline: float = math.inf,
+    allowance: Allowance | None = None,
 ) -> tuple[Solution, list[str]]:
     """Replace rounding to nearest by AdaRound in every integer layer with a constant weight, static or dynamic.
 
@@ -53,7 +52,7 @@ def refine(
         solution: the plan with weights rounded to nearest.
         statistics: for bias correction; None where there is none.
         config: how to learn.
-        deadline: of `time.monotonic`; layers whose turn comes later stay rounded to nearest.
+        allowance: time that it may take; layers whose turn comes later stay rounded to nearest. None sets no end.
 
     Raises:
         RecipeError: there are no samples.
@@ -86,7 +85,7 @@ def refine(
     with clock.step("adaround"):
         report = clock.report("adaround")
         for done, (name, seen) in enumerate(layers.items()):
-            if time.monotonic() > deadline:
+            if allowance is not None and allowance.over:
                 break
             stream = _stream(model, solution, seen.value)
             moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(

@@ -25,6 +25,7 @@ from onnxq.pipeline.unsmoothed import in_time
 from onnxq.plan.decisions import Fixed, Plan
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.qat import need_torch
+from onnxq.qat.computing_time import Allowance
 from onnxq.runtime.session import session_of
 from onnxq.verify.compare import compare_all
 from onnxq.verify.loss import share
@@ -59,8 +60,13 @@ def check_learning(job: Job) -> None:
         raise RecipeError("--reconstruct: needs samples to learn from; pass --calibration")
 
 
+def goes_first(plan: Plan) -> bool:
+    """Whether single layers learn their rounding before blocks do: at 8 bits that gains nothing that blocks do not."""
+    return any(spec.bits < 8 for node in plan.nodes.values() for spec in node.weights.values())
+
+
 def reconstructed(
-    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], end: float, nearest: Rewrite
+    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], allowance: Allowance, nearest: Rewrite
 ) -> tuple[Rewrite, list[str]]:
     """Learn the rounding of weights, activations' scales and zero points, and biases, block by block.
 
@@ -69,7 +75,7 @@ def reconstructed(
         plan: decisions.
         rewrite: the plan's numbers.
         steps: by node, its weight in steps of its grid before it was rounded, zero point added.
-        end: of `time.monotonic`, after which nothing learns any more.
+        allowance: time that it may take.
         nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole.
 
     Returns:
@@ -94,8 +100,9 @@ def reconstructed(
             model,
             floats,
             data.calibration.part(0, _FEEDS),
+            min(data.calibration.count_feeds(), _FEEDS),
             list(islice(data.held_out, _HELD_OUT)),
-            end=end,
+            allowance=allowance,
             threads=job.threads,
             report=clock.report("reconstruct"),
         )
@@ -167,6 +174,12 @@ def _said(found: Reconstructed, job: Job) -> list[str]:
     if found.late:
         said.append(
             f"--reconstruct: {found.late} blocks did not learn within {job.recipe.minutes:g} minutes; "
+            "--minutes gives more"
+        )
+    made, wanted = (sum(getattr(outcome, key) for outcome in found.outcomes) for key in ("steps", "planned"))
+    if any(outcome.short for outcome in found.outcomes):
+        said.append(
+            f"--reconstruct: blocks made {made} of {wanted} steps within {job.recipe.minutes:g} minutes of computing; "
             "--minutes gives more"
         )
     if any(not outcome.finite for outcome in found.outcomes):

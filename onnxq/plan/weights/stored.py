@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, TensorSpec
 from onnxq.graph import walk
@@ -12,6 +14,9 @@ from onnxq.recipe.recipe import Recipe
 
 MIN_STORED = 1024
 """Weights of fewer elements stay float in storage: scales and two nodes would outweigh the saving."""
+
+_NODES = 400
+"""Bytes of the Cast and the Mul that make a stored weight a float one again, names included."""
 
 _ELEMENTS_A_SCALE = 16
 """Elements that share a scale at least, where there is one for each column of each matrix."""
@@ -30,6 +35,8 @@ def storage_specs(node: Node, recipe: Recipe, choice: Choice) -> dict[int, Tenso
         if all(walk.is_constant(other) for other in node.inputs if other is not None):
             continue  # the runtime computes it once, at load
         granularity = _granularity(node, position, array) if per_channel else PerTensor()
+        if not _saves(array, granularity):
+            continue
         specs[position] = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
     return specs
 
@@ -55,3 +62,21 @@ def is_small(node: Node) -> bool:
     arrays = [walk.const_array(walk.input_at(node, position)) for position in STORABLE[node.op_type]]
     sizes = [array.size for array in arrays if array is not None]
     return bool(sizes) and max(sizes) < MIN_STORED
+
+
+def scales_outweigh(node: Node) -> bool:
+    """Whether scales for each output, and two nodes, take what the integers of all constant weights of a layer save."""
+    arrays = {position: walk.const_array(walk.input_at(node, position)) for position in STORABLE[node.op_type]}
+    known = [(position, array) for position, array in arrays.items() if array is not None and array.ndim > 1]
+    return bool(known) and not any(_saves(array, _granularity(node, position, array)) for position, array in known)
+
+
+def _saves(array: Array, granularity: Granularity) -> bool:
+    """Whether int8 elements with their scales and nodes take fewer bytes than float ones."""
+    scales = 1
+    if isinstance(granularity, PerAxis):
+        scales = array.shape[granularity.axis]
+    elif isinstance(granularity, PerBlock):
+        blocks = -(-array.shape[granularity.axis] // granularity.size)
+        scales = math.prod(array.shape) // array.shape[granularity.axis] * blocks
+    return 3 * array.size - 4 * scales > _NODES

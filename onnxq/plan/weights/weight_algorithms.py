@@ -41,20 +41,40 @@ def quantize_weight(
     if rounding is None:
         raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use {', '.join(ROUNDINGS)}")
     known: dict[str, Any] = {}
+    corrected = False
     if rounding.statistics == MEAN_SQUARES:
         known = {"importance": _mean_squares(statistics)}
     elif rounding.statistics == SECOND_MOMENTS:
         if statistics is None or not statistics.moment.rows:
             raise RecipeError(f"--algorithm {algorithm}: needs calibration data; pass --calibration, or use kquant")
         known = {"moment": statistics.moment.normalized, "rows": statistics.moment.rows}
+        corrected = statistics.correction is not None
+        weight = corrected_weight(weight, statistics)
     found: QTensor = rounding.load()(weight, spec, **known)
+    if corrected:
+        from onnxq.algorithms.learned.correction import refined
+
+        found = refined(weight, found, known["moment"], known["rows"])
     return found
+
+
+def corrected_weight(weight: Array, statistics: InputStatistics | None) -> Array:
+    """The weight that is rounded: for the input of a quantized model it is another one; float32, (out, in)."""
+    if statistics is None or statistics.correction is None:
+        return weight
+    return np.asarray(weight + weight @ statistics.correction, np.float32)
 
 
 def _mean_squares(statistics: InputStatistics | None) -> Array | None:
     if statistics is None or not statistics.moment.rows:
         return None
     return np.asarray(statistics.moment.diagonal / statistics.moment.rows)
+
+
+def plain_weight(weight: Array, algorithm: str) -> Array:
+    """A weight as an algorithm takes it: float32, and by rows where it does not work through them one by one."""
+    plain = np.asarray(weight, np.float32)
+    return plain if algorithm in BY_ROWS else np.ascontiguousarray(plain)
 
 
 def quantize_by_table(weight: Array, codebook: str, granularity: Granularity, bits: int) -> CodebookTensor:
@@ -91,9 +111,7 @@ class PackedWeights:
         """Quantize a weight, or find it; arguments as for `quantize_weight`."""
         known = self.find(weight, spec, algorithm)
         if known is None:
-            plain = np.asarray(weight, np.float32)
-            if algorithm not in BY_ROWS:
-                plain = np.ascontiguousarray(plain)
+            plain = plain_weight(weight, algorithm)
             known = self.add(weight, quantize_weight(plain, spec, algorithm, statistics), spec, algorithm)
         return known  # type: ignore[no-any-return]
 

@@ -71,11 +71,9 @@ def _clip(call: Call) -> Tensor:
     low, high = call.attribute("min"), call.attribute("max")
     if call.opset >= 11:
         low, high = call.at(1), call.at(2)
-    if low is not None:
-        x = torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
-    if high is not None:
-        x = torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
-    return x
+    ends = [None if end is None else torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in (low, high)]
+    # not maximum and minimum, which halve the gradient of what lies at an end
+    return x if ends == [None, None] else torch.clamp(x, ends[0], ends[1])
 
 
 def _hard_sigmoid(call: Call) -> Tensor:

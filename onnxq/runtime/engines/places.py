@@ -7,19 +7,25 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxq.core.tasks import Tasks
 from onnxq.errors import EngineError, RecipeError
 from onnxq.runtime.custom_ops import registered
 from onnxq.runtime.engines import worker
 from onnxq.runtime.engines.process_engine import Elsewhere, ProcessEngine
+from onnxq.runtime.engines.ray_engine import RayTasks
 
 NODE_MODULES = "ONNXQ_NODE_MODULES"
 """Variable of the environment that names the folder with onnxruntime-web."""
 
 WEB = "web"
 """The engine that is onnxruntime-web in Node."""
+
+RAY = "ray"
+"""The engine that spreads the work over the machines of a Ray cluster; models run and are timed here."""
 
 WASM = "wasm"
 """What a target calls onnxruntime-web's provider for WebAssembly."""
@@ -44,12 +50,14 @@ class RunsOn:
     Attributes:
         device: a command that gives a shell on the device, such as ``ssh pi@kitchen``. It needs python3 with
             onnxruntime there; models and feeds go over its standard input, and nothing stays behind.
-        engine: "web" for onnxruntime-web in Node; None for ONNX Runtime.
+        engine: "web" for onnxruntime-web in Node; "ray" for a Ray cluster that samples are run and layers quantized on,
+            for `onnxq.quantize`; None for ONNX Runtime.
         provider: execution provider of ONNX Runtime, in full or without ``ExecutionProvider``; None for the target's,
             or the CPU's.
         provider_options: of the provider.
         python: the Python that has the runtime, here or on the device.
         node_modules: folder with onnxruntime-web; None takes the one that ``ONNXQ_NODE_MODULES`` names.
+        address: ``host:port`` of the head of a Ray cluster; None starts one on this machine that others cannot reach.
     """
 
     device: str | None = None
@@ -58,16 +66,23 @@ class RunsOn:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     python: str | os.PathLike[str] | None = None
     node_modules: str | os.PathLike[str] | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        if self.engine not in (None, WEB):
-            raise RecipeError(f"--engine: there is no {self.engine!r}; it is {WEB!r}, or left out for ONNX Runtime")
-        if self.engine == WEB:
+        if self.engine not in (None, WEB, RAY):
+            raise RecipeError(
+                f"--engine: there is no {self.engine!r}; it is {WEB!r}, {RAY!r}, or left out for ONNX Runtime"
+            )
+        if self.engine is not None:
             for option in ("device", "provider", "provider_options", "python"):
                 if getattr(self, option):
-                    raise RecipeError(f"--engine {WEB}: does not go with {_OPTION[option]}; leave one of them out")
-        elif self.node_modules is not None:
+                    raise RecipeError(
+                        f"--engine {self.engine}: does not go with {_OPTION[option]}; leave one of them out"
+                    )
+        if self.address is not None and self.engine != RAY:
+            raise RecipeError(f"--ray-address: is for --engine {RAY}; add it")
+        if self.node_modules is not None and self.engine != WEB:
             raise RecipeError(f"--node-modules: is for --engine {WEB}; add it")
         if self.provider_options and not self.provider:
             raise RecipeError("--provider-option: name the provider, with --provider")
@@ -116,9 +131,25 @@ def start(asked: RunsOn, threads: int | None, provider: str = "") -> ProcessEngi
     Raises:
         RecipeError: the model needs custom operators, which are not sent.
     """
+    if asked.engine == RAY:
+        raise RecipeError(f"--engine {RAY}: spreads the work of quantize and calibrate; models are timed elsewhere")
     if registered():
         raise RecipeError("--custom-ops: libraries of this machine are not sent to another engine; leave it out")
     return asked.open(threads or 1, provider)
+
+
+def spread_over(asked: RunsOn, stack: ExitStack) -> Tasks:
+    """What runs tasks on the cluster that a user named, until the stack is closed.
+
+    Raises:
+        EngineError: Ray is not installed, or the cluster cannot be used.
+        RecipeError: the model needs custom operators, which are not sent.
+    """
+    if registered():
+        raise RecipeError("--custom-ops: libraries of this machine are not sent to another one; leave --engine out")
+    tasks = RayTasks(asked.address)
+    stack.callback(tasks.close)
+    return tasks
 
 
 def web_is_here() -> bool:

@@ -165,3 +165,18 @@ def test_a_stack_that_is_not_looked_up_by_its_first_axis_stays_float() -> None:
     model = build(text, all=weights(6, 64, 48))
     with pytest.raises(onnxq.RecipeError, match=r"its table of shape \(6, 64, 48\) is not looked up by rows"):
         onnxq.quantize(model, preset="w4", benchmark=False)
+
+
+@pytest.mark.parametrize(("shape", "stored"), [((1, 4096), False), ((1, 1024), False), ((4, 1024), True)])
+def test_scales_that_take_more_than_integers_save(shape: tuple[int, int], stored: bool) -> None:
+    depth, columns = shape
+    text = f"""g (float[N, {depth}] x) => (float[N, 64] y) {{
+        [wide] h = MatMul (x, w) a = Tanh (h) [narrow] y = MatMul (a, v) }}"""
+    model = build(text, w=weights(*shape), v=weights(columns, 64, seed=1))
+    x = np.random.default_rng(0).normal(size=(8, depth)).astype(np.float32)
+    result = onnxq.quantize(model, preset="w8", benchmark=False, calibration=[{"x": x}])
+    plan = result.plan.nodes["wide"]
+    assert plan.action == ("storage" if stored else "float")
+    assert stored or plan.reason == "the scales of its weight would take the bytes that storing it as integers saves"
+    without = onnxq.quantize(model, preset="w8", benchmark=False, calibration=[{"x": x}], exclude=["wide"])
+    assert result.size_after <= without.size_after

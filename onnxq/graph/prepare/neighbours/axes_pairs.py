@@ -1,4 +1,4 @@
-"""Squeeze behind Unsqueeze: axes that are put in only to be taken out again."""
+"""Squeeze behind Unsqueeze, and Unsqueeze behind Squeeze: axes that are put in and taken out for nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,37 @@ from onnxq.graph import edit, walk
 def run(model: ir.Model) -> int:
     """Cancel the axes that an Unsqueeze adds and the Squeeze behind it drops; one node of the two is left, or none.
 
+    An Unsqueeze that puts in again what a Squeeze took out goes too, and the Squeeze with it if nothing else reads it.
+
     Returns:
         How many pairs became fewer nodes.
     """
     if walk.opset(model) < 13:
         return 0  # Squeeze takes its axes as an input from 13 on
     names = walk.Names(model)
-    return sum(_cancel(node, names) for node in walk.nodes_to_rewrite(model, "Squeeze"))
+    done = sum(_cancel(node, names) for node in walk.nodes_to_rewrite(model, "Squeeze"))
+    return done + sum(_put_back(node) for node in walk.nodes_to_rewrite(model, "Unsqueeze"))
+
+
+def _put_back(unsqueeze: ir.Node) -> bool:
+    value, output = unsqueeze.inputs[0], unsqueeze.outputs[0]
+    squeeze = value.producer() if value is not None else None
+    if value is None or squeeze is None or squeeze.op_type != "Squeeze" or squeeze.domain != "":
+        return False
+    source, rank = squeeze.inputs[0], walk.rank(squeeze.inputs[0])
+    if source is None or rank is None or output.is_graph_output() or squeeze.graph is not unsqueeze.graph:
+        return False
+    taken = _axes(squeeze, rank)
+    if taken is None or taken != _axes(unsqueeze, rank):
+        return False
+    read = [walk.input_at(squeeze, 1), walk.input_at(unsqueeze, 1)]
+    output.replace_all_uses_with(source)
+    edit.remove_node(unsqueeze)
+    if not value.uses() and not value.is_graph_output():
+        edit.remove_node(squeeze)
+    for given in read:
+        edit.drop_unused_initializer(given)
+    return True
 
 
 def _cancel(squeeze: ir.Node, names: walk.Names) -> bool:
