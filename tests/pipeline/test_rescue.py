@@ -48,6 +48,19 @@ def test_auto_has_the_candidate_too() -> None:
     assert not any("does not run" in candidate["verdict"] for candidate in result.candidates)
 
 
+def test_the_search_within_limits_has_its_models_rescued_too() -> None:
+    options = {"calibration": SAMPLES, "preset": "w8a8", "benchmark": False}
+    first = onnxq.quantize(broken(), **options)
+    assert first.sqnr_db is not None
+    result = onnxq.quantize(broken(), min_sqnr=first.sqnr_db + 1.0, budget=30.0, **options)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db >= first.sqnr_db + 1.0
+    assert len(result.trail) > 1
+    assert not any("quantized model" in step["verdict"] for step in result.trail)
+    refused = [name for name, _, reason in result.kept_float if reason.startswith("onnxruntime refuses")]
+    assert refused
+
+
 def test_a_message_without_names_is_answered_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescue, "_suspects", lambda *_: [])
     result = onnxq.quantize(broken(), calibration=SAMPLES, preset="w8a8", benchmark=False)

@@ -16,13 +16,14 @@ from typing import Any
 
 from onnxq._version import __version__
 from onnxq.diagnosis.examine import examine
-from onnxq.errors import CalibrationError, OnnxqError, RecipeError
+from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline import gate
 from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.candidate import Chosen, make
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.rescue import rescue
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
@@ -183,6 +184,8 @@ class _LimitSearch:
         self._state = SearchState(options.state, _key(job, work, options), resume=options.resume)
         self._held: dict[Recipe, _Held] = {self._start: _Held(first.built, first.content, ExitStack())}
         self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.built.statistics}
+        self._refused: dict[Recipe, str] = {}
+        """What the runtime said of recipes whose model it does not take as it is."""
         self._count = 0
         if self._state.outcome(self._start, math.inf) is None:
             self._state.put_outcome(self._start, outcome, math.inf)
@@ -211,8 +214,7 @@ class _LimitSearch:
             return known
         try:
             again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
-            held = self._model(recipe, _Deadline(self._job.clock, seconds + again))
-            outcome = self._work.measure(held.built, held.content)
+            outcome = self._measured(recipe, _Deadline(self._job.clock, seconds + again))
         except _LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
         except OnnxqError as error:
@@ -221,6 +223,23 @@ class _LimitSearch:
             outcome = Outcome(failure=f"internal error, {type(error).__name__}: {error}")
         self._state.put_outcome(recipe, outcome, seconds)
         return outcome
+
+    def _measured(self, recipe: Recipe, clock: Clock) -> Outcome:
+        """The outcome of a recipe; where the runtime refuses its model, of the one with the nodes float that it needs.
+
+        Raises:
+            OnnxqError: the model cannot be built, or nothing helps.
+        """
+        held = self._model(recipe, clock)
+        try:
+            return self._work.measure(held.built, held.content)
+        except ModelError as error:
+            if recipe in self._refused:  # a second refusal, of what already was made to run, is an answer
+                raise
+            self._refused[recipe] = str(error)
+            self._held.pop(recipe).stack.close()
+            held = self._model(recipe, clock)
+            return self._work.measure(held.built, held.content)
 
     def _diagnose(self, recipe: Recipe) -> list[Suspect]:
         # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
@@ -260,6 +279,9 @@ class _LimitSearch:
         held = self._held.pop(recipe, None)
         if held is None:
             built = self._build(recipe, clock)
+            if recipe in self._refused:
+                job = replace(self._job, recipe=recipe, clock=clock)
+                built = rescue(job, built, self._refused[recipe], self._work.data.first) or built
             stack = ExitStack()
             held = _Held(built, contents(built.model, stack), stack)
             self._job.stack.push(stack)
@@ -342,6 +364,11 @@ class _LimitSearch:
         job = self._job
         held = self._model(recipe, job.clock)
         verdict = gate.verify(held.content, job, timed=timed)
+        if verdict.refused and recipe not in self._refused:  # its outcome is from an earlier process
+            self._refused[recipe] = verdict.failures[-1]
+            self._held.pop(recipe).stack.close()
+            held = self._model(recipe, job.clock)
+            verdict = gate.verify(held.content, job, timed=timed)
         chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
         chosen.warnings += held.built.warnings
         _hold(chosen, self._work.limits)
