@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +25,7 @@ from onnxq.pipeline.rescue import rescue
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
+from onnxq.search.within.deadline import Deadline, LateError
 from onnxq.search.within.history import Outcome, Suspect
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 from onnxq.search.within.limits import Judge
@@ -137,33 +136,6 @@ def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Ch
     return first
 
 
-class _LateError(Exception):
-    """An attempt takes longer than it may."""
-
-
-class _Deadline(Clock):
-    """A clock that breaks a step off once it is clear that it takes too long."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        super().__init__(None)
-        self._inner = clock
-        self.share(clock)
-        self._end = time.monotonic() + seconds
-
-    def report(self, name: str) -> Callable[[int, int | None], None]:
-        inner, started = self._inner.report("search"), time.monotonic()
-
-        def call(done: int, total: int | None) -> None:
-            inner(done, total)
-            now = time.monotonic()
-            # What is done of a step tells how long all of it will take.
-            expected = started + (now - started) * total / done if total and done else now
-            if max(now, expected) > self._end:
-                raise _LateError
-
-        return call
-
-
 @dataclass
 class _Held:
     """A model in memory."""
@@ -214,8 +186,8 @@ class _LimitSearch:
             return known
         try:
             again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
-            outcome = self._measured(recipe, _Deadline(self._job.clock, seconds + again))
-        except _LateError:
+            outcome = self._measured(recipe, Deadline(self._job.clock, seconds + again))
+        except LateError:
             outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
         except OnnxqError as error:
             outcome = Outcome(failure=str(error))

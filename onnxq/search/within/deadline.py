@@ -1,0 +1,35 @@
+"""A clock that ends an attempt of a search which takes longer than it may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from onnxq.pipeline.clock import Clock
+
+
+class LateError(Exception):
+    """An attempt takes longer than it may."""
+
+
+class Deadline(Clock):
+    """A clock that breaks a step off once it is clear that it takes too long."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__(None)
+        self._inner = clock
+        self.share(clock)
+        self._end = time.monotonic() + seconds
+
+    def report(self, name: str) -> Callable[[int, int | None], None]:
+        inner, started = self._inner.report("search"), time.monotonic()
+
+        def call(done: int, total: int | None) -> None:
+            inner(done, total)
+            now = time.monotonic()
+            # What is done of a step tells how long all of it will take.
+            expected = started + (now - started) * total / done if total and done else now
+            if max(now, expected) > self._end:
+                raise LateError
+
+        return call
