@@ -22,6 +22,7 @@ class Deadline(Clock):
         self._end = time.monotonic() + seconds
 
     def report(self, name: str) -> Callable[[int, int | None], None]:
+        """What a step calls as it goes on; it raises LateError once the step cannot end in time."""
         inner, started = self._inner.report("search"), time.monotonic()
 
         def call(done: int, total: int | None) -> None:
