@@ -1,28 +1,33 @@
-"""Measure the kernel times that `onnxq.targets` holds as data: ``python -m benchmarks.kernel_costs``.
+"""Measure the kernel times that `onnxq.targets` holds as data: ``python -m benchmarks.kernel_costs [--engine web]``.
 
 Each operator stands between two convolutions, as it does in a network, so that the runtime's layouts are the real ones.
 The float model and its integer form (every node insisted on) are profiled by the runtime itself, one thread, and the
-time of the operator's own kernel is divided by its elements.
+time of the operator's own kernel is divided by its elements. Engines that show no kernels are asked for whole models.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxq
+from onnxq.errors import EngineError
+from onnxq.runtime.engines.engine import Runs
+from onnxq.runtime.engines.places import RunsOn
+from onnxq.runtime.engines.process_engine import ProcessEngine
 
 SHAPE = (1, 64, 56, 56)
 RUNS = 40
+FASTEST = 0.1
+SECONDS = 0.25
+"""To time a whole model for, where an engine shows no kernels."""
 RNG = np.random.default_rng(0)
 
 Build = Callable[[str], tuple[list[onnx.NodeProto], list[onnx.TensorProto], int]]
@@ -131,23 +136,35 @@ def model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], shape:
     return onnx.shape_inference.infer_shapes(proto)
 
 
-def kernel_times(proto: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
-    """Median microseconds of each kernel in one run, by node name and operator."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for _ in range(RUNS):
-            session.run(None, {"x": x})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    taken: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            taken[f"{event['args']['op_name']} {event['name']}"].append(event["dur"])
-    return {name: float(np.median(values)) for name, values in taken.items()}
+class Clock:
+    """Times operators on this machine's ONNX Runtime, or on an engine: by its kernels where it shows them.
+
+    An engine that shows none is asked for whole models, of which what stands around the operator is taken off.
+    """
+
+    def __init__(self, engine: ProcessEngine | None) -> None:
+        """Start.
+
+        Args:
+            engine: what runs the models; None is ONNX Runtime's CPU provider in a process of its own.
+        """
+        self.engine = engine if engine is not None else RunsOn().open()
+        self.by_kernel = engine is None or (engine.shows_kernels and engine.about().provider == "CPUExecutionProvider")
+
+    def kernels(self, proto: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
+        """Median microseconds of each kernel in one run, by node name and operator."""
+        found = self.engine.profiles([proto.SerializeToString()], {"x": x}, Runs(0.0, RUNS, RUNS))
+        assert found is not None and found[0] is not None
+        taken: dict[str, list[float]] = defaultdict(list)
+        for event in json.loads(found[0]):
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                taken[f"{event['args']['op_name']} {event['name']}"].append(event["dur"])
+        return {name: float(np.median(values)) for name, values in taken.items()}
+
+    def above(self, proto: onnx.ModelProto, base: onnx.ModelProto, x: np.ndarray) -> float:
+        """Microseconds by which a model takes longer than another; they take turns, and their fastest runs count."""
+        times = self.engine.time([m.SerializeToString() for m in (proto, base)], [{"x": x}], SECONDS)
+        return 1000.0 * (float(np.quantile(times[0], FASTEST)) - float(np.quantile(times[1], FASTEST)))
 
 
 def quantized(proto: onnx.ModelProto, x: np.ndarray) -> onnx.ModelProto:
@@ -158,40 +175,118 @@ def quantized(proto: onnx.ModelProto, x: np.ndarray) -> onnx.ModelProto:
     return result.model
 
 
-def compare_operator(name: str, build: Build) -> tuple[str, float, float, float]:
-    """(name, elements, float µs, integer µs): kernels that are neither convolutions nor conversions at the ends."""
-    proto = between(build)
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def compare_operator(clock: Clock, build: Build) -> tuple[float, float]:
+    """(float µs, integer µs) of what is neither a convolution nor a conversion at the ends."""
+    proto, base = between(build), between(plain("Identity"))
     x = RNG.normal(size=SHAPE).astype(np.float32)
+    skip = ("Conv ", "QLinearConv", "FusedConv", *CONVERSIONS)
+
+    def rest(proto: onnx.ModelProto) -> float:
+        return sum(us for kernel, us in clock.kernels(proto, x).items() if not kernel.startswith(skip))
+
+    def taken(proto: onnx.ModelProto, base: onnx.ModelProto) -> float:
+        return max(rest(proto) - rest(base) if clock.by_kernel else clock.above(proto, base, x), 0.0)
+
+    return taken(proto, base), taken(quantized(proto, x), quantized(base, x))
+
+
+def conversion_rates(clock: Clock) -> tuple[float, float]:
+    """Nanoseconds an element of (QuantizeLinear, DequantizeLinear)."""
     size = float(np.prod(SHAPE))
-    skip = ("Conv ", "QLinearConv", "QuantizeLinear", "DequantizeLinear", "FusedConv")
+    x = RNG.normal(size=SHAPE).astype(np.float32)
+    grid = [const("s", np.float32(0.03)), const("z", np.uint8(128))]
+    q, dq, again = (
+        helper.make_node(op_type, [read, "s", "z"], [written])
+        for op_type, read, written in (
+            ("QuantizeLinear", "x", "a"), ("DequantizeLinear", "a", "b"), ("DequantizeLinear", "a", "c")
+        )
+    )  # fmt: skip
+    last = helper.make_node("Add", ["b", "c"], ["y"])
+    one, two = (model(nodes, grid, SHAPE) for nodes in ([q, dq], [q, dq, again, last]))
+    nothing = model([helper.make_node("Identity", ["x"], ["y"])], [], SHAPE)
+    both, second = clock.above(one, nothing, x), clock.above(two, one, x) / 2  # an Add takes about as long as a DQ
+    return 1000.0 * max(both - second, 0.0) / size, 1000.0 * max(second, 0.0) / size
 
-    def rest(times: dict[str, float]) -> float:
-        return sum(us for kernel, us in times.items() if not kernel.startswith(skip))
 
-    base = between(plain("Identity"))
-    empty_float, empty_int = rest(kernel_times(base, x)), rest(kernel_times(quantized(base, x), x))
-    as_float = max(rest(kernel_times(proto, x)) - empty_float, 0.0)
-    as_int = max(rest(kernel_times(quantized(proto, x), x)) - empty_int, 0.0)
-    return name, size, as_float, as_int
+def compare_convolution(
+    clock: Clock, shape: tuple[int, int, int, int, int, int], rates: tuple[float, float]
+) -> tuple[float, float]:
+    """(float µs, integer µs) of a convolution alone."""
+    ci, co, k, s, g, hw = shape
+    node, constants = conv("c", "x", "y", (co, ci // g, k), g, s)
+    proto = model([node], constants, (1, ci, hw, hw))
+    x = RNG.normal(size=(1, ci, hw, hw)).astype(np.float32)
+    whole = quantized(proto, x)
+    if clock.by_kernel:
+        as_float = sum(us for n, us in clock.kernels(proto, x).items() if n.startswith(("Conv ", "FusedConv")))
+        return as_float, sum(us for n, us in clock.kernels(whole, x).items() if n.startswith("QLinearConv"))
+    nothing = model([helper.make_node("Identity", ["x"], ["y"])], [], (1, ci, hw, hw))
+    converted = (rates[0] * x.size + rates[1] * co * (-(-hw // s)) ** 2) / 1000.0
+    return clock.above(proto, nothing, x), max(clock.above(whole, nothing, x) - converted, 0.0)
 
 
-def main() -> None:
-    """Print the tables."""
-    print(f"onnxruntime {ort.__version__}, one thread")
+def kind_of(shape: tuple[int, int, int, int, int, int]) -> str:
+    """Which rate of the target's table a convolution belongs to."""
+    return "dense" if shape[4] == 1 else "depthwise" if shape[4] == shape[0] else "grouped"
+
+
+def report(clock: Clock) -> None:
+    """Print the tables, and the rates that a target's file holds."""
+    print(f"{clock.engine.about()}, one thread, {'kernels' if clock.by_kernel else 'differences of whole models'}")
+    rates = conversion_rates(clock)
+    print(f"\nquantize {rates[0]:.3f} ns/element, dequantize {rates[1]:.3f}")
     print("\noperator            float µs   int µs   float ns/element   int ns/element")
+    size = float(np.prod(SHAPE))
     for name, build in OPERATORS.items():
-        _, size, as_float, as_int = compare_operator(name, build)
+        try:
+            as_float, as_int = compare_operator(clock, build)
+        except (EngineError, AssertionError) as problem:
+            print(f"{name:18} does not run there: {problem}")
+            continue
         print(f"{name:18} {as_float:9.0f} {as_int:8.0f} {1000 * as_float / size:18.3f} {1000 * as_int / size:16.3f}")
     print("\nconvolution                              MMAC   float µs   int µs   ratio")
-    for ci, co, k, s, g, hw in CONVOLUTIONS:
-        node, constants = conv("c", "x", "y", (co, ci // g, k), g, s)
-        proto = model([node], constants, (1, ci, hw, hw))
-        x = RNG.normal(size=(1, ci, hw, hw)).astype(np.float32)
-        as_float = sum(us for n, us in kernel_times(proto, x).items() if n.startswith(("Conv ", "FusedConv")))
-        as_int = sum(us for n, us in kernel_times(quantized(proto, x), x).items() if n.startswith("QLinearConv"))
+    speeds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for shape in CONVOLUTIONS:
+        ci, co, k, s, g, hw = shape
+        as_float, as_int = compare_convolution(clock, shape, rates)
         macs = co * (ci // g) * k * k * (-(-hw // s)) ** 2 / 1e6
         what = f"{ci:4} → {co:4}  {k}x{k}/{s} groups {g:3} at {hw:3}"
         print(f"{what:36} {macs:8.1f} {as_float:10.0f} {as_int:8.0f} {as_float / max(as_int, 1e-9):7.2f}")
+        if ci >= 16 and min(as_float, as_int) > 0:
+            speeds[kind_of(shape)].append((1e6 * macs / as_float, 1e6 * macs / as_int))
+    print("\nmultiply-accumulates a µs, median    float      int")
+    for kind, pairs in speeds.items():
+        of_float, of_int = (float(np.median(column)) for column in zip(*pairs, strict=True))
+        print(f"{kind:32} {of_float:10.0f} {of_int:8.0f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure here, or where the options say, as those of ``onnxq benchmark`` do."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_costs", description=__doc__)
+    parser.add_argument("--engine", choices=["web"], help="onnxruntime-web in Node")
+    parser.add_argument("--node-modules", metavar="FOLDER", help="folder with onnxruntime-web")
+    parser.add_argument("--provider", metavar="NAME", help="execution provider of ONNX Runtime")
+    parser.add_argument("--provider-option", action="append", default=[], metavar="KEY=VALUE", help="of --provider")
+    parser.add_argument("--device", metavar="COMMAND", help="a command that gives a shell on another machine")
+    parser.add_argument("--engine-python", metavar="PATH", help="the Python that has the runtime")
+    given = parser.parse_args(arguments)
+    asked = RunsOn(
+        device=given.device,
+        engine=given.engine,
+        provider=given.provider,
+        provider_options=dict(pair.split("=", 1) for pair in given.provider_option),
+        python=given.engine_python,
+        node_modules=given.node_modules,
+    )
+    engine = None if asked == RunsOn() else asked.open()
+    clock = Clock(engine)
+    try:
+        report(clock)
+    finally:
+        clock.engine.close()
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def quantize(
     bits: int | None = None,
     block_size: int | None = None,
     algorithm: str | None = None,
+    sequential: bool | None = None,
     accuracy_level: int | None = None,
     target_bits: float | None = None,
     float_type: str | None = None,
@@ -84,6 +85,7 @@ def quantize(
     float_outputs: Sequence[str] = (),
     engine_python: str | os.PathLike[str] | None = None,
     runs_on: RunsOn | None = None,
+    drop_tail: bool | None = None,
     opset: int | None = None,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
@@ -142,6 +144,7 @@ def quantize(
         bits: bits of a packed weight: 2, 3, 4 or 8.
         block_size: elements of a packed weight that share a scale; 0 for one scale a column.
         algorithm: how packed weights are rounded.
+        sequential: round them in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8 inside the kernel.
         target_bits: average bits a weight that packed weights may take, scales and zero points included.
         float_type: "float16" or "bfloat16" for what computes in float, with the presets w8, w4, w2.
@@ -151,6 +154,8 @@ def quantize(
         runs_on: the provider, the device behind a shell, or onnxruntime-web in Node that runs and times models;
             "fastest" then means there. With target "web" this is Node where ``ONNXQ_NODE_MODULES`` names it. Engine
             "ray" spreads the work instead.
+        drop_tail: take post-processing off (non-maximum suppression, TopK and what depends on them); the model gives
+            what that read, and a warning says what.
         opset: operator set of the model that is written.
         float_outputs: operator types whose results stay float where they are outputs, for targets that quantize those.
         engine_python: the Python that has the engine of the target, such as one with onnxruntime-openvino.

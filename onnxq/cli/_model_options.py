@@ -41,7 +41,7 @@ def float_options(group: str) -> Callable[[F], F]:
 
 
 def model_options(group: str) -> Callable[[F], F]:
-    """Add --fix-dim, --opset, --float-output and --engine-python."""
+    """Add --fix-dim, --drop-tail, --opset, --float-output and --engine-python."""
 
     def add(function: F) -> F:
         function = option(
@@ -60,6 +60,14 @@ def model_options(group: str) -> Callable[[F], F]:
             multiple=True,
             group=group,
             help="With a target that quantizes outputs: leave float what operators of this type write. Repeatable.",
+        )(function)
+        function = option(
+            "--drop-tail",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Take post-processing off: non-maximum suppression, TopK and the like, what --target has no operator "
+            "for, and all that depends on them. The model then gives what these read.",
         )(function)
         function = option(
             "--opset",
@@ -83,9 +91,17 @@ def model_options(group: str) -> Callable[[F], F]:
 
 
 def decoder_options(group: str) -> Callable[[F], F]:
-    """Add --kv-cache and --rotate."""
+    """Add --kv-cache, --rotate and --sequential."""
 
     def add(function: F) -> F:
+        function = option(
+            "--sequential",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Round packed weights layer by layer in the order of the graph, each by what the quantized layers "
+            "before it give, towards what the float layer gives. Needs samples, which go through the model once more.",
+        )(function)
         function = option(
             "--rotate",
             is_flag=True,

@@ -14,7 +14,7 @@ import numpy as np
 from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.diagnosis.ranking import Diagnosis, Finding, Keep
+from onnxq.diagnosis.ranking import Diagnosis, Finding, Look
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
 from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
@@ -34,6 +34,7 @@ from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.result_tables import diagnosis_table
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
+from onnxq.runtime.engines.places import RunsOn, start
 from onnxq.runtime.fuse import TOLERANCE, farthest_apart
 from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
@@ -105,6 +106,7 @@ def diagnose(
     threads: int | None = None,
     progress: Progress | None = None,
     custom_ops: Libraries = (),
+    runs_on: RunsOn | None = None,
 ) -> DiagnoseResult:
     """Rank the quantized nodes of a model by the error they cause, with the reason and a recipe that helps.
 
@@ -121,8 +123,11 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with (step, done, total).
         custom_ops: libraries of custom operators that onnxruntime needs to run the model.
+        runs_on: what runs the quantized model and its nodes, so that errors are those of its kernels; None runs them
+            here. The float model runs here in any case.
 
     Raises:
+        EngineError: the engine is not there, or does not run the model.
         ModelError: a model cannot be used, or the two are no pair.
         CalibrationError: data that does not fit.
         RecipeError: no data was given and none was found.
@@ -144,6 +149,10 @@ def diagnose(
     if found is None:
         raise RecipeError("--calibration: no data was given and no calibration_data/<model stem>.npz was found")
     with prepared.watched(), ExitStack() as stack:
+        engine = None
+        if runs_on is not None and runs_on != RunsOn():
+            engine = start(runs_on, threads, target.provider if target.provider.endswith("ExecutionProvider") else "")
+            stack.callback(engine.close)
         samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
@@ -152,7 +161,8 @@ def diagnose(
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every
         keep = None if folder is None else TensorFolder(stack.enter_context(staged_folder(folder))).add
-        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, keep)
+        look = Look(keep, engine)
+        result = examine(prepared, io.load(float_model), quantized, measured, samples.first, threads, clock, look)
     better = _with_rules(given, result.worst)
     if place is not None:
         saving.write_text(place, better.to_yaml())
@@ -168,7 +178,7 @@ def examine(
     first: Feed,
     threads: int | None,
     clock: Clock,
-    keep: Keep | None = None,
+    look: Look | None = None,
 ) -> Diagnosis:
     """Rank the quantized nodes of a model that is in memory.
 
@@ -180,19 +190,26 @@ def examine(
         first: one sample.
         threads: threads an operator may use.
         clock: takes the time.
-        keep: called with the arrays of each sample.
+        look: what runs all but the float model, and what is kept of it; None runs it here.
 
     Raises:
+        EngineError: the engine does not run it.
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
-        reference, apart = take_apart(prepared.model, original, quantized, first, threads)
+        look = look or Look()
+        reference, apart = take_apart(prepared.model, original, quantized, first, threads, look.engine is not None)
         progress = clock.report("diagnose")
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, keep=keep)
+        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, look=look)
 
 
 def take_apart(
-    prepared: Model, original: Model, quantized: Model, first: Feed, threads: int | None
+    prepared: Model,
+    original: Model,
+    quantized: Model,
+    first: Feed,
+    threads: int | None,
+    as_engine: bool = False,
 ) -> tuple[Model, Isolated]:
     """The form of the float model that a quantized one was made from, and the quantized one node by node.
 
@@ -205,6 +222,7 @@ def take_apart(
         quantized: its quantized form; its constants become initializers.
         first: one sample, which tells the values that hold real numbers.
         threads: threads an operator may use.
+        as_engine: nodes are to be computed by an engine's own kernels, on integers.
 
     Raises:
         ModelError: a model cannot be loaded or run.
@@ -213,7 +231,9 @@ def take_apart(
     seen = probe(reference, first, threads=threads)
     real = {name: info.dtype.kind == "f" for name, info in seen.items()}
     reference = typed(reference, {name: info.dtype for name, info in seen.items()})
-    return reference, isolate(reference, quantized, real, weights=(reference, prepared, original))
+    shapes = {name: info.shape for name, info in seen.items()} if as_engine else None
+    weights = (reference, prepared, original)
+    return reference, isolate(reference, quantized, real, weights=weights, shapes=shapes)
 
 
 def spread(samples: Reader) -> Iterator[Feed]:

@@ -13,12 +13,15 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
+from onnxq.graph.files import io
 from onnxq.graph.views.isolate import Isolated, Unit
 from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
 from onnxq.graph.views.tail import tail
 from onnxq.graph.walk import all_values
 from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
-from onnxq.runtime.session import session_of
+from onnxq.runtime.engines.engine import Engine
+from onnxq.runtime.engines.engine_session import EngineSession
+from onnxq.runtime.session import Session, open_session, session_of
 
 SUSPECTS, FEWER = 6, 2
 """Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured. Each takes a
@@ -151,6 +154,19 @@ def _noise(finding: Finding) -> float:
     return 0.0 if ratio == math.inf else min(10.0 ** (-ratio / 10.0), 1e6)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a quantized model is looked at.
+
+    Attributes:
+        keep: called with the arrays of each sample; None for nothing.
+        engine: what runs quantized nodes and the quantized model; None runs them here.
+    """
+
+    keep: Keep | None = None
+    engine: Engine | None = None
+
+
 def diagnose(
     float_model: Model,
     isolated: Isolated,
@@ -159,7 +175,7 @@ def diagnose(
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
-    keep: Keep | None = None,
+    look: Look | None = None,
 ) -> Diagnosis:
     """Run the float model, each quantized node on its own and the whole quantized model, one sample in memory.
 
@@ -170,9 +186,11 @@ def diagnose(
         threads: threads an operator may use.
         progress: called with samples done and their number.
         total: number of samples, where it is known.
-        keep: called with the arrays of each sample.
+        look: what runs quantized nodes and the quantized model, and what is kept of them; None runs them here. The
+            float model runs here.
 
     Raises:
+        EngineError: the engine does not run them, or has gone.
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     units = isolated.units
@@ -181,13 +199,14 @@ def diagnose(
             "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized "
             "form (what lies in subgraphs of If, Loop and Scan is not looked into)"
         )
-    work = _Work(float_model, isolated, threads)
+    look = look or Look()
+    work = _Work(float_model, isolated, threads, look.engine)
     samples = 0
     first: list[Feed] = []
     for feed in feeds:
-        kept = work.add(feed, keep is not None)
-        if keep is not None:
-            keep(samples, kept)
+        kept = work.add(feed, look.keep is not None)
+        if look.keep is not None:
+            look.keep(samples, kept)
         samples += 1
         if len(first) < _TAIL_FEEDS:
             first.append({name: np.array(array) for name, array in feed.items()})
@@ -207,10 +226,16 @@ def _rank(finding: Finding, index: int) -> tuple[bool, float, int]:
     return True, finding.own_sqnr_db, index
 
 
+def _opened(model: Model, label: str, threads: int | None, engine: Engine | None) -> Session:
+    if engine is None:
+        return session_of(model, threads=threads, label=label)
+    return EngineSession(open_session(io.to_bytes(model), threads=threads, label=label), engine)
+
+
 class _Work:
     """The three sessions and what was summed up."""
 
-    def __init__(self, float_model: Model, isolated: Isolated, threads: int | None) -> None:
+    def __init__(self, float_model: Model, isolated: Isolated, threads: int | None, engine: Engine | None) -> None:
         self.isolated = isolated
         units = isolated.units
         outputs = [value.name or "" for value in float_model.graph.outputs]
@@ -218,10 +243,10 @@ class _Work:
         augmented = with_outputs(float_model, wanted)
         self._fetch = augmented.outputs
         self.reference = session_of(augmented.model, threads=threads, label="float model")
-        self.apart = session_of(isolated.model, threads=threads, label="quantized nodes, each on its own")
+        self.apart = _opened(isolated.model, "quantized nodes, each on its own", threads, engine)
         arriving = with_outputs(isolated.quantized, [*(unit.arriving for unit in units), *outputs])
         self._arriving = arriving.outputs
-        self.whole = session_of(arriving.model, threads=threads, label="quantized model")
+        self.whole = _opened(arriving.model, "quantized model", threads, engine)
         self._outputs = [name for name in outputs if name in arriving.outputs]
         self._inputs = {spec.name for spec in self.apart.input_specs}
         self._own = {unit.output: ErrorSum() for unit in units}

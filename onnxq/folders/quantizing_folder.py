@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.core import staging
+from onnxq.core import scratch, staging
 from onnxq.core.dtypes import Array
 from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, may_be_cached, takes_text
 from onnxq.data.text.prompts import is_text, open_prompts
@@ -21,6 +21,7 @@ from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts
 from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
+from onnxq.folders.pages import places_of, write_pages
 from onnxq.graph.files.interface import interface_of, nodes_of
 from onnxq.graph.files.io import weight_files
 from onnxq.graph.files.saving import copy, write_text
@@ -33,12 +34,13 @@ from onnxq.recipe.values import WORKLOADS
 from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.report_of_run import command_of_run
 from onnxq.search.used_as import UsedAs
 from onnxq.verify.language.generation import Generated, compare_generated
 
 _OF_ONE_FILE = {
     "statistics": "--stats", "states": "--state", "search_state": "--search-state", "resume": "--resume",
-    "report": "--report", "used": "used", "external_data": "--external-data",
+    "used": "used", "external_data": "--external-data",
 }  # fmt: skip
 """Options of a run that are of one graph, as the command line has them."""
 
@@ -55,6 +57,8 @@ class _Work:
         place: the folder that is being filled.
         target: where it goes.
         nodes: operators by name of the node, of each graph; read where the recipe names nodes or operators.
+        pages: where the page of each graph goes; empty where none was asked for.
+        drafts: a folder for pages that are not yet what they will be.
     """
 
     layout: Layout
@@ -64,6 +68,8 @@ class _Work:
     place: Path
     target: Path
     nodes: dict[str, dict[str, str]]
+    pages: dict[str, Path]
+    drafts: Path
 
 
 @with_custom_ops
@@ -104,6 +110,7 @@ def quantize_folder(
     target = source.resolve().parent / f"{source.resolve().name}.{given.preset}" if output is None else Path(output)
     layout = layouts.layout_of(source)
     staging.check_folder(target, source, force=run.force)
+    pages = {} if run.report is None else places_of(run.report, layout, target)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
     if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
@@ -111,10 +118,10 @@ def quantize_folder(
             f"--kv-cache {given.kv_cache}: {layout.kind} begins with float caches, which such a model does not take; "
             "it is for folders of onnxruntime-genai, or for single files"
         )
-    with staging.staged_folder(target) as place:
+    with scratch.folder() as drafts, staging.staged_folder(target) as place:
         named = bool(given.include or given.exclude or given.rules or given.op_types)
         nodes = {str(graph.path): nodes_of(layout.file(graph.path)) for graph in layout.graphs} if named else {}
-        work = _Work(layout, given, run, rows, place, target, nodes)
+        work = _Work(layout, given, run, rows, place, target, nodes, pages, drafts)
         result = FolderResult(source, target, layout.kind, [])
         for graph in layout.graphs:
             result.graphs.append(_quantized(work, graph))
@@ -122,6 +129,7 @@ def quantize_folder(
             raise RecipeError(f"{source}: no graph was quantized: {result.graphs[0].reason}")
         _finish(work, result)
     result.seconds = time.monotonic() - started
+    write_pages(result, pages, command_of_run(source, output, given, run))
     return result
 
 
@@ -222,8 +230,11 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
             used=used,
             workload=options.workload if used is not None and used.model.cached else None,
             progress=_progress(options, graph),
+            # what a page shows is gathered; the page itself is written when all graphs are done
+            report=work.drafts / f"{graph.path.as_posix().replace('/', '-')}.html" if work.pages else None,
         )
         result = quantize_by(recipe, source, target, run)
+        result.report = None
     except NothingToQuantizeError as error:
         copy(source, target)
         return GraphResult(str(graph.path), str(graph.path), None, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
@@ -21,6 +22,7 @@ from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.learning import refine
 from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
+from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.trained_model import rename
 from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
@@ -132,10 +134,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         with clock.step("plan"):
             recipe = spend_bits(model, plan, recipe, used)
             plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
-    with clock.step("rewrite"), blas_threads(_largest(used)):
+    with clock.step("rewrite"), blas_threads(_largest(used)), ExitStack() as stack:
         training = job.prepared.training
         given = training.given if training is not None else None
-        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, job.spread)
+        way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
+        solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
     keep = wide_nodes(job, used, warnings)
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:

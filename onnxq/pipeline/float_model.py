@@ -18,6 +18,7 @@ from onnxq.graph.files.saved_by_runtime import note_of_fused
 from onnxq.graph.files.watch import Watch
 from onnxq.graph.prepare import PrepareReport, prepare
 from onnxq.graph.prepare.whole import lower_opset, shapes, widen
+from onnxq.graph.prepare.whole.drop_tail import drop_tail
 from onnxq.graph.prepare.whole.fix_dims import fix_dims
 from onnxq.graph.reading import origin
 from onnxq.graph.types import ElementType, Model, Proto
@@ -25,7 +26,7 @@ from onnxq.graph.walk import constants_to_quantize, opset
 from onnxq.pipeline.clock import Clock
 from onnxq.plan.given import Training
 from onnxq.runtime.session import InputSpec, Session, open_mapped, session_of
-from onnxq.targets import Target
+from onnxq.targets import WHOLE, Target
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Proto
 
@@ -40,12 +41,14 @@ class Wishes:
         keep_halves: a float16 model stays one; else it computes in float32 inside, and so does a float64 model.
         sizes: sizes of symbolic dimensions, by name.
         opset: the operator set that the model must have in the end; None where any will do.
+        drop_tail: post-processing is taken off.
     """
 
     min_opset: int = 0
     keep_halves: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
     opset: int | None = None
+    drop_tail: bool = False
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Prepared:
         head_sizes: numbers that a head of keys holds, by attention, where caches are to have another form.
         wishes: what it was to be like.
         needed: operator set that the target and the form of weights need.
+        max_opset: the newest operator set that the target reads.
+        not_run: operators that the target's engine has nothing for.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
         evened: channels of its activations were evened out.
     """
@@ -101,6 +106,8 @@ class Prepared:
     head_sizes: dict[str, int] = field(default_factory=dict)
     wishes: Wishes = Wishes()
     needed: int = 0
+    max_opset: int = 99
+    not_run: frozenset[str] = frozenset()
     training: Training | None = None
     evened: bool = False
 
@@ -154,6 +161,8 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishe
             original = io.to_bytes(model)
             size = len(original)
         fixed = bool(wishes.sizes) and fix_dims(model, wishes.sizes) > 0
+        cut = [drop_tail(model, _not_run(target))] if wishes.drop_tail else []
+        fixed = fixed or bool(cut)
         mapped = is_path(source) and not fixed and size > READ_UP_TO and bool(io.mapped_files(model))
         session, changed = _opened(model, _name(source), Path(source) if mapped and is_path(source) else None)
         if changed == "types" or fixed or (changed and not is_path(source)):
@@ -175,11 +184,18 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishe
             watch=watch,
             outputs=session.output_specs,
             wishes=wishes,
+            not_run=_not_run(target),
             needed=max(target.min_opset, wishes.min_opset),
+            max_opset=target.max_opset,
         )
         _prepare(prepared, ())
+        prepared.notes[:0] = cut
         check_sizes(prepared.model)
     return prepared
+
+
+def _not_run(target: Target) -> frozenset[str]:
+    return target.runs.names if target.coverage == WHOLE else frozenset()
 
 
 def _settle_opset(model: Model, wished: int, needed: int, report: PrepareReport) -> None:
@@ -242,11 +258,19 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
     if prepared.wishes.opset is not None:
         _settle_opset(prepared.model, prepared.wishes.opset, prepared.needed, report)
+    elif (version := opset(prepared.model)) > prepared.max_opset:
+        if lower_opset.run(prepared.model, prepared.max_opset):
+            report.opset = report.opset[0], prepared.max_opset
+        else:
+            report.notes.append(
+                f"the target reads operator sets up to {prepared.max_opset}, and operators of this model mean "
+                f"something else in {version}; export it at {prepared.max_opset} or below"
+            )
     fused = note_of_fused(prepared.model)
     prepared.sources = origin.sources(before, prepared.model)
     prepared.notes = [*report.notes, *([fused] if fused else [])]
-    opset_before, opset = report.opset
-    prepared.versions = (opset_before, ir_version), (opset, prepared.model.ir_version)
+    opset_before, opset_after = report.opset
+    prepared.versions = (opset_before, ir_version), (opset_after, prepared.model.ir_version)
     prepared.has_qdq, prepared.changes = report.has_qdq, report.changes
 
 
@@ -256,6 +280,8 @@ def reload(prepared: Prepared) -> Model:
     model = io.load(prepared.source)
     if prepared.wishes.sizes:
         fix_dims(model, prepared.wishes.sizes)
+    if prepared.wishes.drop_tail:
+        drop_tail(model, prepared.not_run)
     if prepared.widened_at_load:
         widen.run(model, widen.EVERY)
     return model

@@ -76,7 +76,7 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
         )
     if recipe.algorithm is None and packs:
         bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
-        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS
+        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS or recipe.sequential
         return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
 
@@ -102,6 +102,8 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
         refuse_empty(plan, prepared, recipe)
     measured = recipe.bias_correct and (seen.given is None or job.data is not None or statistics is not None)
     wanted = wanted_by(prepared.model, plan, means=measured)
+    if recipe.sequential and recipe.target_bits is None:  # second moments are those of a model that is not there yet
+        wanted = replace(wanted, second_moments={}, channel_peaks=())
     means = () if seen.given is None else (*wanted.image_means, *wanted.row_means)
     if not (wanted.values or wanted.second_moments or wanted.channel_peaks or means):
         return plan, statistics, warnings

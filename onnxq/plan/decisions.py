@@ -104,6 +104,7 @@ class NodePlan:
         width: of how many.
         wide: why it computes in float32 where the recipe asks for a 16-bit type; empty where it does not.
         trained: its weight's integers are those that the model brought along.
+        finest: least step that its products may have, in steps of its output's grid.
         grids: scale and zero point of constants for which the user gives them, by input position.
     """
 
@@ -125,6 +126,7 @@ class NodePlan:
     width: int = 0
     wide: str = ""
     trained: bool = False
+    finest: float = 0.0
     grids: dict[int, QParams] = field(default_factory=dict)
 
 

@@ -107,8 +107,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
         whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
-        values, in_vain = with_wishes(whole.values, recipe, spec)
-        return replace(whole, values=values, notes=(*whole.notes, *in_vain))
+        return _as_wished(whole, recipe, spec, graph)
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -158,6 +157,13 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
     return Plan(ordered, values, notes, frozenset(found.guarded))
+
+
+def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph) -> Plan:
+    """A plan with what the recipe says of values and weights."""
+    values, in_vain = with_wishes(plan.values, recipe, spec, named_weights(recipe, graph))
+    nodes, idle = with_weight_wishes(plan.nodes, recipe, graph)
+    return replace(plan, nodes=nodes, values=values, notes=(*plan.notes, *in_vain, *idle))
 
 
 def _presets(recipe: Recipe) -> list[Preset]:

@@ -30,7 +30,7 @@ from onnxq.plan.given import Given, ends
 from onnxq.plan.spread_weights import Spread
 from onnxq.plan.weight_wishes import on_given_grids
 from onnxq.plan.weights.constants import Weights, node_rewrite
-from onnxq.plan.weights.pack import Report, pack_weights
+from onnxq.plan.weights.pack import InOrder, Report, pack_weights
 from onnxq.plan.weights.weight_errors import LayerWeight, weight_report
 from onnxq.stats.ranges import compute_range
 from onnxq.stats.statistics import Statistics
@@ -68,7 +68,7 @@ def solve(
     correct_bias: bool = True,
     report: Report | None = None,
     given: Given | None = None,
-    spread: Spread | None = None,
+    way: Spread | InOrder | None = None,
 ) -> Solution:
     """Compute every parameter and quantize every constant that a plan names.
 
@@ -80,7 +80,7 @@ def solve(
         correct_bias: take what rounding the weights adds to the mean of a layer's output from its bias.
         report: shows the progress of weights that take long.
         given: what the model was trained with.
-        spread: quantizes packed weights elsewhere.
+        way: as for `pack_weights`.
 
     Raises:
         CalibrationError: the statistics lack a value that the plan needs.
@@ -103,7 +103,7 @@ def solve(
             rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
-    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, spread)
+    packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 

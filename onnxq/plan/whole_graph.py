@@ -7,7 +7,7 @@ Nothing is weighed here. With `WHOLE` all that a node reads and writes has a gri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from onnxq.targets import WHOLE, Target
 
 _STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
 
-_FIXED_16 = {"Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
+_FIXED_16 = {"HardSigmoid": (1.0 / 65536, 0), "Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
 """(scale, zero point) that HTP wants of these in uint16."""
 
 
@@ -92,7 +92,14 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
             nodes[name] = NodePlan(name, op_type, FOLDED, f"done by the output range of {before.node.name!r}")
         elif candidate is not None:
             folds = candidate.clamp.name if candidate.clamp is not None else None
-            nodes[name] = NodePlan(name, op_type, INTEGER, folds=folds, weights=_weights(candidate, asked))
+            nodes[name] = NodePlan(
+                name,
+                op_type,
+                INTEGER,
+                folds=folds,
+                weights=_weights(candidate, asked),
+                finest=asked.target.finest,
+            )
         else:
             nodes[name] = NodePlan(name, op_type, FLOAT, found.kept.get(name, ""))
     return Plan(nodes, dict(_values(model, found, asked)))
@@ -153,6 +160,8 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     recipe, target = asked.recipe, asked.target
     array = walk.const_array(node.inputs[position])
     assert array is not None
+    if node.op_type.endswith("Normalization"):  # HTP multiplies by it as by another activation
+        return replace(asked.spec, dtype=QType.UINT8, grid_bits=None)
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
     axis = channel_axis(node, array.ndim) if per_channel and node.op_type in target.per_channel else None
     bits = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits

@@ -101,6 +101,7 @@ class Recipe:
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
         algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
+        sequential: round packed weights in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8; None chooses by layer.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.
         fuse: model type that `onnxruntime.transformers` fuses before planning, or "auto"; None does not fuse.
@@ -130,6 +131,7 @@ class Recipe:
             scale a tensor.
         unsigned_weights: weights of layers on integers are uint8.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
+        drop_tail: take post-processing off, which changes the model's outputs.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
 
@@ -151,6 +153,7 @@ class Recipe:
     bits: int | None = None
     block_size: int | None = None
     algorithm: str | None = None
+    sequential: bool = False
     accuracy_level: int | None = None
     target_bits: float | None = None
     fuse: str | None = None
@@ -176,6 +179,7 @@ class Recipe:
     float_bias: bool = False
     dedicated_pairs: bool = False
     own_pairs: bool = False
+    drop_tail: bool = False
     asymmetric_weights: bool = False
     unsigned_weights: bool = False
     opset: int | None = None

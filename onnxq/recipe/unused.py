@@ -70,6 +70,7 @@ USES: dict[str, _Use] = {
         lambda preset, value: preset.weights in ("blocks", "codebook") or preset.activations == "token",
         "has no blocks of weights",
     ),
+    "sequential": _Use(_blocks, "packs no weights"),
     "accuracy_level": _Use(_blocks, "packs no weights"),
     "float_type": _Use(_computes_in_float, "computes on integers or reads tables, which give float32"),
 }
@@ -95,6 +96,10 @@ def refuse_unused(recipe: Recipe) -> None:
     if recipe.half == "bfloat16" and not recipe.keep_io:
         raise RecipeError(
             "--no-keep-io: onnxruntime neither takes bfloat16 from Python nor gives it; leave it out, or use fp16"
+        )
+    if recipe.sequential and recipe.preset == "auto":
+        raise RecipeError(
+            "--sequential: auto tries forms of 8 bits, whose weights are rounded to nearest; use it with w4 or w2"
         )
     if not recipe.finetune:
         for name in ("epochs", "learning_rate", "seed", "device"):

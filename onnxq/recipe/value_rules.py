@@ -27,6 +27,7 @@ class ValueRule:
         scale: reals in a step of the grid; with ``zero_point``, instead of what calibration finds; of a weight also one
             a channel.
         zero_point: integer that stands for zero; likewise.
+        bits: of its integers: 8, or 16 between Q and DQ.
         quantize: False leaves the value float, and with it the nodes that would need its integers.
     """
 
@@ -38,6 +39,7 @@ class ValueRule:
     scale: float | tuple[float, ...] | None = None
     zero_point: int | tuple[int, ...] | None = None
     quantize: bool | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         where = f"value rule {self.match!r}"
@@ -60,10 +62,14 @@ class ValueRule:
             raise RecipeError(f"{where}: {' and '.join(chosen)} say the same thing twice; leave one out")
         if self.scale is not None and self.symmetric is not None:
             raise RecipeError(f"{where}: scale and zero_point say where the grid lies; leave symmetric out")
+        if self.bits not in (None, 8, 16):
+            raise RecipeError(f"{where}: {self.bits} bits have no kernel for activations; write 8 or 16")
         if self.quantize is True:
             raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
         if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
-            raise RecipeError(f"{where}: says nothing; give range, method, symmetric, min_range, scale or quantize")
+            raise RecipeError(
+                f"{where}: says nothing; give range, method, symmetric, min_range, scale, bits or quantize"
+            )
 
 
 def _each(given: Any) -> tuple[Any, ...]:

@@ -38,6 +38,8 @@ def recipe_words(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> lis
             continue
         if name in _FLAGS:
             words.append(_FLAGS[name][0 if value else 1])
+        elif isinstance(value, bool):
+            words.append(("--" if value else "--no-") + name.replace("_", "-"))
         elif name in _REPEATED:
             words += [word for entry in value for word in (_REPEATED[name], entry)]
         else:

@@ -110,6 +110,7 @@ def folder_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     files = len(result["copied"])
     facts.append(("files", f"{files} copied, {len(result['updated'])} updated{_left_out(result['left_out'])}"))
     facts += [("open", hint) for hint in result["hints"]]
+    facts += [("report", graph["report"]) for graph in result["graphs"] if graph.get("report")]
     return facts
 
 

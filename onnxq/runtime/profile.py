@@ -11,12 +11,12 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxq.core import atomic, scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
+from onnxq.runtime.engines.engine import Engine, Runs
 from onnxq.runtime.machine import cache_folder, machine_key
 from onnxq.runtime.session import Session, open_session
 
@@ -48,17 +48,28 @@ class KernelTime:
         return self.compute + self.quantize + self.dequantize
 
 
-def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None = 1) -> dict[str, KernelTime]:
+def kernel_times(
+    models: Mapping[str, bytes], feed: Feed, *, threads: int | None = 1, engine: Engine | None = None
+) -> dict[str, KernelTime]:
     """Run small models in alternation (A B A B …) and take the times of their kernels from the runtime's profile.
 
     Args:
         models: contents, by name.
         feed: what all of them take.
         threads: threads an operator may use.
+        engine: what runs them, with the threads that it was started with; None is this process.
 
     Returns:
         A time for each model; one that cannot be loaded or run is left out.
+
+    Raises:
+        EngineError: the engine has gone.
     """
+    if engine is not None:
+        given = engine.profiles(list(models.values()), feed, Runs(_SECONDS, _FEWEST, _MOST))
+        profiles = dict(zip(models, given or [], strict=given is not None))
+        found = {name: _summed(content) for name, content in profiles.items() if content is not None}
+        return {name: times for name, times in found.items() if times is not None}
     with scratch.folder() as folder:
         sessions: dict[str, Session] = {}
         for name, content in models.items():
@@ -72,19 +83,19 @@ def kernel_times(models: Mapping[str, bytes], feed: Feed, *, threads: int | None
             for session in sessions.values():
                 session.run(feed)
             runs += 1
-        times = {name: _summed(session.end_profiling()) for name, session in sessions.items()}
+        times = {name: _summed(session.end_profiling().read_bytes()) for name, session in sessions.items()}
     return {name: found for name, found in times.items() if found is not None}
 
 
-def _summed(profile: Path) -> KernelTime | None:
+def _summed(profile: bytes) -> KernelTime | None:
     """Times over the runs in a profile, the first of which was warm-up; None where it cannot be read.
 
     The profile has whole µs, so that a median could not tell short kernels apart: the mean of the faster half of the
     runs can, and disturbed runs do not count in it either.
     """
     try:
-        events = json.loads(profile.read_text("utf8"))
-    except (OSError, ValueError):
+        events = json.loads(profile.decode("utf8"))
+    except ValueError:
         return None
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")[1:]
     kernels = sorted(
@@ -111,16 +122,24 @@ class KernelTimeCache:
     A file holds the times of one machine, one version of ONNX Runtime and one number of threads.
     """
 
-    def __init__(self, threads: int | None) -> None:
-        """Read what is known; a file that is missing or damaged holds nothing."""
+    def __init__(self, threads: int | None, *, kept: bool = True) -> None:
+        """Read what is known; a file that is missing or damaged holds nothing.
+
+        Args:
+            threads: threads an operator may use.
+            kept: on the disk; not for an engine elsewhere, of which nothing tells whether it is the one of before.
+        """
+        self._kept = kept
         key = hashlib.sha256(machine_key(threads).encode()).hexdigest()[:16]
         self._path = cache_folder() / f"kernels-{key}.json"
         self._times: dict[str, dict[str, KernelTime]] = {}
+        self._changed = False
+        if not kept:
+            return
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             for group, forms in json.loads(self._path.read_text("utf8")).items():
                 with contextlib.suppress(ValueError, TypeError, AttributeError):
                     self._times[group] = {form: _kernel_time(times) for form, times in forms.items()}
-        self._changed = False
 
     def get(self, group: str, forms: Iterable[str]) -> dict[str, KernelTime] | None:
         """The times of a group; None unless those of all the forms are known, which were then measured together."""
@@ -135,7 +154,7 @@ class KernelTimeCache:
 
     def save(self) -> None:
         """Write what is new; where the folder cannot be written, the times are measured again the next time."""
-        if not self._changed:
+        if not self._changed or not self._kept:
             return
         plain: dict[str, Any] = {g: {f: asdict(t) for f, t in forms.items()} for g, forms in self._times.items()}
         with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
 from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer, by_damage
@@ -117,6 +118,7 @@ class Bench:
         threads: threads an operator may use.
         real: the feed is real, so that errors mean something.
         deadline: when to stop, on `time.monotonic`'s clock.
+        engine: what times layers; None is this process.
         offsets: what the form of a layer adds to the values it makes, by (layer, form) and name of the value; filled in
             while layers are measured, as far as memory goes.
     """
@@ -128,6 +130,7 @@ class Bench:
     threads: int
     real: bool
     deadline: float
+    engine: ProcessEngine | None = None
     offsets: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -161,7 +164,7 @@ def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequen
         _measure_one(bench, layer, node, arrays, forms, memory)
         groups[known] = layer
 
-    memory = KernelTimeCache(bench.threads)
+    memory = KernelTimeCache(bench.threads, kept=bench.engine is None)
     complete = _each(bench, layers, feed, clock, one)
     memory.save()
     return complete
@@ -201,8 +204,11 @@ def _each(
         for done, (name, layer) in enumerate(layers.items()):
             if time.monotonic() > bench.deadline:
                 return False
-            with contextlib.suppress(OnnxqError):  # such a layer keeps the form that the whole model's plan gives it
+            try:
                 work(layer, nodes[name], arrays)
+            except OnnxqError:  # such a layer keeps the form that the whole model's plan gives it
+                if bench.engine is not None and not bench.engine.lives:
+                    raise
             report(done + 1, len(layers))
     return True
 
@@ -230,7 +236,7 @@ def _measure_one(
     group = _group(bench, layer, node, arrays)
     times = memory.get(group, models)
     if times is None:
-        times = kernel_times(models, feed, threads=bench.threads)
+        times = kernel_times(models, feed, threads=bench.threads, engine=bench.engine)
         memory.put(group, times)
     errors = _errors(bench, layer.name, models, feed) if bench.real else {}
     for form in models:

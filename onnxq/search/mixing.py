@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxq.data.feeds import Feed
+from onnxq.graph import walk
 from onnxq.graph.files import io
+from onnxq.graph.types import Node
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choice as chooser
@@ -97,6 +99,7 @@ class Mixing:
         if not found or trials.out_of_time("layers were not measured"):
             return
         self.layers = found
+        timed = job.engine is None or job.engine.shows_kernels
         bench = self._bench = layers.Bench(
             job.prepared,
             job.recipe,
@@ -105,12 +108,18 @@ class Mixing:
             job.timed_threads,
             real=job.data is not None,
             deadline=time.monotonic() + _LAYERS_SHARE * trials.seconds_left,
+            engine=job.engine if timed else None,
         )
         forms = [form for form in layers.FORMS if form in plans]
         if not layers.measure(bench, found, self._sample, forms, job.clock):
             trials.cut_short("some layers were not measured")
         base = next((name for name in (STATIC, DYNAMIC, STORED) if name in plans), None)
-        if base is not None:
+        if not timed:
+            trials.warnings.append(
+                f"{job.engine.label if job.engine else ''}: shows no times of single kernels; whole models were timed "
+                "there, and no layers were given the form that is fastest for each"
+            )
+        elif base is not None:
             self._build_mixed(MIXED, base, chooser.fastest_forms(found.values(), base))
 
     def _build_mixed(
@@ -278,7 +287,9 @@ class Mixing:
         order = chooser.by_damage(self.layers.values(), STORED)
         inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
-        affordable = _affordable(order, stored.size, largest)
+        nodes = {node.name or "": node for node in self._job.prepared.model.graph}
+        weights = [_weight_of(nodes[layer.name]) for layer in order]
+        affordable = _affordable(order, weights, stored.size, largest)
         left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
         if not self._has_grown() and left[affordable] > _DOUBT / max(trials.excess(stored), 1.0):
             return None
@@ -343,11 +354,28 @@ class Mixing:
         return self._trials.made[fastest]
 
 
-def _affordable(order: Sequence[Layer], size: int, largest: float) -> int:
-    """How many layers of a model of stored weights can have float ones before the file is too large."""
-    for count, layer in enumerate(order):
-        if FLOAT in layer.forms and STORED in layer.forms:
+def _weight_of(node: Node) -> Hashable:
+    """The name of the largest constant that a node reads."""
+    sizes = {
+        value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
+    }
+    return max(sizes, key=lambda name: sizes[name], default=node.name)
+
+
+def _affordable(order: Sequence[Layer], weights: Sequence[Hashable], size: int, largest: float) -> int:
+    """How many layers of a model of stored weights can have float ones before the file is too large.
+
+    Args:
+        order: the layers.
+        weights: what each reads; what several read is in the file once.
+        size: bytes of the model.
+        largest: bytes of a file that will do.
+    """
+    seen: set[Hashable] = set()
+    for count, (layer, weight) in enumerate(zip(order, weights, strict=True)):
+        if FLOAT in layer.forms and STORED in layer.forms and weight not in seen:
             size += layer.forms[FLOAT].size - layer.forms[STORED].size
+        seen.add(weight)
         if size > largest:
             return count
     return len(order)

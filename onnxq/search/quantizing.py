@@ -26,7 +26,14 @@ from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
-from onnxq.pipeline.deliver.asked_of_target import NO_FASTER_4, SLOW_16, check_recipe, check_shapes, default_preset
+from onnxq.pipeline.deliver.asked_of_target import (
+    NO_FASTER_4,
+    SLOW_16,
+    check_operators,
+    check_recipe,
+    check_shapes,
+    default_preset,
+)
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
@@ -181,9 +188,11 @@ def _open(
         saved = Statistics.load(Path(saved))
     # Kernels that unpack few bits take float16; statistics are of float32.
     halves = saved is None and given.half is None and _packs_few_bits(given)
-    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset)
+    wishes = Wishes(needed_opset(given), halves, given.dimensions, given.opset, given.drop_tail)
     prepared = load_and_prepare(model, target, clock, wishes)
     check_shapes(prepared.inputs, target)
+    if not options.force:
+        check_operators(prepared.model, target)
     found = options.calibration if options.calibration is not None else find_calibration(model)
     source = found
     found = with_tokens(found, model, options.tokenizer)
@@ -206,7 +215,8 @@ def _open(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    if any(preset.activation_bits == 16 for preset in given.presets) and not target.provider:
+    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
+    if wide and not target.provider:
         prepared.notes.append(SLOW_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         prepared.notes.append(NO_FASTER_4)

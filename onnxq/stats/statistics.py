@@ -22,10 +22,13 @@ class InputStatistics:
     Attributes:
         moment: its second moment, of one row at least.
         peaks: magnitudes of its channels; None where they were not gathered.
+        correction: (in, in): what is added to a weight, (out, in), times the weight itself before it is rounded, since
+            the input is that of a quantized model; None where it is that of the float model.
     """
 
     moment: SecondMoment
     peaks: ChannelPeaks | None = None
+    correction: Array | None = None
 
 
 class Statistics(Mapping[str, ValueStatistic]):

@@ -10,10 +10,15 @@ from onnxq.targets import cpu
 from onnxq.targets.target import WHOLE, Ops, Target
 
 REFUSED = frozenset(
-    "Bernoulli Compress Det If Loop Multinomial NonMaxSuppression NonZero RandomNormal RandomNormalLike RandomUniform "
-    "RandomUniformLike RNN GRU Scan Unique".split()
+    "Acos Acosh Asinh Atanh Bernoulli Celu Compress Cosh Det GlobalLpPool GRU Hardmax If Loop Multinomial "
+    "NonMaxSuppression NonZero RandomNormal RandomNormalLike RandomUniform RandomUniformLike RNN Scan Selu Shrink Sinh "
+    "Softsign ThresholdedRelu Unique".split()
 )
 """What the provider has no builder for, and so is not wrapped."""
+
+FINEST = 2.0**-22
+"""On chips before v75 a depthwise convolution gives noise where a step of its products is less than 2^-24 of one of its
+result: in channels whose weights are all but zero. What a coarser scale rounds away there is far below a step."""
 
 TARGET = Target(
     name="qnn",
@@ -38,4 +43,5 @@ TARGET = Target(
     max_opset=21,
     fixed_shapes=True,
     provider="QNNExecutionProvider",
+    finest=FINEST,
 )

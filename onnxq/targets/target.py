@@ -138,6 +138,7 @@ class Target:
         max_opset: the newest operator set that it reads.
         fixed_shapes: all dimensions of inputs have to be numbers.
         provider: execution provider of the engine that runs it, where that is not ONNX Runtime's CPU provider here.
+        finest: least step that products may have there, in steps of the result's grid; 0 for any.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
     """
@@ -168,6 +169,7 @@ class Target:
     max_opset: int = 99
     fixed_shapes: bool = False
     provider: str = ""
+    finest: float = 0.0
     measured: str = ""
 
     @property

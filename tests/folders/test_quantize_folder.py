@@ -224,3 +224,38 @@ def test_patterns_are_for_the_graphs_that_have_such_nodes(tmp_path: Path) -> Non
         onnxq.quantize_folder(folder, tmp_path / "no", preset="w8", exclude=["/fc7"], benchmark=False)
     with pytest.raises(onnxq.ModelError, match="is a folder; use onnxq.quantize_folder"):
         onnxq.quantize(folder, tmp_path / "no.onnx")
+
+
+@pytest.mark.report
+def test_a_folder_has_a_page_a_graph(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"encoder_model.onnx": encoder(), "model.onnx": encoder(), "config.json": CONFIG})
+    made = onnxq.quantize_folder(
+        folder, tmp_path / "out", preset="w8", report=tmp_path / "page.html", benchmark=False, **QUICK
+    )
+    pages = sorted(path.name for path in tmp_path.glob("*.html"))
+    assert pages == sorted(f"page.{Path(graph.source).stem}.html" for graph in made.graphs)
+    for graph in made.graphs:
+        assert graph.result is not None and graph.result.report is not None
+        text = graph.result.report.read_text("utf8")
+        assert str(tmp_path / "out" / graph.output) in text
+        assert f"onnxq quantize {folder} -o {tmp_path / 'out'} " in text
+        assert str(graph.result.report) in made.summary()
+    assert not list((tmp_path / "out").glob("*.html"))
+
+
+@pytest.mark.report
+def test_a_page_of_one_graph_has_the_name_that_was_given(tmp_path: Path) -> None:
+    folder = genai_folder(tmp_path / "in")
+    onnxq.quantize_folder(folder, tmp_path / "out", preset="w8", report=tmp_path / "one.html", benchmark=False, **QUICK)
+    assert [path.name for path in tmp_path.glob("*.html")] == ["one.html"]
+
+
+@pytest.mark.report
+@pytest.mark.parametrize("place", ["in/page.html", "out/page.html", "in"])
+def test_a_page_is_in_neither_folder(tmp_path: Path, place: str) -> None:
+    folder = genai_folder(tmp_path / "in", with_tokenizer=False)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(onnxq.OnnxqError, match=r"--report .*: lies in .*; name a file outside"):
+        onnxq.quantize_folder(folder, tmp_path / "out", preset="w8", report=tmp_path / place, **QUICK)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert not (tmp_path / "out").exists()

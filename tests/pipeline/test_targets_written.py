@@ -255,6 +255,27 @@ def test_the_simulator_takes_every_node(digits: Path, tmp_path: Path) -> None:
     assert found["w8a16"] > found["w8a8"]
 
 
+def test_operators_that_an_engine_of_integers_lacks_are_named_before_anything_is_computed(tmp_path: Path) -> None:
+    model = build("g (float[1, 8, 8] x) => (float[1] y) { [a] h = Relu (x) [d] y = Det (h) }")
+    with pytest.raises(TargetError, match="--target qnn: its engine has nothing for Det 'd'; change the model there"):
+        onnxq.quantize(model, tmp_path / "q.onnx", target="qnn", preset="w8a8", calibration=feeds((1, 8, 8)))
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_channels_that_are_almost_dead_keep_scales_that_fixed_point_can_tell() -> None:
+    w = weights(16, 8, 3, 3)
+    w[3] *= 1e-12
+    w[5] = 0
+    w[5, 0, 0, 0] = 1e-9
+    found = made(build(CONV, w=w, b=np.full(16, 0.7, np.float32), v=weights(16, 16, 1, 1, seed=1) / 4), "qnn")
+    layer = next(node for node in found.of("Conv") if node.name == "a")
+    x, w_, b = (found.constants[found.writers[name].input[1]] for name in layer.input)
+    (q,) = (node for node in found.of("QuantizeLinear") if node.input[0] in ("d", layer.output[0]))
+    steps = x * w_ / found.constants[q.input[1]]
+    assert steps.min() >= 0.99 * 2.0**-22
+    np.testing.assert_allclose(b, x * w_, rtol=1e-6)
+
+
 @pytest.mark.qnn
 def test_a_refused_node_is_named_with_the_reason_of_the_engine_and_nothing_is_written(tmp_path: Path) -> None:
     model = build("g (float[1, 8, 8] x) => (float[1] y) { [a] h = Relu (x) [d] y = Det (h) }")

@@ -20,6 +20,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "format": ("qoperator", "qdq"), "range": ("minmax", "percentile"), "percentile": (95.0,),
     "symmetric": (True, False), "per_channel": (False,), "bias_correct": (False,), "smooth": (0.5,),
     "adaround": (True,), "bits": (3,), "reconstruct": (True,), "block_size": (32, 64), "accuracy_level": (0,),
+    "sequential": (True,),
     "float_type": ("float16", "bfloat16"),
 }  # fmt: skip
 """One of them is another than any preset's own."""

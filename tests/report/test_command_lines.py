@@ -41,6 +41,9 @@ def test_defaults_are_not_said() -> None:
             "max_drop": st.sampled_from([0.5, 1.0]),
             "outliers": st.just(6.0),
             "smooth": st.sampled_from([0.5, "auto"]),
+            "sequential": st.just(True),
+            "rotate": st.just(True),
+            "keep_io": st.just(False),
         },
     )
 )

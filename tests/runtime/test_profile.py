@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxq.runtime import profile
+from onnxq.runtime.engines.places import RunsOn
 from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from tests.graph.build import build, weights
 
@@ -45,16 +47,16 @@ def test_conversions_are_told_apart_from_the_kernel(tmp_path: Path) -> None:
             events.append({"name": f"{op}_kernel_time", "cat": "Node", "ts": 100 * run + 1, "dur": dur, "args": args})
     file = tmp_path / "profile.json"
     file.write_text(__import__("json").dumps(events))
-    found = profile._summed(file)
+    found = profile._summed(file.read_bytes())
     assert found == KernelTime(compute=11.0, quantize=3.0, dequantize=2.0)  # of 11, 12 and 13, without the first, 10
     assert found.total == 16.0
 
 
 def test_a_damaged_profile_has_no_times(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("[{")
-    assert profile._summed(tmp_path / "p.json") is None
+    assert profile._summed((tmp_path / "p.json").read_bytes()) is None
     (tmp_path / "q.json").write_text("[]")
-    assert profile._summed(tmp_path / "q.json") is None
+    assert profile._summed((tmp_path / "q.json").read_bytes()) is None
 
 
 def test_times_are_remembered_by_group_and_threads(cache: Path) -> None:
@@ -128,3 +130,20 @@ def test_a_cache_that_is_none_holds_nothing(content: bytes, monkeypatch: pytest.
     (path,) = (tmp_path / "onnxq").glob("kernels-*.json")
     path.write_bytes(content)
     assert KernelTimeCache(1).get("a", ["f"]) is None
+
+
+def test_kernels_are_timed_on_an_engine(cache: Path) -> None:
+    """The same kernels as here; a model that does not load there is left out, and nothing is kept on the disk."""
+    engine = RunsOn(device="bash -c", python=sys.executable).open()
+    try:
+        plain = build("g (float[4,64] x) => (float[4,32] y) { y = MatMul (x, w) }", w=weights(64, 32))
+        found = kernel_times({"one": plain.SerializeToString(), "none": b"no model"}, FEED, engine=engine)
+    finally:
+        engine.close()
+    assert set(found) == {"one"}
+    assert found["one"].compute > 0
+    memory = KernelTimeCache(1, kept=False)
+    memory.put("group", found)
+    memory.save()
+    assert memory.get("group", ["one"]) == found
+    assert KernelTimeCache(1).get("group", ["one"]) is None

@@ -95,6 +95,8 @@ def test_auto_for_the_web_is_measured_in_node(root: Path, tmp_path: Path) -> Non
     assert result.engine is not None
     assert result.engine["engine"].startswith("wasm on Node")
     assert len([row for row in result.candidates if row["latency_ratio"] is not None]) >= 2
+    assert any("shows no times of single kernels" in line for line in result.warnings)
+    assert not any(row["name"].startswith("mixed") for row in result.candidates)
     comparison = onnxq.compare(
         tmp_path / "q.onnx", tmp_path / "q.onnx", data=root / "models" / "text_encoder.test.npz", runs_on=WEB
     )

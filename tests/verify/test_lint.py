@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
 from click.testing import Result
+from hypothesis import strategies as st
 
 import onnxq
 from onnxq.errors import RecipeError, TargetError
 from onnxq.graph.files import io
 from onnxq.verify.lint.rules import RULES
 from tests.graph.build import build, run, weights
+from tests.random_graphs import RandomGraph
 
 RNG = np.random.default_rng(7)
 FEEDS = [{"x": RNG.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(4)]
@@ -247,6 +251,62 @@ def test_nothing_is_found_in_what_is_written(target: str, preset: str, tmp_path:
     assert result.findings == [], result.summary()
     fixed = onnxq.lint(model, target=target, output=tmp_path / "same.onnx")
     assert fixed.fixed == {}
+
+
+WAYS = [
+    ("cpu", "w8a8"), ("cpu-avx2", "w8a8"), ("arm", "w8a8"), ("qnn", "w8a8"), ("qnn", "w8a16"), ("qnn", "w4a16"),
+    ("openvino", "w8a8"), ("openvino", "fp16"), ("tensorrt", "w8a8"), ("tensorrt", "fp16"), ("cuda", "fp16"),
+    ("cuda", "w4"), ("web", "w8a8"), ("web", "w8"), ("web-gpu", "fp16"), ("web-gpu", "w8"),
+]  # fmt: skip
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(st.integers(0, 1 << 32), st.integers(1, 6), st.sampled_from(WAYS))
+def test_nothing_is_found_in_any_network_that_is_written(seed: int, steps: int, way: tuple[str, str]) -> None:
+    """But for nodes that could not be put on integers, and operator sets that could not be had, which is said."""
+    graph = RandomGraph(random.Random(seed), steps)
+    model, feeds, (target, preset) = graph.model(), graph.feeds(2), way
+    if model is None:
+        return
+    sizes = {
+        f"{dim.dim_param}={graph.inputs[value.name].shape[axis]}"
+        for value in model.graph.input
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if dim.dim_param
+    }
+    try:
+        result = onnxq.quantize(
+            model, target=target, preset=preset, calibration=feeds, fix_dims=sorted(sizes), benchmark=False, force=True
+        )
+    except RecipeError as error:
+        assert "nothing in this model would be quantized" in str(error)
+        return
+    assert result.model is not None
+    found = onnxq.lint(result.model, target=target).findings
+    excused = {"placement"} if result.kept_float else set()
+    excused |= {"opset"} if any("operator set" in line for line in result.warnings) else set()
+    assert [str(finding) for finding in found if finding.rule not in excused] == []
+
+
+def test_a_model_newer_than_the_target_reads_is_written_at_what_it_reads() -> None:
+    model = net()
+    model.opset_import[0].version, model.ir_version = 23, 11
+    result = onnxq.quantize(model, target="tensorrt", preset="w8a8", calibration=FEEDS, benchmark=False)
+    assert result.model is not None
+    assert {entry.domain: entry.version for entry in result.model.opset_import}[""] == 21
+    assert onnxq.lint(result.model, target="tensorrt").findings == []
+
+
+def test_bounds_and_sizes_are_not_asked_to_be_on_integers() -> None:
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 12, 12] y) {
+        [a] c = Conv (x, w) [b] d = Clip (c, low, high) [r] y = Resize <mode = "nearest"> (d, , scales) }"""
+    low, high, scales = (np.array(value, np.float32) for value in (-0.3, 0.4, [1, 1, 2, 2]))
+    result = onnxq.quantize(
+        build(text, w=weights(8, 8, 1, 1), low=low, high=high, scales=scales),
+        target="qnn", preset="w8a8", calibration=FEEDS, benchmark=False,
+    )  # fmt: skip
+    assert result.model is not None
+    assert onnxq.lint(result.model, target="qnn").findings == []
 
 
 def test_a_float_model_is_refused_by_an_npu_alone() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -33,6 +34,7 @@ from onnxq.cli._summary import show_diagnosis
         "onnxq diagnose model.onnx model.w8a8.onnx -c calibration.npz",
         "onnxq diagnose model.onnx -c calibration.npz --recipe-out better.yaml",
         "onnxq quantize model.onnx -c calibration.npz --recipe better.yaml",
+        'onnxq diagnose model.onnx model.w8a8.onnx -c calibration.npz --device "ssh pi@kitchen"',
     ),
 )
 @click.argument("float_model", type=FILE, metavar="FLOAT")
@@ -73,6 +75,7 @@ from onnxq.cli._summary import show_diagnosis
 )
 @threads_option("Options")
 @custom_ops_option("Options")
+@engine_options("Options", python=True)
 @image_options()
 @output_options
 @click.pass_context
@@ -90,7 +93,8 @@ def command(
     QUANTIZED may come from any tool, as QDQ, QOperator or packed weights. Without it, FLOAT is quantized first. Each
     node is run on its own with the float model's values: 'local error' is the SQNR it leaves there, 'inherited error'
     that of the same value in the whole quantized model, 'output dB' that of the model's output where this node alone is
-    quantized.
+    quantized. With --device, --provider or --engine, quantized nodes are computed there, so that errors are those of
+    its kernels.
     """
     from onnxq import api
 

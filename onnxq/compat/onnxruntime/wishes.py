@@ -94,8 +94,8 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
     if unknown:
         raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
     kind = getattr(given.get("quant_type"), "name", "QInt8")
-    if kind not in ("QInt8", "QUInt8"):
-        raise UnsupportedError(f"{name!r}: quant_type {kind} has no integer kernel; pass 8 bits")
+    if kind not in ("QInt8", "QUInt8", "QInt16", "QUInt16"):
+        raise UnsupportedError(f"{name!r}: quant_type {kind} is no type of an activation here; pass 8 or 16 bits")
     if ("scale" in given) != ("zero_point" in given):
         raise UnsupportedError(f"{name!r}: Must provide both 'scale' and 'zero_point', since they belong together")
     if "scale" in given and (more := sorted({"symmetric", "reduce_range", "rmin", "rmax"} & set(given))):
@@ -107,7 +107,12 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
     rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
     if isinstance(rule.get("zero_point"), float) and rule["zero_point"].is_integer():
         rule["zero_point"] = int(rule["zero_point"])
-    if "zero_point" in rule and kind == ("QUInt8" if shift else "QInt8"):
+    if kind.endswith("16"):
+        rule["bits"] = 16
+        shift, kind = 0, "QInt8" if kind == "QInt16" else "QUInt8"
+    if "zero_point" in rule and "bits" in rule:
+        rule["zero_point"] += (1 << 15) if kind == "QInt8" else 0
+    elif "zero_point" in rule and kind == ("QUInt8" if shift else "QInt8"):
         rule["zero_point"] += shift or 128  # the same grid, counted as the other type
     if "rmin" in given:
         rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
@@ -170,7 +175,7 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each activation and weight; of a weight, `axis`: a scale a channel; 8 bits",
+        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }

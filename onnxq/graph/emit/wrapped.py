@@ -39,14 +39,15 @@ def mark_rows(model: ir.Model, op_types: Container[str]) -> int:
     """
     count = 0
     for node in model.graph:
-        row = _row(node) if node.op_type in op_types else None
+        row = row_for(node) if node.op_type in op_types else None
         if row is not None:
             node.meta[ROW] = row
             count += 1
     return count
 
 
-def _row(node: ir.Node) -> OpRow | None:
+def row_for(node: ir.Node) -> OpRow | None:
+    """The row under which all that a node reads and writes gets Q and DQ; None for what is never wrapped."""
     floats = tuple(i for i, value in enumerate(node.inputs) if value is not None and value.dtype == ir.DataType.FLOAT)
     if node.domain not in ("", "ai.onnx") or node.op_type in _NEVER or not floats:
         return None

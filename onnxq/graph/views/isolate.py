@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
+from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.views.canonical import to_qdq
@@ -92,7 +93,11 @@ def float_values(model: ir.Model) -> dict[str, ir.Node | None]:
 
 
 def isolate(
-    float_model: ir.Model, quantized: ir.Model, real: Mapping[str, bool], weights: Sequence[ir.Model] = ()
+    float_model: ir.Model,
+    quantized: ir.Model,
+    real: Mapping[str, bool],
+    weights: Sequence[ir.Model] = (),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Isolated:
     """Take the quantized model apart.
 
@@ -102,12 +107,14 @@ def isolate(
         real: for each value of the float model's main graph, whether it holds real numbers.
         weights: models whose weights the quantized ones may stem from: the float model before and after what follows a
             layer was folded into it. None takes the float model.
+        shapes: of the float model's values, where the units are to be computed as an engine does it: what a unit reads
+            is then rounded to its grid first, and weights stay integers.
     """
     initializer_inputs.remove_initializers(quantized)
     lift_constants.lift(quantized)
     copy = quantized.clone()
     to_qdq(copy)
-    return _Taker(float_model, copy, real, quantized, weights or (float_model,)).run()
+    return _Taker(float_model, copy, real, quantized, weights or (float_model,), shapes).run()
 
 
 class _Taker:
@@ -118,7 +125,9 @@ class _Taker:
         real: Mapping[str, bool],
         whole: ir.Model,
         weights: Sequence[ir.Model],
+        shapes: Mapping[str, tuple[int, ...]] | None,
     ) -> None:
+        self._shapes = shapes
         self._producers = float_values(float_model)
         self._nodes = {node.name: node for node in float_model.graph if node.name}
         self._layers = [{node.name: node for node in other.graph if node.name} for other in weights]
@@ -219,14 +228,42 @@ class _Taker:
         if start is None:
             given = self._names.value(f"float {name}")
             start = ir.Value(name=given, type=ir.TensorType(ir.DataType.FLOAT))
+            if self._shapes is not None and name in self._shapes:
+                start.shape = ir.Shape(self._shapes[name])
             self._starts[name] = start
             self._sources[name] = given
             self._graph.inputs.append(start)
+        if keep is not None and self._shapes is not None:
+            start = self._rounded(start, keep)
         for value in values:
             for user, index in [(use.node, use.idx) for use in value.uses()]:
                 if user is keep or (keep is not None and user.op_type == "DequantizeLinear"):
                     continue
                 user.replace_input_with(index, start)
+
+    def _rounded(self, start: ir.Value, q: ir.Node) -> ir.Value:
+        """A float value on the grid that a QuantizeLinear gives it, where the DequantizeLinear behind has the same."""
+        back = next((user for user in q.outputs[0].consumers() if user.op_type == "DequantizeLinear"), None)
+        if back is None or back.inputs[1] is not q.inputs[1]:
+            return start
+        integers = self._copied(q, [start, *q.inputs[1:]])
+        rounded = self._copied(back, [integers, *back.inputs[1:]])
+        rounded.dtype = ir.DataType.FLOAT
+        first = [node for node in (integers.producer(), rounded.producer()) if node is not None]
+        common.place_first(self._graph, first)
+        return rounded
+
+    def _copied(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
+        """The output of a node that does the same with other inputs."""
+        made = ir.node(
+            node.op_type,
+            inputs,
+            node.attributes,
+            domain=node.domain,
+            name=self._names.node(node.name or node.op_type),
+        )
+        made.outputs[0].name = self._names.value(node.outputs[0].name or node.op_type)
+        return made.outputs[0]
 
     def _unit(self, name: str, output: ir.Value, closure: list[ir.Node], q: ir.Node | None, end: ir.Value) -> Unit:
         main = next((node for node in closure if node.op_type in _WORK), output.producer())
@@ -272,8 +309,11 @@ class _Taker:
         return self._producers.get(value)
 
     def _fold_weights(self) -> None:
-        """Give layers their weights as the floats they stand for: DequantizeLinear is not folded by the runtime."""
-        for node in list(self._graph):
+        """Give layers their weights as the floats they stand for, unless an engine has kernels for integers.
+
+        DequantizeLinear is not folded by the runtime.
+        """
+        for node in list(self._graph) if self._shapes is None else ():
             if node.op_type != "DequantizeLinear":
                 continue
             array = dequantized(node)

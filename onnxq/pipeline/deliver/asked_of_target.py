@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxq.core.dtypes import QType
 from onnxq.data.feeds import InputSpec
 from onnxq.errors import RecipeError, TargetError
+from onnxq.graph.types import Model
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
-from onnxq.targets import Target
+from onnxq.targets import WHOLE, Target
+
+_NAMED = 6
 
 
 def check_recipe(recipe: Recipe, target: Target) -> None:
@@ -30,8 +34,11 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     if (recipe.format or target.formats[0]) == "qoperator":
         pairs = [key for key in ("float_bias", "dedicated_pairs", "own_pairs") if getattr(recipe, key)]
         pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
+        pairs += ["value rule of 16 bits" for rule in recipe.values if rule.bits == 16]
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
+    if target.provider and QType.UINT16 not in target.activations and any(rule.bits == 16 for rule in recipe.values):
+        raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave bits out of the value rules")
     if recipe.unsigned_weights or recipe.asymmetric_weights:
         key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
         if target.provider:
@@ -68,6 +75,24 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
     if open_:
         fix = " ".join(f"--fix-dim {name}=N" for name in open_)
         raise TargetError(f"--target {target.name}: takes fixed shapes alone; pass {fix}")
+
+
+def check_operators(model: Model, target: Target) -> None:
+    """Refuse nodes that an engine of integers alone has nothing for.
+
+    Raises:
+        TargetError: names them.
+    """
+    if target.coverage != WHOLE:
+        return
+    found = [node for node in model.graph if node.domain in ("", "ai.onnx") and node.op_type not in target.runs]
+    if found:
+        named = ", ".join(f"{node.op_type} {node.name!r}" for node in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise TargetError(
+            f"--target {target.name}: its engine has nothing for {named}{more}; change the model there, or leave these "
+            "nodes to the CPU with --force"
+        )
 
 
 NO_FASTER_4 = (

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from onnxq.core.affine import params_from_range
+from onnxq.core.dtypes import QType
 from onnxq.core.spec import QParams, TensorSpec
 from onnxq.errors import RecipeError, closest
 from onnxq.graph import walk
@@ -89,7 +90,7 @@ def with_wishes(
         and not any(matches(rule.match, name) for name in values)
     ]
     notes = [f"values: {match!r} has no integer form in this model, so that its rule has no effect" for match in idle]
-    return decided, notes
+    return _of_one_width(decided, spec) if any(rule.bits for rule in recipe.values) else decided, notes
 
 
 def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: TensorSpec) -> Decision:
@@ -99,6 +100,8 @@ def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: Tenso
         spec = decision.params.spec
     if rule.symmetric is not None:
         spec = replace(spec, symmetric=rule.symmetric)
+    if rule.bits is not None:
+        spec = replace(spec, dtype=QType(f"{'' if spec.dtype.signed else 'u'}int{rule.bits}"))
     if isinstance(rule.scale, tuple) or isinstance(rule.zero_point, tuple):
         raise RecipeError(f"value rule {rule.match!r}: is of an activation, which has one scale; give one number")
     if rule.scale is not None and rule.zero_point is not None:
@@ -119,4 +122,24 @@ def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: Tenso
             range_method=rule.method or decision.range_method,
             least=decision.least if rule.min_range is None else rule.min_range,
         )
-    return decision
+    return decision if rule.bits is None else Calibrated(spec, rule.method or "minmax")
+
+
+def _of_one_width(values: Mapping[str, Decision], spec: TensorSpec) -> dict[str, Decision]:
+    """Decisions in which a value that would share one range with others of another width has a range of its own."""
+    decided = dict(values)
+    for name, decision in values.items():
+        if isinstance(decision, Derived):
+            kinds = {_dtype(values, value, spec) for value in decision.values}
+            if kinds != {spec.dtype}:
+                decided[name] = Calibrated(spec, "minmax")
+    return decided
+
+
+def _dtype(values: Mapping[str, Decision], name: str, spec: TensorSpec) -> QType:
+    decision = values.get(name)
+    while isinstance(decision, SharedWith):
+        decision = values.get(decision.value)
+    if isinstance(decision, Fixed):
+        return decision.params.spec.dtype
+    return decision.spec.dtype if isinstance(decision, Calibrated) else spec.dtype

@@ -53,6 +53,7 @@ def node_rewrite(
     assert source is not None
     name = source.name or ""
     bias = walk.const_array(walk.input_at(node, row.bias)) if row.bias is not None else None
+    scale_y = _output_scale(node, plan, values)
     constants: dict[int, QTensor] = {}
     added: QTensor | None = None
     for position, spec in plan.weights.items():
@@ -61,7 +62,7 @@ def node_rewrite(
             continue
         scale_x = float(values[name].scale.reshape(()))
         exact = None if bias is None else bias.astype(np.float64).reshape(-1)
-        constants[position] = weights.of(node, position, spec, exact, scale_x)
+        constants[position] = weights.of(node, position, spec, exact, scale_x, plan.finest * scale_y)
         known = None if plan.trained else statistics
         added_to = shift if shift is not None else _shift(node, name, constants[position], known)
         if added_to is not None:
@@ -69,6 +70,13 @@ def node_rewrite(
         if exact is not None:
             added = quantize_bias(exact, scale_x, constants[position].params.scale)
     return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)
+
+
+def _output_scale(node: Node, plan: NodePlan, values: Mapping[str, QParams]) -> float:
+    """The step of what a node gives, behind the clamp that its range replaces; 0 where that is float."""
+    ends = [node.outputs[0], *(u.outputs[0] for u in node.outputs[0].consumers() if u.name == plan.folds)]
+    params = values.get(ends[-1].name or "")
+    return float(params.scale.reshape(())) if params is not None and params.scale.size == 1 else 0.0
 
 
 def _shift(node: Node, name: str, weight: QTensor, statistics: Statistics | None) -> Array | None:
@@ -120,7 +128,13 @@ class Weights:
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
-        self, node: Node, position: int, spec: TensorSpec, bias: Array | None = None, scale_x: float = 1.0
+        self,
+        node: Node,
+        position: int,
+        spec: TensorSpec,
+        bias: Array | None = None,
+        scale_x: float = 1.0,
+        finest: float = 0.0,
     ) -> QTensor:
         """Quantize the constant at an input of a node.
 
@@ -130,6 +144,7 @@ class Weights:
             spec: the grid.
             bias: (channels,) what is to be added to the products as int32; its scale must not be too fine.
             scale_x: scale of the other operand.
+            finest: least step of the products, in units of the result; 0 for any.
         """
         known = self._learned.get((node.name or "", position))
         if known is not None:
@@ -138,10 +153,11 @@ class Weights:
         array = walk.const_array(value)
         assert value is not None and array is not None
         plain = self._rounded(value.name or "", array, spec)
-        if bias is None:
+        if bias is None and not finest:
             return plain
         # |bias| / (scale_x · scale_w) has to fit an int32: a channel whose weights are tiny gets a coarser grid.
-        needed = np.abs(bias) / (scale_x * _BIAS_LIMIT)
+        largest = np.abs(bias) if bias is not None else np.zeros(plain.params.scale.size)
+        needed = np.maximum(largest / _BIAS_LIMIT, finest) / scale_x
         smallest = np.asarray(needed if plain.params.scale.size > 1 else needed.max(initial=0.0, keepdims=True))
         if not np.any(smallest > plain.params.scale.reshape(-1)):
             return plain

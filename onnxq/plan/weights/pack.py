@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -21,12 +22,24 @@ from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
 from onnxq.plan.weights.tables import BNB4, LOOKUP
+from onnxq.plan.weights.weight_algorithms import corrected_weight
 from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics, Statistics
 
 Report = Callable[[str], Callable[[int, int | None], None]]
 """Given the name of a step, the function that shows how far it is: `Clock.report`."""
+
+
+class InOrder(Protocol):
+    """Gives what a layer reads when its turn comes, and is told what became of its weight."""
+
+    def known(self, node: Node) -> InputStatistics | None:
+        """Statistics of the input of a layer; None where there are none."""
+
+    def done(self, node: Node, change: WeightRewrite) -> None:
+        """A layer is quantized."""
+
 
 _ROWS = 512
 """Outputs whose error is computed at a time."""
@@ -43,7 +56,7 @@ def pack_weights(
     statistics: Statistics | None,
     notes: list[str],
     report: Report | None = None,
-    spread: Spread | None = None,
+    way: Spread | InOrder | None = None,
 ) -> tuple[dict[str, WeightRewrite], dict[str, float | None]]:
     """Quantize the weights of every node with a `WEIGHT` plan.
 
@@ -57,7 +70,8 @@ def pack_weights(
         statistics: with second moments, where the plan needs them.
         notes: lines for the user are appended.
         report: shows the progress; a long step's name says how long and how large it is expected to be.
-        spread: quantizes the weights elsewhere; None does it here.
+        way: quantizes the weights elsewhere, or gives the second moments in place of ``statistics``, from a model whose
+            earlier layers are quantized; None does all here, by ``statistics``.
 
     Returns:
         What becomes of each node, and the signal to quantization noise of the output of each layer whose input is
@@ -72,14 +86,15 @@ def pack_weights(
     scarce: list[tuple[str, int, int]] = []
     order = _by_input(nodes, plan)
     progress = report(_expected(nodes, plan)) if report is not None and order else None
-    if spread is not None:
-        quantize_elsewhere(_tasks(nodes, plan, order, statistics), weights.packed, spread)
+    in_order = None if isinstance(way, Spread) else way
+    if isinstance(way, Spread):
+        quantize_elsewhere(_tasks(nodes, plan, order, statistics), weights.packed, way)
     for count, name in enumerate(order):
         if progress is not None:
             progress(count, len(order))
         node_plan, known = plan.nodes[name], None
         if node_plan.algorithm in ALGORITHMS_WITH_DATA:
-            known = _known(nodes[name], statistics)
+            known = _known(nodes[name], statistics) if in_order is None else in_order.known(nodes[name])
             if known is None:
                 node_plan = replace(node_plan, algorithm=ALGORITHM_WITHOUT_DATA)
                 unseen.append(name)
@@ -89,6 +104,8 @@ def pack_weights(
             packed[name] = weight_rewrite(nodes[name], node_plan, weights, known)
         except CalibrationError as error:
             raise CalibrationError(f"{node_plan.op_type} {name!r}: {error}") from None
+        if in_order is not None:
+            in_order.done(nodes[name], packed[name])
         if known is not None:
             errors[name] = _output_db(nodes[name], packed[name], known)
     if unseen:
@@ -148,7 +165,7 @@ def _output_db(node: Node, change: WeightRewrite, known: InputStatistics) -> flo
     for start in range(0, taken, _ROWS):
         # of a large layer evenly spaced outputs stand for all of them
         part = np.linspace(0, count - 1, taken).round().astype(np.int64)[start : start + _ROWS]
-        real = np.asarray(matrix[part], np.float32)
+        real = corrected_weight(np.asarray(matrix[part], np.float32), known)
         error = real - dequantize(tensor.values[part], _of_rows(tensor.params, part))
         signal += float(np.vdot(real @ hessian, real))
         noise += float(np.vdot(error @ hessian, error))
@@ -170,7 +187,8 @@ def _more(names: list[str] | list[tuple[str, int, int]]) -> str:
 def _by_input(nodes: Mapping[str, Node], plan: Plan) -> list[str]:
     """Names of the nodes with packed weights: those without second moments first, then by input."""
     by_input: dict[str, list[str]] = {"": []}
-    for name, node_plan in plan.nodes.items():
+    for name in [name for name in nodes if name in plan.nodes]:  # the order of the graph
+        node_plan = plan.nodes[name]
         if node_plan.action == WEIGHT:
             read = layer_input(nodes[name]) if _needs_data(node_plan) else None
             by_input.setdefault(read[0] if read else "", []).append(name)

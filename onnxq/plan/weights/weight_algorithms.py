@@ -41,14 +41,28 @@ def quantize_weight(
     if rounding is None:
         raise RecipeError(f"--algorithm {algorithm}: there is no such algorithm; use {', '.join(ROUNDINGS)}")
     known: dict[str, Any] = {}
+    corrected = False
     if rounding.statistics == MEAN_SQUARES:
         known = {"importance": _mean_squares(statistics)}
     elif rounding.statistics == SECOND_MOMENTS:
         if statistics is None or not statistics.moment.rows:
             raise RecipeError(f"--algorithm {algorithm}: needs calibration data; pass --calibration, or use kquant")
         known = {"moment": statistics.moment.normalized, "rows": statistics.moment.rows}
+        corrected = statistics.correction is not None
+        weight = corrected_weight(weight, statistics)
     found: QTensor = rounding.load()(weight, spec, **known)
+    if corrected:
+        from onnxq.algorithms.learned.correction import refined
+
+        found = refined(weight, found, known["moment"], known["rows"])
     return found
+
+
+def corrected_weight(weight: Array, statistics: InputStatistics | None) -> Array:
+    """The weight that is rounded: for the input of a quantized model it is another one; float32, (out, in)."""
+    if statistics is None or statistics.correction is None:
+        return weight
+    return np.asarray(weight + weight @ statistics.correction, np.float32)
 
 
 def _mean_squares(statistics: InputStatistics | None) -> Array | None:

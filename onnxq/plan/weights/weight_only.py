@@ -74,6 +74,8 @@ def plan_weight(
     """
     if preset.weights == "codebook":
         return plan_codebook(node, preset, recipe, choice, opset)
+    if (node.domain, node.op_type) == ("com.microsoft", "MoE"):
+        return "experts in one node stay float: only those that are MatMul or Gemm of their own are packed"
     if node.domain not in ("", "ai.onnx") or node.op_type not in (*STORABLE, "Gather"):
         return "activations stay float32 with this preset"
     if node.op_type not in ("MatMul", "Gemm", "Gather"):

@@ -1,4 +1,4 @@
-"""What an engine is: six verbs, whatever computes behind them."""
+"""What an engine is: a few verbs, whatever computes behind them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ class About:
 
     def __str__(self) -> str:
         return f"{self.provider} on {self.device}, {self.runtime}"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How often models are run.
+
+    Attributes:
+        seconds: time to spend on each.
+        fewest: runs of each, however long they take.
+        most: runs of each, however short they are.
+    """
+
+    seconds: float
+    fewest: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,13 @@ class Engine(Protocol):
 
     def time(self, models: Sequence[bytes | Path], feeds: Sequence[Feed], seconds: float) -> list[list[float]]:
         """Milliseconds of single runs by model, which take turns; about ``seconds`` for each model."""
+        ...
+
+    def profiles(self, models: Sequence[bytes], feed: Feed, runs: Runs) -> list[bytes | None] | None:
+        """ONNX Runtime's profile of each model, which take turns; None for one that does not run there.
+
+        None for all where the engine shows no kernels.
+        """
         ...
 
     def memory(self, model: bytes | Path, feed: Feed) -> int | None:

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError
 from onnxq.graph.files import io
 from onnxq.runtime.engines import worker
-from onnxq.runtime.engines.engine import About, Refusal
+from onnxq.runtime.engines.engine import About, Refusal, Runs
 from onnxq.runtime.engines.worker import read_message, write_message
 
 _MOST_MODELS = 6
@@ -99,6 +99,7 @@ class ProcessEngine:
             self.close()
             raise
         self._about = About(head["runtime"], head["provider"], head["device"])
+        self._shows_kernels = bool(head.get("profiles"))
 
     def __enter__(self) -> ProcessEngine:
         """Use it in a with statement, which closes it."""
@@ -128,6 +129,20 @@ class ProcessEngine:
         head, _ = self._ask({"verb": "time", "ids": keys, "feeds": len(feeds), "seconds": seconds}, arrays)
         self.celsius = head.get("celsius", [None, None])
         return [[float(entry) for entry in times] for times in head["ms"]]
+
+    @property
+    def shows_kernels(self) -> bool:
+        """Whether it can say what single kernels of a model take."""
+        return self._shows_kernels
+
+    def profiles(self, models: Sequence[bytes], feed: Feed, runs: Runs) -> list[bytes | None] | None:
+        """See `onnxq.runtime.engines.engine.Engine`."""
+        if not self._shows_kernels:
+            return None
+        keys = [self._load(model, models) for model in models]
+        head, arrays = self._ask({"verb": "profile", "ids": keys, **asdict(runs)}, feed)
+        found: dict[int, bytes] = {key: arrays[str(key)].tobytes() for key in head["ids"]}
+        return [found.get(key) for key in keys]
 
     def memory(self, model: bytes | Path, feed: Feed) -> int | None:
         """See `onnxq.runtime.engines.engine.Engine`."""

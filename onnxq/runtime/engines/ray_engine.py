@@ -28,6 +28,10 @@ _SECONDS = 5.0
 
 _LOOPBACK = "127.0.0.1"
 
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Variable that lets Ray listen where other machines can reach it; on Linux it does so unless this says 0 when it is
+imported, whatever address it is given."""
+
 
 def _facts() -> tuple[str, str, str]:
     """What has to be the same everywhere for results that are the same."""
@@ -52,6 +56,9 @@ class RayTasks:
         Raises:
             EngineError: Ray is not installed, the cluster does not answer, or its Python, numpy or onnxq is another.
         """
+        alone = address in (None, "local")
+        if alone:
+            os.environ.setdefault(_CLUSTERS, "0")
         try:
             import ray
         except ImportError:
@@ -61,9 +68,10 @@ class RayTasks:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
         try:
-            if address in (None, "local"):
+            if alone:
                 if self._own:
-                    ray.init(address="local", _node_ip_address=_LOOPBACK, **quiet)
+                    ray.init(address="local", **quiet)
+                    _check_loopback(ray)
             else:
                 assert address is not None
                 _answers(address)
@@ -71,8 +79,10 @@ class RayTasks:
                 ray.init(address=address, ignore_reinit_error=True, **quiet)
             there = ray.get(ray.remote(_facts).remote(), timeout=60)
         except EngineError:
+            self.close()
             raise
         except Exception as error:
+            self.close()
             raise EngineError(
                 f"--engine ray: the cluster {address or 'on this machine'} cannot be used "
                 f"({_line(error)}); check its address, and that onnxq is installed on its machines"
@@ -132,6 +142,20 @@ class RayTasks:
 def _call(function: Callable[..., Any], own: bytes, shared: bytes) -> bytes:
     """Run a task; arrays are packed with all else, since those that Ray shares are read-only on either side."""
     return pickle.dumps(function(*pickle.loads(own), *pickle.loads(shared)), protocol=5)
+
+
+def _check_loopback(ray: Any) -> None:
+    """Make sure that a cluster of this machine's own cannot be reached from others.
+
+    Raises:
+        EngineError: it can.
+    """
+    host = str(ray.get_runtime_context().gcs_address).rpartition(":")[0]
+    if host != _LOOPBACK:
+        raise EngineError(
+            f"--engine ray: Ray would listen on {host}, where other machines reach it; set {_CLUSTERS}=0 before Ray is "
+            "imported, or start a cluster yourself and name its --ray-address"
+        )
 
 
 def _answers(address: str) -> None:

@@ -10,6 +10,7 @@ row-major. Nothing is ever unpickled.
     {"verb": "refused", "id": 0}                                         -> {"refused": [[node, operator, reason], …]}
     {"verb": "run", "id": 0}, arrays by input name                       -> arrays by output name
     {"verb": "time", "ids": [0, 1], "feeds": 1, "seconds": 1.0}, arrays  -> {"ms": [[…], […]], "celsius": [45.0, 47.5]}
+    {"verb": "profile", "ids": [0, 1], "seconds": 1.0}, arrays           -> {"ids": [0, 1]}, profiles as bytes by number
     {"verb": "memory", "id": 0}, arrays by input name                    -> {"bytes": 123456}
     {"verb": "drop", "id": 0}                                            -> {}
 
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +44,9 @@ Arrays = dict[str, Any]
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """Providers that come as a package of their own: the module that knows where the library is."""
 
-_DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0"}}
+_SIMULATED = {"soc_model": "57"} if platform.machine() in ("x86_64", "AMD64") else {}
+"""A Snapdragon 8 Gen 3: the simulator's default is the oldest chip, which neither rounds well nor gathers by int64."""
+_DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0", **_SIMULATED}}
 """Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
 
 _LONGEST = 1 << 34
@@ -100,8 +103,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._ort: Any = None
-        self._provider, self._threads = "", 1
-        self._plugin = False
+        self._provider, self._threads, self._plugin = "", 1, False
         self._options: dict[str, str] = {}
         self._models: dict[int, Any] = {}
         self._sessions: dict[int, Any] = {}
@@ -123,6 +125,7 @@ class _Worker:
             "runtime": f"onnxruntime {self._ort.__version__}",
             "provider": self._provider,
             "device": self._device(),
+            "profiles": True,
         }, {}
 
     def _named(self, name: str) -> str:
@@ -180,8 +183,11 @@ class _Worker:
             self._sessions[key] = self._opened(self._models[key], verbose=False)
         return self._sessions[key]
 
-    def _opened(self, model: Any, *, verbose: bool) -> Any:
+    def _opened(self, model: Any, *, verbose: bool, profile: str = "") -> Any:
         options = self._ort.SessionOptions()
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         options.log_severity_level = 0 if verbose else 4
         options.intra_op_num_threads = self._threads
         if verbose:
@@ -244,6 +250,23 @@ class _Worker:
             turn += 1
         return {"ms": taken, "celsius": [warm, _celsius()]}, {}
 
+    def profile(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Let models take turns, and give the runtime's profile of each that loads and runs."""
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            sessions = {}
+            for key in head["ids"]:
+                with suppress(Exception):  # it has no such kernel; the others are measured
+                    session = self._opened(self._models[key], verbose=False, profile=str(Path(folder, str(key))))
+                    session.run(None, _fitting(session, arrays))
+                    sessions[key] = session
+            end, turn = time.perf_counter() + head["seconds"] * len(sessions), 0
+            while sessions and turn < head["most"] and (turn < head["fewest"] or time.perf_counter() < end):
+                for session in sessions.values():
+                    session.run(None, _fitting(session, arrays))
+                turn += 1
+            files = {key: session.end_profiling() for key, session in sessions.items()}
+            return {"ids": list(files)}, {str(key): np.fromfile(path, np.uint8) for key, path in files.items()}
+
     def memory(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Load a model and run it once in a process of its own, and see what that takes above the runtime itself."""
         if not Path("/proc/self/status").exists():
@@ -269,11 +292,9 @@ class _Worker:
 _MEMORY = """
 import json, sys
 import numpy, onnxruntime
-
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
-
 about = json.loads(sys.argv[1])
 feed = {name: numpy.load(f"{about['folder']}/{i}.npy") for i, name in enumerate(about["names"])}
 before = status("VmRSS")
@@ -291,21 +312,16 @@ def _celsius() -> float | None:
     """The hottest of the sensors that the system shows; None where it shows none."""
     found = []
     for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        try:
+        with suppress(OSError, ValueError):
             found.append(int(zone.read_text()) / 1000.0)
-        except (OSError, ValueError):
-            continue
     return max(found, default=None)
-
-
-_KINDS = {"tensor(float16)": "float16", "tensor(float)": "float32"}
 
 
 def _fitting(session: Any, feed: Arrays) -> Arrays:
     """The feed with float types as the model takes them: that of a float original serves its halved form."""
-    found = {}
+    kinds, found = {"tensor(float16)": "float16", "tensor(float)": "float32"}, {}
     for value in session.get_inputs():
-        kind, array = _KINDS.get(value.type), feed.get(value.name)
+        kind, array = kinds.get(value.type), feed.get(value.name)
         if array is not None:
             found[value.name] = array.astype(kind) if kind and array.dtype.kind == "f" else array
     return found
@@ -367,7 +383,9 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     worker = _Worker()
-    verbs = {name: getattr(worker, name) for name in ("open", "load", "refused", "run", "time", "memory", "drop")}
+    verbs = {
+        name: getattr(worker, name) for name in ("open", "load", "refused", "run", "time", "profile", "memory", "drop")
+    }
     while (message := read_message(sys.stdin.buffer)) is not None:
         head, arrays = message
         try:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from onnxq.graph import walk
-from onnxq.graph.types import FLOAT32, Model, Value
+from onnxq.graph.emit.wrapped import row_for
+from onnxq.graph.reading.ops import activation_positions
+from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.targets import INPUTS, WHOLE, Target
 from onnxq.verify.lint.findings import Finding, Pair, dequantizer, pairs_of, readers
 
@@ -131,8 +133,7 @@ def placement(model: Model, target: Target) -> Iterator[Finding]:
         bare = [v for v in floats if dequantizer(v) is None and not walk.is_constant(v)]
         where = (node.name or "", node.op_type)
         if target.coverage == WHOLE and node.op_type in target.runs and (floats or node.outputs[0].dtype == FLOAT32):
-            position = _BIASED.get(node.op_type, -1)
-            loose = [v for i, v in enumerate(node.inputs) if v in floats and dequantizer(v) is None and i != position]
+            loose = [v for v in _wrapped(node) if v in floats and dequantizer(v) is None]
             if loose:
                 why = f"its input {loose[0].name!r} is float, and {target.name} would leave the node to the CPU"
                 yield Finding("placement", *where, why, "quantize the float model for this target")
@@ -147,6 +148,15 @@ def placement(model: Model, target: Target) -> Iterator[Finding]:
             if any(sides) and not all(sides) and bare:
                 why = f"one of its inputs is quantized and {bare[0].name!r} is not: {target.name} cannot fuse it"
                 yield Finding("placement", *where, why, "put Q and DQ at both inputs of an Add", refuses=False)
+
+
+def _wrapped(node: Node) -> list[Value | None]:
+    """The inputs that stand behind DQ: neither biases nor bounds, sizes and the like, which are read as they are."""
+    row = row_for(node)
+    if row is None:
+        return []
+    positions = [*activation_positions(node, row), *([row.weight] if row.weight is not None else [])]
+    return [node.inputs[position] for position in positions]
 
 
 _MOVES = frozenset("Flatten MaxPool Reshape Slice Squeeze Transpose Unsqueeze".split())

@@ -191,3 +191,17 @@ def test_weights_on_a_grid_already_are_kept() -> None:
     assert all(after[name] == before[name] for name in ("B", "S", "q", "q2"))
     assert "w" not in after
     assert result.sqnr_db is not None and result.sqnr_db > 10
+
+
+def test_experts_in_one_node_stay_float_and_the_layers_around_them_do_not() -> None:
+    model = build(
+        "g (float[N, 64] x) => (float[N, 64] y) { [router] r = MatMul (x, R) \n"
+        ' [experts] m = com.microsoft.MoE <k = 2, activation_type = "relu"> (x, r, A, , B)'
+        " [out] y = MatMul (m, O) }",
+        imports=', "com.microsoft": 1', R=normal(64, 4), A=normal(4, 96, 64), B=normal(4, 64, 96), O=normal(64, 64),
+    )  # fmt: skip
+    made = result_of(model)
+    found = {node.name: (node.action, node.reason) for node in made.plan.nodes.values()}
+    assert found["experts"][0] == "float" and "experts in one node stay float" in found["experts"][1]
+    assert found["router"][0] == "float" and found["out"][0] == "weight"
+    assert made.model is not None and [node.op_type for node in made.model.graph.node][1:] == ["MoE", "MatMulNBits"]
