@@ -60,12 +60,10 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
     """
     while factors.ndim > 1 and factors.shape[0] == 1:
         factors = factors[0]
-    node = value.producer()
-    if node is None or node.outputs[0] is not value:
+    node = _source_of(value)
+    if node is None:
         return None
     standard = node.domain in _STANDARD
-    if standard and node.op_type in _HOMOGENEOUS:
-        return _through(node, factors)
     if standard and node.op_type in _MOVING:
         return _reshape(node, factors)
     if standard and node.op_type == "Transpose":
@@ -94,6 +92,23 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
         case "Add" | "Sub":
             return _join(_operand(node, position, factors) for position in (0, 1))
     return None
+
+
+def _source_of(value: Value) -> Node | None:
+    """What makes a value, in front of operators that any factor passes; None where there is no way to it.
+
+    A loop, since there is no end to how many of them a model can put in a row.
+    """
+    while True:
+        node = value.producer()
+        if node is None or node.outputs[0] is not value:
+            return None
+        if node.domain not in _STANDARD or node.op_type not in _HOMOGENEOUS:
+            return node
+        source = walk.input_at(node, 0)
+        if source is None or not read_only_by(source, node):
+            return None
+        value = source
 
 
 def _join(found: Iterable[list[Change] | None]) -> list[Change] | None:

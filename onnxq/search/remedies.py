@@ -29,6 +29,7 @@ _NAMED = 2
 _OTHERS = {
     "w8a8": ("w8a8-smooth", "llm-int8", "w8a8-token", "w8"),
     "w8a8-learned": ("w8a8-smooth", "llm-int8", "w8a8-token", "w8"),
+    "w4a4": ("w8a8", "w4a16", "w8"),
     "w8a16": ("w8",),
     "w4a16": ("w8a16", "w8"),
     "w8a8-smooth": ("llm-int8", "w8a8-token", "w8"),

@@ -20,7 +20,15 @@ from onnxq.targets import TARGETS
 SPELLED_OTHERWISE = {"range_method": "range", "stats": "statistics", "no_benchmark": "benchmark", "no_cache": "cache"}
 ONLY_FROM_PYTHON = {"seconds", "progress"}
 IMAGES = {"preprocess", "mean", "std", "bgr", "resize", "crop"}  # of `onnxq.Images`
-PLACE = {"runs_on", "place", "provider", "provider_options", "engine", "node_modules"}  # of `onnxq.RunsOn`
+PLACE = {
+    "runs_on",
+    "place",
+    "provider",
+    "provider_options",
+    "engine",
+    "node_modules",
+    "ray_address",
+}  # of `onnxq.RunsOn`
 OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "help_all", "custom_ops"} | IMAGES | PLACE
 PASSED_ON = {"recipe_file", "used"}  # made of the argument ``recipe``; given by the folder that a model is in
 

@@ -18,6 +18,9 @@ from onnxq.verify.budget import Limits
 _GAIN_DB = 0.1
 """SQNR that a change has to win to be kept where the shortfall is the same."""
 
+_TRIED_RANGES = tuple(name for name in RANGES if name != "average")
+"""The mean of the samples' extrema lies inside the extrema, where the others search by what they count."""
+
 _SINGLE_RANGES = 3
 """Nodes, the worst, that are given each range method by themselves."""
 
@@ -180,13 +183,13 @@ class _RecipeSearch:
         if PRESETS[self._start.preset].activations != "static":
             return list(self._extras)
         suspects = self._diagnose(self._start)
-        ranges = [_range_of_all(name) for name in RANGES if name != self._start.range]
+        ranges = [_range_of_all(name) for name in _TRIED_RANGES if name != self._start.range]
         helped = [suspect for suspect in suspects if suspect.range is not None]
         if helped:
             ranges.append((f"range of {_named(helped)}, as diagnosed", _ranges_of(helped)))
         single: list[Change] = []
         for suspect in [suspect for suspect in suspects if suspect.ranged and not suspect.by_weights][:_SINGLE_RANGES]:
-            single += [_range_of_one(suspect, name) for name in RANGES]
+            single += [_range_of_one(suspect, name) for name in _TRIED_RANGES]
         weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
         weights += self._extras
         by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
