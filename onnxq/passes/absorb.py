@@ -58,6 +58,13 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
     Returns:
         The changes; None where there is no way.
     """
+    try:
+        return _absorb(value, factors)
+    except RecursionError:  # a chain of hundreds of reshapes and transposes, which nobody needs followed
+        return None
+
+
+def _absorb(value: Value, factors: Array) -> list[Change] | None:
     while factors.ndim > 1 and factors.shape[0] == 1:
         factors = factors[0]
     node = _source_of(value)
@@ -75,7 +82,7 @@ def absorb(value: Value, factors: Array) -> list[Change] | None:
         return _mixture(node, factors)
     mixed = attention_values(node, factors)
     if mixed is not None:
-        return absorb(*mixed)
+        return _absorb(*mixed)
     if factors.ndim > 1:
         return None
     if (node.domain, node.op_type) in _NORMS:
@@ -123,7 +130,7 @@ def _join(found: Iterable[list[Change] | None]) -> list[Change] | None:
 def _through(node: Node, factors: Array) -> list[Change] | None:
     """The factors go on to the first input, if nothing else reads it."""
     source = walk.input_at(node, 0)
-    return absorb(source, factors) if source is not None and read_only_by(source, node) else None
+    return _absorb(source, factors) if source is not None and read_only_by(source, node) else None
 
 
 def _reshape(node: Node, factors: Array) -> list[Change] | None:
@@ -168,7 +175,7 @@ def _mixture(node: Node, factors: Array) -> list[Change] | None:
     if factors.ndim > rank or (factors.ndim > 1 and factors.shape[-2] != 1):
         return None
     ends = zip(shape[-factors.ndim :], factors.shape, strict=True)
-    return absorb(value, factors) if all(size in (1, dim) for dim, size in ends) else None
+    return _absorb(value, factors) if all(size in (1, dim) for dim, size in ends) else None
 
 
 def _times(node: Node, position: int, factors: Array) -> Change | None:
@@ -259,4 +266,4 @@ def _operand(node: Node, position: int, factors: Array) -> list[Change] | None:
     if walk.is_constant(value):
         change = _times(node, position, factors)
         return None if change is None else [change]
-    return absorb(value, factors) if read_only_by(value, node) else None
+    return _absorb(value, factors) if read_only_by(value, node) else None
