@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
@@ -39,6 +42,43 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     if old.shape is not None:
         new.shape = old.shape
     new.metadata_props.update(old.metadata_props)
+
+
+def put_behind(value: ir.Value, node: ir.Node, names: walk.Names, base: str) -> None:
+    """Put a node that reads a value right behind it: what it gives stands for the value everywhere else.
+
+    Args:
+        value: not without a producer; its shape and type go to what the node gives.
+        node: not yet in a graph; its first input is the value.
+        names: names in use.
+        base: the value's name from here on, or what it begins with.
+    """
+    producer = value.producer()
+    assert producer is not None and producer.graph is not None
+    producer.graph.insert_after(producer, node)
+    take_over(value, node.outputs[0])
+    node.replace_input_with(0, value)  # it was among the readers
+    value.name = names.value(base)
+
+
+def axes_node(
+    graph: ir.Graph, op_type: str, value: ir.Value, axes: Sequence[int], names: walk.Names, *, name: str, gives: str
+) -> ir.Node:
+    """A Squeeze or Unsqueeze of operator set 13 or later, not yet in the graph.
+
+    Args:
+        graph: holds the constant with the axes.
+        op_type: which of them.
+        value: what it reads.
+        axes: taken out or put in.
+        names: names in use.
+        name: of the node, or what it begins with.
+        gives: of its output, likewise.
+    """
+    given = add_initializer(graph, names.value(f"{value.name}_axes"), np.array(axes, np.int64))
+    node = ir.Node("", op_type, [value, given], num_outputs=1, name=names.node(name))
+    node.outputs[0].name, node.outputs[0].type = names.value(gives), value.type
+    return node
 
 
 def can_be_output(value: ir.Value, graph: ir.Graph) -> bool:

@@ -64,12 +64,8 @@ def _rewrite(node: ir.Node, names: walk.Names) -> bool:
         node.attributes["pads"] = ir.AttrInt64s("pads", [0, first, 0, last])
     output = node.outputs[0]
     after = _beside("Squeeze", output, node, names)
-    line, name = after.outputs[0], output.name
-    graph.insert_after(node, after)
-    output.replace_all_uses_with(line, replace_graph_outputs=True)
-    after.replace_input_with(0, output)
-    line.name, output.name = None, names.value(f"{name}_plane")
-    line.name, line.shape, output.shape = name, output.shape, _with_axis(output.shape)
+    edit.put_behind(output, after, names, f"{output.name}_plane")
+    output.shape = _with_axis(output.shape)
     return True
 
 
@@ -89,12 +85,11 @@ def _pays(node: ir.Node, weight: Sequence[int]) -> bool:
 
 
 def _beside(op_type: str, value: ir.Value, conv: ir.Node, names: walk.Names) -> ir.Node:
-    graph = conv.graph
-    assert graph is not None
-    axes = edit.add_initializer(graph, names.value(f"{value.name}_axes"), np.array([2], np.int64))
-    node = ir.Node("", op_type, [value, axes], num_outputs=1, name=names.node(f"{conv.name}_{op_type.lower()}"))
-    node.outputs[0].name, node.outputs[0].type = names.value(f"{value.name}_{op_type.lower()}"), value.type
-    return node
+    label = op_type.lower()
+    assert conv.graph is not None
+    return edit.axes_node(
+        conv.graph, op_type, value, [2], names, name=f"{conv.name}_{label}", gives=f"{value.name}_{label}"
+    )
 
 
 def _with_axis(shape: ir.Shape | None) -> ir.Shape | None:

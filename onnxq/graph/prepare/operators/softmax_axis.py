@@ -68,9 +68,5 @@ def _rewrite(node: ir.Node, found: tuple[int, list[int]], names: walk.Names) -> 
     node.attributes["axis"] = ir.AttrInt64("axis", axis)
     after = ir.Node("", "Reshape", [output, split], num_outputs=1, name=names.node(f"{node.name}_split"))
     after.outputs[0].name = names.value(f"{output.name}_whole")
-    graph.insert_after(node, after)
-    name, whole = output.name, after.outputs[0]
-    output.replace_all_uses_with(whole, replace_graph_outputs=True)
-    after.replace_input_with(0, output)
-    whole.name, output.name = None, names.value(f"{name}_rows")
-    whole.name, whole.type, whole.shape, output.shape = name, output.type, output.shape, None
+    edit.put_behind(output, after, names, f"{output.name}_rows")
+    output.shape = None

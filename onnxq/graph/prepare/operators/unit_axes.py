@@ -49,21 +49,14 @@ def _rewrite(node: ir.Node, names: walk.Names) -> bool:
     node.replace_input_with(0, before.outputs[0])
     node.attributes["perm"] = ir.AttrInt64s("perm", _without(order, dropped))
     after = _beside(graph, "Unsqueeze", output, back, names)
-    whole, name = after.outputs[0], output.name
-    graph.insert_after(node, after)
-    output.replace_all_uses_with(whole, replace_graph_outputs=True)
-    after.replace_input_with(0, output)
-    whole.name, output.name = None, names.value(f"{name}_lean")
-    whole.name, whole.shape = name, output.shape
-    output.shape = None if whole.shape is None else ir.Shape([d for i, d in enumerate(whole.shape) if i not in back])
+    edit.put_behind(output, after, names, f"{output.name}_lean")
+    output.shape = None if output.shape is None else ir.Shape([d for i, d in enumerate(output.shape) if i not in back])
     return True
 
 
 def _beside(graph: ir.Graph, op_type: str, value: ir.Value, axes: Sequence[int], names: walk.Names) -> ir.Node:
-    given = edit.add_initializer(graph, names.value(f"{value.name}_axes"), np.array(axes, np.int64))
-    node = ir.Node("", op_type, [value, given], num_outputs=1, name=names.node(f"{value.name}_{op_type.lower()}"))
-    node.outputs[0].name, node.outputs[0].type = names.value(f"{value.name}_lean"), value.type
-    return node
+    name = f"{value.name}_{op_type.lower()}"
+    return edit.axes_node(graph, op_type, value, axes, names, name=name, gives=f"{value.name}_lean")
 
 
 def _choices(dims: tuple[int | None, ...]) -> list[tuple[int, ...]]:
