@@ -151,7 +151,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
     if recipe.reconstructs:
-        nearest = spread_channels(model, plain, used) if target.steered else plain
+        nearest = None
+        if solution.rewrite is not plain:
+            nearest = spread_channels(model, plain, used) if target.steered else plain
         steps = weight_steps(model, solution.rewrite)
         rewrite, learned = reconstructed(job, plan, rewrite, steps, allowance, nearest)
         warnings += learned

@@ -70,7 +70,7 @@ def goes_first(plan: Plan) -> bool:
 
 
 def reconstructed(
-    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], allowance: Allowance, nearest: Rewrite
+    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], allowance: Allowance, nearest: Rewrite | None
 ) -> tuple[Rewrite, list[str]]:
     """Learn the rounding of weights, activations' scales and zero points, and biases, block by block.
 
@@ -80,7 +80,8 @@ def reconstructed(
         rewrite: the plan's numbers.
         steps: by node, its weight in steps of its grid before it was rounded, zero point added.
         allowance: time that it may take.
-        nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole.
+        nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole;
+            None where those are what ``rewrite`` holds.
 
     Returns:
         The rewrite with what was learned, and warnings.
@@ -117,7 +118,7 @@ def reconstructed(
         best = learned
         if worse := _worse(job, emitted, learned):
             best, said = emitted, [*said, worse]
-        if worse := _worse(job, _emitted(model, nearest), best):
+        if nearest is not None and (worse := _worse(job, _emitted(model, nearest), best)):
             return nearest, [*said, worse]
     return link.rewrite_of(model) if best is learned else rewrite, said
 

@@ -25,12 +25,10 @@ class CalibrationDataCollector(metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def collect(self, name_to_arr: Mapping[str, Any]) -> None:
         """Fold arrays in."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def compute_collection_result(self) -> dict[str, Any]:
         """What was found, by name."""
-        raise NotImplementedError
 
 
 class HistogramCollector(CalibrationDataCollector):
