@@ -156,7 +156,7 @@ def test_modes_are_those_of_the_users_modules() -> None:
     module, x = prepared(net), images(16)
     module.eval()
     with torch.no_grad():
-        assert float((module(x)["logits"] - net(x)["logits"]).abs().max()) < 0.1
+        assert float((module(images())["logits"] - net(images())["logits"]).abs().max()) < 0.1
     module.train()
     torch.manual_seed(1)
     first, second = module(x)["logits"], module(x)["logits"]
