@@ -50,7 +50,7 @@ from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
 from onnxq.plan.weights.weight_only import notes_on
-from onnxq.plan.whole_graph import Whole, plan_whole
+from onnxq.plan.whole_graph import Whole, of_width, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import MEASURED, Target
@@ -104,6 +104,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, small_layers(graph))
     spec = activation_spec(recipe, target)
+    if target.coverage != MEASURED and PRESETS[recipe.preset].activations == "static":
+        spec = of_width(spec, PRESETS[recipe.preset].activation_bits)
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
