@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.graph.emit.rewrite import WeightRewrite
-from onnxq.graph.reading.experts import holds_experts, stacks_of
+from onnxq.graph.experts import holds_experts, stacks_of
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import WEIGHT, NodePlan
 from onnxq.plan.placement.select import Choice

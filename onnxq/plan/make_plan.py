@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.reading.experts import small_layers
+from onnxq.graph.experts import small_layers
 from onnxq.graph.reading.logarithms import before_logs
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,

@@ -18,7 +18,7 @@ from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.graph import walk
 from onnxq.graph.emit.packed_weights.packed import block_of
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
-from onnxq.graph.reading.experts import holds_experts, stacks_of
+from onnxq.graph.experts import holds_experts, stacks_of
 from onnxq.graph.types import Node
 from onnxq.plan.weights.tables import matrix_at
 from onnxq.plan.weights.weight_only import BLOCKED, EXPERTS, matrix_of, weight_position

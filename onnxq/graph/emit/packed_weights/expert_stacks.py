@@ -14,7 +14,7 @@ from onnxq.graph import walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.packed_weights.replace import Replacer
 from onnxq.graph.emit.rewrite import WeightRewrite
-from onnxq.graph.reading.experts import STACKS
+from onnxq.graph.experts import STACKS
 
 ZERO_POINTS = 11
 """Input of QMoE with the zero points of the first stack; those of the others follow."""

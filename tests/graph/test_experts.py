@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxq.graph.experts import routers, small_layers
 from onnxq.graph.files import io
-from onnxq.graph.reading.experts import routers, small_layers
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
