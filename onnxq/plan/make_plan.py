@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.reading.logarithms import before_logs
 from onnxq.graph.reading.matrices import low_rank_branches
@@ -48,7 +49,7 @@ from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
-from onnxq.plan.weights.weight_only import notes_on, plan_weight
+from onnxq.plan.weights.weight_only import FLOAT8_OPSET, notes_on, plan_weight
 from onnxq.plan.whole_graph import Whole, of_width, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
@@ -105,6 +106,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     spec = activation_spec(recipe, target)
     if target.coverage != MEASURED and PRESETS[recipe.preset].activations == "static":
         spec = of_width(spec, PRESETS[recipe.preset].activation_bits)
+    if spec.dtype.is_float and walk.opset(graph) < FLOAT8_OPSET:
+        raise RecipeError(
+            f"--preset fp8: needs operator set {FLOAT8_OPSET}, and the model cannot be raised from "
+            f"{walk.opset(graph)}; export it with a newer one"
+        )
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
@@ -360,6 +366,8 @@ def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     """The grid of quantized activations."""
     symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
     asked = max((p.activation_bits for p in recipe.presets if p.activations == "static"), default=8)
+    if any(preset.float8 for preset in recipe.presets):
+        return TensorSpec(QType.FLOAT8, PerTensor(), symmetric=True)
     if asked == 16:
         return TensorSpec(QType.UINT16, PerTensor(), symmetric=symmetric)
     dtype = QType.INT8 if symmetric and QType.INT8 in target.activations else target.activation
