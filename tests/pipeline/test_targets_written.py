@@ -30,7 +30,7 @@ def feeds(shape: tuple[int, ...] = (1, 8, 10, 10), count: int = 5) -> list[dict[
     return [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(count)]
 
 
-def made(model: onnx.ModelProto, target: str, preset: str = "w8a8", **options: Any) -> Made:
+def made(model: onnx.ModelProto, target: str, preset: str | None = "w8a8", **options: Any) -> Made:
     samples = options.pop("calibration", None) or feeds()
     result = onnxq.quantize(model, target=target, preset=preset, calibration=samples, benchmark=False, **options)
     assert result.model is not None
@@ -117,6 +117,76 @@ def test_16_bit_activations(preset: str, opset: int, domain: str) -> None:
     assert stored == (onnx.TensorProto.INT4 if preset == "w4a16" else onnx.TensorProto.INT8)
     assert found.result.sqnr_db is not None
     assert found.result.sqnr_db > (30 if preset == "w8a16" else 12)
+
+
+def _conversions(found: Made) -> list[tuple[str, int, int]]:
+    """(operator that reads it, from type, to type) of each value that is quantized again."""
+    rows = []
+    for node in found.of("QuantizeLinear"):
+        before = found.writers.get(node.input[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        (back,) = (n for n in found.of("DequantizeLinear") if n.input[0] == node.output[0])
+        readers = [n.op_type for n in found.model.graph.node if back.output[0] in n.input]
+        rows += [(reader, found.types[before.input[2]], found.types[node.input[2]]) for reader in readers]
+    return rows
+
+
+def test_nodes_with_wider_activations_read_what_was_8_bits_on_16_and_give_16_to_others_on_8() -> None:
+    u8, u16 = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
+    recipe = onnxq.Recipe(target="qnn", preset="w8a8", rules=(onnxq.Rule("s", preset="w8a16"),))
+    found = made(conv(), "qnn", None, recipe=recipe)
+    assert _conversions(found) == [("Conv", u8, u16), ("Add", u16, u8)]
+    layer = next(node for node in found.of("Conv") if node.name == "s")
+    x, w, b = (found.writers[name] for name in layer.input)
+    np.testing.assert_allclose(
+        found.constants[b.input[1]], found.constants[x.input[1]] * found.constants[w.input[1]], rtol=1e-6
+    )
+    everywhere = made(conv(), "qnn", None, recipe=onnxq.Recipe(target="qnn", preset="w8a16"))
+    assert _conversions(everywhere) == []
+    (plain,) = (made(conv(), "qnn").result,)
+    assert found.result.sqnr_db is not None
+    assert plain.sqnr_db is not None
+    assert found.result.sqnr_db > plain.sqnr_db - 1
+
+
+def test_what_only_moves_elements_has_the_width_of_what_it_moves() -> None:
+    text = """g (float[1, 8, 10, 10] x) => (float[1, 800] y) {
+        [a] h = Conv (x, w) [m] k = Reshape (h, shape) [z] y = Sigmoid (k) }"""
+    model = build(text, w=weights(8, 8, 1, 1), shape=np.array([1, 800]))
+    recipe = onnxq.Recipe(target="qnn", preset="w8a8", rules=(onnxq.Rule("a", preset="w8a16"),))
+    found = made(model, "qnn", None, recipe=recipe)
+    types = {found.types[node.input[2]] for node in found.of("DequantizeLinear") if node.output[0] in _inputs(found)}
+    assert types == {onnx.TensorProto.UINT16}
+    assert [row[0] for row in _conversions(found)] == ["Sigmoid"]
+
+
+def _inputs(found: Made) -> set[str]:
+    return {name for node in found.of("Reshape") for name in node.input}
+
+
+def loud_input() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """A network that does not look at the one channel of its input that is a hundred times as large as the others."""
+    w = weights(16, 8, 3, 3)
+    w[:, 0] = 0
+    samples = feeds()
+    for sample in samples:
+        sample["x"][:, 0] *= 100
+    return build(CONV, w=w, b=weights(16), v=weights(16, 16, 1, 1, seed=1) / 4), samples
+
+
+def test_layers_that_hurt_get_wider_activations_within_a_limit() -> None:
+    model, samples = loud_input()
+    plain = made(model, "qnn", calibration=samples).result
+    assert plain.sqnr_db is not None
+    assert plain.sqnr_db < 20
+    result = made(model, "qnn", calibration=samples, min_sqnr=25).result
+    assert result.sqnr_db is not None
+    assert result.sqnr_db >= 25
+    assert result.recipe is not None
+    wide = [rule.match for rule in onnxq.Recipe.from_yaml(result.recipe).rules if rule.preset == "w8a16"]
+    assert wide == ["a"]
+    assert result.plan.conversions
 
 
 def test_8_bit_pairs_are_of_the_standard() -> None:
