@@ -9,8 +9,8 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.graph import walk
+from onnxq.graph.experts import small_layers
 from onnxq.graph.reading.logarithms import before_logs
-from onnxq.graph.reading.matrices import low_rank_branches
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
     STORABLE,
@@ -36,6 +36,7 @@ from onnxq.plan.decisions import (
     NodePlan,
     Plan,
 )
+from onnxq.plan.expert_layers import plan_packed
 from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
@@ -49,7 +50,7 @@ from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
-from onnxq.plan.weights.weight_only import FLOAT8_OPSET, notes_on, plan_weight
+from onnxq.plan.weights.weight_only import FLOAT8_OPSET, notes_on
 from onnxq.plan.whole_graph import Whole, of_width, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
@@ -102,7 +103,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     check_outliers(recipe)
     graph = model.graph
     op_types = {node.op_type for node in walk.all_nodes(graph)}
-    selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
+    selection = Selection(recipe, seen.sources, op_types, seen.op_types, small_layers(graph))
     spec = activation_spec(recipe, target)
     if target.coverage != MEASURED and PRESETS[recipe.preset].activations == "static":
         spec = of_width(spec, PRESETS[recipe.preset].activation_bits)
@@ -305,7 +306,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
         inside = node.graph is not context.graph
-        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
+        planned = plan_packed(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
