@@ -17,6 +17,7 @@ from onnxq.graph import walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
+from onnxq.plan.activations.activation_grids import WIDE, of_width
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,
@@ -35,9 +36,6 @@ from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import WHOLE, Target
-
-WIDE = 16
-"""Bits of the wider of the two types that activations can have."""
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 """Operators that have kernels for float8."""
@@ -276,15 +274,6 @@ def _again(first: Decision, spec: TensorSpec, asked: Whole) -> Calibrated:
     if isinstance(first, Calibrated):
         return replace(first, spec=spec)
     return Calibrated(spec, asked.recipe.range)
-
-
-def of_width(spec: TensorSpec, bits: int) -> TensorSpec:
-    """A grid of activations with 16 bits, or with 8."""
-    if spec.dtype.is_float or (spec.bits >= WIDE) == (bits >= WIDE):
-        return spec
-    return replace(
-        spec, dtype=QType(f"{'' if spec.dtype.signed else 'u'}int{WIDE if bits >= WIDE else 8}"), grid_bits=None
-    )
 
 
 def _left_float(output: Value, node: Node, asked: Whole) -> bool:
