@@ -307,7 +307,8 @@ def _quantize_slab(x: Array, scale: Array, zero_point: Array, spec: TensorSpec) 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         whole = np.asarray(np.divide(x, scale, dtype=scale.dtype))
         if spec.dtype.is_float:
-            return np.clip(whole, spec.qmin, spec.qmax).astype(spec.dtype.numpy).astype(whole.dtype)
+            held: Array = np.clip(whole, spec.qmin, spec.qmax).astype(spec.dtype.numpy)
+            return held.astype(whole.dtype)
         np.rint(whole, out=whole)
         np.add(whole, zero_point, out=whole)
         np.fmax(whole, whole.dtype.type(spec.qmin), out=whole)

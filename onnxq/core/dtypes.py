@@ -70,9 +70,7 @@ class QType(enum.Enum):
     @property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type that holds one element (``ml_dtypes`` below 8 bits)."""
-        if self.is_float:
-            return np.dtype(ml_dtypes.float8_e4m3fn)
-        if self.bits < 8:
-            small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.value))
+        if self.is_float or self.bits < 8:
+            small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.value.replace("float8", "float8_")))
             return small
         return np.dtype(self.value)
