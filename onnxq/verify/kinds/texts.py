@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
 from onnxq.verify.kinds.flips import Flips, log_probabilities
-from onnxq.verify.kinds.measures import OF_RESULTS, UNSURE
+from onnxq.verify.kinds.measures import OF_RESULTS, UNSURE, bound_of
 from onnxq.verify.loss import Judged
 
 _LONGEST_RUN = 2.0
@@ -79,9 +79,11 @@ class TextMeasure:
     def judged(self) -> Judged:
         """The figures."""
         texts = max(self._texts, 1)
-        expected = loss.of_sequences(max(self._flips.weighted(UNSURE), OF_RESULTS * self._flips.weighted()) / texts)
-        sure = max(self._changed - math.sqrt(self._changed), 0.0) / texts
-        return Judged(loss.TEXT, "changed texts", self._changed / texts, max(expected, sure))
+        symbols, error = bound_of(self._flips, UNSURE, OF_RESULTS)
+        expected = loss.of_sequences(symbols / texts)
+        spread = math.sqrt(self._changed)
+        found = max((expected, (1.0 - expected) * error / texts), ((self._changed - spread) / texts, spread / texts))
+        return Judged(loss.TEXT, "changed texts", self._changed / texts, *found)
 
 
 def _lead(logs: Array, symbol: int, beside: Array) -> Array:
