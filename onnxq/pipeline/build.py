@@ -142,12 +142,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         given = training.given if training is not None else None
         way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
-    rounded = job.rounded if compensates(recipe) else None
-    if compensates(recipe) and rounded is None:
-        rounded = compensated(job, plan, solution.rewrite)
-    if rounded:
+    rounded, biases = None, used if recipe.bias_correct else None
+    if compensates(recipe):
+        rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
         with clock.step("rewrite"):
-            solution = with_rounded(job, plan, solution, used if recipe.bias_correct else None, rounded)
+            solution = with_rounded(job, plan, solution, biases, rounded)
     keep = wide_nodes(job, used, warnings)
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
@@ -155,7 +154,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         allowance = Allowance(60.0 * recipe.minutes)
     if recipe.learns or (recipe.reconstructs and goes_first(plan)):
         half = allowance.keeping(30.0 * recipe.minutes)
-        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, allowance=half)
+        solution, learned = refine(job, plan, solution, biases, allowance=half)
         warnings += learned
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite

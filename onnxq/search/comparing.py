@@ -14,7 +14,7 @@ from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.job import Data, Job
 from onnxq.runtime.session import Session
 from onnxq.verify.compare import Comparison, Patience, compare_all
-from onnxq.verify.loss import BUDGET
+from onnxq.verify.loss import BUDGET, Judged
 from onnxq.verify.reference import Reference
 
 _SAMPLES = 64
@@ -121,6 +121,7 @@ def _within(feeds: Iterable[Feed], most_bytes: int) -> Iterator[Feed]:
         yield feed
 
 
-def _hopeless(loss: float, samples: int) -> bool:
-    """Whether further samples will not bring a loss inside the default budget."""
-    return samples >= ENOUGH and loss > _FAR * BUDGET
+def _hopeless(worst: Judged, samples: int) -> bool:
+    """Whether further samples will not bring a loss inside the default budget: it is far, and not for want of them."""
+    sure = worst.loss - 2 * worst.loss_error > BUDGET  # the estimate less one standard error
+    return samples >= ENOUGH and worst.loss > _FAR * BUDGET and sure

@@ -165,12 +165,12 @@ class Patience:
 
     Attributes:
         seconds: that its runs may take.
-        enough: whether a loss on so many samples settles it; asked after 2, 4, 8 … samples.
+        enough: whether the worst output on so many samples settles it; asked after 2, 4, 8 … samples.
         unseen: samples that made no ranges, which come first; None where that is none of them or all.
     """
 
     seconds: float = math.inf
-    enough: Callable[[float, int], bool] | None = None
+    enough: Callable[[scale.Judged, int], bool] | None = None
     unseen: int | None = None
 
 
@@ -285,8 +285,8 @@ class _Trial:
             self._judges.others_follow()
         enough = self._patience.enough
         if enough is not None and self._samples > 1 and self._samples & (self._samples - 1) == 0:
-            loss = scale.worst(self._judges.judged())
-            if loss is not None and enough(loss, self._samples):
+            worst = scale.worst_output(self._judges.judged())
+            if worst is not None and enough(worst, self._samples):
                 self._left = 0.0
 
     @property

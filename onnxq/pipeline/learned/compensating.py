@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from onnxq.graph import walk
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.rewrite import Rewrite
 from onnxq.graph.reading.matrices import Matrices, matrices_of
-from onnxq.graph.reading.ops import OPS
 from onnxq.graph.types import Model, Node
 from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import DYNAMIC, INTEGER, STORAGE, Plan
@@ -30,11 +29,11 @@ from onnxq.stats.statistics import Statistics
 Rounded = Mapping[tuple[str, int], QTensor]
 """Weights by (node, input)."""
 
-_LEAST_ROWS, _MOST_ROWS, _FEEDS = 1024, 4096, 16
+_LEAST_ROWS, _MOST_ROWS, _FEEDS = 1024, 4096, 12
 """Rows that the second moments of a layer are the mean of, about, and samples that they come from."""
 
-QUICK = 5e11
-"""Multiplications that a search lets it take: about ten seconds of one core."""
+QUICK = 2e11
+"""Multiplications that a search lets it take: some seconds of one core."""
 
 _DAMPINGS = (0.01, 0.1, 1.0)
 """Shares of the mean by which the diagonals of second moments are raised: the more, the less correlations count."""
@@ -42,7 +41,7 @@ _DAMPINGS = (0.01, 0.1, 1.0)
 _CHECKED = 4
 """One sample in so many is kept apart, to choose the damping by it."""
 
-_MOST_BYTES = 2**28
+_MOST_BYTES = 2**29
 """Second moments that are held at a time; beyond it the samples are run again."""
 
 _MOST_INPUTS = 8192
@@ -58,9 +57,9 @@ def compensated(job: Job, plan: Plan, rewrite: Rewrite) -> Rounded:
     """Round the weights of a rewrite anew, column by column, on the scales that they have.
 
     GPTQ, with second moments of what the quantized model gives each layer: noise of activations is in them, and keeps
-    weights from being fitted to what is lost anyway. Where a bias can make good for the mean, the mean is left out of
-    the moments. All layers see the model whose weights are rounded to nearest, so that one pass over the samples serves
-    them all.
+    weights from being fitted to what is lost anyway. They are not taken about the mean, although a bias makes good for
+    that: quantized layers give another mean than float ones do, and another one for each sample. All layers see the
+    model whose weights are rounded to nearest, so that one pass over the samples serves them all.
 
     Args:
         job: its prepared model is not changed.
@@ -92,7 +91,7 @@ def compensated(job: Job, plan: Plan, rewrite: Rewrite) -> Rounded:
         found: dict[tuple[str, int], QTensor] = {}
         report = job.clock.report("gptq")
         for names in _in_groups(layers):
-            rows = max(8, -(-_rows(layers[names[-1]][1]) // max(count, 1)))
+            rows = {name: max(8, -(-_rows(layers[name][1]) // max(count, 1))) for name in names}
             wanted = {name: seen[name] for name in names}
             try:
                 fit, check = (layer_moments(copy, wanted, part, rows=rows, threads=job.threads) for part in parts)
@@ -102,9 +101,7 @@ def compensated(job: Job, plan: Plan, rewrite: Rewrite) -> Rounded:
                 if name not in fit or name not in check:
                     continue
                 node, matrices, tensor = layers[name]
-                row = OPS.get(node.op_type)
-                centred = job.recipe.bias_correct and row is not None and row.bias is not None
-                values = _rounded(node, matrices, tensor, _Sides(fit.pop(name), check.pop(name), centred))
+                values = _rounded(node, matrices, tensor, fit.pop(name), check.pop(name))
                 if values is not None:
                     found[name, 1] = QTensor(values, tensor.params)
                 report(len(found), len(layers))
@@ -198,8 +195,8 @@ def _in_groups(layers: Mapping[str, _Layer]) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for name, (_, matrices, _) in layers.items():
-        needed = 8 * matrices.groups * matrices.inputs**2
-        if group and (size + needed > _MOST_BYTES or _rows(matrices) > 2 * _rows(layers[group[0]][1])):
+        needed = 16 * matrices.groups * matrices.inputs**2
+        if group and size + needed > _MOST_BYTES:
             yield group
             group, size = [], 0
         group.append(name)
@@ -232,30 +229,7 @@ def _pair(params: QParams) -> tuple[Array, Array]:
     return params.scale, params.zero_point
 
 
-@dataclass
-class _Sides:
-    """What a layer sees in the samples that it is fitted to, and in those that it is checked on.
-
-    Attributes:
-        fit: of the first.
-        check: of the others.
-        centred: a bias makes good for the means.
-    """
-
-    fit: Moments
-    check: Moments
-    centred: bool
-
-    def moments(self) -> tuple[Array, Array]:
-        """Second moments of both, (groups, inputs, inputs)."""
-        if not self.centred:
-            return self.fit.moment, self.check.moment
-        apart = self.check.mean - self.fit.mean  # the bias is that of all samples, about that of the first
-        left = self.check.centred()[0] + apart[:, :, None] * apart[:, None, :]
-        return self.fit.centred()[0], left
-
-
-def _rounded(node: Node, matrices: Matrices, tensor: QTensor, sides: _Sides) -> Array | None:
+def _rounded(node: Node, matrices: Matrices, tensor: QTensor, fit: Moments, check: Moments) -> Array | None:
     """The integers of one layer: of those that several dampings give, the best on samples that they were not fitted to.
 
     With few samples, or many inputs, correlations are seen that are not there, and weights fitted to them are worse
@@ -267,13 +241,10 @@ def _rounded(node: Node, matrices: Matrices, tensor: QTensor, sides: _Sides) -> 
     weight = walk.const_array(node.inputs[1])
     pair = _by_row(tensor.params, matrices)
     assert weight is not None and pair is not None
-    hessian, check = sides.moments()
-    for group, moment in enumerate(hessian):
-        hessian[group] = shrunk(moment, sides.fit.rows)
-        np.einsum("ii->i", hessian[group])[:] = np.maximum(np.einsum("ii->i", hessian[group]), 0.0)
+    hessian = np.stack([shrunk(moment, fit.rows) for moment in fit.moment])
     split = matrices.split(weight).astype(np.float32)
     params = QParams(matrices.spec(tensor.params.spec), *pair)
-    best, least = None, _error(split, matrices.split(tensor.values), params, check)
+    best, least = None, _error(split, matrices.split(tensor.values), params, check.moment)
     for damping in _DAMPINGS:
         try:
             if matrices.groups > 1:
@@ -283,7 +254,7 @@ def _rounded(node: Node, matrices: Matrices, tensor: QTensor, sides: _Sides) -> 
                 found = gptq(split[0], hessian[0], params.spec, GPTQConfig(damping), one).values[None]
         except CalibrationError:
             continue
-        error = _error(split, found, params, check)
+        error = _error(split, found, params, check.moment)
         if error >= least:
             continue
         best, least = found, error

@@ -11,6 +11,9 @@ from onnxq.verify.loss import BUDGET
 _ONE = NormalDist().cdf(1.0)
 """How sure a loss is an upper end: it holds the estimate and one standard error."""
 
+_AT_THE_EDGE = 2.0
+"""What the estimate counts for of a model that was searched until it was inside."""
+
 _UNKNOWN_EXCESS = 4.0
 """Factor of the noise that is to go where nothing tells more, as with a fall of accuracy."""
 
@@ -35,9 +38,14 @@ class Confidence:
         self._trials = trials
 
     def upper_loss(self, trial: Trial, tries: int) -> float:
-        """What a trial loses at most, as surely as one loss is an upper end, if it is picked among so many."""
+        """What a trial loses at most, as surely as one loss is an upper end, if it is picked among so many.
+
+        A search goes on until it is at the edge, and what is there is outside on other samples half of the time: the
+        estimate itself has to be inside half of the budget, so that it counts twice.
+        """
         error = 0.0 if trial.comparison is None else trial.comparison.loss_error
-        return self._trials.loss(trial) + (errors_for(tries) - 1.0) * error
+        loss = self._trials.loss(trial)
+        return max(_AT_THE_EDGE * (loss - error), loss + (errors_for(tries) - 1.0) * error)
 
     def is_sure(self, trial: Trial, tries: int) -> bool:
         """Whether a trial that is inside the limits would be so although it was picked among so many."""
