@@ -125,8 +125,6 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     model = job.prepared.model
     if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
-        what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing"
-        done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     with clock.around("plan"):
         recipe, said = settle_levels(job)
     job = replace(job, recipe=recipe)

@@ -11,12 +11,13 @@ from onnxq.graph.files.io import Source
 from onnxq.pipeline.collection import check_statistics, collect_statistics
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.plan.activations.activation_grids import activation_spec
 from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import never_finite, unusable_values
 from onnxq.plan.decisions import Plan
 from onnxq.plan.given import from_sums, spread
-from onnxq.plan.make_plan import ModelFacts, activation_spec, make_plan, wanted_by, wanted_by_any
+from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
