@@ -281,19 +281,15 @@ def _models(
 
 def _group(bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array]) -> str:
     """What the times of a layer's forms depend on."""
-    clamp = "" if layer.clamp is None else "clamped"
-    return f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
+    clamp, recipe = "" if layer.clamp is None else "clamped", bench.recipe
+    settings = f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
+    return f"{extract.signature(node, arrays)} {clamp} {settings}"
 
 
 def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> Form:
     if form == STATIC:
         return Form(times.compute, times.quantize, times.dequantize, sqnr_db, size=size)
     return Form(times.total, sqnr_db=sqnr_db, size=size)  # QuantizeLinear is a part of the work there
-
-
-def _settings(bench: Bench) -> str:
-    recipe = bench.recipe
-    return f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
 
 
 def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
