@@ -83,11 +83,11 @@ def _norms(model: Model) -> dict[int, tuple[Norm, Value]]:
         if node.op_type in _RMS and node.inputs[0] is not None and node.domain in (*_STANDARD, "com.microsoft"):
             found[id(node)] = Norm(node.outputs[0], (node, _RMS[node.op_type]), (node,)), node.inputs[0]
         elif node.op_type in _CENTRED and node.inputs[0] is not None and node.domain in (*_STANDARD, "com.microsoft"):
-            gain, rank = _CENTRED[node.op_type], walk.rank(node.inputs[0])
+            place, rank = _CENTRED[node.op_type], walk.rank(node.inputs[0])
             if node.op_type == "LayerNormalization" and walk.attr_int(node, "axis", -1) not in (-1, (rank or 0) - 1):
                 continue
-            shift = (node, gain + 1) if walk.input_at(node, gain + 1) is not None else None
-            norm = Norm(node.outputs[0], (node, gain), (node,), shift=shift, centred=True)
+            added = (node, place + 1) if walk.input_at(node, place + 1) is not None else None
+            norm = Norm(node.outputs[0], (node, place), (node,), shift=added, centred=True)
             found[id(node)] = norm, node.inputs[0]
     for match in patterns.find(model.graph, (patterns.LAYER_NORM, patterns.RMS_NORM)):
         last, x = match.nodes[-1], match.values["x"]

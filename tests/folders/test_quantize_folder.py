@@ -288,5 +288,7 @@ def test_statistics_are_of_a_folder_of_one_graph(tmp_path: Path) -> None:
     onnxq.quantize_folder(folder, tmp_path / "out", statistics=stats, preset="w8a8", benchmark=False, force=True)
     assert "QuantizeLinear" in operators(tmp_path / "out" / "model.onnx")
     pair = write(tmp_path / "pair", {**seq2seq_files(), "config.json": CONFIG})
-    with pytest.raises(onnxq.OnnxqError, match="--stats: is of one graph, and .* has [23]; quantize its files one by one"):
+    with pytest.raises(
+        onnxq.OnnxqError, match="--stats: is of one graph, and .* has [23]; quantize its files one by one"
+    ):
         onnxq.quantize_folder(pair, tmp_path / "more", statistics=stats)
