@@ -39,6 +39,7 @@ from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
+from onnxq.pipeline.transformation import unused_statistics
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
@@ -221,6 +222,8 @@ def open_job(
     if wants_training(given):
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
+    if saved is not None and data is not None:
+        prepared.notes += unused_statistics(given)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))

@@ -200,7 +200,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="NAME",
     group=_HOW,
     default_text="gptq with samples, kquant without, rtn at 8 bits",
-    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}.",
+    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}. With w8a8 and w8, gptq rounds by their use.",
 )
 @option(
     "--accuracy-level",
