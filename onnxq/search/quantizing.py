@@ -196,16 +196,7 @@ def open_job(
     check_shapes(prepared.inputs, target)
     if not options.force:
         check_operators(prepared.model, target)
-    found = options.calibration
-    if found is None and options.generate is None:
-        found = find_calibration(model)
-    source = found
-    found = with_tokens(found, model, options.tokenizer)
-    if options.generate is not None:
-        with clock.step("generate"):
-            written = texts_of(prepared, options.generate, given.seed, options.threads)
-        found = TextSamples(written)
-        prepared.notes.append(said_of_texts(written))
+    source, found = _samples(model, prepared, given.seed, options, clock)
     if found is None and options.states:
         raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
     data = None
@@ -256,6 +247,19 @@ def open_job(
     elif options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
+
+
+def _samples(model: Source, prepared: Prepared, seed: int, options: Options, clock: Clock) -> tuple[object, object]:
+    """Samples as they were given or found, and as they are opened: a text in tokens."""
+    found = options.calibration
+    if options.generate is None:
+        found = find_calibration(model) if found is None else found
+        return found, with_tokens(found, model, options.tokenizer)
+    with_tokens(None, model, options.tokenizer)  # a tokenizer has nothing to read
+    with clock.step("generate"):
+        written = texts_of(prepared, options.generate, seed, options.threads)
+    prepared.notes.append(said_of_texts(written))
+    return None, TextSamples(written)
 
 
 def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
