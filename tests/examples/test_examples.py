@@ -50,7 +50,8 @@ def test_trained_quantized(tmp_path: Path) -> None:
         assert result is not None and result.output is not None and result.output.is_file()
         assert accuracy > plain - 0.015
         assert result.comparison is not None and result.comparison.accuracy is not None
-        assert result.comparison.accuracy["quantized"] == pytest.approx(accuracy, abs=0.02)  # of those held out
+        shares = result.comparison.accuracy  # of the last of them, the module's and the model's
+        assert shares["quantized"] == pytest.approx(shares["float"], abs=0.02)
         assert result.size_after < 0.35 * result.size_before
 
 

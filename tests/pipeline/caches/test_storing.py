@@ -171,15 +171,3 @@ def test_float_alone_asks_for_nothing() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(RecipeError, match="--kv-cache: no 'int2'"):
         onnxq.Recipe(kv_cache="int2")
-
-
-@pytest.mark.torch
-def test_learning_sees_what_caches_will_hold() -> None:
-    options = {"samples": prompts(STYLE, 40, 24), "preset": "w8", "epochs": 6, "learning_rate": 0.01}
-    plain = quantized(STYLE, "int4", "w8", options["samples"])
-    result = quantized(STYLE, "int4", finetune=True, **options)
-    facts = result.finetuned
-    assert facts is not None and facts["weights"] > 0 and facts["loss"]["after"] < facts["loss"]["before"]
-    assert result.caches["form"] == "int4" and result.sqnr_db is not None and plain.sqnr_db is not None
-    assert facts["sqnr_db"] == {"before": pytest.approx(plain.sqnr_db, abs=0.01), "after": result.sqnr_db}
-    assert result.sqnr_db > plain.sqnr_db
