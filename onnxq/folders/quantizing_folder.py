@@ -19,6 +19,7 @@ from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts
+from onnxq.folders.beside import one_each
 from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
 from onnxq.folders.pages import places_of, write_pages
@@ -38,10 +39,7 @@ from onnxq.search.report_of_run import command_of_run
 from onnxq.search.used_as import UsedAs
 from onnxq.verify.language.generation import Generated, compare_generated
 
-_OF_ONE_FILE = {
-    "statistics": "--stats", "states": "--state", "search_state": "--search-state", "resume": "--resume",
-    "used": "used", "external_data": "--external-data",
-}  # fmt: skip
+_OF_ONE_GRAPH = {"statistics": "--stats", "states": "--state"}
 """Options of a run that are of one graph, as the command line has them."""
 
 
@@ -58,6 +56,7 @@ class _Work:
         target: where it goes.
         nodes: operators by name of the node, of each graph; read where the recipe names nodes or operators.
         pages: where the page of each graph goes; empty where none was asked for.
+        searches: where what each graph's search has measured is kept, until its model is there.
         drafts: a folder for pages that are not yet what they will be.
     """
 
@@ -69,6 +68,7 @@ class _Work:
     target: Path
     nodes: dict[str, dict[str, str]]
     pages: dict[str, Path]
+    searches: dict[str, Path]
     drafts: Path
 
 
@@ -110,7 +110,13 @@ def quantize_folder(
     target = source.resolve().parent / f"{source.resolve().name}.{given.preset}" if output is None else Path(output)
     layout = layouts.layout_of(source)
     staging.check_folder(target, source, force=run.force)
+    for name, option in _OF_ONE_GRAPH.items():
+        if getattr(run, name) and len(layout.graphs) > 1:
+            raise RecipeError(
+                f"{option}: is of one graph, and {source} has {len(layout.graphs)}; quantize its files one by one"
+            )
     pages = {} if run.report is None else places_of(run.report, layout, target)
+    searches = one_each("--search-state", run.search_state or f"{target}.search.json", layout, target)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
     if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
@@ -121,7 +127,7 @@ def quantize_folder(
     with scratch.folder() as drafts, staging.staged_folder(target) as place:
         named = bool(given.include or given.exclude or given.rules or given.op_types)
         nodes = {str(graph.path): nodes_of(layout.file(graph.path)) for graph in layout.graphs} if named else {}
-        work = _Work(layout, given, run, rows, place, target, nodes, pages, drafts)
+        work = _Work(layout, given, run, rows, place, target, nodes, pages, searches, drafts)
         result = FolderResult(source, target, layout.kind, [])
         for graph in layout.graphs:
             result.graphs.append(_quantized(work, graph))
@@ -135,12 +141,11 @@ def quantize_folder(
 
 def _split(options: Mapping[str, Any]) -> tuple[Recipe, Options]:
     """Options by where they go: into the recipe, or into each run."""
-    known = {field.name for field in fields(Options)} - set(_OF_ONE_FILE) - {"recipe_file"}
+    known = {field.name for field in fields(Options)} - {"recipe_file", "used", "external_data"}
     named = checked_options("quantize_folder", options)
     recipe = named.pop("recipe", None)
-    for name, option in _OF_ONE_FILE.items():
-        if named.pop(name, None):
-            raise RecipeError(f"{option}: is of one ONNX file; pass the file instead of its folder")
+    if named.pop("external_data", None):
+        raise RecipeError("--external-data: is of one ONNX file; pass the file instead of its folder")
     unknown = [name for name in named if name not in known and name not in RECIPE_OPTIONS]
     if unknown:
         raise RecipeError(
@@ -228,6 +233,7 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
             calibration=calibration,
             tokenizer=None,
             used=used,
+            search_state=work.searches[str(graph.path)],
             workload=options.workload if used is not None and used.model.cached else None,
             progress=_progress(options, graph),
             # what a page shows is gathered; the page itself is written when all graphs are done
