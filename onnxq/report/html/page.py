@@ -20,6 +20,7 @@ LARGEST = 1_400_000
 """Bytes of a page; samples with many pictures are left out where it would be larger."""
 
 _OPTION = re.compile(r"(--[a-z][a-z-]*)")
+"""Names of options, which are not broken at their hyphens."""
 
 _LARGEST_JSON = 64 << 20
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
@@ -68,7 +69,7 @@ def _page(result: Mapping[str, Any], most: int) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["name"] = lambda text: printable(str(text))
-    environment.filters["prose"] = _prose
+    environment.filters["pieces"] = lambda text: _OPTION.split(printable(str(text)))
     style = (Path(__file__).parent / "page.css").read_text("utf8")
     words = (result.get("command") or {}).get("run")
     return environment.get_template("page.html").render(
@@ -91,15 +92,6 @@ def _page(result: Mapping[str, Any], most: int) -> str:
         missing=evidence.get("missing") or ([] if evidence else ["run onnxq quantize with --report for these parts"]),
         command=command_line(words) if words else "",
     )
-
-
-def _prose(text: object) -> str:
-    """Text as HTML in which names of options are not broken at their hyphens."""
-    from markupsafe import Markup, escape
-
-    pieces = _OPTION.split(printable(str(text)))
-    whole = Markup('<span class="whole">{}</span>')
-    return Markup("").join(whole.format(piece) if index % 2 else escape(piece) for index, piece in enumerate(pieces))
 
 
 def read_result(path: Path) -> dict[str, Any]:
