@@ -30,6 +30,7 @@ _OTHERS = {
     "w8a8": ("w8a8-smooth", "llm-int8", "w8a8-token", "w8"),
     "w8a8-learned": ("w8a8-smooth", "llm-int8", "w8a8-token", "w8"),
     "w4a4": ("w8a8", "w4a16", "w8"),
+    "fp8": ("w8a8", "w8"),
     "w8a16": ("w8",),
     "w4a16": ("w8a16", "w8"),
     "w8a8-smooth": ("llm-int8", "w8a8-token", "w8"),
