@@ -144,7 +144,8 @@ def _learned(
     if samples.labels is not None and not any(target.labelled for target in targets.values()):
         every = np.concatenate(samples.labels)
         chosen.warnings.append(
-            f"--finetune: labels {every.min()}…{every.max()} are no classes of an output; learned from the float model alone"
+            f"--finetune: labels {every.min()}…{every.max()} are no classes of an output; learned from the float model "
+            "alone"
         )
     config = FinetuneConfig(recipe.epochs, recipe.minutes, seed=recipe.seed, device=recipe.device)
     config = replace(config, threads=job.threads or free_processors())
@@ -183,7 +184,7 @@ def _samples(data: Data) -> _Samples:
 
 
 def _targets(job: Job, chosen: Chosen, feed: Feed, labels: list[Array] | None) -> dict[str, Target]:
-    """What each output holds, by its name in the prepared model; ``labels`` are of each sample, the first is ``feed``."""
+    """What each output holds, by its name in the prepared model; ``labels`` are of all samples, ``feed`` is one."""
     from onnxq.qat.distillation import Target
 
     comparison = chosen.verdict.comparison
