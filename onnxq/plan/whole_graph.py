@@ -17,6 +17,7 @@ from onnxq.graph import walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
+from onnxq.plan.activations.activation_grids import WIDE, of_width
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,
@@ -36,8 +37,8 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import WHOLE, Target
 
-WIDE = 16
-"""Bits of the wider of the two types that activations can have."""
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that have kernels for float8."""
 
 _STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
 
@@ -140,6 +141,8 @@ def _survey(model: Model, asked: Whole) -> Survey:
 def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float]) -> str | None:
     if not isinstance(row, OpRow):
         return None
+    if asked.spec.dtype.is_float and node.op_type not in _PRODUCTS:
+        return "only products have kernels for float8"
     values = [node.inputs[i] for i in activation_positions(node, row)] + list(node.outputs)
     if all(walk.is_constant(value) for value in node.inputs if value is not None):
         return "all its inputs are constant"
@@ -170,6 +173,8 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     recipe, target = asked.recipe, asked.target
     array = walk.const_array(node.inputs[position])
     assert array is not None
+    if asked.spec.dtype.is_float:
+        return asked.spec
     if node.op_type.endswith("Normalization"):  # HTP multiplies by it as by another activation
         return replace(asked.spec, dtype=QType.UINT8, grid_bits=None)
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
@@ -200,7 +205,7 @@ class _Values:
         self._held: dict[str, TensorSpec] = {}
         for value in model.graph.inputs:
             if value.name in self._readers:
-                self._decide(value.name or "", Calibrated(self._widest(value.name or ""), asked.recipe.range))
+                self._decide(value.name or "", _own(None, self._widest(value.name or ""), asked))
         for node in model.graph:
             for output in node.outputs:
                 self._output(node, output)
@@ -271,19 +276,12 @@ def _again(first: Decision, spec: TensorSpec, asked: Whole) -> Calibrated:
     return Calibrated(spec, asked.recipe.range)
 
 
-def of_width(spec: TensorSpec, bits: int) -> TensorSpec:
-    """A grid of activations with 16 bits, or with 8."""
-    if (spec.bits >= WIDE) == (bits >= WIDE):
-        return spec
-    return replace(
-        spec, dtype=QType(f"{'' if spec.dtype.signed else 'u'}int{WIDE if bits >= WIDE else 8}"), grid_bits=None
-    )
-
-
 def _left_float(output: Value, node: Node, asked: Whole) -> bool:
     return output.is_graph_output() and node.op_type in asked.recipe.float_outputs
 
 
 def _own(row: OpRow | None, spec: TensorSpec, asked: Whole) -> Calibrated:
     within = row.fixed_range if row is not None else None
+    if spec.dtype.is_float:  # its small numbers lose nothing to the large ones, so that nothing is clipped
+        return Calibrated(spec, "minmax", within=within)
     return Calibrated(spec, asked.recipe.range if within is None else "minmax", within=within)

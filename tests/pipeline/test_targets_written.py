@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 
 import onnxq
+import onnxq.runtime.session
 from onnxq.errors import EngineError, RecipeError, TargetError, VerificationError
 from onnxq.targets import TARGETS
 from tests.graph.build import build, weights
@@ -201,6 +203,41 @@ def test_16_bits_of_a_sigmoid_have_the_scale_that_the_engine_wants() -> None:
     assert found.constants[last.input[2]] == 0
 
 
+def test_float8_has_products_alone_between_q_and_dq_with_one_scale_a_tensor() -> None:
+    found = made(conv(), "tensorrt", "fp8")
+    pairs = [*found.of("QuantizeLinear"), *found.of("DequantizeLinear")]
+    assert {found.types[node.input[2]] for node in pairs} == {onnx.TensorProto.FLOAT8E4M3FN}
+    assert all(found.constants[node.input[1]].shape == () for node in pairs)
+    assert found.model.opset_import[0].version >= 19
+    given_back = {node.output[0] for node in found.of("DequantizeLinear")}
+    assert {node.op_type for node in found.model.graph.node if given_back & set(node.input)} == {"Conv"}
+    assert found.result.sqnr_db is not None
+    assert found.result.sqnr_db > 25
+    sample = feeds(count=1)[0]
+    (expected,) = onnx.reference.ReferenceEvaluator(found.model).run(None, sample)
+    (given,) = onnxq.runtime.session.open_session(found.model.SerializeToString()).run(sample)
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "message"),
+    [
+        ("cpu", {}, TargetError, "--preset fp8: cpu has no float8 kernels; pass --target tensorrt"),
+        ("qnn", {}, TargetError, "--target qnn: does not run fp8"),
+        ("tensorrt", {"symmetric": False}, RecipeError, "--symmetric false: does nothing with preset fp8"),
+        ("tensorrt", {"recipe": onnxq.Recipe(preset="fp8", values=(onnxq.ValueRule("d", bits=16),))}, RecipeError,
+         "--preset fp8: float8 has no zero point and no other width"),
+        ("tensorrt", {"recipe": onnxq.Recipe(preset="fp8", rules=(onnxq.Rule("s", preset="w8a8"),))}, RecipeError,
+         "--preset fp8: does not go together with w8a8"),
+    ],
+)  # fmt: skip
+def test_float8_is_refused_where_it_does_not_run(
+    target: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        made(conv(), target, "fp8", **options)
+
+
 def test_tensorrt_has_symmetric_int8_at_inputs_and_float_biases() -> None:
     found = made(conv(), "tensorrt")
     assert {found.types[node.input[2]] for node in found.of("QuantizeLinear")} == {onnx.TensorProto.INT8}
@@ -306,7 +343,7 @@ def test_an_engine_in_a_python_that_has_none(digits: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_say_what_their_costs_were_measured_on(name: str) -> None:
     target = TARGETS[name]
-    assert bool(target.measured) == (name in ("cpu", "cpu-avx2"))
+    assert bool(target.measured) == (name in ("cpu", "cpu-avx2", "openvino", "web"))
     assert target.is_here == (name in ("cpu", "cpu-avx2"))
     assert bool(target.presets) == bool(target.why_presets)
 

@@ -348,6 +348,11 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a node of a model, or of its bodies, is quantized."""
+    return any(map(_is_quantized, walk.all_nodes(model.graph)))
+
+
 def _is_quantized(node: ir.Node) -> bool:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or node.op_type in _PACKED:
         return True

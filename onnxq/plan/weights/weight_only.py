@@ -48,6 +48,9 @@ FAST_LEVEL = 4
 _STORAGE = {2: QType.UINT2, 3: QType.UINT4, 4: QType.UINT4, 8: QType.UINT8}
 _OPSETS = {2: 25, 3: 21, 4: 21, 8: 21}
 """Operator sets that have a DequantizeLinear in blocks of these bits."""
+FLOAT8_OPSET = 19
+"""The operator set from which on Q and DQ know float8."""
+
 _DEFAULT_BLOCK = {2: 32, 3: 32, 4: 32, 8: 128}
 _SMALLEST_HALF = float(np.finfo(np.float16).tiny)
 
@@ -182,6 +185,8 @@ def needed_opset(recipe: Recipe) -> int:
         bits = (rule.bits if rule is not None else None) or recipe.bits or preset.bits
         if preset.weights == "blocks" and recipe.format == "qdq":
             needed = max(needed, _OPSETS[bits if recipe.target_bits is None else 2])
+        if preset.float8:
+            needed = max(needed, FLOAT8_OPSET)
         if preset.weights == "codebook" and preset.bits == 4:
             needed = max(needed, PACKED_OPSET)
     return needed
