@@ -15,6 +15,8 @@ import numpy as np
 from onnxq.core import scratch, staging
 from onnxq.core.dtypes import Array
 from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, may_be_cached, takes_text
+from onnxq.data.text.language_run import FIRST
+from onnxq.data.text.own_texts import own_texts
 from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
@@ -36,7 +38,7 @@ from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import command_of_run
-from onnxq.search.used_as import UsedAs
+from onnxq.search.used_as import UsedAs, check_generate
 from onnxq.verify.language.generation import Generated, compare_generated
 
 _OF_ONE_GRAPH = {"statistics": "--stats", "states": "--state"}
@@ -105,7 +107,8 @@ def quantize_folder(
     """
     started = time.monotonic()
     given, run = _split(options)
-    refuse_unused(given)
+    refuse_unused(given if run.generate is None else given.override(seed=Recipe().seed))
+    check_generate(run.generate, run.calibration)
     source = Path(folder)
     target = source.resolve().parent / f"{source.resolve().name}.{given.preset}" if output is None else Path(output)
     layout = layouts.layout_of(source)
@@ -119,6 +122,8 @@ def quantize_folder(
     searches = one_each("--search-state", run.search_state or f"{target}.search.json", layout, target)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
+    if run.generate is not None:
+        rows, run = _written(layout, run.generate, given.seed, run.threads), replace(run, generate=None)
     if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
         raise RecipeError(
             f"--kv-cache {given.kv_cache}: {layout.kind} begins with float caches, which such a model does not take; "
@@ -177,6 +182,15 @@ def _rows(layout: Layout, options: Options) -> list[Array]:
             "a text file, a line or a paragraph a sample"
         )
     return []
+
+
+def _written(layout: Layout, count: int, seed: int, threads: int | None) -> list[Array]:
+    """Texts that the graphs of a folder write themselves; errors as of `own_texts`."""
+    for graph in layout.graphs:
+        used = as_used.used_in(layout, graph, (), threads)
+        if used is not None and FIRST in used.parts:
+            return own_texts(used.model, count, used.most, seed)
+    raise CalibrationError(f"--generate: {layout.folder} has no graph that is a language model; pass --calibration")
 
 
 def _check(layout: Layout, rows: Sequence[Array], workload: str | None) -> None:

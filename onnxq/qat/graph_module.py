@@ -121,8 +121,7 @@ class GraphModule(nn.Module):
 
     def _add(self, node: PlainNode) -> None:
         reads, constants = list(node.inputs), self.graph.constants
-        own = {"QuantizeLinear": self._quantize, "DequantizeLinear": self._dequantize}
-        self._functions[node.index] = own.get(node.op_type) or function_of(node)
+        self._functions[node.index] = self._function(node)
         for scale_at, zero_at in _PAIRS.get(node.op_type, ()):
             scale = _at(node.inputs, scale_at)
             if scale in constants:
@@ -157,6 +156,10 @@ class GraphModule(nn.Module):
             if name in constants:
                 self._constant(name)
         self._reads[node.index] = reads
+
+    def _function(self, node: PlainNode) -> Function | None:
+        own = {"QuantizeLinear": self._quantize, "DequantizeLinear": self._dequantize}
+        return own.get(node.op_type) or function_of(node)
 
     def _scale(self, name: str) -> None:
         if name not in self._scales:
@@ -290,12 +293,10 @@ class GraphModule(nn.Module):
             raise NodeError(node, "has no torch function")
         outputs: Tensor | Sequence[Tensor | None]
         if node.outputs[0] in self.biases:
-            x, w = (self._scales[name]() for name in self._bias_steps[node.outputs[0]])
-            outputs = self.biases[node.outputs[0]](x * w)
+            outputs = self.bias(node)
         else:
-            inputs = [self._read(name, values) if name else None for name in self._reads[node.index]]
             try:
-                outputs = function(Call(node, inputs))
+                outputs = function(Call(node, self.inputs_of(node, values)))
             except NotImplementedError as error:
                 raise NodeError(node, f"{error} has no torch function") from None
             except _FAILURES as error:  # a shape or type that its function does not expect
@@ -305,6 +306,15 @@ class GraphModule(nn.Module):
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:
                 values[name] = value
+
+    def inputs_of(self, node: PlainNode, values: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """What a node reads."""
+        return [self._read(name, values) if name else None for name in self._reads[node.index]]
+
+    def bias(self, node: PlainNode) -> Tensor:
+        """What the DequantizeLinear of an int32 bias gives."""
+        x, w = (self._scales[name]() for name in self._bias_steps[node.outputs[0]])
+        return self.biases[node.outputs[0]](x * w)
 
     def _read(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         if name in values:

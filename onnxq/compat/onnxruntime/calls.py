@@ -24,9 +24,11 @@ from onnxq.data.readers import Reader, open_reader
 from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io, saving
+from onnxq.graph.prepare.whole.opset import raise_to
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.pipeline.planning import NothingToQuantizeError
+from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import open_session
@@ -42,6 +44,9 @@ _RANGES = {
 }
 _FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
 _BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
+_OLDEST = 11
+"""The operator set that onnxruntime's quantizer, and its pre-processing with it, raises older models to."""
+
 _PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16"}
 """By bits of activations and weights."""
 
@@ -216,7 +221,7 @@ def quant_pre_process(
     Args:
         input_model: path or ``onnx.ModelProto``.
         output_model_path: file to write.
-        skip_optimization: write the model as it is.
+        skip_optimization: write the model as it is, but for operator sets before 11, which are raised.
         skip_onnx_shape: without effect; shapes come from a run.
         skip_symbolic_shape: without effect.
         auto_merge: without effect.
@@ -242,8 +247,13 @@ def quant_pre_process(
     path = Path(output_model_path)
     saving.check_destination(path, (source,))
     model = io.load(source)
+    notes: list[str] = []
     if not skip_optimization:
         model = load_and_prepare(source, target_named("cpu"), Clock(None)).model
+    elif raise_to(model, _OLDEST, notes):
+        logger.info("quant_pre_process: raised to operator set %d", _OLDEST)
+    for line in notes:
+        logger.warning("quant_pre_process: %s", line)
     saving.save(
         model, path, source=source if isinstance(source, str | os.PathLike) else None, **_limit(save_as_external_data)
     )
@@ -320,7 +330,10 @@ def _known(argument: str, given: Sequence[str] | None, names: set[str | None]) -
 def _quantized(
     model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], **options: Any
 ) -> QuantizeResult:
-    """What pays is quantized; where nothing pays, all that can be, since that is what was asked for."""
+    """What pays is quantized; where nothing pays, all that can be; where nothing can, the float model is written.
+
+    Nodes and operators that were named are quantized or an error.
+    """
     wishes = dict(wishes)
     lists = {key: found for key in ("values", "rules") if (found := wishes.pop(key, None))}
     if keys := {**lists, **wishes.pop("recipe_keys", {})}:
@@ -330,7 +343,25 @@ def _quantized(
     except NothingToQuantizeError:
         if wishes["include"] or wishes["op_types"]:
             raise
+    try:
         return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
+    except NothingToQuantizeError as error:
+        return _as_it_is(model, output, wishes, str(error))
+
+
+def _as_it_is(model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], reason: str) -> QuantizeResult:
+    """Write the float model, as onnxruntime does where it has no integer form for any node; the result says so."""
+    path = Path(output)
+    saving.check_destination(path, (model,))
+    loaded = io.load(model)
+    source = model if isinstance(model, str | os.PathLike) else None
+    saving.save(loaded, path, source=source, **_limit(bool(wishes.get("external_data"))))
+    before = io.size_of(Path(model)) if isinstance(model, str | os.PathLike) else len(io.to_bytes(loaded))
+    nodes = [(node.name or "", node.op_type, reason) for node in walk.all_nodes(loaded.graph)]
+    return QuantizeResult(
+        path, "float", None, wishes["target"], before, io.size_of(path), None, None, None, {}, nodes, {},
+        [f"the float model was written as it is: {reason}"], None, {}, Plan({}, {}),
+    )  # fmt: skip
 
 
 def _settled(result: QuantizeResult) -> QuantizeResult:
