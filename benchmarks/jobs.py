@@ -36,13 +36,14 @@ class JobResult:
     error: str | None
 
 
-def run_job(kind: str, python: str | None = None, *, limit: int = TIMEOUT_SECONDS, **arguments: Any) -> JobResult:
+def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult:
     """Run one of `JOBS` in a new process with one thread for numpy; arguments must be JSON.
 
-    Another interpreter than this one is given as ``python``, and ``limit`` is the seconds that it may take.
+    Another interpreter than this one is given as ``python``, and ``limit`` among the arguments is the seconds that it may take.
 
     The process may take two thirds of the memory that is free now; one that wants more ends in a MemoryError.
     """
+    limit = int(arguments.pop("limit", TIMEOUT_SECONDS))
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
         request.write_text(json.dumps({"kind": kind, "arguments": arguments}), encoding="utf-8")
