@@ -1,4 +1,6 @@
-"""Measure the kernel times that `onnxq.targets` holds as data: ``python -m benchmarks.kernel_costs [--engine web]``.
+"""Measure the kernel times that `onnxq.targets` holds as data.
+
+``python -m benchmarks.kernel_costs [--engine web|openvino]`` prints them.
 
 Each operator stands between two convolutions, as it does in a network, so that the runtime's layouts are the real ones.
 The float model and its integer form (every node insisted on) are profiled by the runtime itself, one thread, and the
@@ -266,18 +268,21 @@ def report(clock: Clock) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure here, or where the options say, as those of ``onnxq benchmark`` do."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_costs", description=__doc__)
-    parser.add_argument("--engine", choices=["web"], help="onnxruntime-web in Node")
+    parser.add_argument("--engine", choices=["web", "openvino"], help="onnxruntime-web in Node, or OpenVINO on a CPU")
     parser.add_argument("--node-modules", metavar="FOLDER", help="folder with onnxruntime-web")
     parser.add_argument("--provider", metavar="NAME", help="execution provider of ONNX Runtime")
     parser.add_argument("--provider-option", action="append", default=[], metavar="KEY=VALUE", help="of --provider")
     parser.add_argument("--device", metavar="COMMAND", help="a command that gives a shell on another machine")
     parser.add_argument("--engine-python", metavar="PATH", help="the Python that has the runtime")
     given = parser.parse_args(arguments)
+    provider, options = given.provider, dict(pair.split("=", 1) for pair in given.provider_option)
+    if given.engine == "openvino":
+        provider, options = "OpenVINOExecutionProvider", {"device_type": "CPU", **options}
     asked = RunsOn(
         device=given.device,
-        engine=given.engine,
-        provider=given.provider,
-        provider_options=dict(pair.split("=", 1) for pair in given.provider_option),
+        engine=given.engine if given.engine == "web" else None,
+        provider=provider,
+        provider_options=options,
         python=given.engine_python,
         node_modules=given.node_modules,
     )

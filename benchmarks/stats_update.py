@@ -1,7 +1,7 @@
 """What folding activations into statistics costs, part by part.
 
 Run as ``python -m benchmarks.stats_update``. Arrays have the shapes of a MobileNetV2's activations; the rows are the
-parts of `ValueStatistic.update`, the whole, and what counting every element with numpy would take instead. The last
+parts of `Statistics.update`, the whole, and what counting every element with numpy would take instead. The last
 column is the cost of one sample of the network.
 """
 
@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.stats.extrema import Extrema, Seen
-from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
+from onnxq.stats.extrema import Extrema
+from onnxq.stats.histogram import HALF, exponent_of, stride
+from onnxq.stats.observation import observe
 from onnxq.stats.statistics import Statistics
 
 ROUNDS = 15
@@ -72,35 +73,25 @@ def main() -> None:
     arrays = activations()
     million = sum(array.size for array in arrays) / 1e6
     flats = [array.reshape(-1) for array in arrays]
-    ends = [Seen(float(flat.min()), float(flat.max()), True) for flat in flats]
-    exponents = [exponent_of(low, high) for low, high, _ in ends]
-    factors = [np.float32(HALF * 2.0**-exponent) for exponent in exponents]
-    steps = [stride(array.shape) for array in arrays]
+    seen = [observe(array) for array in arrays]
     statistics = Statistics()
     names = [f"value{number}" for number in range(len(arrays))]
 
-    def index(flat: Array, factor: np.float32, step: int) -> Array:
-        scaled = flat[::step] * factor
-        return np.asarray(np.floor(scaled, out=scaled).astype(np.intp) + HALF)
+    def whole(flat: Array) -> Array:
+        low, high = float(flat.min()), float(flat.max())
+        scaled = flat * np.float32(HALF * 2.0 ** -exponent_of(low, high))
+        return np.bincount(np.floor(scaled, out=scaled).astype(np.intp) + HALF, minlength=2 * HALF)
 
-    indices = [index(*parts) for parts in zip(flats, factors, steps, strict=True)]
-    histograms = [Histogram(exponent) for exponent in exponents]
     rows: list[tuple[str, Callable[[], object]]] = [
-        ("min + max, every element", lambda: [Extrema().update(flat) for flat in flats]),
-        ("bin index, sampled", lambda: [index(*parts) for parts in zip(flats, factors, steps, strict=True)]),
-        ("count, sampled", lambda: [np.bincount(at, minlength=2 * HALF) for at in indices]),
+        ("min + max, every element", lambda: [Extrema.of(flat) for flat in flats]),
         (
-            "Histogram.update, whole",
-            lambda: deque(map(Histogram.update, histograms, flats, steps, ends), maxlen=0),
+            "sample, copied",
+            lambda: [flat[:: stride(array.shape)].copy() for flat, array in zip(flats, arrays, strict=True)],
         ),
-        ("Statistics.update, whole", lambda: deque(map(statistics.update, names, arrays), maxlen=0)),
-        (
-            "np.bincount, every element",
-            lambda: [
-                np.bincount(index(flat, factor, 1), minlength=2 * HALF)
-                for flat, factor in zip(flats, factors, strict=True)
-            ],
-        ),
+        ("observe: both", lambda: [observe(array) for array in arrays]),
+        ("Statistics.take", lambda: deque(map(statistics.take, names, seen), maxlen=0)),
+        ("Statistics.update: all of it", lambda: deque(map(statistics.update, names, arrays), maxlen=0)),
+        ("np.bincount, every element", lambda: [whole(flat) for flat in flats]),
         ("np.histogram, every element", lambda: [np.histogram(flat, bins=2 * HALF) for flat in flats]),
     ]
     print(f"{len(arrays)} values, {million:.2f} million elements")

@@ -48,6 +48,7 @@ def quantize(
     *,
     calibration: object = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    generate: int | None = None,
     states: Mapping[str, str] | None = None,
     preset: str | None = None,
     format: str | None = None,
@@ -117,6 +118,7 @@ def quantize(
         calibration: ``.npz`` file, folder, ``module:callable``, iterable of dicts or an object with ``get_next()``; for
             language models also a text file; None looks for ``calibration_data/<stem>.npz``.
         tokenizer: the ``tokenizer.json`` that a text is read with; None takes the one beside the model.
+        generate: texts that a language model writes itself as its samples, instead of ``calibration``.
         states: outputs and the inputs that they go back into at the next sample, ``{"hn": "h"}``, if names do not say.
         preset: a name that `presets` lists; "auto" by default.
         format: "qdq" or "qoperator".
@@ -134,7 +136,7 @@ def quantize(
         minutes: time that either learning may take; 4 by default.
         epochs: passes of finetuning over the samples; by their number by default.
         learning_rate: of finetuning, as a share of scales and grids; 0.002 by default.
-        seed: of the order of the samples in finetuning.
+        seed: of the order of the samples in finetuning, and of what ``generate`` draws.
         device: that finetuning runs on, "cpu" or "cuda".
         target: a name that `targets` lists.
         fuse: model type (bert, gpt2, …) that `onnxruntime.transformers` fuses before planning, or "auto".

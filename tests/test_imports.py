@@ -27,7 +27,7 @@ TIERS = [
     ["pipeline"],
     ["diagnosis"],
     ["search"],
-    ["folders"],
+    ["folders", "modules"],
     ["api"],
     ["compat", "cli"],
 ]
@@ -42,6 +42,7 @@ HOMES = {
     "ray": ["runtime/engines/ray_engine.py"],
     "threadpoolctl": ["core/processors.py"],
     "torch": ["qat"],
+    "onnxscript": ["qat"],  # torch.onnx exports with it
     "yaml": ["recipe"],
     "click": ["cli"],
     "rich": ["cli"],

@@ -148,7 +148,9 @@ class _Sweep:
     (QuIP, theorem 6), without the inverse of H.
     """
 
-    def __init__(self, weight: Array, order: Array, factor: Array, spec: TensorSpec, config: GPTQConfig) -> None:
+    def __init__(
+        self, weight: Array, order: Array, factor: Array, spec: TensorSpec, config: GPTQConfig, given: QParams | None
+    ) -> None:
         self.spec, self.grid = spec, config.grid
         self.factor = factor
         self.diagonal = np.diagonal(factor).copy()
@@ -161,13 +163,13 @@ class _Sweep:
         self.scale = np.ones((blocks, weight.shape[0]), np.float32)
         self.zero_point = np.zeros((blocks, weight.shape[0]), np.float32)
         whole = not isinstance(spec.granularity, PerBlock)
-        self.fixed = whole or config.act_order
+        self.fixed = whole or config.act_order or given is not None
         # what a squared error of each column costs in the objective
         importance = np.empty(weight.shape[1])
         importance[order] = self.diagonal**2
         self.importance = importance / np.max(importance, initial=1e-300)
         if self.fixed:
-            params = search_params(weight, spec, config.grid, self.importance)
+            params = given if given is not None else search_params(weight, spec, config.grid, self.importance)
             self.scale[:] = params.scale.T
             self.zero_point[:] = params.zero_point.astype(np.float32).T
 
@@ -230,7 +232,9 @@ class _Sweep:
             error[column] -= level
 
 
-def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | None = None) -> QTensor:
+def gptq(
+    weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | None = None, params: QParams | None = None
+) -> QTensor:
     """Quantize columns in order and push each column's error onto the later ones.
 
     Minimises ‖(W − Ŵ)X‖² with H ∝ XXᵀ, whose factor does not matter. H is factored in float64, once and in one copy;
@@ -241,6 +245,7 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
         hessian: float64 or float32, (in, in), symmetric; second moments of the inputs.
         spec: the grid; `PerBlock` along axis 1, `PerAxis` 0 or `PerTensor`.
         config: see `GPTQConfig`; None takes the defaults.
+        params: scales and zero points to keep, of rank 2; None searches them.
 
     Returns:
         QTensor; values (out, in), scale of rank 2. Inputs that were zero in every sample are rounded to nearest.
@@ -261,13 +266,13 @@ def gptq(weight: Array, hessian: Array, spec: TensorSpec, config: GPTQConfig | N
     order = np.arange(weight.shape[1])
     if config.act_order:
         order = np.argsort(-np.diagonal(hessian), kind="stable")
-    sweep = _Sweep(weight, order, _factor(hessian, order, config.damping), spec, config)
+    sweep = _Sweep(weight, order, _factor(hessian, order, config.damping), spec, config, params)
     if weight.size:
         sweep.run(0, weight.shape[1])
     levels = np.empty_like(sweep.levels)
     levels[order] = sweep.levels
-    params = _params(sweep, spec)
-    return QTensor(to_storage(np.ascontiguousarray(levels.T), spec.dtype), params)
+    found = params if params is not None else _params(sweep, spec)
+    return QTensor(to_storage(np.ascontiguousarray(levels.T), spec.dtype), found)
 
 
 def _params(sweep: _Sweep, spec: TensorSpec) -> QParams:
@@ -293,3 +298,41 @@ def gptq_of_moment(weight: Array, spec: TensorSpec, moment: Array, rows: int) ->
         CalibrationError: as for `gptq`.
     """
     return gptq(weight, shrunk(moment, rows), spec)
+
+
+def gptq_by_group(weight: Array, hessian: Array, params: QParams, damping: float = GPTQConfig.damping) -> Array:
+    """Quantize many small matrices at once, as the groups of a Conv are: `gptq` on grids that are fixed.
+
+    Args:
+        weight: float32, (groups, out, in).
+        hessian: float64, (groups, in, in), symmetric; second moments of the inputs of each group.
+        params: scale and zero point broadcast against the weight, such as (groups, out, 1).
+        damping: as of `GPTQConfig`.
+
+    Returns:
+        (groups, out, in) in the storage type of the grid.
+
+    Raises:
+        CalibrationError: a Hessian is not finite, does not fit, or is not positive definite after damping.
+        ModelError: the weight is not finite.
+    """
+    groups, outputs, inputs = weight.shape
+    check_finite(weight.reshape(groups * outputs, inputs), "gptq")
+    for group in range(groups):
+        check_hessian(hessian[group], inputs, "gptq")
+    spec = params.spec
+    order = np.argsort(-np.diagonal(hessian, axis1=1, axis2=2), axis=1, kind="stable")
+    factors = np.stack([_factor(hessian[g], order[g], damping) for g in range(groups)])
+    unit = (factors / np.diagonal(factors, axis1=1, axis2=2)[:, None, :]).astype(np.float32)
+    error = np.take_along_axis(weight.swapaxes(1, 2).astype(np.float32), order[:, :, None], axis=1)
+    scale, zero = (
+        np.broadcast_to(array.astype(np.float32), weight.shape)[:, :, 0] for array in (params.scale, params.zero_point)
+    )
+    levels = np.empty(error.shape, np.float32)
+    for column in range(inputs):
+        value = error[:, column] + np.einsum("gj,gjo->go", unit[:, :column, column], error[:, :column])
+        levels[:, column] = np.clip(np.rint(value / scale) + zero, spec.qmin, spec.qmax)
+        error[:, column] -= (levels[:, column] - zero) * scale
+    found = np.empty_like(levels)
+    np.put_along_axis(found, order[:, :, None], levels, axis=1)
+    return to_storage(np.ascontiguousarray(found.swapaxes(1, 2)), spec.dtype)

@@ -29,6 +29,18 @@ def tokenizer_option(group: str) -> Callable[[F], F]:
     )
 
 
+def generate_option(group: str) -> Callable[[F], F]:
+    """Add --generate."""
+    return option(
+        "--generate",
+        type=click.IntRange(min=1),
+        metavar="N",
+        group=group,
+        help="Let a language model write N texts of its own, which are its samples in place of --calibration. --seed "
+        "draws others.",
+    )
+
+
 def workload_option(group: str) -> Callable[[F], F]:
     """Add --workload."""
     return option(

@@ -76,7 +76,7 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             metavar="N",
             group=group,
             default_text="0",
-            help="Of the order of the samples in finetuning.",
+            help="Of the order of the samples in finetuning, and of what --generate draws.",
         ),
         option(
             "--train-on" if how else "--device",  # where --device is what runs the model

@@ -107,7 +107,7 @@ def decoder_options(group: str) -> Callable[[F], F]:
             is_flag=True,
             default=None,
             group=group,
-            help="Turn the residual stream of a transformer with RMS norms, and heads of values, by orthogonal "
+            help="Turn the residual stream of a transformer, and heads of values, by orthogonal "
             "matrices that are folded into the weights (QuaRot), so that no channel is far larger than the others. "
             "Nothing is computed at inference for it.",
         )(function)

@@ -299,10 +299,16 @@ def _slabs(shape: tuple[int, ...], params: QParams) -> Iterator[tuple[tuple[Any,
 
 
 def _quantize_slab(x: Array, scale: Array, zero_point: Array, spec: TensorSpec) -> Array:
-    """Whole numbers in the working type; NaN becomes the lowest integer, as in ONNX Runtime on x86."""
+    """Whole numbers in the working type; NaN becomes the lowest integer, as in ONNX Runtime on x86.
+
+    Of float8 those that the type holds, and NaN stays.
+    """
     # the division overflows where the result saturates, is invalid on NaN
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         whole = np.asarray(np.divide(x, scale, dtype=scale.dtype))
+        if spec.dtype.is_float:
+            held: Array = np.clip(whole, spec.qmin, spec.qmax).astype(spec.dtype.numpy)
+            return held.astype(whole.dtype)
         np.rint(whole, out=whole)
         np.add(whole, zero_point, out=whole)
         np.fmax(whole, whole.dtype.type(spec.qmin), out=whole)

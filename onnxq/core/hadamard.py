@@ -76,6 +76,38 @@ def turn_of(size: int, seed: int = 0) -> Turn:
     return Turn(size, signs, q * np.sign(np.diag(r)), False)
 
 
+def turn_of_means(size: int, seed: int = 0) -> Turn:
+    """A random Q that leaves the mean of the coordinates as it is: (1, …, 1)·Q = (1, …, 1).
+
+    A norm that subtracts the mean then computes the same of x·Q as of x, turned. Q = B·P·Bᵀ, where B is a Hadamard
+    matrix over √n whose first column is constant and P shuffles the others and draws their signs; where there is no
+    Hadamard matrix, Q = A·Bᵀ of two such bases that are drawn evenly.
+
+    Args:
+        size: n, 1 or more.
+        seed: of the random numbers; the same seed gives the same matrix.
+    """
+    rng, base = np.random.default_rng([seed, size, 1]), turn_of(size, seed)
+    if base.hadamard:
+        signs = np.tile(base.core[:, 0], size // len(base.core))
+        basis = Turn(size, signs, base.core, True).apply(np.eye(size))
+        order = np.concatenate([[0], 1 + rng.permutation(size - 1)])
+        drawn = np.concatenate([[1.0], rng.choice(np.array([-1.0, 1.0]), size - 1)])
+        whole = (basis * drawn)[:, order] @ basis.T
+    else:
+        whole = _basis_of_mean(size, rng) @ _basis_of_mean(size, rng).T
+    return Turn(size, np.ones(size), whole, False)
+
+
+def _basis_of_mean(size: int, rng: np.random.Generator) -> Array:
+    """(n, n), orthogonal, its first column constant and positive, the others drawn evenly."""
+    drawn = rng.standard_normal((size, size))
+    drawn[:, 0] = 1.0
+    q, r = np.linalg.qr(drawn)
+    found: Array = q * np.sign(np.diag(r))
+    return found
+
+
 def hadamard_of(order: int) -> Array | None:
     """A Hadamard matrix, entries ±1 and H·Hᵀ = order·I, of order 1, q + 1 or 2(q + 1) for a prime q; else None."""
     if order == 1:

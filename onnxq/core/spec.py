@@ -64,6 +64,8 @@ class TensorSpec:
     mirrored: bool = False
 
     def __post_init__(self) -> None:
+        if self.dtype.is_float and not self.symmetric:
+            raise RecipeError(f"TensorSpec: {self.dtype.value} has no zero point; make it symmetric")
         if self.grid_bits is not None and not 2 <= self.grid_bits <= self.dtype.bits:
             raise RecipeError(
                 f"TensorSpec: grid_bits {self.grid_bits} does not fit {self.dtype.value}; use 2 to {self.dtype.bits}"
@@ -77,12 +79,16 @@ class TensorSpec:
     @property
     def qmin(self) -> int:
         """Smallest integer used."""
+        if self.dtype.is_float:
+            return self.dtype.qmin
         lowest = -(1 << (self.bits - 1)) if self.dtype.signed else 0
         return lowest + int(self.narrow_range)
 
     @property
     def qmax(self) -> int:
         """Largest integer used."""
+        if self.dtype.is_float:
+            return self.dtype.qmax
         return (1 << (self.bits - 1)) - 1 if self.dtype.signed else (1 << self.bits) - 1
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from onnxq.errors import ModelError, OnnxqError, VerificationError
 from onnxq.graph.files import io, saving
+from onnxq.graph.undo.grids import input_ranges
 from onnxq.graph.undo.undoing import undo
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import contents
@@ -15,7 +17,7 @@ from onnxq.recipe.arguments import checked
 from onnxq.report.results import DequantizeResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.session import open_session
-from onnxq.runtime.synthetic import runnable_feed
+from onnxq.runtime.synthetic import runnable_feed, within
 from onnxq.verify.compare import compare
 
 LOW_DB = 10.0
@@ -59,7 +61,8 @@ def dequantize(
         listed = ", ".join(f"{count} {name}" for name, count in found.left.items())
         warnings.append(f"still quantized, in forms that are not known: {listed}")
     with ExitStack() as stack:
-        ratio = _compared(contents(quantized, stack), contents(made, stack), threads, warnings)
+        ranges = input_ranges(quantized)
+        ratio = _compared(contents(quantized, stack), contents(made, stack), ranges, threads, warnings)
     if destination is not None:
         saving.save(made, destination, source=model if is_path(model) else None)
     return DequantizeResult(
@@ -72,15 +75,28 @@ def dequantize(
     )
 
 
-def _compared(before: bytes | Path, after: bytes | Path, threads: int | None, warnings: list[str]) -> float | None:
+def _compared(
+    before: bytes | Path,
+    after: bytes | Path,
+    ranges: Mapping[str, list[float]],
+    threads: int | None,
+    warnings: list[str],
+) -> float | None:
     """SQNR of the quantized model against the float one on a made-up sample; None where none runs.
+
+    Args:
+        before: the quantized model.
+        after: the float one.
+        ranges: what inputs hold at most, by name: beyond, the quantized model clips.
+        threads: threads an operator may use.
+        warnings: gets a line where they are far apart.
 
     Raises:
         VerificationError: the float model does not load, or does not run where the quantized one does.
     """
     try:
         original = open_session(before, threads=threads, label="quantized model")
-        feed = runnable_feed(original)
+        feed = within(runnable_feed(original), ranges)
     except ModelError as error:
         warnings.append(f"not compared with the quantized model, which does not run here: {error}")
         return None

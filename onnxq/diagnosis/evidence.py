@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.data.feeds import Feed
-from onnxq.diagnosis.examine import spread, take_apart
-from onnxq.diagnosis.ranking import Diagnosis, Finding, diagnose
+from onnxq.diagnosis.examine import everywhere, spread, take_apart
+from onnxq.diagnosis.ranking import Diagnosis, Finding
 from onnxq.diagnosis.value_errors import some
 from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
@@ -98,22 +98,28 @@ def _layers(job: Job, chosen: Chosen, source: Any, found: dict[str, Any]) -> Non
     original, quantized = io.load(source), chosen.built.model.clone()
     reference, apart = take_apart(job.prepared.model, original, quantized, job.data.first, job.threads)
     samples = job.data.held_out
-    diagnosis = diagnose(reference, apart, spread(samples), threads=job.threads, progress=job.clock.report("report"))
-    found["layers"] = in_graph_order(diagnosis, apart.units)
+    diagnosis, places = everywhere(reference, apart, samples, job.threads, job.clock.report("report"))
+    found["layers"] = in_graph_order(diagnosis, places)
     found["samples"] = diagnosis.samples
-    found["activations"] = _activations(reference, diagnosis, list(spread(samples)), job.threads)
+    found["missing"] += [f"error by layer: {line}" for line in diagnosis.warnings]
+    main = replace(diagnosis, findings=[finding for finding in diagnosis.findings if not finding.inside])
+    found["activations"] = _activations(reference, main, list(spread(samples)), job.threads)
     found["weights"] = _weights(apart.units)
 
 
-def in_graph_order(diagnosis: Diagnosis, units: Sequence[Unit]) -> list[dict[str, Any]]:
-    """The findings as plain data, in the order of the graph; ``rank`` 0 hurts most."""
-    place = {unit.value: position for position, unit in enumerate(units)}
+def in_graph_order(diagnosis: Diagnosis, places: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The findings as plain data, in the order of the graph; ``rank`` 0 hurts most.
+
+    Args:
+        diagnosis: has the findings.
+        places: place in the graph by value.
+    """
     worst = {id(finding) for finding in diagnosis.worst}
     rows = [
         asdict(finding) | {"rank": rank, "culprit": id(finding) in worst}
         for rank, finding in enumerate(diagnosis.findings)
     ]
-    return sorted(rows, key=lambda row: place[row["value"]])
+    return sorted(rows, key=lambda row: places.get(row["value"], -1))
 
 
 def _activations(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.diagnosis.ranking import Diagnosis, Finding, Look
+from onnxq.diagnosis.in_bodies import InBodies, look_into_bodies
+from onnxq.diagnosis.ranking import Diagnosis, Finding, Look, ranked
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
 from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
+from onnxq.graph.views.body_models import bodies_of
 from onnxq.graph.views.counterparts import Counterparts
 from onnxq.graph.views.isolate import Isolated, float_values, isolate
 from onnxq.graph.views.tail import typed
@@ -199,8 +201,48 @@ def examine(
     with clock.step("diagnose"):
         look = look or Look()
         reference, apart = take_apart(prepared.model, original, quantized, first, threads, look.engine is not None)
-        progress = clock.report("diagnose")
-        return run_diagnosis(reference, apart, spread(samples), threads=threads, progress=progress, look=look)
+        return everywhere(reference, apart, samples, threads, clock.report("diagnose"), look)[0]
+
+
+def everywhere(
+    reference: Model,
+    apart: Isolated,
+    samples: Reader,
+    threads: int | None,
+    report: Callable[[int, int | None], None],
+    look: Look | None = None,
+) -> tuple[Diagnosis, dict[str, int]]:
+    """The diagnosis of the main graph and of subgraphs.
+
+    Args:
+        reference: the float model.
+        apart: its quantized form, taken apart.
+        samples: as for `examine`.
+        threads: threads an operator may use.
+        report: called with samples done and their number.
+        look: as for `examine`; an engine runs no subgraphs alone.
+
+    Returns:
+        The diagnosis, and by value the place in the main graph of what computes it: of a value in a subgraph that of
+        the node which holds the subgraph.
+
+    Raises:
+        ModelError: as for `examine`.
+    """
+    places = {value.name or "": place for place, node in enumerate(reference.graph) for value in node.outputs}
+    within = InBodies()
+    if bodies_of(reference) and (look is None or look.engine is None):
+        within = look_into_bodies(reference, apart.quantized, list(spread(samples)), threads, take_apart)
+        places |= {finding.value: place for place, finding in within.findings}
+    if apart.units or not within.findings:
+        found = run_diagnosis(reference, apart, spread(samples), threads=threads, progress=report, look=look)
+    else:
+        found = Diagnosis([], {}, sum(1 for _ in spread(samples)))
+    if within.findings:
+        findings = ranked([*found.findings, *(finding for _, finding in within.findings)])
+        found = replace(found, findings=findings)
+    found.warnings += [f"not looked into: {note}" for note in within.notes]
+    return found, places
 
 
 def take_apart(

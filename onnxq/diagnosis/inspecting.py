@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from onnxq.graph.differences import differences
 from onnxq.graph.files import io
+from onnxq.graph.prepare import prepare
 from onnxq.graph.reading.inspection import inspect_model
+from onnxq.graph.types import Model
+from onnxq.graph.views.counterparts import Counterparts
+from onnxq.passes.recover import recover, weight_fit
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.plan.weights.scheme_tables import scheme_tables
 from onnxq.recipe.arguments import checked
@@ -40,4 +44,21 @@ def diff(first: Source, second: Source) -> Difference:
     Raises:
         ModelError: a model cannot be used.
     """
-    return Difference(**differences(io.load(first), io.load(second)))
+    found = Difference(**differences(io.load(first), io.load(second)))
+    left, right = (io.load(model) for model in (first, second))
+    floats = [not inspect_model(model, 0).facts["quantized"] for model in (left, right)]
+    if floats[0] != floats[1]:
+        ratios = _as_rewritten(*((left, right) if floats[0] else (right, left)))
+        for row in found.nodes:
+            ratio = row["weight_sqnr_db"]
+            if ratio is not None:
+                row["weight_sqnr_db"] = max(ratio, ratios.get(row["node"], ratio))
+    return found
+
+
+def _as_rewritten(model: Model, quantized: Model) -> dict[str, float]:
+    """How alike weights are once the float model has what was folded into them, and its channels scaled, likewise."""
+    pair = Counterparts(quantized)
+    prepare(model)
+    recover(model, pair)
+    return weight_fit(model, pair)

@@ -68,6 +68,8 @@ class Finding:
         clipped: share of elements outside the range.
         cause: where most of its own error comes from, in words.
         remedy: what a recipe can do about it: keys of a rule.
+        inside: the subgraph that it lies in, where what arrives and the effect on the outputs are not measured; empty
+            in the main graph.
     """
 
     node: str
@@ -84,6 +86,7 @@ class Finding:
     clipped: float = 0.0
     cause: str = ""
     remedy: dict[str, Any] = field(default_factory=dict)
+    inside: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +199,7 @@ def diagnose(
     units = isolated.units
     if not units:
         raise ModelError(
-            "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized "
-            "form (what lies in subgraphs of If, Loop and Scan is not looked into)"
+            "diagnose: no quantized node has a counterpart in the float model; pass a model and its own quantized form"
         )
     look = look or Look()
     work = _Work(float_model, isolated, threads, look.engine)
@@ -216,8 +218,12 @@ def diagnose(
     few = weight_bytes(float_model) > _LARGE
     number = min(SUSPECTS, max(FEWER, samples // _PER_SUSPECT)) if few else SUSPECTS
     _measure_outputs(float_model, isolated, work, findings, first, number, threads)
-    order = sorted(range(len(units)), key=lambda i: _rank(findings[i], i))
-    return Diagnosis([findings[i] for i in order], work.output_ratios(), samples)
+    return Diagnosis(ranked(findings), work.output_ratios(), samples)
+
+
+def ranked(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst first; those of equal error as they came."""
+    return [findings[i] for i in sorted(range(len(findings)), key=lambda i: _rank(findings[i], i))]
 
 
 def _rank(finding: Finding, index: int) -> tuple[bool, float, int]:

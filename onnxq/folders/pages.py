@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnxq.errors import RecipeError
+from onnxq.folders.beside import one_each
 from onnxq.folders.layouts import Layout
 from onnxq.graph.files import saving
 from onnxq.report.folder_results import FolderResult
@@ -14,34 +14,13 @@ from onnxq.report.html.page import require_drawing, result_page
 
 
 def places_of(report: str | os.PathLike[str], layout: Layout, target: Path) -> dict[str, Path]:
-    """Where the page of each graph goes, by the graph's path in the folder.
-
-    Args:
-        report: the file that the user named; of several graphs each has its own name in front of the ending.
-        layout: what came in.
-        target: the folder that is written.
+    """Where the page of each graph goes, by the graph's path in the folder; arguments and errors as of `one_each`.
 
     Raises:
-        RecipeError: the page would lie in one of the two folders, or be no file.
         MissingExtraError: jinja2 or matplotlib is not installed.
-        OnnxqError: it cannot be written.
     """
     require_drawing()
-    place = Path(report)
-    for folder in (layout.folder, target):
-        if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder)):
-            raise RecipeError(f"--report {report}: lies in {folder}, which is a model's own; name a file outside")
-    names = [str(graph.path) for graph in layout.graphs]
-    if len(names) == 1:
-        found = {names[0]: place}
-    else:
-        found = {
-            name: place.with_name(f"{place.stem}.{Path(name).with_suffix('').as_posix().replace('/', '-')}.html")
-            for name in names
-        }
-    for page in found.values():
-        saving.check_destination(page, [])
-    return found
+    return one_each("--report", report, layout, target)
 
 
 def write_pages(result: FolderResult, places: Mapping[str, Path], command: dict[str, list[str]]) -> None:

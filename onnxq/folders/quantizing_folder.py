@@ -15,10 +15,13 @@ import numpy as np
 from onnxq.core import scratch, staging
 from onnxq.core.dtypes import Array
 from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs, may_be_cached, takes_text
+from onnxq.data.text.language_run import FIRST
+from onnxq.data.text.own_texts import own_texts
 from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts
+from onnxq.folders.beside import one_each
 from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
 from onnxq.folders.pages import places_of, write_pages
@@ -35,13 +38,10 @@ from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.search.quantizing import Options, quantize_by
 from onnxq.search.report_of_run import command_of_run
-from onnxq.search.used_as import UsedAs
+from onnxq.search.used_as import UsedAs, check_generate
 from onnxq.verify.language.generation import Generated, compare_generated
 
-_OF_ONE_FILE = {
-    "statistics": "--stats", "states": "--state", "search_state": "--search-state", "resume": "--resume",
-    "used": "used", "external_data": "--external-data",
-}  # fmt: skip
+_OF_ONE_GRAPH = {"statistics": "--stats", "states": "--state"}
 """Options of a run that are of one graph, as the command line has them."""
 
 
@@ -58,6 +58,7 @@ class _Work:
         target: where it goes.
         nodes: operators by name of the node, of each graph; read where the recipe names nodes or operators.
         pages: where the page of each graph goes; empty where none was asked for.
+        searches: where what each graph's search has measured is kept, until its model is there.
         drafts: a folder for pages that are not yet what they will be.
     """
 
@@ -69,6 +70,7 @@ class _Work:
     target: Path
     nodes: dict[str, dict[str, str]]
     pages: dict[str, Path]
+    searches: dict[str, Path]
     drafts: Path
 
 
@@ -105,14 +107,23 @@ def quantize_folder(
     """
     started = time.monotonic()
     given, run = _split(options)
-    refuse_unused(given)
+    refuse_unused(given if run.generate is None else given.override(seed=Recipe().seed))
+    check_generate(run.generate, run.calibration)
     source = Path(folder)
     target = source.resolve().parent / f"{source.resolve().name}.{given.preset}" if output is None else Path(output)
     layout = layouts.layout_of(source)
     staging.check_folder(target, source, force=run.force)
+    for name, option in _OF_ONE_GRAPH.items():
+        if getattr(run, name) and len(layout.graphs) > 1:
+            raise RecipeError(
+                f"{option}: is of one graph, and {source} has {len(layout.graphs)}; quantize its files one by one"
+            )
     pages = {} if run.report is None else places_of(run.report, layout, target)
+    searches = one_each("--search-state", run.search_state or f"{target}.search.json", layout, target)
     rows = _rows(layout, run)
     _check(layout, rows, run.workload)
+    if run.generate is not None:
+        rows, run = _written(layout, run.generate, given.seed, run.threads), replace(run, generate=None)
     if given.kv_cache in ("int8", "int4") and layout.kind != layouts.GENAI:
         raise RecipeError(
             f"--kv-cache {given.kv_cache}: {layout.kind} begins with float caches, which such a model does not take; "
@@ -121,7 +132,7 @@ def quantize_folder(
     with scratch.folder() as drafts, staging.staged_folder(target) as place:
         named = bool(given.include or given.exclude or given.rules or given.op_types)
         nodes = {str(graph.path): nodes_of(layout.file(graph.path)) for graph in layout.graphs} if named else {}
-        work = _Work(layout, given, run, rows, place, target, nodes, pages, drafts)
+        work = _Work(layout, given, run, rows, place, target, nodes, pages, searches, drafts)
         result = FolderResult(source, target, layout.kind, [])
         for graph in layout.graphs:
             result.graphs.append(_quantized(work, graph))
@@ -135,12 +146,11 @@ def quantize_folder(
 
 def _split(options: Mapping[str, Any]) -> tuple[Recipe, Options]:
     """Options by where they go: into the recipe, or into each run."""
-    known = {field.name for field in fields(Options)} - set(_OF_ONE_FILE) - {"recipe_file"}
+    known = {field.name for field in fields(Options)} - {"recipe_file", "used", "external_data"}
     named = checked_options("quantize_folder", options)
     recipe = named.pop("recipe", None)
-    for name, option in _OF_ONE_FILE.items():
-        if named.pop(name, None):
-            raise RecipeError(f"{option}: is of one ONNX file; pass the file instead of its folder")
+    if named.pop("external_data", None):
+        raise RecipeError("--external-data: is of one ONNX file; pass the file instead of its folder")
     unknown = [name for name in named if name not in known and name not in RECIPE_OPTIONS]
     if unknown:
         raise RecipeError(
@@ -172,6 +182,15 @@ def _rows(layout: Layout, options: Options) -> list[Array]:
             "a text file, a line or a paragraph a sample"
         )
     return []
+
+
+def _written(layout: Layout, count: int, seed: int, threads: int | None) -> list[Array]:
+    """Texts that the graphs of a folder write themselves; errors as of `own_texts`."""
+    for graph in layout.graphs:
+        used = as_used.used_in(layout, graph, (), threads)
+        if used is not None and FIRST in used.parts:
+            return own_texts(used.model, count, used.most, seed)
+    raise CalibrationError(f"--generate: {layout.folder} has no graph that is a language model; pass --calibration")
 
 
 def _check(layout: Layout, rows: Sequence[Array], workload: str | None) -> None:
@@ -228,6 +247,7 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
             calibration=calibration,
             tokenizer=None,
             used=used,
+            search_state=work.searches[str(graph.path)],
             workload=options.workload if used is not None and used.model.cached else None,
             progress=_progress(options, graph),
             # what a page shows is gathered; the page itself is written when all graphs are done

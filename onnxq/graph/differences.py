@@ -13,6 +13,7 @@ from onnxq.graph import walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.reading.inspection import inspect_model
 from onnxq.graph.reading.weight_facts import Weight, granularity_of, reals_of, weight_of
+from onnxq.graph.undo.grids import ends_of
 from onnxq.graph.views.counterparts import bare_name
 
 _FIELDS = ("op_type", "state", "how", "weight", "output")
@@ -146,10 +147,4 @@ def _range_of(node: ir.Node) -> list[float] | None:
         if quantize is None:
             return None
         scale, zero = walk.input_at(quantize, 1), walk.input_at(quantize, 2)
-    step, middle = walk.const_array(scale), walk.const_array(zero)
-    if step is None or step.size != 1 or (middle is not None and middle.dtype.kind not in "iu"):
-        return None
-    grid = np.iinfo(middle.dtype if middle is not None else np.uint8)
-    point = int(middle.reshape(())) if middle is not None else 0
-    size = float(step.reshape(()))
-    return [size * (grid.min - point), size * (grid.max - point)]
+    return ends_of(scale, zero)

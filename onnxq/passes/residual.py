@@ -14,7 +14,11 @@ _STANDARD = ("", "ai.onnx")
 _RMS = {"SimplifiedLayerNormalization": 1, "RMSNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
 """Norms that divide by the root of the mean square, and where their gains are."""
 
-_SKIP = "SkipSimplifiedLayerNormalization"
+_CENTRED = {"LayerNormalization": 1, "SkipLayerNormalization": 2}
+"""Norms that subtract the mean first, and where their gains are; what they add stands behind."""
+
+_SKIP = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
+"""Norms of a sum that they make themselves, and where a bias is that they add to it."""
 
 
 @dataclass(eq=False)
@@ -25,6 +29,8 @@ class Norm:
         output: what it gives.
         gain: (node, input) of the constant that scales its channels; None where it has none.
         nodes: all of it.
+        shift: (node, input) of the constant that it adds to its channels; None where it adds none.
+        centred: it subtracts the mean of all channels.
         layers: the MatMul and Gemm that read its output, and nothing else does.
     """
 
@@ -32,6 +38,8 @@ class Norm:
     gain: tuple[Node, int] | None
     nodes: tuple[Node, ...]
     layers: list[Node] = field(default_factory=list)
+    shift: tuple[Node, int] | None = None
+    centred: bool = False
 
 
 @dataclass(eq=False)
@@ -54,7 +62,7 @@ class Stream:
 
 
 def streams_of(model: Model) -> list[Stream]:
-    """Every residual stream of the main graph that RMS norms read, whether it can be turned or not."""
+    """Every residual stream of the main graph that norms read, whether it can be turned or not."""
     norms = _norms(model)
     found: list[Stream] = []
     taken: set[int] = set()
@@ -74,13 +82,35 @@ def _norms(model: Model) -> dict[int, tuple[Norm, Value]]:
     for node in model.graph:
         if node.op_type in _RMS and node.inputs[0] is not None and node.domain in (*_STANDARD, "com.microsoft"):
             found[id(node)] = Norm(node.outputs[0], (node, _RMS[node.op_type]), (node,)), node.inputs[0]
-    for match in patterns.find(model.graph, (patterns.RMS_NORM,)):
+        elif node.op_type in _CENTRED and node.inputs[0] is not None and node.domain in (*_STANDARD, "com.microsoft"):
+            place, rank = _CENTRED[node.op_type], walk.rank(node.inputs[0])
+            if node.op_type == "LayerNormalization" and walk.attr_int(node, "axis", -1) not in (-1, (rank or 0) - 1):
+                continue
+            added = (node, place + 1) if walk.input_at(node, place + 1) is not None else None
+            norm = Norm(node.outputs[0], (node, place), (node,), shift=added, centred=True)
+            found[id(node)] = norm, node.inputs[0]
+    for match in patterns.find(model.graph, (patterns.LAYER_NORM, patterns.RMS_NORM)):
         last, x = match.nodes[-1], match.values["x"]
         if match.shared or any(node.op_type == "Cast" for node in match.nodes):
             continue
-        gain = next(((last, i) for i, v in enumerate(last.inputs) if walk.is_constant(v)), None)
-        found[id(last)] = Norm(last.outputs[0], gain if last.op_type == "Mul" else None, match.nodes), x
+        centred = match.pattern.name == patterns.LAYER_NORM.name
+        shift = _constant_of(last) if centred and last.op_type == "Add" else None
+        scaled = _before(last, match.nodes) if shift is not None else last
+        gain = _constant_of(scaled) if scaled is not None and scaled.op_type == "Mul" else None
+        if last.op_type == "Add" and (shift is None or scaled is None):
+            continue  # in another order of its factors
+        found[id(last)] = Norm(last.outputs[0], gain, match.nodes, shift=shift, centred=centred), x
     return found
+
+
+def _constant_of(node: Node) -> tuple[Node, int] | None:
+    return next(((node, i) for i, value in enumerate(node.inputs) if walk.is_constant(value)), None)
+
+
+def _before(node: Node, nodes: tuple[Node, ...]) -> Node | None:
+    """The node of a norm that makes what its last one reads."""
+    makers = [value.producer() for value in node.inputs if value is not None and not walk.is_constant(value)]
+    return next((maker for maker in makers if any(maker is each for each in nodes)), None)
 
 
 class _Walk:
@@ -128,9 +158,10 @@ class _Walk:
             return self._say(f"'{value.name}' comes from outside")
         standard = node.domain in _STANDARD
         inputs = [read for read in node.inputs if read is not None]
-        if node.op_type == _SKIP:
-            if len(node.inputs) > 3 and node.inputs[3] is not None:
-                self._write(node, 3, 0)
+        if node.op_type in _SKIP:
+            bias = _SKIP[node.op_type]
+            if walk.input_at(node, bias) is not None and not self._bias(node, bias):
+                return self._say(f"the bias of {node.op_type} '{node.name}' is computed")
             return [read for read in node.inputs[:2] if read is not None]
         if standard and node.op_type == "MatMul" and _is_matrix(node.inputs[1]):
             self._write(node, 1, 1)
@@ -171,10 +202,10 @@ class _Walk:
             node = use.node
             norm = self._norms.get(id(node))
             if norm is not None:
-                if node.op_type == _SKIP and use.idx < 2:
+                if node.op_type in _SKIP and use.idx < 2:
                     found += [read for read in node.inputs[:2] if read is not None]
                     found += [node.outputs[3]] if len(node.outputs) > 3 and node.outputs[3].name else []
-                elif node.op_type in _RMS and use.idx != 0:
+                elif node.op_type in (*_RMS, *_CENTRED) and use.idx != 0:
                     return self._say(f"{node.op_type} '{node.name}' reads it otherwise than as its input")
                 self._found[id(norm)] = norm
             elif node.op_type in ("Add", "Sum", "Identity", "Dropout") and node.domain in _STANDARD:
@@ -207,13 +238,17 @@ def _unfit(stream: Stream) -> str:
     tables = {
         id(node.inputs[position]): node
         for node, position, _ in stream.writers
-        if node.inputs[position] is not None and node.inputs[position].is_initializer()  # type: ignore[union-attr]
+        if node.op_type == "Gather" and node.inputs[position].is_initializer()  # type: ignore[union-attr]
     }
     for norm in stream.norms:
         gain = norm.gain
         array = walk.const_array(gain[0].inputs[gain[1]]) if gain is not None else None
         if gain is not None and (array is None or array.size not in (1, stream.width) or array.dtype != np.float32):
             return f"the gains of '{gain[0].name}' are no float32 constant of {stream.width}"
+        shift = norm.shift
+        added = walk.const_array(shift[0].inputs[shift[1]]) if shift is not None else None
+        if shift is not None and (added is None or added.size not in (1, stream.width) or added.dtype != np.float32):
+            return f"what '{shift[0].name}' adds is no float32 constant of {stream.width}"
         reason = _readers(norm, stream.width, tables)
         if reason:
             return reason
@@ -223,6 +258,8 @@ def _unfit(stream: Stream) -> str:
 def _readers(norm: Norm, width: int, tables: dict[int, Node]) -> str:
     if norm.output.is_graph_output():
         return f"'{norm.output.name}', which a norm gives, is an output of the model"
+    if any(output.uses() for node in norm.nodes[-1:] for output in node.outputs[1:3]):
+        return f"{norm.nodes[-1].op_type} '{norm.nodes[-1].name}' gives its mean or deviation away"
     waiting, layers = [norm.output], []
     while waiting:
         for use in waiting.pop().uses():
@@ -242,9 +279,20 @@ def _readers(norm: Norm, width: int, tables: dict[int, Node]) -> str:
                 return f"'{weight.name}' is both the table of the embedding and the weight of '{node.name}'"
             if _shape(node, 1)[1 if walk.outputs_first(node) else 0] != width:
                 return f"the weight of '{node.name}' does not have {width} inputs"
+            if norm.shift is not None and _odd_bias(node):
+                return f"Gemm '{node.name}' scales its bias, or computes it"
             layers.append(node)
     norm.layers = layers
     return ""
+
+
+def _odd_bias(node: Node) -> bool:
+    """Whether a Gemm takes no further constant into its bias."""
+    if node.op_type != "Gemm":
+        return False
+    bias = walk.input_at(node, 2)
+    plain = walk.attr_float(node, "alpha", 1.0) == walk.attr_float(node, "beta", 1.0) == 1.0
+    return not plain or (bias is not None and walk.const_array(bias) is None)
 
 
 def _tied(weight: Value | None, tables: dict[int, Node]) -> str:

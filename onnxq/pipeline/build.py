@@ -20,6 +20,7 @@ from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.compensating import Rounded, compensated, compensates, with_rounded
 from onnxq.pipeline.learned.learning import refine
 from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
 from onnxq.pipeline.learned.sequential import Sequential
@@ -53,6 +54,7 @@ class Built:
         warnings: one line each.
         weights: bits and error of the weights of layers whose activations stay float.
         rounded: values that are rounded as in training although what reads them computes in float.
+        compensated: weights that were rounded by how they are used; None where none were to be.
     """
 
     model: Model
@@ -64,6 +66,7 @@ class Built:
     warnings: list[str] = field(default_factory=list)
     weights: tuple[LayerWeight, ...] = ()
     rounded: list[str] = field(default_factory=list)
+    compensated: Rounded | None = None
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -81,7 +84,7 @@ class Built:
             for name, node in self.plan.nodes.items()
         )
         ranges = self.recipe.range if self.plan.values else None
-        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, ranges)
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, bool(self.compensated), ranges)
         return (nodes, tuple(self.plan.values), rewritten)
 
 
@@ -122,8 +125,6 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     model = job.prepared.model
     if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
-        what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing"
-        done.notes.append(f"--stats: {what} changed the float model that it belongs to, so the samples were run")
     with clock.around("plan"):
         recipe, said = settle_levels(job)
     job = replace(job, recipe=recipe)
@@ -139,6 +140,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         given = training.given if training is not None else None
         way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
+    rounded, biases = None, used if recipe.bias_correct else None
+    if compensates(recipe):
+        rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
+        with clock.step("rewrite"):
+            solution = with_rounded(job, plan, solution, biases, rounded)
     keep = wide_nodes(job, used, warnings)
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
@@ -146,7 +152,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         allowance = Allowance(60.0 * recipe.minutes)
     if recipe.learns or (recipe.reconstructs and goes_first(plan)):
         half = allowance.keeping(30.0 * recipe.minutes)
-        solution, learned = refine(job, plan, solution, used if recipe.bias_correct else None, allowance=half)
+        solution, learned = refine(job, plan, solution, biases, allowance=half)
         warnings += learned
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
@@ -162,7 +168,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
         emit(model, rewrite, form, Style(target.steered, bias, recipe.dedicated_pairs, recipe.own_pairs))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
-        rounded = round_again(model, unread(given, plan.values)) if given is not None else []
+        again = round_again(model, unread(given, plan.values)) if given is not None else []
         if given is not None:
             rename(model, given)
         if recipe.half is None:
@@ -174,7 +180,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    return Built(model, recipe, form, plan, used, found, warnings, solution.weights, rounded), done.searched
+    return Built(model, recipe, form, plan, used, found, warnings, solution.weights, again, rounded), done.searched
 
 
 def finish(model: Model) -> None:

@@ -30,7 +30,7 @@ def collect_statistics(job: Job, wanted: Wanted, samples: Reader, warnings: list
         CalibrationError: the data does not fit the model.
     """
     model, recipe, clock = job.prepared.model, job.recipe, job.clock
-    run = Run(clock.report("calibrate"), job.threads, warn=warnings.append)
+    run = Run(clock.report("calibrate"), job.threads, recipe.max_memory * 2**30, warn=warnings.append)
     groups = in_groups(wanted.second_moments, recipe.max_memory * 2**30)
     at_once = len(groups) <= 1
     if at_once or wanted.values:

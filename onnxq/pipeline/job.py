@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from onnxq.core import scratch
 from onnxq.core.mapped import Spill
+from onnxq.core.spec import QTensor
 from onnxq.core.tasks import Tasks
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed
@@ -82,6 +84,9 @@ class Job:
         tasks: runs pure tasks on other machines; None where all is done here.
         layers: folder where layers that other machines have finished stay until the model is written.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
+        rounded: weights that were rounded by how they are used, by (node, input), where that was done before; None
+            where it was not.
+        rounding: multiplications that this may take; layers that cost more stay rounded to nearest.
     """
 
     prepared: Prepared
@@ -101,6 +106,8 @@ class Job:
     learning_state: Path | None = None
     tasks: Tasks | None = None
     layers: Path | None = None
+    rounded: Mapping[tuple[str, int], QTensor] | None = None
+    rounding: float = math.inf
 
     @property
     def spread(self) -> Spread | None:

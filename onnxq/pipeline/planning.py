@@ -11,12 +11,13 @@ from onnxq.graph.files.io import Source
 from onnxq.pipeline.collection import check_statistics, collect_statistics
 from onnxq.pipeline.float_model import Prepared, is_path
 from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.plan.activations.activation_grids import activation_spec
 from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
 from onnxq.plan.activations.unusable import never_finite, unusable_values
 from onnxq.plan.decisions import Plan
 from onnxq.plan.given import from_sums, spread
-from onnxq.plan.make_plan import ModelFacts, activation_spec, make_plan, wanted_by, wanted_by_any
+from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
 from onnxq.recipe.presets import PRESETS
@@ -69,16 +70,31 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
         )
     presets = [PRESETS[name] for name in (recipe.preset, *(rule.preset for rule in recipe.rules if rule.preset))]
     packs = any(preset.weights == "blocks" for preset in presets)
-    if asked and not packs and set(asked) != {"rtn"}:
+    others = [name for name in asked if name not in ("rtn", "gptq")]
+    if others and not packs:
         raise RecipeError(
-            f"--algorithm {asked[0]}: preset {recipe.preset} rounds weights to nearest; use a preset that packs "
-            f"weights: {', '.join(name for name, preset in PRESETS.items() if preset.weights == 'blocks')}"
+            f"--algorithm {others[0]}: preset {recipe.preset} rounds weights to nearest or with gptq; use a preset "
+            f"that packs weights: {', '.join(name for name, preset in PRESETS.items() if preset.weights == 'blocks')}"
         )
+    if not packs and recipe.algorithm == "gptq":
+        _check_compensating(recipe)
     if recipe.algorithm is None and packs:
         bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
         low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS or recipe.sequential
         return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
+
+
+def _check_compensating(recipe: Recipe) -> None:
+    """Refuse what leaves GPTQ nothing to round.
+
+    Raises:
+        RecipeError: no preset has integers that are multiplied or dequantized, or their rounding is learned anyway.
+    """
+    if not any(preset.weights in ("integer", "storage") for preset in recipe.presets):
+        raise RecipeError(f"--algorithm gptq: preset {recipe.preset} has no weights that it rounds; leave it out")
+    if recipe.learns or recipe.reconstructs:
+        raise RecipeError("--algorithm gptq: the rounding of weights is learned here; leave one of the two out")
 
 
 def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:

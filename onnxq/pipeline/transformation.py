@@ -154,6 +154,12 @@ def uses_awq(recipe: Recipe) -> bool:
     return "awq" in (recipe.algorithm, *(rule.algorithm for rule in recipe.rules))
 
 
+def unused_statistics(recipe: Recipe) -> list[str]:
+    """A line where a recipe changes the float model that saved statistics are of, so that samples are run anew."""
+    what = "rotation" if recipe.rotate else "AWQ" if uses_awq(recipe) else "smoothing" if recipe.smooths else None
+    return [] if what is None else [f"--stats: {what} changes the float model that it is of, so the samples are run"]
+
+
 def _awq(job: Job) -> list[str]:
     prepared, data, clock = job.prepared, job.data, job.clock
     if data is None:

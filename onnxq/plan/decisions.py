@@ -68,6 +68,20 @@ class Keep:
 
 Decision = Calibrated | Fixed | SharedWith | Derived | Keep
 
+
+@dataclass(frozen=True)
+class Conversion:
+    """A second grid of a value, of another width: some of its readers take from it what the first one left.
+
+    Attributes:
+        decision: how the second grid is found.
+        readers: names of the nodes that read it.
+    """
+
+    decision: Calibrated | Fixed
+    readers: frozenset[str]
+
+
 INTEGER, STORAGE, FOLDED, FLOAT, PRESENT = "integer", "storage", "folded", "float", "present"
 DYNAMIC, WEIGHT, HALF = "dynamic", "weight", "half"
 """What can become of a node: runs on integers; computes in float with stored integers; is done by the range of the node
@@ -137,6 +151,7 @@ class Plan:
     Attributes:
         nodes: one entry for each node that computes with real numbers, in graph order.
         values: one entry for each activation that has an integer form.
+        conversions: the second grid of those that have one.
         notes: what the user should know about the plan as a whole.
         guarded: nodes that stay float for the sake of accuracy, whatever is faster; only the user overrides it.
     """
@@ -145,11 +160,14 @@ class Plan:
     values: dict[str, Decision]
     notes: tuple[str, ...] = ()
     guarded: frozenset[str] = frozenset()
+    conversions: dict[str, Conversion] = field(default_factory=dict)
 
     @property
     def calibrated(self) -> list[str]:
         """Names of the values whose statistics the plan needs."""
-        return [name for name, decision in self.values.items() if isinstance(decision, Calibrated)]
+        names = {name: None for name, decision in self.values.items() if isinstance(decision, Calibrated)}
+        again = (name for name, found in self.conversions.items() if isinstance(found.decision, Calibrated))
+        return list(names | dict.fromkeys(again))
 
     @property
     def fixed(self) -> dict[str, tuple[int, int] | None]:

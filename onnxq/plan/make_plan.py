@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
 from onnxq.graph import walk
+from onnxq.graph.experts import small_layers
 from onnxq.graph.reading.logarithms import before_logs
-from onnxq.graph.reading.matrices import low_rank_branches
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
     STORABLE,
@@ -21,6 +21,7 @@ from onnxq.graph.reading.ops import (
     is_weight,
 )
 from onnxq.graph.types import Graph, Model, Node, Value
+from onnxq.plan.activations.activation_grids import activation_spec, check_float8, of_width
 from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.value_decisions import decide_values
@@ -35,6 +36,7 @@ from onnxq.plan.decisions import (
     NodePlan,
     Plan,
 )
+from onnxq.plan.expert_layers import plan_packed
 from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spread
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
@@ -48,7 +50,7 @@ from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
 from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
-from onnxq.plan.weights.weight_only import notes_on, plan_weight
+from onnxq.plan.weights.weight_only import notes_on
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.recipe import Recipe
@@ -101,8 +103,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     check_outliers(recipe)
     graph = model.graph
     op_types = {node.op_type for node in walk.all_nodes(graph)}
-    selection = Selection(recipe, seen.sources, op_types, seen.op_types, low_rank_branches(graph))
+    selection = Selection(recipe, seen.sources, op_types, seen.op_types, small_layers(graph))
     spec = activation_spec(recipe, target)
+    if target.coverage != MEASURED and PRESETS[recipe.preset].activations == "static":
+        spec = of_width(spec, PRESETS[recipe.preset].activation_bits)
+    check_float8(spec, graph)
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
@@ -298,7 +303,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         reason = planned
     elif not by_user and preset.weights in ("blocks", "codebook"):
         inside = node.graph is not context.graph
-        planned = plan_weight(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
+        planned = plan_packed(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
@@ -353,16 +358,6 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
         narrow_range=even,
         grid_bits=bits_used,
     )
-
-
-def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
-    """The grid of quantized activations."""
-    symmetric = target.symmetric_activations if recipe.symmetric is None else recipe.symmetric
-    asked = max((p.activation_bits for p in recipe.presets if p.activations == "static"), default=8)
-    if asked == 16:
-        return TensorSpec(QType.UINT16, PerTensor(), symmetric=symmetric)
-    dtype = QType.INT8 if symmetric and QType.INT8 in target.activations else target.activation
-    return TensorSpec(dtype, PerTensor(), symmetric=symmetric, grid_bits=asked if asked < dtype.bits else None)
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

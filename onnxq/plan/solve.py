@@ -10,7 +10,7 @@ from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
-from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
+from onnxq.graph.emit.rewrite import Converted, DynamicRewrite, NodeRewrite, Rewrite, read_by
 from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.spilled import spill_of
 from onnxq.graph.types import Model, Node
@@ -89,6 +89,7 @@ def solve(
     clamps = _clamps(plan, nodes)
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
+    converted = {name: Converted(ranges.second(name), found.readers) for name, found in plan.conversions.items()}
     notes: list[str] = []
     known = {**(given.weights if given is not None else {}), **on_given_grids(nodes, plan.nodes)}
     weights = Weights(known, spill_of(model))
@@ -100,11 +101,12 @@ def solve(
         if node_plan.action == STORAGE:
             storage[name] = {i: weights.of(node, i, spec) for i, spec in node_plan.weights.items()}
         elif node_plan.action == INTEGER:
-            rewrites[name] = node_rewrite(node, node_plan, values, weights, statistics if correct_bias else None)
+            read = read_by(name, values, converted)
+            rewrites[name] = node_rewrite(node, node_plan, read, weights, statistics if correct_bias else None)
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
-    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed)
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed, converted=converted)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
 
 
@@ -113,25 +115,37 @@ class _Ranges:
 
     def __init__(self, plan: Plan, statistics: Statistics | None, percentile: float, clamps: dict[str, Range]) -> None:
         self._plan = plan
+        self._statistics, self._percentile = statistics, percentile
         self._clamps = clamps
         self._parent: dict[str, str] = {}
         self.found: dict[str, Range] = {}
         self._params: dict[str, QParams] = {}
         for name, decision in plan.values.items():
             if isinstance(decision, Calibrated):
-                if statistics is None or name not in statistics:
-                    raise CalibrationError(
-                        f"value {name!r}: the statistics do not have it; run onnxq calibrate on this very model"
-                    )
-                low, high = compute_range(statistics[name], decision.spec, decision.range_method, percentile=percentile)
-                bound_low, bound_high = clamps.get(name, decision.within or (-np.inf, np.inf))
-                low, high = max(low, bound_low), min(high, bound_high)
-                self.found[name] = (low, max(high, min(low, 0.0) + decision.least)) if decision.least else (low, high)
+                self.found[name] = self._calibrated(name, decision)
             elif isinstance(decision, Fixed):
                 self.found[name], self._params[name] = ends(decision), decision.params
         for name, decision in plan.values.items():
             if isinstance(decision, Derived):
                 self._join(name, decision)
+
+    def _calibrated(self, name: str, decision: Calibrated) -> Range:
+        if self._statistics is None or name not in self._statistics:
+            raise CalibrationError(
+                f"value {name!r}: the statistics do not have it; run onnxq calibrate on this very model"
+            )
+        method, percentile = decision.range_method, self._percentile
+        low, high = compute_range(self._statistics[name], decision.spec, method, percentile=percentile)
+        bound_low, bound_high = self._clamps.get(name, decision.within or (-np.inf, np.inf))
+        low, high = max(low, bound_low), min(high, bound_high)
+        return (low, max(high, min(low, 0.0) + decision.least)) if decision.least else (low, high)
+
+    def second(self, name: str) -> QParams:
+        """Scale and zero point of the second grid of a value."""
+        decision = self._plan.conversions[name].decision
+        if isinstance(decision, Fixed):
+            return decision.params
+        return params_from_range(*self._calibrated(name, decision), decision.spec)
 
     def params(self, name: str) -> QParams:
         """Scale and zero point of a value."""

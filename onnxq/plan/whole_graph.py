@@ -6,7 +6,7 @@ Nothing is weighed here. With `WHOLE` all that a node reads and writes has a gri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,12 +17,14 @@ from onnxq.graph import walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
+from onnxq.plan.activations.activation_grids import WIDE, of_width
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,
     INTEGER,
     PRESENT,
     Calibrated,
+    Conversion,
     Decision,
     Fixed,
     NodePlan,
@@ -34,6 +36,9 @@ from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import WHOLE, Target
+
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that have kernels for float8."""
 
 _STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
 
@@ -49,7 +54,7 @@ class Whole:
         recipe: what the user asked for.
         target: what the engine runs.
         selection: the user's choice of nodes.
-        spec: the grid of activations.
+        spec: the grid of activations, as the recipe's own preset has it.
         dtypes: element types seen at a run.
         unusable: values that no integers can stand for, and why.
     """
@@ -65,6 +70,11 @@ class Whole:
     def outputs_too(self) -> bool:
         """Whether what nodes write has a grid."""
         return self.target.coverage == WHOLE
+
+    def spec_of(self, choice: Choice) -> TensorSpec:
+        """The grid of what a node reads and writes: rules may give it another width."""
+        preset = PRESETS[choice.rule.preset or self.recipe.preset]
+        return of_width(self.spec, preset.activation_bits) if preset.activations == "static" else self.spec
 
     def is_float(self, value: Value | None) -> bool:
         """Whether a value is known to be float32."""
@@ -102,7 +112,8 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
             )
         else:
             nodes[name] = NodePlan(name, op_type, FLOAT, found.kept.get(name, ""))
-    return Plan(nodes, dict(_values(model, found, asked)))
+    values = _Values(model, found, asked)
+    return Plan(nodes, values.decided, conversions=values.conversions())
 
 
 def _survey(model: Model, asked: Whole) -> Survey:
@@ -130,6 +141,8 @@ def _survey(model: Model, asked: Whole) -> Survey:
 def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float]) -> str | None:
     if not isinstance(row, OpRow):
         return None
+    if asked.spec.dtype.is_float and node.op_type not in _PRODUCTS:
+        return "only products have kernels for float8"
     values = [node.inputs[i] for i in activation_positions(node, row)] + list(node.outputs)
     if all(walk.is_constant(value) for value in node.inputs if value is not None):
         return "all its inputs are constant"
@@ -139,7 +152,7 @@ def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float])
         if (value.name or "") in asked.unusable:
             return f"value {value.name!r} {asked.unusable[value.name or '']}"
         number = masked.get(value.name or "", mask_number(value))
-        if number is not None and asked.spec.bits < 16:
+        if number is not None and asked.spec_of(asked.selection.of(node.name or "", node.op_type)).bits < WIDE:
             return f"it carries an attention mask ({number:.4g}), whose range leaves no resolution for the rest"
     return None
 
@@ -152,7 +165,7 @@ def _weights(candidate: Candidate, asked: Whole) -> dict[int, TensorSpec]:
         specs[row.weight] = _weight(node, row.weight, candidate.choice, asked)
     for position in activation_positions(node, row):
         if walk.is_constant(node.inputs[position]):
-            specs[position] = asked.spec
+            specs[position] = asked.spec_of(candidate.choice)
     return specs
 
 
@@ -160,6 +173,8 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     recipe, target = asked.recipe, asked.target
     array = walk.const_array(node.inputs[position])
     assert array is not None
+    if asked.spec.dtype.is_float:
+        return asked.spec
     if node.op_type.endswith("Normalization"):  # HTP multiplies by it as by another activation
         return replace(asked.spec, dtype=QType.UINT8, grid_bits=None)
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
@@ -178,46 +193,95 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     )
 
 
-def _values(model: Model, found: Survey, asked: Whole) -> Iterator[tuple[str, Decision]]:
-    """A decision for each value that has a grid, inputs first, in graph order."""
-    read = {
-        value.name or ""
-        for candidate in found.candidates.values()
-        for value in (candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row))
-        if value is not None and not walk.is_constant(value)
-    }
-    method = asked.recipe.range
-    yield from ((v.name or "", Calibrated(asked.spec, method)) for v in model.graph.inputs if v.name in read)
-    writers = {output.name or "": c for c in found.candidates.values() for output in c.outputs}
-    for node in model.graph:
-        for output in node.outputs:
-            name = output.name or ""
-            writer = writers.get(name)
-            if not asked.is_float(output) or (writer is None and name not in read):
-                continue
-            if writer is None or not asked.outputs_too:
-                if name in read:
-                    yield name, _own(row_of(node), asked)
-            elif name in read or output.uses() or not _left_float(output, node, asked):
-                yield name, _written(writer, output, read, asked)
+class _Values:
+    """A decision for each value that has a grid, inputs first, in graph order, and what is read on a second one."""
+
+    def __init__(self, model: Model, found: Survey, asked: Whole) -> None:
+        self._asked = asked
+        self._specs = {name: asked.spec_of(candidate.choice) for name, candidate in found.candidates.items()}
+        self._readers = _readers(found)
+        self._writers = {output.name or "": c for c in found.candidates.values() for output in c.outputs}
+        self.decided: dict[str, Decision] = {}
+        self._held: dict[str, TensorSpec] = {}
+        for value in model.graph.inputs:
+            if value.name in self._readers:
+                self._decide(value.name or "", _own(None, self._widest(value.name or ""), asked))
+        for node in model.graph:
+            for output in node.outputs:
+                self._output(node, output)
+
+    def _decide(self, name: str, decision: Decision) -> None:
+        self.decided[name] = decision
+        if isinstance(decision, SharedWith):
+            self._held[name] = self._held[decision.value]
+        elif isinstance(decision, Calibrated):
+            self._held[name] = decision.spec
+        elif isinstance(decision, Fixed):
+            self._held[name] = decision.params.spec
+
+    def _widest(self, name: str) -> TensorSpec:
+        """The grid of what is computed in float: the finest of those of the nodes that read it."""
+        return max((self._specs[reader] for reader in self._readers[name]), key=lambda spec: spec.bits)
+
+    def _output(self, node: Node, output: Value) -> None:
+        name, asked = output.name or "", self._asked
+        writer, read = self._writers.get(name), name in self._readers
+        if not asked.is_float(output) or (writer is None and not read):
+            return
+        if writer is None or not asked.outputs_too:
+            if read:
+                self._decide(name, _own(row_of(node), self._widest(name), asked))
+        elif read or output.uses() or not _left_float(output, node, asked):
+            self._decide(name, self._written(writer, output))
+
+    def _written(self, writer: Candidate, output: Value) -> Decision:
+        node, row, spec = writer.node, writer.row, self._specs[writer.node.name or ""]
+        if row.kind is Kind.PASSING and output is node.outputs[0]:
+            source = node.inputs[0]
+            held = self._held.get(source.name or "") if source is not None else None
+            if source is not None and held is not None and source.dtype == FLOAT32 and not walk.is_constant(source):
+                self._specs[node.name or ""] = held  # what only moves elements has the width of what it moves
+                return SharedWith(source.name or "")
+        if spec.dtype is QType.UINT16 and node.op_type in _FIXED_16 and writer.clamp is None:
+            scale, zero = _FIXED_16[node.op_type]
+            return Fixed(QParams(spec, np.array(scale, np.float32), np.array(zero, np.uint16)))
+        return _own(row, spec, self._asked)
+
+    def conversions(self) -> dict[str, Conversion]:
+        """The values that some nodes read in another width than they are written in."""
+        found = {}
+        for name, held in self._held.items():
+            others = [reader for reader in self._readers.get(name, ()) if self._specs[reader].bits != held.bits]
+            if others:
+                decision = _again(self.decided[name], self._specs[others[0]], self._asked)
+                found[name] = Conversion(decision, frozenset(others))
+        return found
+
+
+def _readers(found: Survey) -> dict[str, list[str]]:
+    """By value, the nodes that read it on integers."""
+    readers: dict[str, list[str]] = {}
+    for name, candidate in found.candidates.items():
+        for position in activation_positions(candidate.node, candidate.row):
+            value = candidate.node.inputs[position]
+            if value is not None and not walk.is_constant(value):
+                readers.setdefault(value.name or "", []).append(name)
+    return readers
+
+
+def _again(first: Decision, spec: TensorSpec, asked: Whole) -> Calibrated:
+    """How the second grid of a value is found: as the first one."""
+    if isinstance(first, Calibrated):
+        return replace(first, spec=spec)
+    return Calibrated(spec, asked.recipe.range)
 
 
 def _left_float(output: Value, node: Node, asked: Whole) -> bool:
     return output.is_graph_output() and node.op_type in asked.recipe.float_outputs
 
 
-def _own(row: OpRow | None, asked: Whole) -> Calibrated:
+def _own(row: OpRow | None, spec: TensorSpec, asked: Whole) -> Calibrated:
     within = row.fixed_range if row is not None else None
-    return Calibrated(asked.spec, asked.recipe.range if within is None else "minmax", within=within)
-
-
-def _written(writer: Candidate, output: Value, read: set[str], asked: Whole) -> Decision:
-    node, row = writer.node, writer.row
-    if row.kind is Kind.PASSING and output is node.outputs[0]:
-        source = node.inputs[0]
-        if source is not None and source.dtype == FLOAT32 and not walk.is_constant(source):
-            return SharedWith(source.name or "")
-    if asked.spec.dtype is QType.UINT16 and node.op_type in _FIXED_16 and writer.clamp is None:
-        scale, zero = _FIXED_16[node.op_type]
-        return Fixed(QParams(asked.spec, np.array(scale, np.float32), np.array(zero, np.uint16)))
-    return _own(row, asked)
+    if spec.dtype.is_float:  # its small numbers lose nothing to the large ones, so that nothing is clipped
+        return Calibrated(spec, "minmax", within=within)
+    return Calibrated(spec, asked.recipe.range if within is None else "minmax", within=within)

@@ -30,8 +30,10 @@ onnx2torch does not do this: it needs torchvision, stops at operator set 17 and 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+from typing import Any
 
 from onnxq.errors import MissingExtraError
 
@@ -56,3 +58,13 @@ def need_torch(what: str) -> None:
 def has_torch() -> bool:
     """Whether PyTorch is installed; it is not imported."""
     return importlib.util.find_spec("torch") is not None
+
+
+_PUBLIC = {"prepare": "onnxq.modules.preparing", "export": "onnxq.modules.writing"}
+"""What this package has for users; it stands above the pipeline and is imported on first use, as `onnxq` does."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -11,7 +11,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.parameters import as_tensor
-from onnxq.qat.torch_ops.call import Tensor
+from onnxq.qat.torch_ops.call import NodeError, Tensor
 
 Batch = tuple[dict[str, Tensor], "Tensor | None"]
 
@@ -51,7 +51,7 @@ def _joins(feeds: Sequence[Mapping[str, Tensor]], student: GraphModule) -> bool:
         try:
             both = student({name: torch.cat([pair[0][name], pair[1][name]]) for name in pair[0]})
             alone = [student(feed) for feed in pair]
-        except (RuntimeError, ValueError, IndexError):
+        except (NodeError, RuntimeError):
             return False
     for name, value in both.items():
         parts = [one[name] for one in alone]

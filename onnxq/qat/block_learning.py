@@ -22,7 +22,7 @@ from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block
 from onnxq.qat.parameters import as_tensor
-from onnxq.qat.torch_ops.call import Tensor
+from onnxq.qat.torch_ops.call import NodeError, Tensor
 
 _ELEMENTS = 1 << 20
 """Elements of a block's inputs and targets that one step sees, about."""
@@ -102,6 +102,7 @@ class BlockLearner:
         self._module, self._block, self._config, self._rounds = module, block, config, rounds
         self._generator = torch.Generator().manual_seed(seed)
         self._parts = Parts.of(module, block)
+        self._best = self._parts.state()
         self._energy: dict[str, float] = {}
         few = any(levels <= 1 << FEW_BITS for levels in self._parts.levels)
         self._drop = config.drop if config.drop is not None else _DROP if few else 0.0
@@ -126,17 +127,27 @@ class BlockLearner:
             held_out: to judge by.
             allowance: time that it may take. Where it does not suffice, rates fall faster, so that they end where they
                 would have.
+
+        Raises:
+            NodeError: a node that PyTorch cannot run on the samples; nothing has been learned then.
         """
-        allowance = allowance or Allowance()
-        config, module, parts = self._config, self._module, self._parts
+        try:
+            return self._learn(samples, held_out, allowance or Allowance())
+        finally:
+            self._parts.restore(self._best)
+            self._parts.settle()
+            self._module.drop = 0.0
+            self._module.eval()
+
+    def _learn(self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance) -> Outcome:
+        config, parts = self._config, self._parts
         self._energy = _energies(samples)
         size = self._batch_size(samples)
         best = self.error(held_out)
         count = config.iterations
         outcome = Outcome(best, best, planned=count)
-        state, waited = parts.state(), 0
-        groups = parts.groups(config, rounds=self._rounds)
-        optimizer = torch.optim.Adam(groups)
+        waited = 0
+        optimizer = torch.optim.Adam(parts.groups(config, rounds=self._rounds))
         first = [group["lr"] for group in optimizer.param_groups]
         unit = max(self._training_error(samples), 1e-12)
         step, begun = 0, allowance.left
@@ -162,15 +173,11 @@ class BlockLearner:
             if step % max(count // config.checks, 1) == 0 or step == count:
                 reached = self.error(held_out)
                 if reached < best:
-                    best, state, waited = reached, parts.state(), 0
+                    best, self._best, waited = reached, parts.state(), 0
                 else:
                     waited += 1
                 if waited >= config.patience:
                     break
-        parts.restore(state)
-        parts.settle()
-        module.drop = 0.0
-        module.eval()
         outcome.after = best
         return outcome
 
@@ -231,7 +238,7 @@ class BlockLearner:
                     together = torch.cat([values[name] for values in each])
                     if not torch.allclose(both[name], together, rtol=1e-3, atol=1e-4 * float(together.abs().max())):
                         return 1
-        except (RuntimeError, IndexError, ValueError, AssertionError):
+        except (NodeError, RuntimeError):
             return 1
         return size
 

@@ -20,7 +20,7 @@ class Allowance:
             seconds: how many.
             by_clock: count the time on the clock, where another device computes.
         """
-        self._now = time.monotonic if by_clock else time.thread_time
+        self._by_clock, self._now = by_clock, time.monotonic if by_clock else time.thread_time
         self._end = self._now() + seconds
 
     @property
@@ -35,8 +35,8 @@ class Allowance:
 
     def keeping(self, seconds: float) -> Allowance:
         """What is left of this one, less some seconds for what comes afterwards."""
-        return Allowance(self.left - seconds)
+        return Allowance(self.left - seconds, by_clock=self._by_clock)
 
     def share(self, part: float) -> Allowance:
         """A share of what is left."""
-        return Allowance(self.left * part)
+        return Allowance(self.left * part, by_clock=self._by_clock)

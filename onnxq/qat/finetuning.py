@@ -45,6 +45,8 @@ _PATIENCE = 10
 """Passes without a better state after which it ends, or a third of all where that is more."""
 _ROUNDED = 0.501
 """Steps that an integer lies from its weight, at most, where it was rounded to nearest."""
+_CACHE_SCALES = 12
+"""Inputs of attention behind which the scales of rounded caches come; what makes keys and values then learns too."""
 _LABELS = 0.5
 """What labels weigh against the teacher."""
 
@@ -220,17 +222,21 @@ class _Run:
             add(bias.real, rate * _size(bias.real))
         learned = 0
         many = len(self.task.samples) >= _MANY
+        caches = any(n.op_type == "GroupQueryAttention" and len(n.inputs) > _CACHE_SCALES for n in student.graph.nodes)
         for weight in student.weights.values():
             levels = weight.integers.high - weight.integers.low + 1
             if weight.scale is not None:
                 add(weight.scale.shift, rate)
-            if levels <= 1 << _FEW_BITS or many:
+            if levels <= 1 << _FEW_BITS or many or caches:
                 learned += 1
                 add(weight.integers.latent, rate * math.sqrt(levels))
         readers = {name: node for node in student.graph.nodes for name in node.inputs}
         for name, value in student.floats.items():
             node = readers.get(name)
             if value.ndim == 1 and value.numel() > 1 and node is not None and node.op_type in _GAINS:
+                add(value, rate * _size(value))
+            elif caches and value.ndim == 2 and node is not None and node.op_type in ("MatMul", "Gemm"):
+                learned += 1
                 add(value, rate * _size(value))
         return groups, learned
 

@@ -14,7 +14,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.views.plain_graph import PlainGraph, PlainNode, limits_behind
 from onnxq.qat.fake_quantization import dequantize, quantize
 from onnxq.qat.parameters import RANGES, Bias, Integers, Scale, ZeroPoint, as_tensor
-from onnxq.qat.torch_ops.call import Call, Function, Tensor
+from onnxq.qat.torch_ops.call import Call, Function, NodeError, Tensor
 from onnxq.qat.torch_ops.registry import function_of
 
 _PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -31,6 +31,9 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     "DynamicQuantizeMatMul": (1,), "DynamicQuantizeLSTM": (1, 2), "MatMulNBits": (1,),
 }  # fmt: skip
 """Inputs that are integers of a weight where they are constant."""
+
+_FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError)
+"""What torch functions raise on inputs that they cannot compute with."""
 
 _LAYERS = ("Conv", "Gemm", "ConvTranspose", "MatMul")
 
@@ -118,8 +121,7 @@ class GraphModule(nn.Module):
 
     def _add(self, node: PlainNode) -> None:
         reads, constants = list(node.inputs), self.graph.constants
-        own = {"QuantizeLinear": self._quantize, "DequantizeLinear": self._dequantize}
-        self._functions[node.index] = own.get(node.op_type) or function_of(node)
+        self._functions[node.index] = self._function(node)
         for scale_at, zero_at in _PAIRS.get(node.op_type, ()):
             scale = _at(node.inputs, scale_at)
             if scale in constants:
@@ -154,6 +156,10 @@ class GraphModule(nn.Module):
             if name in constants:
                 self._constant(name)
         self._reads[node.index] = reads
+
+    def _function(self, node: PlainNode) -> Function | None:
+        own = {"QuantizeLinear": self._quantize, "DequantizeLinear": self._dequantize}
+        return own.get(node.op_type) or function_of(node)
 
     def _scale(self, name: str) -> None:
         if name not in self._scales:
@@ -261,7 +267,7 @@ class GraphModule(nn.Module):
             Tensors by name.
 
         Raises:
-            ModelError: a node has no torch function.
+            NodeError: a node has no torch function, or one that cannot compute with what it is given.
         """
         wanted = list(outputs) if outputs is not None else list(self.graph.outputs)
         values = dict(feed)
@@ -284,22 +290,31 @@ class GraphModule(nn.Module):
         """Run one node: reads and writes ``values``."""
         function = self._functions[node.index]
         if function is None:
-            raise ModelError(f"{node.op_type} {node.name!r}: has no torch function; leave it out of what learns")
+            raise NodeError(node, "has no torch function")
         outputs: Tensor | Sequence[Tensor | None]
         if node.outputs[0] in self.biases:
-            x, w = (self._scales[name]() for name in self._bias_steps[node.outputs[0]])
-            outputs = self.biases[node.outputs[0]](x * w)
+            outputs = self.bias(node)
         else:
-            inputs = [self._read(name, values) if name else None for name in self._reads[node.index]]
             try:
-                outputs = function(Call(node, inputs))
+                outputs = function(Call(node, self.inputs_of(node, values)))
             except NotImplementedError as error:
-                raise ModelError(f"{node.op_type} {node.name!r}: {error} has no torch function") from None
+                raise NodeError(node, f"{error} has no torch function") from None
+            except _FAILURES as error:  # a shape or type that its function does not expect
+                raise NodeError(node, f"PyTorch cannot run it: {' '.join(str(error).split())}") from None
         if isinstance(outputs, Tensor):
             outputs = [outputs]
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:
                 values[name] = value
+
+    def inputs_of(self, node: PlainNode, values: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """What a node reads."""
+        return [self._read(name, values) if name else None for name in self._reads[node.index]]
+
+    def bias(self, node: PlainNode) -> Tensor:
+        """What the DequantizeLinear of an int32 bias gives."""
+        x, w = (self._scales[name]() for name in self._bias_steps[node.outputs[0]])
+        return self.biases[node.outputs[0]](x * w)
 
     def _read(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         if name in values:

@@ -26,6 +26,7 @@ from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block, Facts, find_blocks, teachers_of
 from onnxq.qat.parameters import RANGES
+from onnxq.qat.torch_ops.call import NodeError
 from onnxq.runtime.probe import InnerValues
 
 IN_MEMORY = 256 << 20
@@ -80,11 +81,13 @@ class Reconstructed:
     Attributes:
         outcomes: of each block that learned, in order.
         skipped: operator types without a torch function that kept their blocks from learning.
+        failed: why blocks did not learn that PyTorch could not run, a line each.
         late: blocks for which no time was left.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     late: int = 0
 
 
@@ -112,7 +115,11 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
                 result.late = len(blocks) - index
                 break
             share = _work(block, facts) / sum(_work(other, facts) for other in blocks[index:])
-            outcome = _learn(task, block, facts, allowance.share(share), (index, rounds))
+            try:
+                outcome = _learn(task, block, facts, allowance.share(share), (index, rounds))
+            except NodeError as error:
+                result.failed.append(str(error))
+                continue
             if outcome is not None:
                 result.outcomes.append(outcome)
         task.report(len(blocks), len(blocks))

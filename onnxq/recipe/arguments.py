@@ -169,6 +169,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "save_tensors": _path,
     "statistics": _statistics,
     "states": _states, "engine_python": _path, "runs_on": _place, "to": _path, "tokenizer": _path, "workload": _text,
+    "generate": _count,
     "target": _text, "provider": _text, "engine": _text, "ray_address": _text,
     "metric": _text_or_callable, "progress": _callable,
     "threads": _count, "seconds": _seconds, "budget": _seconds,

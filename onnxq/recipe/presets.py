@@ -25,6 +25,7 @@ class Preset:
         distill: learn the rounding of weights layer by layer from the float model.
         reconstruct: let blocks of the network learn together from the float model, in PyTorch.
         activation_bits: bits of calibrated activations.
+        float8: weights and calibrated activations are floating-point numbers of 8 bits (e4m3).
         float_type: what computes in float becomes this type, "float16" or "bfloat16"; None leaves it float32.
     """
 
@@ -41,6 +42,7 @@ class Preset:
     reconstruct: bool = False
     float_type: str | None = None
     activation_bits: int = 8
+    float8: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -115,6 +117,14 @@ PRESETS: dict[str, Preset] = {
             True,
             4,
             activation_bits=4,
+        ),
+        Preset(
+            "fp8",
+            "static: weights and calibrated activations in 8-bit floating point (e4m3), for GPUs that multiply it",
+            "static",
+            "integer",
+            True,
+            float8=True,
         ),
         Preset(
             "llm-int8",
@@ -198,5 +208,6 @@ SYNONYMS: dict[str, str] = {
     "4bit": "w4", "4-bit": "w4", "q4": "w4", "a16w4": "w4a16", "a4w4": "w4a4", "int2": "w2", "2bit": "w2",
     "2-bit": "w2", "q8": "w8",
     "kmeans": "lut4", "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "q4f16": "w4",
+    "float8": "fp8", "e4m3": "fp8", "f8": "fp8",
 }  # fmt: skip
 """What other tools and papers call presets, for the suggestion in a message."""

@@ -100,7 +100,8 @@ class Recipe:
         bits: bits of a weight in blocks; None takes the preset's.
         block_size: elements of a weight that share a scale in weight-only presets and w8a8-token; 0 for one scale a
             column, None for the preset's choice.
-        algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits.
+        algorithm: how packed weights are rounded; None takes gptq with data, kquant without, rtn at 8 bits. Where none
+            are packed, "gptq" rounds those of integer layers by how they are used.
         sequential: round packed weights in the order of the graph, each by what the quantized layers before it give.
         accuracy_level: of MatMulNBits: 0 computes in float32, 4 rounds activations to int8; None chooses by layer.
         target_bits: average bits a weight, scales and zero points included, that weight-only presets may spend.

@@ -33,35 +33,42 @@ _TABLES = ("nf4", "fp4")
 
 
 def _static(preset: Preset, value: object) -> bool:
-    return preset.activations == "static"
+    return preset.activations == "static" and not preset.float8
+
+
+def _multiplies_integers(preset: Preset, value: object) -> bool:
+    return preset.weights == "integer" and not preset.float8
 
 
 def _computes_in_float(preset: Preset, value: object) -> bool:
     return preset.name != "float" and preset.weights in ("blocks", "float") and preset.float_type in (None, value)
 
 
-_RANGES = _Use(_static, "calibrates no ranges of activations")
+_RANGES = _Use(_static, "clips no ranges of activations")
 
 USES: dict[str, _Use] = {
     "format": _Use(
-        lambda preset, value: preset.activations == "static" or preset.weights == "blocks" or preset.name in _TABLES,
+        lambda preset, value: _static(preset, value) or preset.weights == "blocks" or preset.name in _TABLES,
         "has one form only",
     ),
     "range": _RANGES,
     "percentile": _RANGES,
     "symmetric": _Use(
-        lambda preset, value: preset.activations == "static" or preset.weights == "blocks", "has no grid to choose"
+        lambda preset, value: _static(preset, value) or preset.weights == "blocks", "has no grid to choose"
     ),
     "per_channel": _Use(
         lambda preset, value: (
-            preset.codebook in (None, "kmeans") and preset.name != "lut8" and preset.weights != "float"
+            preset.codebook in (None, "kmeans")
+            and preset.name != "lut8"
+            and preset.weights != "float"
+            and not preset.float8
         ),
         "groups weights in its own way",
     ),
     "bias_correct": _Use(_static, "corrects no bias"),
     "smooth": _Use(lambda preset, value: preset.activations is not None, "rounds no activations"),
-    "adaround": _Use(lambda preset, value: preset.weights == "integer", "rounds weights by --algorithm"),
-    "reconstruct": _Use(lambda preset, value: preset.weights == "integer", "has no layers on integers"),
+    "adaround": _Use(_multiplies_integers, "rounds weights by --algorithm"),
+    "reconstruct": _Use(_multiplies_integers, "has no layers on integers"),
     "bits": _Use(
         lambda preset, value: preset.weights == "blocks" or value == preset.bits or preset.activation_bits < 8,
         "stores its weights in one way, and fewer bits would only make them coarser",

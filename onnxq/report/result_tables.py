@@ -231,7 +231,7 @@ def diagnosis_table(result: Mapping[str, Any], *, everything: bool = False) -> T
             "-" if node["low"] is None else f"{node['low']:.4g} to {node['high']:.4g}",
             "-" if node["seen_low"] is None else f"{node['seen_low']:.4g} to {node['seen_high']:.4g}",
             "-" if node["low"] is None else f"{100 * node['clipped']:.2g} %",
-            node["cause"],
+            node["cause"] + (f" ({node['inside']})" if node["inside"] else ""),
         )
         for node in result["nodes"]
     ]

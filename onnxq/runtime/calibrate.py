@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,20 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed, FeedHash
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.files import io
-from onnxq.graph.views.inner import arrays_of
 from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, add_channel_peaks, with_outputs
 from onnxq.runtime.layout import unordered_session
-from onnxq.runtime.padding import Masks, Padding
+from onnxq.runtime.padding import Masks
 from onnxq.runtime.session import CPU, Session, provider_named, providers_from, session_of
+from onnxq.runtime.streams.gathering import Gathering, Taken
 from onnxq.stats.statistics import Statistics
 from onnxq.stats.value_statistic import ValueStatistic
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the samples done and their number (None where that is not known)."""
+
+_MOST_AT_ONCE = 8
+"""Samples beyond this at once would wait for each other in Python, where they are folded in."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Run:
 
     Attributes:
         progress: called after each sample.
-        threads: threads an operator may use; None lets the runtime choose.
+        threads: threads to compute with, each on a sample of its own as far as there are samples and memory; None takes
+            the processors that are free to this process.
+        memory: bytes that the user grants; samples at once take a quarter of them, or are two.
         provider: execution provider to run on.
         start: statistics of the first ``start.samples`` feeds, of an interrupted run: those feeds are skipped and the
             object is continued in place.
@@ -43,6 +50,7 @@ class Run:
 
     progress: Progress | None = None
     threads: int | None = None
+    memory: float = 2.0 * 2**30
     provider: str = CPU
     start: Statistics | None = None
     checkpoint: Callable[[Statistics], None] | None = None
@@ -107,12 +115,18 @@ def calibrate(
     pooled = add_channel_means(augmented, image_means)
     loudest = add_channel_peaks(augmented, [name for name in ranges if name not in moments and name not in peaks])
     masks = Masks.of(model)
-    if masks.fixed or moments or peaks:  # where the tokens lie has to be known, or which channel is which
-        session = session_of(augmented.model, threads=run.threads, providers=providers_from(provider))
-    else:
-        session = unordered_session(augmented.model, threads=run.threads, provider=provider)
+    ordered = masks.fixed or moments or peaks  # where the tokens lie has to be known, or which channel is which
+
+    def opened(threads: int) -> Session:
+        if ordered:
+            return session_of(augmented.model, threads=threads, providers=providers_from(provider))
+        return unordered_session(augmented.model, threads=threads, provider=provider)
+
+    threads = run.threads or free_processors()
+    at_once = _samples_at_once(threads, _length(reader)) if provider == CPU else 1
+    session = opened(threads // at_once)
     fetch, from_feed = _wanted(augmented, session, run.note)
-    wanted = _Wanted(
+    taken = Taken(
         fetch,
         from_feed,
         pooled,
@@ -126,50 +140,58 @@ def calibrate(
     for name in augmented.inner:
         if name not in statistics:
             statistics.put(name, ValueStatistic())
-    _stream(session, reader, statistics, wanted, masks, run)
+    _stream(Gathering(session, opened, threads, at_once, taken, masks, statistics), reader, run)
     return statistics
 
 
-def _stream(
-    session: Session, reader: Iterable[Feed], statistics: Statistics, wanted: _Wanted, masks: Masks, run: Run
-) -> None:
+def _samples_at_once(threads: int, samples: int | None) -> int:
+    """How many samples to run at once: one on each thread costs less than all threads on one."""
+    return max(min(threads, _MOST_AT_ONCE, threads if samples is None else samples), 1)
+
+
+def _stream(gathering: Gathering, reader: Iterable[Feed], run: Run) -> None:
     """Run the feeds that the statistics have not seen yet, and fold what comes out in.
 
-    Outputs are folded in while the runtime computes the next sample; at most two samples are in memory.
+    Statistics are free of order, so it does not matter which of the samples that run at once is folded in first.
     """
+    statistics = gathering.statistics
     total, done = _length(reader), statistics.samples
     digest = FeedHash()
     index = -1
-    with ThreadPoolExecutor(1) as pool:
-        folding: Future[None] | None = None
+    waiting: deque[tuple[int, Future[None]]] = deque()
+
+    def settle(most: int) -> None:
+        """Wait until at most so many samples are on their way; the first that failed is the one that is named."""
+        while len(waiting) > most:
+            number, folding = waiting.popleft()
+            folding.result()
+            if run.progress is not None:
+                run.progress(number + 1, total)
+
+    with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
         for index, feed in enumerate(reader):
             digest.update(feed)
             if index >= done:
-                arrays = _run(session, feed, wanted, run.first + index)
-                if folding is not None:
-                    folding.result()
-                padding = masks.in_feed(feed)
-                for name in wanted.from_feed:  # here and now: a reader may use its arrays again
-                    _update(statistics, name, _plain_float(feed[name]), wanted, padding, samples_in(feed))
-                state = (index + 1, digest.hexdigest())
-                folding = pool.submit(_fold, statistics, arrays, wanted, state, padding, samples_in(feed))
-                del arrays
+                settle(gathering.at_once if gathering.at_once > 1 else 1)
+                waiting.append((index, gathering.begin(feed, run.first + index, pool, run.memory)))
                 if run.checkpoint is not None and (index + 1) % run.checkpoint_every == 0:
-                    folding.result()
+                    settle(0)
+                    statistics.samples, statistics.data_hash = index + 1, digest.hexdigest()
                     run.checkpoint(statistics)
-            elif index + 1 == done and digest.hexdigest() != statistics.data_hash:
-                raise CalibrationError(
-                    f"saved statistics: they are of other data (its first {done} samples differ); "
-                    "calibrate from the beginning"
-                )
-            if run.progress is not None:
-                run.progress(index + 1, total)
-        if folding is not None:
-            folding.result()
+            else:
+                if index + 1 == done and digest.hexdigest() != statistics.data_hash:
+                    raise CalibrationError(
+                        f"saved statistics: they are of other data (its first {done} samples differ); "
+                        "calibrate from the beginning"
+                    )
+                if run.progress is not None:
+                    run.progress(index + 1, total)
+        settle(0)
     if index < 0:
         raise CalibrationError("calibration data: there is not one sample; pass at least one feed")
     if index + 1 < done:
         raise CalibrationError(f"saved statistics: they are of {done} samples, the data has only {index + 1}")
+    statistics.samples, statistics.data_hash = index + 1, digest.hexdigest()
 
 
 def _augmented(model: Model, values: list[str], run: Run) -> Augmented:
@@ -202,74 +224,3 @@ def _wanted(augmented: Augmented, session: Session, note: Callable[[str], None])
             note(f"value '{name}': holds {dtypes.get(name) or 'no tensor'}, not real numbers, so it has no statistics")
     fetch = [name for name in augmented.outputs if _is_float(dtypes.get(name))]
     return fetch, [name for name in augmented.inputs if _is_float(dtypes.get(name))]
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What to take from each run, and what of it."""
-
-    fetch: list[str]
-    """outputs"""
-    from_feed: list[str]
-    """inputs"""
-    pooled: dict[str, str]
-    """outputs that are channel means, by the value that they are of"""
-    loudest: dict[str, str]
-    """outputs that are the largest magnitudes of channels, likewise"""
-    ranges: frozenset[str]
-    rows: frozenset[str]
-    moments: frozenset[str]
-    peaks: frozenset[str]
-    inner: dict[str, str]
-
-
-def _run(session: Session, feed: Feed, wanted: _Wanted, index: int) -> list[Any]:
-    outputs = [*wanted.fetch, *wanted.pooled.values(), *wanted.loudest.values(), *wanted.inner.values()]
-    try:
-        return session.run(feed, outputs) if outputs else []
-    except ModelError as error:
-        raise CalibrationError(f"calibration sample {index}: {error}") from error
-
-
-def samples_in(feed: Feed) -> int:
-    """How many samples a feed holds: the length of the first axis of its first input that has one."""
-    return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
-
-
-def _fold(
-    statistics: Statistics, arrays: list[Any], wanted: _Wanted, state: tuple[int, str], padding: Padding, samples: int
-) -> None:
-    arrays.reverse()  # each array is let go as soon as it is folded in
-    for name in wanted.fetch:
-        _update(statistics, name, _plain_float(arrays.pop()), wanted, padding, samples)
-    for name in wanted.pooled:
-        means = _plain_float(arrays.pop())
-        statistics.update_means(name, means.reshape(means.shape[:2]))
-    for name in wanted.loudest:
-        highest = _plain_float(arrays.pop())
-        statistics.update_peaks(name, highest.reshape(highest.shape[:2]))
-    for name in wanted.inner:
-        for array in arrays_of(arrays.pop()):
-            _update(statistics, name, _plain_float(array), wanted, padding, samples)
-    statistics.samples, statistics.data_hash = state
-    statistics.masks = tuple(sorted({*statistics.masks, *(name for name, _ in padding.arrays)}))
-
-
-def _update(statistics: Statistics, name: str, array: Any, wanted: _Wanted, padding: Padding, samples: int) -> None:
-    tokens = padding.tokens(name, array)
-    if name in wanted.ranges:
-        # Without their padding the samples of a batch are no longer told apart.
-        statistics.update(name, tokens, samples if tokens.shape == array.shape else 1, array.shape)
-    if name in wanted.rows and array.ndim == 2:
-        statistics.update_means(name, array)
-    if name in wanted.moments or name in wanted.peaks:
-        rows = padding.rows(name, array)
-        if name in wanted.moments:
-            statistics.update_moments(name, rows)
-        if name in wanted.peaks:
-            statistics.update_peaks(name, rows)
-
-
-def _plain_float(array: Any) -> Any:
-    """The array in a type that numpy computes in."""
-    return array if array.dtype.kind == "f" else array.astype(np.float32)

@@ -70,7 +70,7 @@ def layer_moments(
     layers: Mapping[str, Seen],
     feeds: Iterable[Feed],
     *,
-    rows: int,
+    rows: int | Mapping[str, int],
     stream: Stream | None = None,
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -81,7 +81,7 @@ def layer_moments(
         model: the float model.
         layers: what is wanted, by name of the layer.
         feeds: samples.
-        rows: rows to take of a layer in a sample, at most.
+        rows: rows to take of a layer in a sample, at most; one number, or one by name of the layer.
         stream: a second model, for moments of its values and of both together.
         threads: threads an operator may use.
         progress: called after each sample.
@@ -103,7 +103,8 @@ def layer_moments(
         moved = other.values(feed) if other is not None else {}
         for layer, seen in layers.items():
             if seen.value in values:
-                _add(found, layer, seen, values[seen.value], moved.get(seen.value), rows, other is not None)
+                most = rows if isinstance(rows, int) else rows[layer]
+                _add(found, layer, seen, values[seen.value], moved.get(seen.value), most, other is not None)
         if progress is not None:
             progress(index + 1, None)
     for entry in found.values():

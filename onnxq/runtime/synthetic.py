@@ -27,6 +27,8 @@ _ONE_WINDOW, _WINDOWS = 256, 8
 """A model that needs as much as this is one of windows over sound: a few of them are tried."""
 
 _MOST_ELEMENTS = 1 << 24
+_SIGMAS = 6.0
+"""Standard deviations that a range holds."""
 _PAST = ("past", "cache")
 _NAMED = 3
 
@@ -73,6 +75,22 @@ def runnable_feed(session: Session) -> Feed:
             more = dummy_feed(inputs, longer)
             return feed if _refusal(session, more) else more
     raise ModelError(f"{failure}; no synthetic input fits it, so pass samples with --calibration")
+
+
+def within(feed: Feed, ranges: Mapping[str, Sequence[float]]) -> Feed:
+    """A made-up feed with its float inputs spread over ranges.
+
+    Args:
+        feed: standard normal numbers for float inputs.
+        ranges: low and high end by input; others stay.
+    """
+    return {name: _spread(array, ranges[name]) if name in ranges else array for name, array in feed.items()}
+
+
+def _spread(array: Array, ends: Sequence[float]) -> Array:
+    low, high = ends
+    middle, sigma = (low + high) / 2, (high - low) / _SIGMAS
+    return np.clip(middle + sigma * array, low, high).astype(array.dtype) if array.dtype.kind == "f" else array
 
 
 def _refusal(session: Session, feed: Feed) -> ModelError | None:

@@ -10,10 +10,12 @@ from onnxq.pipeline import gate
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.compensating import QUICK
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
+from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trial, Trials
@@ -32,7 +34,7 @@ def choose(job: Job) -> Chosen:
         RecipeError: options that make no sense for the model, or that quantize nothing.
         CalibrationError: data or statistics that do not fit it.
     """
-    return _AutoSearch(replace(job, recipe=unlearned(job.recipe))).run()
+    return _AutoSearch(replace(job, recipe=unlearned(job.recipe), rounding=QUICK)).run()
 
 
 class _AutoSearch:
@@ -58,7 +60,7 @@ class _AutoSearch:
         trials.compare(list(trials.made.values()))
         self._clean()
         self._learn()
-        self._mixing.demote()
+        Demoting(self._job, trials, self._mixing).run()
         self._coarsen()
         trials.time_finalists()
         return self._finish()

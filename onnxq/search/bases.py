@@ -11,6 +11,7 @@ from onnxq.graph.files import io
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.pipeline.build import Built, build, finish
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.compensating import Rounded
 from onnxq.pipeline.planning import complete
 from onnxq.pipeline.transformation import transform, uses_awq
 from onnxq.plan.decisions import NodePlan, Plan
@@ -24,12 +25,14 @@ class Base:
 
     Attributes:
         statistics: ranges that were calibrated or given; None before.
+        rounded: weights that were rounded by how they are used; None before.
     """
 
     def __init__(self, job: Job) -> None:
         """Start with what the job knows."""
         self._job = job
         self.statistics: Statistics | None = job.statistics
+        self.rounded: Rounded | None = None
         self._complete = False
 
     def build(self, recipe: Recipe) -> Built:
@@ -55,7 +58,10 @@ class Base:
         return built
 
     def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Built:
-        return build(replace(self._job, recipe=recipe, statistics=statistics))
+        built = build(replace(self._job, recipe=recipe, statistics=statistics, rounded=self.rounded))
+        if built.compensated is not None:
+            self.rounded = built.compensated
+        return built
 
 
 class Bases:

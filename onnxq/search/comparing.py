@@ -14,13 +14,13 @@ from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.job import Data, Job
 from onnxq.runtime.session import Session
 from onnxq.verify.compare import Comparison, Patience, compare_all
-from onnxq.verify.loss import BUDGET
+from onnxq.verify.loss import BUDGET, Judged
 from onnxq.verify.reference import Reference
 
 _SAMPLES = 64
 """Samples that candidates are compared on, at most."""
 
-_ENOUGH, _FAR = 8, 4.0
+ENOUGH, _FAR = 8, 4.0
 """Samples after which a candidate that misses the budget by this factor is looked at no further."""
 
 _MOST_BYTES = 2**27
@@ -71,7 +71,7 @@ class Judge:
         return compare_all(
             self.reference,
             sessions,
-            itertools.islice(self._feeds(), _ENOUGH if briefly else None),
+            itertools.islice(self._feeds(), ENOUGH if briefly else None),
             labels=self._labels(),
             patience=[patience] * len(sessions),
             facts=self._facts,
@@ -80,7 +80,7 @@ class Judge:
     @property
     def is_long(self) -> bool:
         """Whether there are more samples than those of a brief comparison."""
-        return sum(reader.count_feeds() for reader in self._readers) > _ENOUGH
+        return sum(reader.count_feeds() for reader in self._readers) > ENOUGH
 
     def _feeds(self) -> Iterable[Feed]:
         """The samples: the same objects each time where there is room for them."""
@@ -121,6 +121,7 @@ def _within(feeds: Iterable[Feed], most_bytes: int) -> Iterator[Feed]:
         yield feed
 
 
-def _hopeless(loss: float, samples: int) -> bool:
-    """Whether further samples will not bring a loss inside the default budget."""
-    return samples >= _ENOUGH and loss > _FAR * BUDGET
+def _hopeless(worst: Judged, samples: int) -> bool:
+    """Whether further samples will not bring a loss inside the default budget: it is far, and not for want of them."""
+    sure = worst.loss - 2 * worst.loss_error > BUDGET  # the estimate less one standard error
+    return samples >= ENOUGH and worst.loss > _FAR * BUDGET and sure

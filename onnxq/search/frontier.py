@@ -49,6 +49,8 @@ def how_to_get(recipe: Recipe, given: Recipe) -> tuple[str, str | None]:
     """The options that make a candidate beside those that the user gave; or its recipe, which goes into a file."""
     if recipe == given.override(preset=recipe.preset):
         return f"-p {recipe.preset}", None
+    if recipe == given.override(preset=recipe.preset, algorithm=recipe.algorithm):
+        return f"-p {recipe.preset} --algorithm {recipe.algorithm}", None
     return "--recipe FILE", recipe.to_yaml()
 
 

@@ -25,6 +25,7 @@ from onnxq.pipeline.build import Built, build
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
+from onnxq.pipeline.learned.compensating import Rounded
 from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import DYNAMIC as RUNS_DYNAMIC
 from onnxq.plan.decisions import FOLDED, INTEGER, STORAGE, Plan
@@ -119,6 +120,7 @@ class Bench:
         real: the feed is real, so that errors mean something.
         deadline: when to stop, on `time.monotonic`'s clock.
         engine: what times layers; None is this process.
+        rounded: weights of static layers that were rounded by how they are used; None rounds to nearest.
         offsets: what the form of a layer adds to the values it makes, by (layer, form) and name of the value; filled in
             while layers are measured, as far as memory goes.
     """
@@ -131,6 +133,7 @@ class Bench:
     real: bool
     deadline: float
     engine: ProcessEngine | None = None
+    rounded: Rounded | None = None
     offsets: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -230,9 +233,9 @@ def _measure_one(
 ) -> None:
     # the whole model's plan has seen where there is none
     wanted = [form for form in forms if not (layer.guarded if form == STATIC else layer.default.get(form) != form)]
-    models, feed = _models(bench, layer, arrays, wanted)
-    if not models:
+    if not (found := _models(bench, layer, arrays, wanted))[0]:
         return
+    models, feed = found
     group = _group(bench, layer, node, arrays)
     times = memory.get(group, models)
     if times is None:
@@ -278,8 +281,9 @@ def _models(
 
 def _group(bench: Bench, layer: Layer, node: Node, arrays: Mapping[str, Array]) -> str:
     """What the times of a layer's forms depend on."""
-    clamp = "" if layer.clamp is None else "clamped"
-    return f"{extract.signature(node, arrays)} {clamp} {_settings(bench)}"
+    clamp, recipe = "" if layer.clamp is None else "clamped", bench.recipe
+    settings = f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
+    return f"{extract.signature(node, arrays)} {clamp} {settings}"
 
 
 def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> Form:
@@ -288,16 +292,13 @@ def _form(form: str, times: KernelTime, sqnr_db: float | None, size: int) -> For
     return Form(times.total, sqnr_db=sqnr_db, size=size)  # QuantizeLinear is a part of the work there
 
 
-def _settings(bench: Bench) -> str:
-    recipe = bench.recipe
-    return f"{recipe.format} {recipe.symmetric} {recipe.per_channel} {bench.target.name}"
-
-
 def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes:
     """A model of one layer, quantized as a preset would, with the ranges of the whole model."""
     kept = ("format", "range", "percentile", "per_channel", "symmetric", "target", "block_size")
     recipe = Recipe(preset=preset, include=("*",), **{key: getattr(bench.recipe, key) for key in kept})
-    job = Job(prepared, recipe, bench.target, data, threads=bench.threads)
+    if bench.rounded is not None:
+        recipe = recipe.override(algorithm="gptq")
+    job = Job(prepared, recipe, bench.target, data, threads=bench.threads, rounded=bench.rounded)
     known = bench.statistics if preset == STATIC else None
     if known is not None:
         wanted = {str(value.name) for scope in (prepared.model.graph,) for value in walk.all_values(scope)}
@@ -384,9 +385,8 @@ def _extrapolate(layers: Iterable[Layer], form: str) -> None:
 
 def _comparable(expected: object, actual: object) -> bool:
     """Whether both are real numbers of one shape."""
-    if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray):
-        return False
-    return bool(expected.dtype == actual.dtype == np.float32) and expected.shape == actual.shape
+    real = [array for array in (expected, actual) if isinstance(array, np.ndarray) and array.dtype == np.float32]
+    return len(real) == 2 and real[0].shape == real[1].shape
 
 
 def _sqnr_db(pairs: Iterable[tuple[Array, Array]]) -> float:

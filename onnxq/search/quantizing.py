@@ -39,6 +39,7 @@ from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
+from onnxq.pipeline.transformation import unused_statistics
 from onnxq.plan.weights.weight_errors import bits_per_weight
 from onnxq.plan.weights.weight_only import needed_opset
 from onnxq.recipe.presets import PRESETS
@@ -55,7 +56,7 @@ from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.report_of_run import command_of_run, place_of_report
-from onnxq.search.used_as import UsedAs, generated, part_of, workload_of
+from onnxq.search.used_as import UsedAs, check_generate, generated, part_of, said_of_texts, texts_of, workload_of
 from onnxq.search.within.score import Function, search_metric
 from onnxq.search.within.state import forget
 from onnxq.search.within.within_limits import SearchOptions
@@ -85,6 +86,7 @@ class Options:
     engine_python: str | os.PathLike[str] | None = None
     runs_on: RunsOn | None = None
     tokenizer: str | os.PathLike[str] | None = None
+    generate: int | None = None
     workload: str | None = None
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
@@ -100,7 +102,8 @@ def quantize_by(
     given: Recipe, model: Source, output: str | os.PathLike[str] | None, options: Options
 ) -> QuantizeResult:
     """Quantize by a recipe; arguments and errors as of `onnxq.quantize`."""
-    refuse_unused(given)
+    refuse_unused(given if options.generate is None else given.override(seed=Recipe().seed))
+    check_generate(options.generate, options.calibration)
     scratch.sweep_once(Path(tempfile.gettempdir()))
     if options.report is not None:
         require_drawing()
@@ -108,7 +111,7 @@ def quantize_by(
     metric = search_metric(options.metric, given.max_drop, given.min_sqnr)
     with ExitStack() as stack, blas_threads(), clock.around("other"):
         with clock.around("load"):
-            job, destination, used = _open(given, model, output, options, clock, stack)
+            job, destination, used = open_job(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         page = place_of_report(model, destination, options)
         with job.prepared.watched():
@@ -126,7 +129,7 @@ def quantize_by(
             why = "; ".join([*failures, *said])
             if page is None:
                 raise VerificationError(f"verification failed, nothing was written: {why}")
-            refused = replace(_result(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
+            refused = replace(result_of(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
             _report(refused, page, evidence, job, model, command_of_run(model, output, given, options))
             raise VerificationError(f"verification failed, no model was written, {page} has the figures: {why}")
         job.prepared.check_unchanged()
@@ -143,7 +146,7 @@ def quantize_by(
         if size > job.prepared.size and chosen.built is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
-    result = _result(chosen, job, destination, size, proto)
+    result = result_of(chosen, job, destination, size, proto)
     result.trained, result.generated = trained, follows
     result.finetuned = chosen.finetuned or None
     return _report(result, page, evidence, job, model, command_of_run(model, output, given, options))
@@ -167,7 +170,7 @@ def _report(
     return result
 
 
-def _open(
+def open_job(
     given: Recipe,
     model: Source,
     output: str | os.PathLike[str] | None,
@@ -193,9 +196,7 @@ def _open(
     check_shapes(prepared.inputs, target)
     if not options.force:
         check_operators(prepared.model, target)
-    found = options.calibration if options.calibration is not None else find_calibration(model)
-    source = found
-    found = with_tokens(found, model, options.tokenizer)
+    source, found = _samples(model, prepared, given.seed, options, clock)
     if found is None and options.states:
         raise RecipeError("--state: there are no samples to carry states through; pass --calibration")
     data = None
@@ -212,6 +213,8 @@ def _open(
     if wants_training(given):
         take_training(prepared, target)
     prepared.notes += _said_of_versions(prepared, needed_opset(given), target)
+    if saved is not None and data is not None:
+        prepared.notes += unused_statistics(given)
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
@@ -244,6 +247,19 @@ def _open(
     elif options.benchmark or options.workload is not None or rows:
         job.workload, used = workload_of(options.workload, used, prepared, rows, options.threads)
     return job, destination, used
+
+
+def _samples(model: Source, prepared: Prepared, seed: int, options: Options, clock: Clock) -> tuple[object, object]:
+    """Samples as they were given or found, and as they are opened: a text in tokens."""
+    found = options.calibration
+    if options.generate is None:
+        found = find_calibration(model) if found is None else found
+        return found, with_tokens(found, model, options.tokenizer)
+    with_tokens(None, model, options.tokenizer)  # a tokenizer has nothing to read
+    with clock.step("generate"):
+        written = texts_of(prepared, options.generate, seed, options.threads)
+    prepared.notes.append(said_of_texts(written))
+    return None, TextSamples(written)
 
 
 def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -> ProcessEngine | None:
@@ -294,7 +310,8 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
     return result, io.size_bytes(destination)
 
 
-def _result(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
+def result_of(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
+    """Figures, decisions and the place of the file."""
     built, verdict = chosen.built, chosen.verdict
     comparison = verdict.comparison
     plan = chosen.plan.as_run(verdict.dequantized)

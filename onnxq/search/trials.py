@@ -16,6 +16,7 @@ from onnxq.graph.files import io
 from onnxq.pipeline.build import Built
 from onnxq.pipeline.gate import Compared
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.learned.compensating import Rounded
 from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.pipeline.rescue import rescue
 from onnxq.recipe.recipe import Recipe
@@ -30,7 +31,6 @@ from onnxq.verify.benchmark import Timing
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison
 from onnxq.verify.language.workload import measure
-from onnxq.verify.loss import BUDGET
 
 _TIMED_FEEDS = 4
 
@@ -44,11 +44,6 @@ _ROUNDS, _TIME_SHARE = 6, 0.2
 
 _COMPARE_SHARE = 0.25
 """Share of the time that is left which comparing each candidate may take."""
-
-_UNKNOWN_EXCESS = 4.0
-"""Factor of the noise that is to go where nothing tells more, as with a fall of accuracy."""
-
-_MARGIN = 0.5  # share of the budget that a model may take which was searched until it was inside
 
 _SANE_SQNR_DB = 10.0
 """On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
@@ -161,23 +156,10 @@ class Trials:
         trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
         return trial
 
-    def has_margin(self, trial: Trial) -> bool:
-        """Whether a trial would be inside half the default budget too; limits of the user's are held as they are."""
-        return not self.by_budget or not math.isfinite(self.loss(trial)) or self.loss(trial) <= BUDGET * _MARGIN
-
     @property
     def by_budget(self) -> bool:
         """Whether the default budget stands for limits that the user did not set."""
         return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
-
-    def excess(self, trial: Trial) -> float:
-        """By what factor the noise of a trial is too large for the limits; a guess where they do not say."""
-        recipe, sqnr = self.job.recipe, _sqnr(trial.comparison)
-        if self.by_budget and math.isfinite(self.loss(trial)):
-            return (self.loss(trial) / (BUDGET * _MARGIN)) ** 2  # what changes goes with the size of the noise
-        if recipe.min_sqnr is not None and sqnr is not None and math.isfinite(sqnr):
-            return float(10 ** ((recipe.min_sqnr - sqnr) / 10))
-        return _UNKNOWN_EXCESS
 
     @staticmethod
     def loss(trial: Trial) -> float:
@@ -191,6 +173,11 @@ class Trials:
     def statistics(self) -> Statistics | None:
         """Ranges of the prepared model's values that were calibrated or given; None before."""
         return self._bases.plain.statistics
+
+    @property
+    def rounded(self) -> Rounded | None:
+        """Weights of the prepared model that were rounded by how they are used; None before."""
+        return self._bases.plain.rounded
 
     # Running.
 

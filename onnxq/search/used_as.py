@@ -19,6 +19,7 @@ from onnxq.data.text.language_run import (
     joined_ids,
     vocabulary_of,
 )
+from onnxq.data.text.own_texts import own_texts
 from onnxq.data.text.prompts import LONGEST, longest, read_config
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError, there_are
 from onnxq.pipeline.float_model import Prepared, is_path
@@ -76,6 +77,40 @@ def used_alone(prepared: Prepared, rows: Sequence[Array], threads: int | None) -
     most = LONGEST if beside is None else longest(read_config(beside / "config.json"))
     vocabulary = vocabulary_of(session.output_specs, language.inputs[FIRST].logits)
     return UsedAs(language, (FIRST, AFTER), rows, vocabulary or 1, most)
+
+
+def check_generate(count: int | None, calibration: object) -> None:
+    """Raise RecipeError where texts are to be written, and that makes no sense."""
+    if count is None:
+        return
+    if count < 1:
+        raise RecipeError(f"--generate {count}: is a number of texts, 1 or more; 64 are usual")
+    if calibration is not None:
+        raise RecipeError(
+            f"--generate {count}: the model writes its own samples, and --calibration gives others; leave one out"
+        )
+
+
+def texts_of(prepared: Prepared, count: int, seed: int, threads: int | None) -> list[Array]:
+    """Texts that a model writes itself.
+
+    Raises:
+        CalibrationError: it is no language model.
+        ModelError: the runtime cannot load it.
+    """
+    if not takes_text(prepared.inputs):
+        listed = ", ".join(f"'{spec.name}'" for spec in prepared.inputs) or "none"
+        raise CalibrationError(
+            f"--generate: {prepared.label} is no language model: none of its inputs, {listed}, takes token ids; pass "
+            "--calibration"
+        )
+    used = used_alone(prepared, (), threads)
+    return own_texts(used.model, count, used.most, seed)
+
+
+def said_of_texts(rows: Sequence[Array]) -> str:
+    """What to tell a user of them."""
+    return f"samples: {len(rows)} texts of {len(rows[0])} tokens that the model wrote itself"
 
 
 def workload_of(

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
 
 
-class Seen(NamedTuple):
-    """What one array showed: extrema of its finite elements, and whether it held others.
-
-    Without any finite element, ``low > high``.
-    """
-
-    low: float
-    high: float
-    finite: bool
-
-
-@dataclass
+@dataclass(slots=True)
 class Extrema:
     """Extrema of the finite elements, and how many elements there were.
 
@@ -46,31 +34,26 @@ class Extrema:
         """Finite elements seen."""
         return self.count - self.nan_count - self.inf_count
 
-    def update(self, flat: Array) -> Seen:
-        """Fold in an array.
+    @property
+    def finite(self) -> bool:
+        """Whether there was nothing else."""
+        return not self.nan_count and not self.inf_count
 
-        Args:
-            flat: floating point, any shape.
-
-        Returns:
-            Extrema of this array alone.
-        """
+    @classmethod
+    def of(cls, flat: Array) -> Extrema:
+        """Extrema of one array, floating point of any shape."""
         if flat.size == 0:
-            return Seen(np.inf, -np.inf, True)
-        self.count += flat.size
+            return cls()
         # NaN survives both reductions and an infinity is one of the two results: no third pass looks for them
         low, high = float(flat.min()), float(flat.max())
-        finite = -np.inf < low and high < np.inf
-        if not finite:
-            mask = np.isfinite(flat)
-            nans = int(np.count_nonzero(np.isnan(flat)))
-            self.nan_count += nans
-            self.inf_count += flat.size - int(np.count_nonzero(mask)) - nans
-            low = float(np.min(flat, where=mask, initial=np.inf))
-            high = float(np.max(flat, where=mask, initial=-np.inf))
-        self.low = min(self.low, low)
-        self.high = max(self.high, high)
-        return Seen(low, high, finite)
+        if -np.inf < low and high < np.inf:
+            return cls(low, high, flat.size)
+        mask = np.isfinite(flat)
+        nans = int(np.count_nonzero(np.isnan(flat)))
+        infinite = flat.size - int(np.count_nonzero(mask)) - nans
+        low = float(np.min(flat, where=mask, initial=np.inf))
+        high = float(np.max(flat, where=mask, initial=-np.inf))
+        return cls(low, high, flat.size, nans, infinite)
 
     def merge(self, other: Extrema) -> Extrema:
         """Extrema and counters of both."""

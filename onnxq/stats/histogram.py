@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.stats.extrema import Seen
+from onnxq.stats.extrema import Extrema
 
 HALF = 4096
 """Bins on each side of zero."""
@@ -114,35 +115,36 @@ class Histogram:
         self.counts = np.zeros_like(self.counts)
         self.counts[HALF - (HALF >> steps) : HALF + (HALF >> steps)] = joined
 
-    def update(self, flat: Array, step: int, seen: Seen) -> None:
-        """Count every ``step``-th element.
+    def update(self, samples: Array, step: int, extrema: Sequence[Extrema]) -> None:
+        """Count the elements of some arrays; many small ones cost hardly more together than one alone.
 
         Args:
-            flat: floating point, one-dimensional; finite elements are inside ±2^k.
-            step: `stride` of the array's shape.
-            seen: extrema of ``flat``; where it is not all finite, the other elements are left out.
+            samples: (arrays, elements), of each array every ``step``-th element that is finite, inside ±2^k.
+            step: `stride` of the arrays' shapes.
+            extrema: of each whole array.
         """
-        sample = flat[::step].copy() if step > 1 else flat  # read across the cache once, not five times
-        if not seen.finite:
-            sample = sample[np.isfinite(sample)]
-        kind = np.float64 if sample.dtype == np.float64 else np.float32
-        scaled = np.multiply(sample, kind(math.ldexp(1.0, _BITS - self.exponent)), dtype=kind)
+        kind = np.float64 if samples.dtype == np.float64 else np.float32
+        scaled = np.multiply(samples, kind(math.ldexp(1.0, _BITS - self.exponent)), dtype=kind)
         np.floor(scaled, out=scaled)
         if self.exponent > _BITS:  # a tiny negative product may have vanished: its bin is -1 all the same
-            scaled[(scaled == 0) & (sample < 0)] = -1
-        index = scaled.astype(np.intp)
-        first, last = min(self._bin(seen.low), 0), max(self._bin(seen.high), 0)
+            scaled[(scaled == 0) & (samples < 0)] = -1
+        index = scaled.reshape(-1).astype(np.intp)
+        first = min(self._bin(min(part.low for part in extrema)), 0)
+        last = max(self._bin(max(part.high for part in extrema)), 0)
         index -= first
         found = np.bincount(index, minlength=last - first + 1)
-        zeros = sample.size - int(np.count_nonzero(sample))
+        zeros = samples.size - int(np.count_nonzero(samples))
         found[-first] -= zeros
-        self.sampled += sample.size - zeros
+        self.sampled += samples.size - zeros
         if step > 1:
             zeros *= step
             found *= step
-            if sample.size and seen.low < seen.high:
-                self._settle(found, first, seen.low, float(sample.min()), step)
-                self._settle(found, first, seen.high, float(sample.max()), step)
+            if samples.shape[1]:
+                lows, highs = samples.min(axis=1).tolist(), samples.max(axis=1).tolist()
+                for part, low, high in zip(extrema, lows, highs, strict=True):
+                    if part.low < part.high:
+                        self._settle(found, first, part.low, low, step)
+                        self._settle(found, first, part.high, high, step)
         self.zeros += zeros
         self.counts[HALF + first : HALF + last + 1] += found
 

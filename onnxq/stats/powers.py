@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.stats.histogram import stride
+
+Squares = tuple[float, int]
+"""Sum of the squares of a sample, and how many of its elements were not zero."""
 
 _BINS_AN_OCTAVE = 4
 
@@ -21,12 +25,36 @@ _ENOUGH = 1024
 
 
 @functools.lru_cache(maxsize=4096)
-def _step(shape: tuple[int, ...]) -> int:
+def powers_step(shape: tuple[int, ...]) -> int:
     """A multiple of the histogram's `stride`, as that coprime to every axis where it is not 1."""
     size, step = math.prod(shape), stride(shape)
     return next(
         (step * more for more in (7, 5, 3) if size >= _ENOUGH * step * more and math.gcd(more, size) == 1), step
     )
+
+
+def squares_of(array: Array, samples: int, *, finite: bool) -> list[Squares]:
+    """Of each sample of an array the sum of squares and the number of elements that are not zero.
+
+    Args:
+        array: floating point, (samples, …), or of any shape where it is one sample; of large samples about a thousand
+            elements are looked at.
+        samples: how many.
+        finite: the array is known to hold no NaN and no infinities.
+    """
+    if not array.size:
+        return []
+    step = powers_step(array.shape[1:] if samples > 1 else array.shape)
+    rows = array.reshape(samples, -1)[:, ::step].astype(np.float64)
+    if not finite:
+        rows[~np.isfinite(rows)] = 0.0
+    return squares_of_rows(rows)
+
+
+def squares_of_rows(rows: Array) -> list[Squares]:
+    """The same of rows, finite float64, (samples, elements), that are looked at as they are."""
+    squares = np.einsum("ij,ij->i", rows, rows).tolist()
+    return list(zip(squares, np.count_nonzero(rows, axis=1).tolist(), strict=True))
 
 
 class SamplePowers:
@@ -44,35 +72,12 @@ class SamplePowers:
         """Make the powers of a value not yet seen, or restore them."""
         self.bins: dict[int, int] = dict(bins or {})
 
-    def update(self, array: Array, samples: int, finite: bool = False) -> None:
-        """Fold in an array.
-
-        Args:
-            array: floating point; of large samples about a thousand elements are looked at.
-            samples: length of its first axis where that is the samples'; else it is one sample.
-            finite: the array is known to hold no NaN and no infinities.
-        """
-        if not array.size:
-            return
-        several = array.ndim > 1 and samples > 1 and array.shape[0] == samples
-        step = _step(array.shape[1:] if several else array.shape)
-        if not several and finite:  # the plain case, once for each value and sample: no call too many
-            part = array.reshape(-1)[::step].astype(np.float64)
-            self._count(float(np.einsum("i,i->", part, part)), int(np.count_nonzero(part)))
-            return
-        rows = array.reshape(samples if several else 1, -1)[:, ::step].astype(np.float64)
-        if not finite:
-            rows[~np.isfinite(rows)] = 0.0
-        squares = np.einsum("ij,ij->i", rows, rows)
-        filled = (rows != 0.0).sum(axis=1).tolist()
-        for square, count in zip(squares.tolist(), filled, strict=True):
-            self._count(square, count)
-
-    def _count(self, square: float, count: int) -> None:
-        """Count one sample by the sum of its squares over so many elements that are not zero."""
-        if count and 0.0 < square < math.inf:  # a square that overflows is no power to hold a grid against
-            key = math.floor(math.log2(square / count) * _BINS_AN_OCTAVE)
-            self.bins[key] = self.bins.get(key, 0) + 1
+    def update(self, squares: Iterable[Squares]) -> None:
+        """Fold in samples, each as the sum of its squares and the number of its elements that are not zero."""
+        for square, count in squares:
+            if count and 0.0 < square < math.inf:  # a square that overflows is no power to hold a grid against
+                key = math.floor(math.log2(square / count) * _BINS_AN_OCTAVE)
+                self.bins[key] = self.bins.get(key, 0) + 1
 
     def merge(self, other: SamplePowers) -> SamplePowers:
         """The counts of both; neither is changed."""

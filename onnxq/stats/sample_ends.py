@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.stats.extrema import Seen
 
 _STEP_BITS = 149
 """Sums are whole numbers of steps of 2^−149, the smallest float32 above zero: whole numbers add without any error."""
@@ -21,6 +21,21 @@ def _steps(x: float) -> int:
     shift = exponent - _MANTISSA + _STEP_BITS
     whole = int(math.ldexp(fraction, _MANTISSA))
     return whole << shift if shift >= 0 else whole >> -shift
+
+
+def ends_of(array: Array, samples: int, *, finite: bool) -> list[tuple[float, float]]:
+    """Smallest and largest finite element of each sample of a batch; (+inf, −inf) of one without.
+
+    Args:
+        array: floating point, (samples, …).
+        samples: how many.
+        finite: the array is known to hold no NaN and no infinities.
+    """
+    rows = array.reshape(samples, -1)
+    where = True if finite else np.isfinite(rows)
+    lows = np.min(rows, axis=1, where=where, initial=np.inf).tolist()
+    highs = np.max(rows, axis=1, where=where, initial=-np.inf).tolist()
+    return list(zip(lows, highs, strict=True))
 
 
 class SampleEnds:
@@ -38,22 +53,13 @@ class SampleEnds:
         """Make the sums of a value not yet seen, or restore them."""
         self.low, self.high, self.samples = low, high, samples
 
-    def update(self, array: Array, samples: int, seen: Seen) -> None:
-        """Fold in an array.
+    def update(self, ends: Iterable[tuple[float, float]]) -> None:
+        """Fold in samples.
 
         Args:
-            array: floating point, with a finite element.
-            samples: length of its first axis where that is the samples'; else it is one sample.
-            seen: its extrema.
+            ends: smallest and largest finite element of each; the smallest is the larger one where there is none.
         """
-        if array.ndim > 1 and samples > 1 and array.shape[0] == samples:
-            rows = array.reshape(samples, -1)
-            finite = True if seen.finite else np.isfinite(rows)
-            lows = np.min(rows, axis=1, where=finite, initial=np.inf).tolist()
-            highs = np.max(rows, axis=1, where=finite, initial=-np.inf).tolist()
-        else:
-            lows, highs = [seen.low], [seen.high]
-        for low, high in zip(lows, highs, strict=True):
+        for low, high in ends:
             if low <= high:
                 self.low += _steps(low)
                 self.high += _steps(high)

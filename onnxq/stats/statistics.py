@@ -11,6 +11,7 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats import statistics_file, tensorrt_cache
 from onnxq.stats.means import ChannelMeans
+from onnxq.stats.observation import Observation, observe
 from onnxq.stats.second_moment import ChannelPeaks, SecondMoment
 from onnxq.stats.value_statistic import ValueStatistic
 
@@ -87,13 +88,17 @@ class Statistics(Mapping[str, ValueStatistic]):
         Raises:
             CalibrationError: the array is not floating point.
         """
+        try:
+            self.take(name, observe(array, samples, shape))
+        except CalibrationError as error:
+            raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
+
+    def take(self, name: str, seen: Observation) -> None:
+        """Fold what an array showed into the statistic of ``name``."""
         statistic = self._values.get(name)
         if statistic is None:
             statistic = self._values[name] = ValueStatistic()
-        try:
-            statistic.update(array, samples, shape)
-        except CalibrationError as error:
-            raise CalibrationError(f"value '{name}': {error}; only float values have ranges, leave it out") from None
+        statistic.take(seen)
 
     def update_means(self, name: str, rows: Array) -> None:
         """Fold channel means, (items, channels), of the value ``name`` in; see `ChannelMeans.update`."""

@@ -9,9 +9,16 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats.extrema import Extrema
-from onnxq.stats.histogram import HALF, Histogram, exponent_of, stride
-from onnxq.stats.powers import SamplePowers
+from onnxq.stats.histogram import HALF, Histogram, exponent_of
+from onnxq.stats.observation import Observation, observe
+from onnxq.stats.powers import SamplePowers, squares_of_rows
 from onnxq.stats.sample_ends import SampleEnds
+
+_WAITING = 1 << 15
+"""Elements that wait to be counted together."""
+
+_MOST_WAITING = 32
+"""Arrays likewise: of the smallest, numpy's cost for a call is all there is."""
 
 
 class ValueStatistic:
@@ -21,23 +28,34 @@ class ValueStatistic:
 
     Attributes:
         extrema: exact, over every element.
-        histogram: on a power-of-two grid; large arrays are sampled by position (`onnxq.stats.histogram`).
-        powers: mean squares of the samples, one by one.
         ends: extrema of the samples, summed.
         shape: shape of the arrays; where they differ, the smallest in the order of (rank, lengths), so that the order
             in which they came does not matter. None before the first.
     """
 
-    __slots__ = ("ends", "extrema", "histogram", "powers", "shape")
+    __slots__ = ("_histogram", "_powers", "_waiting", "ends", "extrema", "shape")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         """Make the statistic of a value not yet seen."""
         self.extrema = Extrema()
-        self.histogram = Histogram()
-        self.powers = SamplePowers()
         self.ends = SampleEnds()
         self.shape: tuple[int, ...] | None = None
+        self._histogram = Histogram()
+        self._powers = SamplePowers()
+        self._waiting: list[Observation] = []
+
+    @property
+    def histogram(self) -> Histogram:
+        """On a power-of-two grid, over every array so far."""
+        self._settle()
+        return self._histogram
+
+    @property
+    def powers(self) -> SamplePowers:
+        """Mean squares of the samples, one by one."""
+        self._settle()
+        return self._powers
 
     @property
     def low(self) -> float | None:
@@ -75,28 +93,43 @@ class ValueStatistic:
         Raises:
             CalibrationError: the array is not floating point.
         """
-        array = np.asarray(array)
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            raise CalibrationError(f"update: element type {array.dtype} is not float16, float32 or float64")
-        shape = array.shape if shape is None else shape
-        if self.shape is None or _order(shape) < _order(self.shape):
-            self.shape = shape
-        flat = array.reshape(-1)
-        if flat.dtype.itemsize == 2:
-            flat = flat.astype(np.float32)  # four times faster than reducing float16
-        seen = self.extrema.update(flat)
-        if seen.low <= seen.high:
-            self.histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
-            self.histogram.update(flat, stride(array.shape), seen)
-            self.powers.update(array, samples, seen.finite)
-            self.ends.update(array, samples, seen)
+        self.take(observe(array, samples, shape))
+
+    def take(self, seen: Observation) -> None:
+        """Fold in what an array showed."""
+        if self.shape is None or _order(seen.shape) < _order(self.shape):
+            self.shape = seen.shape
+        self.extrema = self.extrema.merge(seen.extrema)
+        if not seen.extrema.finite_count:
+            return
+        self.ends.update(seen.ends)
+        if self._waiting and not _alike(seen, self._waiting[0]):
+            self._settle()
+        self._waiting.append(seen)
+        if len(self._waiting) >= _MOST_WAITING or len(self._waiting) * seen.sample.size >= _WAITING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count the samples that wait; what comes of it does not depend on how many there are."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        first = waiting[0]
+        samples = first.sample[None] if len(waiting) == 1 else np.stack([seen.sample for seen in waiting])
+        self._histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
+        self._histogram.update(samples, first.step, [seen.extrema for seen in waiting])
+        if first.squares is None:
+            self._powers.update(squares_of_rows(samples[:, :: first.further].astype(np.float64)))
+        else:
+            for seen in waiting:
+                self._powers.update(seen.squares or ())
 
     def merge(self, other: ValueStatistic) -> ValueStatistic:
         """The statistic of both together; neither is changed."""
         joined = ValueStatistic()
         joined.extrema = self.extrema.merge(other.extrema)
-        joined.histogram = self.histogram.merge(other.histogram)
-        joined.powers = self.powers.merge(other.powers)
+        joined._histogram = self.histogram.merge(other.histogram)
+        joined._powers = self.powers.merge(other.powers)
         joined.ends = self.ends.merge(other.ends)
         shapes = [shape for shape in (self.shape, other.shape) if shape is not None]
         joined.shape = min(shapes, key=_order, default=None)
@@ -161,9 +194,9 @@ class ValueStatistic:
         ):
             raise CalibrationError("from_arrays: the arrays of a statistic contradict each other")
         statistic.extrema = Extrema(low, high, count, nans, infs)
-        statistic.histogram = Histogram(exponent, zeros=zeros, sampled=sampled)
-        statistic.histogram.counts[first:last] = counts
-        statistic.powers = SamplePowers.from_array(powers)
+        statistic._histogram = Histogram(exponent, zeros=zeros, sampled=sampled)
+        statistic._histogram.counts[first:last] = counts
+        statistic._powers = SamplePowers.from_array(powers)
         statistic.ends = ends
         statistic.shape = None if shape == (-1,) else shape
         return statistic
@@ -176,6 +209,17 @@ class ValueStatistic:
 
     def __repr__(self) -> str:
         return f"ValueStatistic(low={self.low}, high={self.high}, count={self.count}, shape={self.shape})"
+
+
+def _alike(one: Observation, other: Observation) -> bool:
+    """Whether two samples can be counted together."""
+    return (
+        one.sample.shape == other.sample.shape
+        and one.sample.dtype == other.sample.dtype
+        and one.step == other.step
+        and one.further == other.further
+        and (one.squares is None) == (other.squares is None)
+    )
 
 
 def _order(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

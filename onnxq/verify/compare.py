@@ -52,6 +52,7 @@ class Comparison:
             neither graph nor data show it; for those who say that it does.
         loss: expected share of decisions that change, of the worst output that is no state (`onnxq.verify.loss`); None
             where nothing could be compared.
+        loss_error: the standard error that is in ``loss``.
         free_running_loss: of a model with states: its loss at the end of the samples, at most 64, where it goes on from
             its own states rather than from the float model's; None where no state is carried.
     """
@@ -70,6 +71,7 @@ class Comparison:
     loss: float | None = None
     possible_agreement: float | None = None
     free_running_loss: float | None = None
+    loss_error: float = 0.0
 
     @property
     def judged(self) -> dict[str, scale.Judged | None]:
@@ -163,12 +165,12 @@ class Patience:
 
     Attributes:
         seconds: that its runs may take.
-        enough: whether a loss on so many samples settles it; asked after 2, 4, 8 … samples.
+        enough: whether the worst output on so many samples settles it; asked after 2, 4, 8 … samples.
         unseen: samples that made no ranges, which come first; None where that is none of them or all.
     """
 
     seconds: float = math.inf
-    enough: Callable[[float, int], bool] | None = None
+    enough: Callable[[scale.Judged, int], bool] | None = None
     unseen: int | None = None
 
 
@@ -283,8 +285,8 @@ class _Trial:
             self._judges.others_follow()
         enough = self._patience.enough
         if enough is not None and self._samples > 1 and self._samples & (self._samples - 1) == 0:
-            loss = scale.worst(self._judges.judged())
-            if loss is not None and enough(loss, self._samples):
+            worst = scale.worst_output(self._judges.judged())
+            if worst is not None and enough(worst, self._samples):
                 self._left = 0.0
 
     @property
@@ -329,6 +331,7 @@ class _Trial:
         accuracy = hits.accuracy if hits is not None and chosen is not None else None
         if tokens is not None and accuracy is None:
             accuracy = tokens.accuracy
+        worst = scale.worst_output(judged)
         ratios = [output.sqnr_db for output in outputs.values() if output.sqnr_db is not None]
         classes = next((name for name, share in agreements.items() if share is not None), None)
         return Comparison(
@@ -342,7 +345,8 @@ class _Trial:
             token_agreement=tokens.agreement if tokens is not None else None,
             token_divergence=tokens.divergence if tokens is not None else None,
             warnings=warnings,
-            loss=scale.worst(judged),
+            loss=None if worst is None else worst.loss,
+            loss_error=0.0 if worst is None else worst.loss_error,
             possible_agreement=self._judges.possible_agreement if classes is None else agreements[classes],
         )
 

@@ -35,6 +35,7 @@ class OutputComparison:
         measure: what ``value`` is.
         value: the measure of its kind.
         loss: expected share of decisions that change, 0 to 1.
+        loss_error: the standard error that is in ``loss``.
     """
 
     sqnr_db: float | None
@@ -52,6 +53,7 @@ class OutputComparison:
     measure: str | None = None
     value: float | None = None
     loss: float | None = None
+    loss_error: float = 0.0
     mean_abs_error: float | None = None
 
     @property
@@ -59,7 +61,7 @@ class OutputComparison:
         """The measure of its kind; None where nothing was compared."""
         if self.kind is None or self.measure is None or self.value is None or self.loss is None:
             return None
-        return Judged(self.kind, self.measure, self.value, self.loss)
+        return Judged(self.kind, self.measure, self.value, self.loss, self.loss_error)
 
     def with_judgement(self, judged: Judged | None, agreement: float | None) -> OutputComparison:
         """The same with what it is judged by, and the share of its decisions among classes that stay."""

@@ -36,13 +36,15 @@ class Judged:
             the next call) or `ELEMENTS` (integers, booleans, text).
         measure: what ``value`` is.
         value: the measure of that kind.
-        loss: the expected share of changed decisions, 0 to 1.
+        loss: the expected share of changed decisions, 0 to 1: the estimate and one standard error.
+        loss_error: that standard error, as far as samples tell it.
     """
 
     kind: str
     measure: str
     value: float
     loss: float
+    loss_error: float = 0.0
 
 
 def by_noise(ratio: float) -> float:
@@ -81,9 +83,15 @@ def of_sequences(changes: float) -> float:
 
 def worst(outputs: Mapping[str, Judged | None]) -> float | None:
     """The loss of a model: that of its worst output that is no state, or of its worst state if it has no other."""
+    found = worst_output(outputs)
+    return None if found is None else found.loss
+
+
+def worst_output(outputs: Mapping[str, Judged | None]) -> Judged | None:
+    """The output that the loss of a model is that of; None where none is judged."""
     judged = [found for found in outputs.values() if found is not None]
     answers = [found for found in judged if found.kind != STATE]
-    return max((found.loss for found in answers or judged), default=None)
+    return max(answers or judged, key=lambda found: found.loss, default=None)
 
 
 def inside_budget(loss: float | None, budget: float = BUDGET) -> bool:
@@ -120,4 +128,4 @@ def share(value: float) -> str:
 def mixed(parts: Iterable[Judged], kind: str) -> Judged:
     """An output of several parts: what its worst part is."""
     found = max(parts, key=lambda part: part.loss)
-    return Judged(kind, found.measure, found.value, found.loss)
+    return Judged(kind, found.measure, found.value, found.loss, found.loss_error)

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 
 from onnxq.algorithms import gptq as module
-from onnxq.algorithms.gptq import GPTQConfig, cholesky_in_place, gptq
+from onnxq.algorithms.gptq import GPTQConfig, cholesky_in_place, gptq, gptq_by_group
 from onnxq.algorithms.grid import GridConfig, search_params
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize, params_for, scale_shape
 from onnxq.core.dtypes import QType
-from onnxq.core.spec import PerAxis, PerBlock, PerTensor, TensorSpec
+from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, TensorSpec
 from onnxq.errors import CalibrationError, RecipeError
 from tests.algorithms.correlated import SPECS, draw, moments, name, output_error, weight_error
 
@@ -248,3 +248,44 @@ def test_a_scale_is_found_for_each_row_of_the_grid() -> None:
     spec = TensorSpec(QType.INT8, PerAxis(0), symmetric=True)
     result = gptq(weight, moments(x), spec, PLAIN)
     assert np.array_equal(result.params.scale, params_for(weight, spec).scale)
+
+
+GIVEN = [
+    TensorSpec(QType.INT4, PerAxis(0), symmetric=True),
+    TensorSpec(QType.UINT4, PerTensor()),
+    TensorSpec(QType.UINT4, PerBlock(1, 16)),
+]
+
+
+@pytest.mark.parametrize("spec", GIVEN, ids=name)
+def test_grids_that_are_given_are_kept(spec: TensorSpec) -> None:
+    weight, x = draw(6)
+    params = params_for(weight, spec)
+    result = gptq(weight, moments(x), spec, GPTQConfig(), params)
+    expected = brain_surgeon(weight, moments(x), spec, GPTQConfig(grid=None))
+    assert result.params is params
+    np.testing.assert_allclose(dequantize(result.values, params), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", GIVEN[:2], ids=name)
+@pytest.mark.parametrize("inputs", [1, 9, 40])
+def test_groups_at_once_are_each_the_direct_elimination(spec: TensorSpec, inputs: int) -> None:
+    drawn = [draw(20 + group, out=3, inputs=max(inputs, 6), samples=64) for group in range(5)]
+    weight = np.stack([pair[0][:, :inputs] for pair in drawn])
+    hessian = np.stack([moments(pair[1][:, :inputs]) for pair in drawn])
+    hessian[2] = 0.0  # nothing came in there
+    flat = params_for(weight.reshape(-1, inputs), spec)
+    scale, zero = (np.broadcast_to(a, (15, 1)).reshape(5, 3, 1) for a in (flat.scale, flat.zero_point))
+    found = gptq_by_group(weight, hessian, QParams(spec, scale, zero))
+    assert found.dtype == spec.dtype.numpy and found.shape == weight.shape
+    for group in range(5):
+        params = QParams(spec, scale[group], zero[group])
+        one = gptq(weight[group], hessian[group], spec, GPTQConfig(grid=None), params)
+        assert np.array_equal(found[group], one.values)
+
+
+def test_a_group_whose_moments_are_no_numbers_is_refused() -> None:
+    weight, hessian = np.ones((2, 1, 2), np.float32), np.stack([np.eye(2), np.full((2, 2), np.nan)])
+    params = QParams(GIVEN[0], np.ones((2, 1, 1), np.float32), np.zeros((2, 1, 1), np.int8))
+    with pytest.raises(CalibrationError, match="NaN or infinite entries"):
+        gptq_by_group(weight, hessian, params)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tests.language_models import genai_folder
+
 Run = Callable[..., Result]
 
 # Words that begin the lines of a report; what is behind them depends on the machine, or on the samples.
@@ -60,3 +62,46 @@ def test_a_report_has_the_lines_that_are_shown(run: Run, root: Path, clone: Path
         assert exact in shown and exact in result.stdout
     (before,) = re.findall(r"^size +(\S+ kB)", shown, flags=re.MULTILINE)
     assert f"{before} -> " in result.stdout
+
+
+def _heads(text: str) -> list[str]:
+    """The first word of each line, and whole headings of tables: what depends on no machine."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [line if line.split()[0] in HEADINGS else line.split()[0] for line in map(_spaced, lines)]
+
+
+HEADINGS = ("candidate", "operator", "nodes", "graph")
+
+
+def _spaced(line: str) -> str:
+    return re.sub(r" {2,}", "  ", line.rstrip())
+
+
+def test_the_whole_report_of_auto_has_the_tables_that_are_shown(run: Run, root: Path, clone: Path) -> None:
+    (shown,) = [block for block in blocks(root, "docs/getting-started.md") if "preset " in block]
+    result = run("quantize", "models/digits_dsconv.onnx")
+    assert result.exit_code == 0, result.stderr
+    headings = [line for line in _heads(shown) if line.split()[0] in HEADINGS]
+    assert len(headings) == 3
+    assert [line for line in _heads(result.stdout) if line.split()[0] in HEADINGS] == headings
+    nodes = [re.sub(r" {2,}", " ", line).split(" ")[:2] for line in shown.split("operator ")[1].splitlines()[1:]]
+    for operator, count in nodes[: nodes.index([""])]:
+        assert re.search(rf"^{operator} +{count} ", result.stdout, re.MULTILINE)
+    (table,) = [block for block in blocks(root, "README.md") if "preset " in block]
+    assert _heads(table)[7] == headings[0]
+
+
+@pytest.mark.text
+def test_a_folder_has_the_lines_that_are_shown(
+    run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    genai_folder(Path("phi-genai"))
+    Path("prompts.txt").write_text("\n".join(f"a line of text, number {i}" for i in range(8)))
+    page = blocks(root, "docs/language-models.md")
+    (shown,) = [block for block in page if block.startswith("phi-genai -> phi-small")]
+    lines = [line for block in page for line in block.splitlines()]
+    command = next(line for line in lines if line.startswith("onnxq quantize phi-genai"))
+    result = run(*shlex.split(command)[1:], "-p", "w8", "--budget", "5")
+    assert result.exit_code == 0, result.stderr
+    assert _heads(result.stdout) == _heads(shown)

@@ -18,6 +18,7 @@ from onnxq.compat import onnxruntime as ours
 from onnxq.compat.onnxruntime import matmul_nbits_quantizer as nbits
 from onnxq.compat.onnxruntime.wishes import MEANINGS, wishes_of
 from onnxq.errors import RecipeError, VerificationError
+from tests.graph.build import build
 
 
 class Digits(ours.CalibrationDataReader):
@@ -403,3 +404,31 @@ def test_a_distribution_of_integers_is_minmax_around_zero(root: Path, tmp_path: 
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     zeros = {int(arrays[node.input[2]].reshape(())) for node in graph.node if node.op_type == "QuantizeLinear"}
     assert zeros <= {0, 128}
+
+
+def test_a_model_without_an_integer_form_is_written_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build("g (float[1, 8] x) => (float[1, 8] y) { h = Exp (x) y = Sin (h) }")
+    samples = [{"x": np.full((1, 8), i, np.float32)} for i in range(3)]
+    for name, call in {
+        "static": lambda path: ours.quantize_static(model, path, ours_reader(samples)),
+        "dynamic": lambda path: ours.quantize_dynamic(model, path),
+    }.items():
+        result = call(tmp_path / f"{name}.onnx")
+        assert "the float model was written as it is" in caplog.text
+        assert {node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node} == {"Exp", "Sin"}
+        assert (result.preset, result.plan.values) == ("float", {})
+        assert "as it is" in result.summary()
+    with pytest.raises(RecipeError, match="nothing in this model would be quantized"):
+        ours.quantize_dynamic(model, tmp_path / "named.onnx", op_types_to_quantize=["Exp"])
+    assert not (tmp_path / "named.onnx").exists()
+
+
+def ours_reader(samples: list[dict[str, np.ndarray]]) -> Any:
+    class Reader(ours.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(samples)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._left, None)
+
+    return Reader()

@@ -429,3 +429,34 @@ def test_a_mirrored_grid_is_no_coarser_and_nothing_is_off_by_more_than_half_a_st
     assert np.mean((found - x) ** 2) < 0.95 * np.mean((fake_quantize(x, plain) - x) ** 2)
     zero = params_for(np.zeros((2, 16), np.float32), replace(spec, mirrored=True))
     assert (zero.scale == 1).all()
+
+
+def test_float8_is_what_the_standard_says() -> None:
+    x = np.concatenate([np.linspace(-600, 600, 4001), 2.0 ** np.arange(-12, 10), [0.0, np.nan]]).astype(np.float32)
+    params = params_from_range(-3.0, 7.0, TensorSpec(QType.FLOAT8, symmetric=True))
+    assert params.scale == np.float32(7.0 / 448)
+    x *= params.scale
+    type_ = TensorProto.FLOAT8E4M3FN
+    zero = helper.make_tensor("z", type_, [], b"\0", raw=True)
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])],
+        [zero, onnx.numpy_helper.from_array(np.float32(params.scale).reshape(()), "s")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    found = dequantize(quantize(x, params), params)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(fake_quantize(x, params), expected)
+    assert quantize(x, params).dtype == ml_dtypes.float8_e4m3fn
+
+
+def test_float8_has_no_zero_point() -> None:
+    with pytest.raises(RecipeError, match="float8e4m3fn has no zero point; make it symmetric"):
+        TensorSpec(QType.FLOAT8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxq.core.hadamard import hadamard_of, turn_of
+from onnxq.core.hadamard import hadamard_of, turn_of, turn_of_means
 
 
 @pytest.mark.parametrize("order", [1, 4, 8, 12, 20, 24, 28, 36, 44, 48, 60, 76, 124])
@@ -33,6 +33,18 @@ def test_a_turn_keeps_lengths_and_products(size: int, hadamard: bool) -> None:
     np.testing.assert_array_equal(turn_of(size, 3).apply(x, 1), turn.apply(x, 1))
     if hadamard:
         np.testing.assert_allclose(np.abs(matrix), 1 / np.sqrt(size), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 8, 20, 33, 96, 384])
+def test_a_turn_of_means_keeps_them_and_lengths(size: int) -> None:
+    turn = turn_of_means(size, 3)
+    matrix = turn.apply(np.eye(size))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-12)
+    x = np.random.default_rng(0).standard_normal((5, size))
+    np.testing.assert_allclose(turn.apply(x).mean(-1), x.mean(-1), atol=1e-12)
+    np.testing.assert_array_equal(turn_of_means(size, 3).apply(x), turn.apply(x))
+    if size > 8:
+        assert np.abs(matrix).max() < 5 / np.sqrt(size)  # every coordinate goes into all others
 
 
 def test_a_spike_is_spread_over_all_coordinates() -> None:

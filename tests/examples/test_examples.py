@@ -39,6 +39,22 @@ def test_torch_export(tmp_path: Path) -> None:
     assert result.comparison.accuracy["quantized"] > result.comparison.accuracy["float"] - 0.06
 
 
+@pytest.mark.torch
+@pytest.mark.exporters
+def test_trained_quantized(tmp_path: Path) -> None:
+    found = importlib.import_module("examples.trained_quantized").main(tmp_path)
+    plain = found["float"][0]
+    assert plain > 0.9
+    for name in ("w8a8", "w4a8"):
+        accuracy, result = found[name]
+        assert result is not None and result.output is not None and result.output.is_file()
+        assert accuracy > plain - 0.015
+        assert result.comparison is not None and result.comparison.accuracy is not None
+        shares = result.comparison.accuracy  # of the last of them, the module's and the model's
+        assert shares["quantized"] == pytest.approx(shares["float"], abs=0.02)
+        assert result.size_after < 0.35 * result.size_before
+
+
 @pytest.mark.exporters
 def test_scikit_learn(tmp_path: Path) -> None:
     result = importlib.import_module("examples.scikit_learn").main(tmp_path / "digits.onnx")

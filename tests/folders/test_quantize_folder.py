@@ -259,3 +259,36 @@ def test_a_page_is_in_neither_folder(tmp_path: Path, place: str) -> None:
         onnxq.quantize_folder(folder, tmp_path / "out", preset="w8", report=tmp_path / place, **QUICK)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_path: Path) -> None:
+    folder, out, kept = genai_folder(tmp_path / "in"), tmp_path / "out", tmp_path / "out.search.json"
+    steps: list[str] = []
+    seen: list[str] = []
+
+    def killed(step: str, done: int, total: int | None) -> None:
+        if "diagnose" in step:
+            seen.append(step)
+        if seen and step.endswith("search"):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"preset": "w8a8", "min_sqnr": 33.0, "benchmark": False, "cache": False, "budget": 300}
+    options["calibration"] = prompts(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        onnxq.quantize_folder(folder, out, progress=killed, **options)
+    assert kept.is_file() and not out.exists()
+    onnxq.quantize_folder(folder, out, progress=lambda step, done, total: steps.append(step), resume=True, **options)
+    assert opens(out / "model.onnx") and not kept.exists()
+    assert "model.onnx: search" in steps and "model.onnx: diagnose" not in steps  # what was measured is known
+
+
+def test_statistics_are_of_a_folder_of_one_graph(tmp_path: Path) -> None:
+    folder, stats = genai_folder(tmp_path / "in"), tmp_path / "s.npz"
+    onnxq.calibrate(folder / "model.onnx", stats, calibration=prompts(tmp_path))
+    onnxq.quantize_folder(folder, tmp_path / "out", statistics=stats, preset="w8a8", benchmark=False, force=True)
+    assert "QuantizeLinear" in operators(tmp_path / "out" / "model.onnx")
+    pair = write(tmp_path / "pair", {**seq2seq_files(), "config.json": CONFIG})
+    with pytest.raises(
+        onnxq.OnnxqError, match="--stats: is of one graph, and .* has [23]; quantize its files one by one"
+    ):
+        onnxq.quantize_folder(pair, tmp_path / "more", statistics=stats)

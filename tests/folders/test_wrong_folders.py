@@ -114,8 +114,7 @@ def test_a_wrong_place_is_one_line(tmp_path: Path, place: str) -> None:
     [
         ({"calibration": "p.txt"}, "there is no tokenizer.json in"),
         ({"tokenizer": "t.json"}, "only goes with a text"),
-        ({"statistics": "s.npz"}, "--stats: is of one ONNX file"),
-        ({"resume": True}, "--resume: is of one ONNX file"),
+        ({"search_state": "in/s.json"}, "--search-state in/s.json: lies in .*, which is a model's own"),
         ({"bitz": 4}, "no option 'bitz'; did you mean 'bits'"),
         ({"workload": "talk"}, "--workload talk"),
     ],

@@ -89,3 +89,19 @@ def test_the_command(files: dict[str, Path]) -> None:
     assert "symmetric 4 bits groups of 32" in schemes and "nf4" in schemes
     assert len(json.loads(run("inspect", files["float"], "--schemes", "--json").output)["schemes"]["weights"]) == 3
     assert "schemes" not in json.loads(run("inspect", files["float"], "--json").output)
+
+
+def test_weights_are_compared_as_the_quantized_model_had_them() -> None:
+    """What was folded into a weight, and factors between layers, are no error of its rounding."""
+    text = """g (float[N,3,16,16] x) => (float[N,24,16,16] y) {
+        [stem] a = Conv <pads = [1,1,1,1]> (x, w1) [norm] b = BatchNormalization (a, s, o, m, v) [relu] c = Relu (b)
+        [body] y = Conv <pads = [1,1,1,1]> (c, w2) }"""
+    rng = np.random.default_rng(3)
+    norm = dict(zip("somv", (rng.uniform(0.01, 9.0, 32).astype(np.float32) for _ in range(4)), strict=True))
+    model = build(text, w1=weights(32, 3, 3, 3), w2=weights(24, 32, 3, 3), **norm)
+    options: dict[str, Any] = {"preset": "w8a8", "op_types": ["Conv"], "benchmark": False, "threads": 1, "force": True}
+    quantized = onnxq.quantize(model, calibration=FEEDS, **options).model
+    assert quantized is not None
+    for pair in ((model, quantized), (quantized, model)):
+        ratios = {row["node"]: row["weight_sqnr_db"] for row in onnxq.diff(*pair).nodes}
+        assert ratios["stem"] > 35 and ratios["body"] > 35

@@ -61,6 +61,60 @@ def test_float_outputs_stay(style: Style) -> None:
         assert (np.asarray(norm.gain[0].inputs[norm.gain[1]].const_value.numpy()) == 1).all()
 
 
+def spread_table(proto: onnx.ModelProto) -> None:
+    """Give the stream a large channel and a large mean."""
+    table = next(i for i in proto.graph.initializer if i.name == "embedding")
+    array = onnx.numpy_helper.to_array(table) + np.float32(2.0)
+    array[:, 3] += 60.0
+    table.CopyFrom(onnx.numpy_helper.from_array(array, "embedding"))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_norms_that_subtract_the_mean_stay_norms_and_give_no_more_than_their_rows(biased: bool) -> None:
+    proto = onnx.load_model_from_string(decoder(replace(PLAIN, norm="layer")))
+    spread_table(proto)
+    if biased:  # one layer that reads a norm has a bias already, before the value or behind it
+        for side, name in enumerate(("b0.q", "b1.gate")):
+            node = next(n for n in proto.graph.node if n.output[0] == name)
+            node.output[0] = f"{name}_plain"
+            width = next(i.dims[1] for i in proto.graph.initializer if i.name == node.input[1])
+            bias = np.arange(width, dtype=np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(bias, f"{name}_bias"))
+            read = [f"{name}_plain", f"{name}_bias"]
+            added = onnx.helper.make_node("Add", read[:: 1 - 2 * side], [name], name=f"{name}_add")
+            proto.graph.node.insert(list(proto.graph.node).index(node) + 1, added)
+    model, feed = loaded(proto.SerializeToString()), prompts(PLAIN, 1)[0]
+    found, done = turned(model, feed)
+    assert (done.streams, done.heads, done.reasons) == (1, 2, [])
+    for expected, got in zip(outputs(model, feed), outputs(found, feed), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
+    (stream,) = streams_of(found)
+    assert all(norm.centred and norm.shift is not None for norm in stream.norms)
+    table = next(v for v in found.graph.initializers.values() if v.name == "embedding").const_value.numpy()
+    np.testing.assert_allclose(table.mean(1), 0.0, atol=1e-5)
+    assert np.abs(table).max() < 0.7 * 60.0
+    before = io.to_bytes(found)
+    assert rotate(found, []).streams == 0 and io.to_bytes(found) == before
+
+
+def test_a_skip_norm_with_mean_and_bias_is_one_sum() -> None:
+    proto = build(
+        "g (int64[n] ids) => (float[n,10] y) { x = Gather(table, ids) a = MatMul(x0, w0) x0 = Identity(given)"
+        " h, m, d, s = com.microsoft.SkipLayerNormalization(x, a, gain, shift, bias) y0 = MatMul(h, w1)"
+        " y1 = Add(y0, s) y2 = LayerNormalization<axis=-1>(y1, gain, shift) y = Gemm(y2, w2, last) }".replace(
+            "a = MatMul(x0, w0) x0 = Identity(given)", "a = Gather(places, ids)"
+        ),
+        table=weights(10, 8), places=weights(10, 8), gain=weights(8), shift=weights(8), bias=weights(8),
+        w1=weights(8, 8), w2=weights(8, 10), last=weights(10),
+    )  # fmt: skip
+    model = io.load(proto.SerializeToString())
+    feed = {"ids": np.arange(5)}
+    found = model.clone()
+    done = rotate(found, [])
+    assert (done.streams, done.reasons) == (1, [])
+    np.testing.assert_allclose(outputs(found, feed)[0], outputs(model, feed)[0], atol=1e-4)
+
+
 def test_a_skip_norm_is_one_sum_of_the_stream() -> None:
     style = replace(PLAIN, norm="rms", blocks=1)
     proto = onnx.load_model_from_string(decoder(style))
@@ -205,4 +259,4 @@ def test_nothing_to_turn_is_said(root) -> None:
         io.to_proto(io.load(root / "models" / "digits_mlp.onnx")), preset="w8", rotate=True, benchmark=False,
         calibration=root / "calibration_data" / "digits_mlp.npz",
     )  # fmt: skip
-    assert "--rotate: nothing was turned (no RMS norm between layers was found)" in result.warnings
+    assert "--rotate: nothing was turned (no norm between layers was found)" in result.warnings

@@ -197,6 +197,25 @@ def test_blocks_end_at_joints() -> None:
 
 
 @needs_torch
+def test_a_block_that_pytorch_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.graph.views.plain_graph import PlainNode
+    from onnxq.qat.graph_module import GraphModule
+    from onnxq.qat.torch_ops.call import NodeError
+
+    step = GraphModule.step
+
+    def fails(module: Any, node: PlainNode, values: Any) -> None:
+        if node.op_type == "GlobalAveragePool":
+            raise NodeError(node, "PyTorch cannot run it: no such shape")
+        step(module, node, values)
+
+    monkeypatch.setattr(GraphModule, "step", fails)
+    result = quantized(reconstruct=True)
+    said = [line for line in result.warnings if "left out" in line]
+    assert said and "a block was left out" in said[0] and said[0].endswith("PyTorch cannot run it: no such shape")
+
+
+@needs_torch
 def test_interrupted_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from onnxq.qat.block_learning import BlockLearner
 

@@ -122,3 +122,10 @@ def test_statistics_that_lack_a_value_are_refused(statistics: onnxq.Statistics) 
 def test_statistics_are_not_changed_by_being_used(statistics: onnxq.Statistics, folder: Path) -> None:
     quantized(calibration=HELD_OUT, statistics=statistics)
     assert statistics == onnxq.Statistics.load(folder / "all.npz")
+
+
+def test_what_auto_keeps_of_its_own_is_not_called_saved_statistics() -> None:
+    """Auto hands its own statistics from one candidate to the next; --stats was never given."""
+    result = onnxq.quantize("models/digits_resnet.onnx", preset="auto", rotate=True, budget=1, seconds=0.05)
+    assert not any("--stats" in warning for warning in result.warnings)
+    assert any("--rotate: nothing was turned" in warning for warning in result.warnings)

@@ -87,7 +87,11 @@ def test_the_operator_set_is_what_was_asked_for(before: int, wished: int) -> Non
     ("before", "wished", "said"),
     [
         (17, 11, "--opset 11: this target, or this form of weights, needs 13"),
-        (17, 99, "--opset 99: the model cannot be brought from 17 to it"),
+        (
+            17,
+            99,
+            "--opset 99: the model cannot be brought from 17 to it: .* onnx .* knows operator sets up to ",
+        ),
         (17, 3, "--opset: 3 is no operator set"),
     ],
 )

@@ -86,6 +86,7 @@ def cases() -> list[Case]:
         Case("Split", [x, whole(2, 4)], {"axis": 1}, outputs=2),
         Case("Split", [x], {"axis": 3, "num_outputs": 3}, outputs=3),
         Case("Gather", [x, np.array([[0, -1], [2, 1]])], {"axis": 1}), Case("Gather", [x, np.array(1)], {"axis": -1}),
+        Case("Gather", [real(4), np.array(-1)]),
         Case("GatherElements", [real(3, 4), np.array([[0, -1, 2, 1]])], {"axis": 0}),
         Case("GatherND", [real(3, 4), np.array([[0, 1], [2, 3]])]), Case("Expand", [real(3, 1), whole(2, 1, 4)]),
         Case("Tile", [real(2, 3), whole(2, 2)]), Case("DepthToSpace", [real(1, 8, 2, 3)], {"blocksize": 2}),
@@ -209,6 +210,19 @@ def test_what_has_no_function_is_said() -> None:
     assert [node.op_type for node in module.unsupported] == ["Hardmax"]
     with pytest.raises(ModelError, match="Hardmax 'Hardmax_0': has no torch function"):
         module({})
+
+
+def test_what_fails_is_said() -> None:
+    import torch
+
+    from onnxq.qat.graph_module import GraphModule
+    from onnxq.qat.torch_ops.call import NodeError
+
+    model, _ = model_of(Case("MatMul", [real(2, 3), real(3, 4)]))
+    module = GraphModule(plain_graph(io.load(model)))
+    with pytest.raises(NodeError, match="MatMul 'MatMul_0': PyTorch cannot run it: mat1 and mat2 shapes") as caught:
+        module({name: torch.zeros(2, 5) for name in module.graph.inputs})
+    assert caught.value.node is module.graph.nodes[0]
 
 
 def test_the_table_of_operators_is_covered() -> None:

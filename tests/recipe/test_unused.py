@@ -51,6 +51,8 @@ def subject() -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
 @cache
 def result(preset: str, **options: Any) -> bytes:
     model, feeds = subject()
+    if PRESETS[preset].float8:
+        options["target"] = "tensorrt"
     made = onnxq.quantize(
         model, calibration=feeds, preset=preset, include=["*"], benchmark=False, force=True, threads=1, **options
     )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +16,7 @@ from onnxq.data.readers import open_reader
 from onnxq.errors import CalibrationError
 from onnxq.graph.files import io
 from onnxq.runtime.calibrate import Run, calibrate
-from onnxq.runtime.session import session_of
+from onnxq.runtime.session import Session, session_of
 from onnxq.stats.statistics import Statistics
 
 VALUES = ["x", "r", "e", "y"]
@@ -131,6 +133,52 @@ def test_shards_merge_to_what_one_run_gives(make):
     whole = calibrate(model, VALUES, samples, Run(threads=1))
     parts = [calibrate(model, VALUES, part, Run(threads=1)) for part in (samples[:3], samples[3:])]
     assert Statistics.merge(*parts) == whole
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_samples_at_once_give_the_bits_of_one_after_the_other(make, threads):
+    model, samples = make("chain"), [feed for n in range(1, 6) for feed in feeds(5, seed=n, batch=n)]
+
+    def reused():
+        buffer = np.empty((5, 4), np.float32)
+        for sample in samples:
+            part = buffer[: len(sample["x"])]
+            part[:] = sample["x"]
+            yield {"x": part}
+        buffer[:] = np.nan
+
+    done = []
+    run = Run(threads=threads, progress=lambda at, total: done.append(at))
+    found = calibrate(model, VALUES, reused(), run, row_means=["x", "r"], moments=["e"], peaks=["e"])
+    plain = {"row_means": ["x", "r"], "moments": ["e"], "peaks": ["e"]}
+    assert found == calibrate(model, VALUES, samples, Run(threads=1), **plain)
+    assert done == list(range(1, 26))
+
+
+def test_of_samples_that_fail_at_once_the_first_is_named(make):
+    samples = [{"x": np.ones((2, 4 if n < 2 else 3), np.float32)} for n in range(8)]
+    with pytest.raises(CalibrationError, match=r"calibration sample 2: "):
+        calibrate(make("chain"), VALUES, samples, Run(threads=4))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(2.0**30, 4), (4 * 3 * 96, 3), (1.0, 2)])
+def test_samples_at_once_take_a_quarter_of_the_memory_or_are_two(make, monkeypatch, memory, expected):
+    lock, running, most = threading.Lock(), [0], [0]
+    run_one = Session.run
+
+    def watched(self, *arguments, **more):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        result = run_one(self, *arguments, **more)
+        with lock:
+            running[0] -= 1
+        return result
+
+    monkeypatch.setattr(Session, "run", watched)
+    calibrate(make("chain"), ["r", "e", "y"], feeds(16), Run(threads=4, memory=memory))
+    assert 2 <= most[0] <= expected
 
 
 def test_an_interrupted_run_is_continued_bit_for_bit(make, tmp_path):

@@ -539,7 +539,9 @@ def test_float_cleaned_up_is_taken_before_a_search_and_remembered(
     first = auto("convnet")
     assert first.preset == "cleaned" and first.coverage.get("integer", 0) == 0
     searched = [row["name"] for row in first.candidates if "(" in row["name"]]
-    assert all("of float weights" in name for name in searched), "nothing slower is worth a search, but for its size"
+    assert all("of float weights" in name or name == "w8 (gptq)" for name in searched), (
+        "nothing slower is worth a search, but for its size"
+    )
     asked = len(times.asked)
     second = auto("convnet")
     assert second.preset == "cleaned" and choice_cache.REUSED in second.warnings and len(times.asked) == asked

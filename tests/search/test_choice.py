@@ -23,7 +23,7 @@ from onnxq.search.choice import (
     gentler,
     ranked,
 )
-from onnxq.search.mixing import _affordable
+from onnxq.search.demotion.demoting import _affordable
 
 STATIC, DYNAMIC, TOKEN, STORED, FLOAT = "w8a8", "w8a8-dynamic", "w8a8-token", "w8", "float"
 

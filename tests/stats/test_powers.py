@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxq.errors import CalibrationError
-from onnxq.stats.powers import SamplePowers
+from onnxq.stats.powers import SamplePowers, squares_of
 from onnxq.stats.statistics import Statistics
 from onnxq.stats.value_statistic import ValueStatistic
 
@@ -22,7 +22,7 @@ batches = st.lists(hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3
 def streamed(arrays: list[np.ndarray]) -> SamplePowers:
     powers = SamplePowers()
     for array in arrays:
-        powers.update(array, array.shape[0])
+        powers.update(squares_of(array, array.shape[0], finite=False))
     return powers
 
 
@@ -58,18 +58,16 @@ def test_large_samples_are_looked_at_in_part_and_zeros_do_not_count() -> None:
 
 
 def test_an_axis_of_another_length_is_not_the_samples() -> None:
-    powers = SamplePowers()
-    powers.update(np.array([[1.0, 1.0], [100.0, 100.0]], np.float32), 3)
-    assert sum(powers.bins.values()) == 1
-    powers.update(np.ones(3, np.float32), 3)  # a vector is one sample
-    powers.update(np.ones((0, 3), np.float32), 0)
-    assert sum(powers.bins.values()) == 2
+    statistic = ValueStatistic()
+    statistic.update(np.array([[1.0, 1.0], [100.0, 100.0]], np.float32), 3)
+    assert sum(statistic.powers.bins.values()) == 1
+    statistic.update(np.ones(3, np.float32), 3)  # a vector is one sample
+    statistic.update(np.ones((0, 3), np.float32), 0)
+    assert sum(statistic.powers.bins.values()) == 2
 
 
 def test_nothing_but_zeros_has_no_power() -> None:
-    powers = SamplePowers()
-    powers.update(np.zeros((2, 3), np.float32), 2)
-    powers.update(np.full((2, 3), np.nan, np.float32), 2)
+    powers = streamed([np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)])
     assert powers.bins == {} and powers.quantile(0.5) is None
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import CalibrationError
-from onnxq.stats.extrema import Extrema
+from onnxq.stats.observation import observe
 from onnxq.stats.ranges import compute_range
 from onnxq.stats.sample_ends import SampleEnds
 from onnxq.stats.statistics import Statistics
@@ -26,7 +26,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 def ends_of(*arrays: np.ndarray, samples: int = 1) -> SampleEnds:
     ends = SampleEnds()
     for array in arrays:
-        ends.update(array, samples, Extrema().update(array))
+        ends.update(observe(array, samples).ends)
     return ends
 
 

@@ -256,3 +256,17 @@ def test_hashes_combine_in_any_order_and_grouping():
     assert combine_hashes("", b) == combine_hashes(b)
     assert combine_hashes("", "") == ""
     assert combine_hashes("-1") == combine_hashes(combine_hashes("-1"))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 64, 40, 40)])
+def test_counting_many_arrays_together_gives_the_bits_of_counting_each_alone(shape):
+    generator = np.random.default_rng(0)
+    batches = [(generator.standard_normal(shape) * 3.0**n).astype(np.float32) for n in range(-4, 5)]
+    batches[4].reshape(-1)[:3] = np.nan, np.inf, 0.0
+    together, apart = ValueStatistic(), ValueStatistic()
+    for batch in batches * 8:
+        together.update(batch)
+        apart.update(batch)
+        assert apart.histogram.total  # counts what waits
+    assert together == apart
+    assert sum(together.powers.bins.values()) == len(batches) * 8

@@ -55,9 +55,9 @@ def test_memory_is_bounded(content, runs):
 def test_a_comparison_ends_when_the_loss_says_enough(content):
     asked = []
 
-    def enough(loss, samples):
+    def enough(worst, samples):
         asked.append(samples)
-        return samples >= 4 and loss > 0.01
+        return samples >= 4 and worst.loss > 0.01
 
     session = open_session(content(NOISY), threads=1)
     found = compare_all(

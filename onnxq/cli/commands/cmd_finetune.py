@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option
 from onnxq.cli._learning_options import learning_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
@@ -47,6 +48,8 @@ _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learni
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples to learn from: {CALIBRATION_FORMS}. Labels, where there are any, count too.",
 )  # fmt: skip
+@generate_option(_FILES)
+@tokenizer_option(_FILES)
 @option(
     "-p", "--preset", metavar="NAME", group=_HOW, default_text="w8a8",
     help="What weights and activations become; 'onnxq presets' lists the names.",
@@ -59,6 +62,10 @@ _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learni
     "--bits", type=click.Choice([str(bits) for bits in BITS]), group=_HOW, default_text="the preset's",
     callback=lambda ctx, parameter, value: int(value) if value is not None else None,
     help="Bits of a weight. With w8a8 fewer than 8 are stored as 8.",
+)  # fmt: skip
+@option(
+    "--kv-cache", metavar="FORM", group=_HOW, default_text="as they are",
+    help="What a decoder's caches of keys and values hold: int8, int4 or float. It learns with them rounded.",
 )  # fmt: skip
 @learning_options(_LEARNING, how=False)
 @option("--no-benchmark", is_flag=True, group=_PROOF, help="Do not measure latency.")
@@ -85,9 +92,14 @@ def command(
 
     The result is verified as by 'onnxq quantize'. If that fails, nothing is written and the exit code is 3.
     """
+    chosen = preset if preset is not None or options.get("recipe") is not None else "w8a8"
+    if model.is_dir():
+        named = {"finetune": True, "benchmark": not no_benchmark, "preset": chosen}
+        named = {name: value for name, value in named.items() if value is not None}
+        quantize_a_folder(ctx, model, options.pop("output"), {**options, **named}, as_json=as_json)
+        return
     from onnxq import api
 
-    chosen = preset if preset is not None or options.get("recipe") is not None else "w8a8"
     with working(as_json) as progress:
         result = api.quantize(
             model, preset=chosen, finetune=True, benchmark=not no_benchmark, progress=progress, **options

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxq.cli._engine_options import engine_options
-from onnxq.cli._folder_options import quantize_a_folder, tokenizer_option, workload_option
+from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._learning_options import learning_options
 from onnxq.cli._model_options import decoder_options, float_options, model_options
@@ -83,6 +83,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
+@generate_option(_FILES)
 @tokenizer_option(_FILES)
 @states_option(_FILES)
 @option(
@@ -199,7 +200,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="NAME",
     group=_HOW,
     default_text="gptq with samples, kquant without, rtn at 8 bits",
-    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}.",
+    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}. With w8a8 and w8, gptq rounds by their use.",
 )
 @option(
     "--accuracy-level",

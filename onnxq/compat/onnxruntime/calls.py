@@ -27,6 +27,7 @@ from onnxq.graph.files import io, saving
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.pipeline.planning import NothingToQuantizeError
+from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import open_session
@@ -320,7 +321,10 @@ def _known(argument: str, given: Sequence[str] | None, names: set[str | None]) -
 def _quantized(
     model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], **options: Any
 ) -> QuantizeResult:
-    """What pays is quantized; where nothing pays, all that can be, since that is what was asked for."""
+    """What pays is quantized; where nothing pays, all that can be; where nothing can, the float model is written.
+
+    Nodes and operators that were named are quantized or an error.
+    """
     wishes = dict(wishes)
     lists = {key: found for key in ("values", "rules") if (found := wishes.pop(key, None))}
     if keys := {**lists, **wishes.pop("recipe_keys", {})}:
@@ -330,7 +334,25 @@ def _quantized(
     except NothingToQuantizeError:
         if wishes["include"] or wishes["op_types"]:
             raise
+    try:
         return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
+    except NothingToQuantizeError as error:
+        return _as_it_is(model, output, wishes, str(error))
+
+
+def _as_it_is(model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], reason: str) -> QuantizeResult:
+    """Write the float model, as onnxruntime does where it has no integer form for any node; the result says so."""
+    path = Path(output)
+    saving.check_destination(path, (model,))
+    loaded = io.load(model)
+    source = model if isinstance(model, str | os.PathLike) else None
+    saving.save(loaded, path, source=source, **_limit(bool(wishes.get("external_data"))))
+    before = io.size_of(Path(model)) if isinstance(model, str | os.PathLike) else len(io.to_bytes(loaded))
+    nodes = [(node.name or "", node.op_type, reason) for node in walk.all_nodes(loaded.graph)]
+    return QuantizeResult(
+        path, "float", None, wishes["target"], before, io.size_of(path), None, None, None, {}, nodes, {},
+        [f"the float model was written as it is: {reason}"], None, {}, Plan({}, {}),
+    )  # fmt: skip
 
 
 def _settled(result: QuantizeResult) -> QuantizeResult:

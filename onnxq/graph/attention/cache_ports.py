@@ -255,18 +255,28 @@ def store(model: ir.Model, grids: Mapping[str, tuple[CacheGrid, CacheGrid]]) -> 
         model: changed in place.
         grids: (of keys, of values) by name of the attention; both of one number of bits.
     """
-    builder = Builder(model)
+    round_caches(model, grids)
     for node in attentions(model):
         key, value = grids[node.name or ""]
         dtype = ir.DataType.INT8 if key.bits == 8 else ir.DataType.UINT8
-        for index, grid, place in ((_PAST_KEY, key, _KEY_SCALE), (_PAST_VALUE, value, _VALUE_SCALE)):
-            scale = builder.constant(f"{node.name}_{'key' if index == _PAST_KEY else 'value'}_scale", grid.scale)
-            edit.set_input(node, place, scale)
+        for index, grid in ((_PAST_KEY, key), (_PAST_VALUE, value)):
             for port in (node.inputs[index], node.outputs[index - 2]):
                 assert port is not None
                 port.type = ir.TensorType(dtype)
                 if port.shape is not None and grid.bits == 4 and isinstance(port.shape[3], int):
                     port.shape = ir.Shape([*list(port.shape)[:3], port.shape[3] // 2])
+
+
+def round_caches(model: ir.Model, grids: Mapping[str, tuple[CacheGrid, CacheGrid]]) -> None:
+    """Give attentions the scales of their caches, and leave the types of what goes in and out as they are.
+
+    ONNX Runtime runs that only once `store` has changed the types; for training it says what will be rounded.
+    """
+    builder = Builder(model)
+    for node in attentions(model):
+        key, value = grids[node.name or ""]
+        for part, grid, place in (("key", key, _KEY_SCALE), ("value", value, _VALUE_SCALE)):
+            edit.set_input(node, place, builder.constant(f"{node.name}_{part}_scale", grid.scale))
         node.attributes["k_quant_type"] = ir.AttrString("k_quant_type", "PER_CHANNEL")
         node.attributes["v_quant_type"] = ir.AttrString("v_quant_type", "PER_CHANNEL")
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", key.bits)

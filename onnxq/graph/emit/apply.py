@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxq.graph import walk
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
-from onnxq.graph.emit.packed import emit_weight_only
+from onnxq.graph.emit.packed_weights.packed import emit_weight_only
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.qoperator import emit_qoperator
 from onnxq.graph.emit.rewrite import Rewrite, Style

@@ -16,7 +16,7 @@ from onnxq.graph.files.io import bytes_of
 from onnxq.graph.reading.ops import MICROSOFT
 
 IR_TYPES: dict[QType, ir.DataType] = {
-    qtype: ir.DataType[qtype.name] for qtype in QType if qtype.name in ir.DataType.__members__
+    qtype: ir.DataType[qtype.value.upper()] for qtype in QType if qtype.value.upper() in ir.DataType.__members__
 }
 
 

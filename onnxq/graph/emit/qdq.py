@@ -98,6 +98,7 @@ class _QdqEmitter:
         back = self._pair(value)
         for user, position in readers:
             user.replace_input_with(position, back)
+        self._widen(value.name or "", back)
 
     def convert(self, node: ir.Node, change: NodeRewrite) -> None:
         """Put an integer node between its Q and DQ nodes."""
@@ -134,8 +135,9 @@ class _QdqEmitter:
         if row.kind is Kind.READING:
             return
         for output in list(node.outputs):
-            if (output.name or "") in self._rewrite.values and (output.uses() or output.is_graph_output()):
-                self._pair(output, take_place=True)
+            name = output.name or ""
+            if name in self._rewrite.values and (output.uses() or output.is_graph_output()):
+                self._widen(name, self._pair(output, take_place=True))
 
     def _as_product(self, node: ir.Node, change: NodeRewrite, adds: ir.Node | None) -> None:
         """Write a MatMul, and the Add of its bias if there is one, as the integer operator that does both.
@@ -181,6 +183,26 @@ class _QdqEmitter:
         if axis is not None and value.name == name:  # the numbers that the name is known for come behind the DQ
             value.name, dq.outputs[0].name = names.value(f"{name}_scaled"), name
         return dq.outputs[0]
+
+    def _widen(self, name: str, back: ir.Value) -> None:
+        """Give the readers that take a value on its second grid a Q and DQ of their own behind the first ones."""
+        found = self._rewrite.converted.get(name)
+        if found is None:
+            return
+        readers = [user for user in dict.fromkeys(back.consumers()) if user.name in found.readers]
+        readers = [user for user in readers if user.graph is back.graph]
+        if not readers:
+            return
+        builder = self._builder
+        q = builder.quantize(back, found.params, builder.names.value(f"{name}_QuantizeLinear_Converted"))
+        converted = builder.names.value(f"{name}_DequantizeLinear_Converted")
+        dq = builder.dequantize(q.outputs[0], found.params, converted, name)
+        builder.place_after(back, [q, dq])
+        self.integers[id(dq.outputs[0])] = q.outputs[0]
+        for user in readers:
+            for position in activation_positions(user, row_in(user)):
+                if user.inputs[position] is back:
+                    user.replace_input_with(position, dq.outputs[0])
 
     def _constant(self, node: ir.Node, original: ir.Value, tensor: QTensor) -> ir.Value:
         builder, base = self._builder, original.name or "constant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxq.core.codebook import CodebookTensor
@@ -87,6 +88,19 @@ class WeightRewrite:
 
 
 @dataclass(frozen=True, eq=False)
+class Converted:
+    """A second grid of a value.
+
+    Attributes:
+        params: its scale and zero point.
+        readers: names of the nodes that read the value on it.
+    """
+
+    params: QParams
+    readers: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
 class Rewrite:
     """Everything an emitter does to a graph.
 
@@ -100,6 +114,7 @@ class Rewrite:
             read; quantized by ``values`` all the same.
         fixed: values whose parameters the model brought along, with the smallest and the largest integer where a Clip
             has to see to them.
+        converted: the second grid of the values that have one.
     """
 
     values: dict[str, QParams] = field(default_factory=dict)
@@ -109,8 +124,19 @@ class Rewrite:
     weights: dict[str, WeightRewrite] = field(default_factory=dict)
     channels: dict[str, QParams] = field(default_factory=dict)
     fixed: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    converted: dict[str, Converted] = field(default_factory=dict)
+
+    def read_by(self, node: str) -> dict[str, QParams]:
+        """Parameters of the activations as a node reads them."""
+        return read_by(node, self.values, self.converted)
 
     def grid_behind(self, name: str) -> tuple[QParams, int | None]:
         """What the integers of a value are dequantized with, and the axis of its scales where each channel has one."""
         own = self.channels.get(name)
         return (self.values[name], None) if own is None else (own, 1)
+
+
+def read_by(node: str, values: dict[str, QParams], converted: Mapping[str, Converted]) -> dict[str, QParams]:
+    """Parameters of activations as a node reads them, which may be those of their second grid."""
+    own = {name: found.params for name, found in converted.items() if node in found.readers}
+    return {**values, **own} if own else values

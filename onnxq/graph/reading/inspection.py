@@ -25,7 +25,7 @@ _ON_INTEGERS = {
 _AT_RUN_TIME = frozenset(
     "MatMulIntegerToFloat MatMulInteger ConvInteger DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention".split()
 )
-_WEIGHT_ONLY = {"MatMulNBits": "MatMul", "MatMulBnb4": "MatMul", "GatherBlockQuantized": "Gather"}
+_WEIGHT_ONLY = {"MatMulNBits": "MatMul", "MatMulBnb4": "MatMul", "GatherBlockQuantized": "Gather", "QMoE": "MoE"}
 _CONVERSIONS = frozenset("QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split())
 _STRUCTURAL = frozenset("Cast CastLike Constant ConstantOfShape If Identity Loop NonZero Range Scan Shape Size".split())
 _SAME_STEP = 0.5
@@ -346,11 +346,13 @@ def _packed(node: ir.Node) -> str:
     block = f"in blocks of {walk.attr_int(node, 'block_size', 0)}"
     if node.op_type == "MatMulBnb4":
         return f"MatMulBnb4: {'nf4' if walk.attr_int(node, 'quant_type', 1) else 'fp4'} {block}"
-    how = f"{node.op_type}: {walk.attr_int(node, 'bits', 4)} bits {block}"
-    affine = walk.input_at(node, 3) is not None
+    experts = node.op_type == "QMoE"
+    block = block if walk.attr_int(node, "block_size", 0) else "with one scale a column"
+    how = f"{node.op_type}: {walk.attr_int(node, 'expert_weight_bits' if experts else 'bits', 4)} bits {block}"
+    affine = walk.input_at(node, 11 if experts else 3) is not None
     how += ", zero points" if affine else ""
     level = walk.attr_int(node, "accuracy_level", 0)
-    return how + (f", accuracy level {level}" if node.op_type == "MatMulNBits" else "")
+    return how + (f", accuracy level {level}" if node.op_type in ("MatMulNBits", "QMoE") else "")
 
 
 def _weights(node: ir.Node) -> str:

@@ -40,6 +40,23 @@ def _block_table(tracker: Tracker, node: ir.Node) -> None:
     tracker.take_over(node, node.outputs[0], made)
 
 
+def _experts(tracker: Tracker, node: ir.Node) -> None:
+    inputs: list[ir.Value | None] = [walk.input_at(node, 0), walk.input_at(node, 1)]
+    for number in range(3):
+        place, first = 3 * number + 2, len(inputs)
+        packed = walk.input_at(node, place)
+        inputs += [None, walk.input_at(node, place + 2)]
+        if packed is None:
+            continue
+        parts = [tracker.array(walk.input_at(node, i)) for i in (place, place + 1, 11 + number)]
+        array = real_weights.of_experts(node, number, parts)
+        if array is None:
+            return
+        inputs[first] = tracker.constant(packed.name or "", array)
+    made = tracker.instead(node, MICROSOFT, "MoE", without_tail(inputs), real_weights.of_moe(node))
+    tracker.take_over(node, node.outputs[0], made)
+
+
 def _dynamic_matmul(tracker: Tracker, node: ir.Node) -> None:
     integers, scale = walk.input_at(node, 1), walk.input_at(node, 2)
     array = tracker.array(integers)
@@ -94,11 +111,15 @@ def _embedding(tracker: Tracker, node: ir.Node) -> None:
     _own(tracker, node, MICROSOFT, "EmbedLayerNormalization", [i[0], i[1], *reals, i[7]])
 
 
+def without_tail(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """Inputs up to the last one that is there."""
+    last = max((i for i, value in enumerate(inputs) if value is not None), default=-1)
+    return inputs[: last + 1]
+
+
 def _own(tracker: Tracker, node: ir.Node, domain: str, op_type: str, inputs: list[ir.Value | None]) -> None:
     """A float operator with the outputs of a quantized one."""
-    while inputs and inputs[-1] is None:
-        inputs.pop()
-    made = tracker.instead(node, domain, op_type, inputs, list(node.attributes.values()))
+    made = tracker.instead(node, domain, op_type, without_tail(inputs), list(node.attributes.values()))
     if node.outputs[0].name:
         tracker.take_over(node, node.outputs[0], made)
     else:
@@ -113,4 +134,5 @@ OWN: dict[str, Callable[[Tracker, ir.Node], None]] = {
     "DynamicQuantizeLSTM": _lstm,
     "QAttention": _attention,
     "QEmbedLayerNormalization": _embedding,
+    "QMoE": _experts,
 }

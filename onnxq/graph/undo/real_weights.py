@@ -108,6 +108,50 @@ def _zeros(zero: Array | None, rows: int, blocks: int, bits: int) -> Array | Non
     return unpack(zero.reshape(rows, -1), bits, blocks).astype(np.float32)
 
 
+_OF_MOE = frozenset(
+    "k activation_type activation_alpha activation_beta normalize_routing_weights swiglu_fusion swiglu_limit "
+    "swiglu_limit_after_activation use_sparse_mixer".split()
+)
+
+
+def of_moe(node: ir.Node) -> list[ir.Attr]:
+    """The attributes of a QMoE that an MoE has too."""
+    return [attribute for name, attribute in node.attributes.items() if name in _OF_MOE]
+
+
+def of_experts(node: ir.Node, number: int, arrays: list[Array | None]) -> Array | None:
+    """A stack of matrices of a QMoE, (experts, out, in); None where it is in a form that is not known.
+
+    Args:
+        node: the QMoE.
+        number: of the stack, from 0 on.
+        arrays: its integers, scales and zero points, None for those that are not there or not constant.
+    """
+    packed, scale, zero = arrays
+    bits = walk.attr_int(node, f"fc{number + 1}_expert_weight_bits", walk.attr_int(node, "expert_weight_bits", 4))
+    if walk.attr_str(node, "quant_type", "int") != "int" or packed is None or scale is None or packed.ndim != 3:
+        return None
+    if (
+        bits not in PACKED_BITS
+        or walk.input_at(node, 14) is not None
+        or walk.attr_int(node, "weights_prepacked", -1) > 0
+    ):
+        return None  # chosen by other scores than mixed by is no MoE; what is laid out for a device is not known here
+    width = packed.shape[-1] * 8 // bits
+    integers = unpack(packed, bits, width).astype(np.float32)
+    blocks = scale.shape[-1] if scale.ndim == 3 else 1
+    groups = (*integers.shape[:2], blocks)
+    scales = scale.astype(np.float32).reshape(groups)
+    if zero is None:
+        zeros = np.full(groups, 1 << (bits - 1), np.float32)
+    elif scale.ndim == 3:
+        zeros = unpack(zero, bits, blocks).astype(np.float32)
+    else:
+        zeros = unpack(zero, bits, groups[1]).astype(np.float32)[..., None]
+    split = integers.reshape(*groups, width // blocks)
+    return np.asarray(((split - zeros[..., None]) * scales[..., None]).reshape(integers.shape), scale.dtype)
+
+
 def of_bnb4(node: ir.Node, arrays: list[Array | None]) -> Array | None:
     """The weight of a MatMulBnb4, (K, N); None where its parts are not constant."""
     packed, scale = ([*arrays, None, None][i] for i in (1, 2))

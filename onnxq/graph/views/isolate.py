@@ -26,7 +26,7 @@ _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
     "GatherBlockQuantized DynamicQuantizeMatMul MatMulIntegerToFloat LSTM GRU RNN".split()
 )
-_PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized DynamicQuantizeLSTM QAttention".split())
+_PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE DynamicQuantizeLSTM QAttention".split())
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -348,6 +348,11 @@ class _Taker:
 def _is_dequantized(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a node of a model, or of its bodies, is quantized."""
+    return any(map(_is_quantized, walk.all_nodes(model.graph)))
 
 
 def _is_quantized(node: ir.Node) -> bool:

@@ -13,7 +13,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.decoding import Roles, in_pieces
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, VerificationError
-from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, rotary_tables, store
+from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, rotary_tables, round_caches, store
 from onnxq.graph.types import Model
 from onnxq.pipeline.build import build
 from onnxq.pipeline.caches.grouping import roles_in
@@ -78,7 +78,7 @@ def store_caches(job: Job, chosen: Chosen) -> None:
         CalibrationError: a cache stayed empty in all samples.
     """
     form = job.recipe.kv_cache
-    if form is None:
+    if form is None or chosen.caches:
         return
     if chosen.built is None:  # float won; its caches are to change all the same
         chosen.built = build(replace(job, recipe=job.recipe.override(preset="float")))
@@ -110,19 +110,8 @@ def _stored(job: Job, model: Model, form: str) -> Stored:
         )
     if form not in BITS:
         return found
-    rows, tables = _collect(job, model, caches), rotary_tables(model)
+    found.grids |= _fitted(job, model, caches, form)
     for cache in caches:
-        for name, tensor in ((cache.past_key, False), (cache.past_value, True)):
-            seen = rows.rows(name)
-            if seen is None:
-                raise CalibrationError(
-                    f"--kv-cache {form}: cache '{name}' stayed empty in all samples; pass longer ones"
-                )
-            peaks = rows.peaks[name]
-            if name in tables:
-                seen = np.concatenate([seen, at_other_positions(seen, tables[name])])
-                peaks = np.maximum(peaks, np.abs(seen).max(axis=0))
-            found.grids[name] = fit_grid(seen, peaks, BITS[form], tensor=tensor)
         key, value = found.grids[cache.past_key], found.grids[cache.past_value]
         facts["layers"].append(
             {
@@ -137,6 +126,41 @@ def _stored(job: Job, model: Model, form: str) -> Stored:
         f"'{caches[0].present_key}' are {kind}; feed outputs back as they are, and begin with caches of no token "
         f"(onnxruntime {_OLDEST_RUNTIME} or newer)"
     )
+    return found
+
+
+def _fitted(job: Job, model: Model, caches: list[Cache], form: str) -> dict[str, CacheGrid]:
+    """Grids for what a model stores over samples, by cache."""
+    rows, tables = _collect(job, model, caches), rotary_tables(model)
+    found: dict[str, CacheGrid] = {}
+    for cache in caches:
+        for name, tensor in ((cache.past_key, False), (cache.past_value, True)):
+            seen = rows.rows(name)
+            if seen is None:
+                raise CalibrationError(
+                    f"--kv-cache {form}: cache '{name}' stayed empty in all samples; pass longer ones"
+                )
+            peaks = rows.peaks[name]
+            if name in tables:
+                seen = np.concatenate([seen, at_other_positions(seen, tables[name])])
+                peaks = np.maximum(peaks, np.abs(seen).max(axis=0))
+            found[name] = fit_grid(seen, peaks, BITS[form], tensor=tensor)
+    return found
+
+
+def with_stored_caches(job: Job, model: Model) -> Model:
+    """A copy for training, whose attention rounds keys and values as caches in the recipe's form will.
+
+    Nodes and their order are those of the model; what caches go in and out by stays float.
+    """
+    form = job.recipe.kv_cache
+    assert form is not None
+    cached = model.clone()
+    cached.meta.update(model.meta)
+    caches = add_caches(cached, _sizes(job, cached))
+    grids = _fitted(job, cached, caches, form)
+    found = model.clone()
+    round_caches(found, {c.node: (grids[c.past_key], grids[c.past_value]) for c in caches})
     return found
 
 

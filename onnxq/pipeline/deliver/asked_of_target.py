@@ -29,6 +29,7 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
                 f"--target {target.name}: does not run {wrong}, since {target.why_presets}; use --preset "
                 f"{', '.join(target.presets)}"
             )
+    check_float8(recipe, target)
     if recipe.format is not None and recipe.format not in target.formats:
         raise TargetError(f"--target {target.name}: reads no {recipe.format} models; use --format {target.formats[0]}")
     if (recipe.format or target.formats[0]) == "qoperator":
@@ -47,6 +48,26 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         raise TargetError(
             f"--target {target.name}: reads operator sets up to {target.max_opset}, not {recipe.opset}; leave it out"
         )
+
+
+def check_float8(recipe: Recipe, target: Target) -> None:
+    """Refuse float8 where it does not run, and what it does not go together with.
+
+    Raises:
+        TargetError: the target has no kernels for it.
+        RecipeError: other types of activations beside it, or wishes that are about integers.
+    """
+    if not any(preset.float8 for preset in recipe.presets):
+        return
+    if QType.FLOAT8 not in target.activations:
+        raise TargetError(f"--preset fp8: {target.name} has no float8 kernels; pass --target tensorrt")
+    other = next((p.name for p in recipe.presets if not p.float8 and p.activations == "static"), None)
+    if other is not None:
+        raise RecipeError(f"--preset fp8: does not go together with {other} in one model; leave one of them out")
+    if any(rule.bits or rule.zero_point or rule.symmetric is False for rule in recipe.values):
+        raise RecipeError("--preset fp8: float8 has no zero point and no other width; leave both out of value rules")
+    if recipe.finetune:
+        raise RecipeError("--finetune: learns integers, and fp8 has none; use it with w8a8")
 
 
 def default_preset(target: Target, has_data: bool) -> str:

@@ -110,7 +110,7 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str
     kernels = job.target.halves.get(recipe.half, Ops())
     asked = Halving(recipe.half, kernels, keep.reasons, recipe.keep_io, recipe.store_only, keep.exact)
     dtypes = probe_shapes(job, job.prepared.model, job.statistics).dtypes
-    result = model.clone()
+    result = _copy(model)
     done = halve(result, asked, divide, dtypes)
     if job.data is not None and recipe.half == "float16" and done.half:
         result, done = _near_enough(model, result, done, job, asked, dtypes, warnings)
@@ -118,6 +118,13 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str
     if not done.stored:
         refuse_empty(plan, job.prepared, recipe, halved=True)
     return result, plan
+
+
+def _copy(model: Model) -> Model:
+    """A copy that still knows what its file declared, and which initializers were inputs."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
 
 
 def _near_enough(
@@ -149,7 +156,7 @@ def _near_enough(
         if len(exact) > _MOST * len(done.half):
             break
         why = {name: _NOISE.format(plain) for name in exact}
-        tried = model.clone()
+        tried = _copy(model)
         found = halve(tried, replace(asked, keep={**why, **asked.keep}, exact=asked.exact | exact), divide, dtypes)
         if not found.half:
             break

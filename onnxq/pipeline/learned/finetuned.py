@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.core.cache_grids import BITS
 from onnxq.core.dtypes import Array
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
@@ -19,6 +20,7 @@ from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.reading.output_facts import OutputFact, output_facts
 from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
+from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Chosen
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
@@ -67,29 +69,36 @@ def finetuned(job: Job, chosen: Chosen, *, timed: bool) -> Chosen:
         return chosen
     with job.clock.step("finetune"):
         model = built.model.clone()
-        outcome, changed = _learned(job, chosen, data, plain_graph(model))
+        rounds = recipe.kv_cache in BITS
+        student = with_stored_caches(job, built.model) if rounds else model
+        outcome, changed = _learned(job, chosen, data, plain_graph(student))
         replace_constants(model, changed)
     notes = _said(outcome, recipe.minutes)
     if not outcome.after < outcome.before:
         chosen.warnings += [*notes, "--finetune: no state was better on held-out samples than the start, which is kept"]
         return chosen
     content = contents(model, job.stack)
-    verdict = verify(content, job, timed=timed)
-    after, before = verdict.comparison, chosen.verdict.comparison
+    other = replace(
+        chosen, built=replace(built, model=model), content=content, verdict=verify(content, job, timed=timed),
+        warnings=list(chosen.warnings), caches={},
+    )  # fmt: skip
+    if rounds:  # what counts is what a model is with its caches
+        for each in (chosen, other):
+            store_caches(job, each)
+    after, before = other.verdict.comparison, chosen.verdict.comparison
+    assert before is not None
     worse = after is None or not after.finite or (_loss(after) > _loss(before) and _db(after) < _db(before))
-    if worse or (verdict.failures and not chosen.verdict.failures):
+    if worse or (other.verdict.failures and not chosen.verdict.failures):
         chosen.warnings += [*notes, "--finetune: what was learned is worse on the samples of verification; not kept"]
         return chosen
-    facts = {
+    other.finetuned = {
         "epochs": outcome.epochs,
         "loss": {"before": outcome.before, "after": outcome.after},
         "sqnr_db": {"before": before.sqnr_db, "after": after.sqnr_db if after is not None else None},
         "weights": outcome.weights,
     }
-    learned = replace(built, model=model)
-    return replace(
-        chosen, built=learned, content=content, verdict=verdict, warnings=[*chosen.warnings, *notes], finetuned=facts
-    )
+    other.warnings += notes
+    return other
 
 
 def _loss(comparison: Any) -> float:
@@ -126,7 +135,7 @@ def _learned(
             f"--finetune: gradients cannot pass {', '.join(lacking)}, for which there is no torch function; use "
             "--format qdq, or --adaround, which learns layer by layer"
         )
-    bits = _bits(graph, chosen.plan, student)
+    bits = {name: ends for name, ends in narrow_ranges(graph, chosen.plan).items() if name in student.weights}
     start_from(student, _float_weights(job), bits)
     samples = _samples(data)
     if samples.note:
@@ -200,7 +209,7 @@ def _class_axis(array: Array, fact: OutputFact | None) -> int:
     return array.ndim - 1
 
 
-def _bits(graph: PlainGraph, plan: Plan, student: Any) -> dict[str, tuple[int, int]]:
+def narrow_ranges(graph: PlainGraph, plan: Plan) -> dict[str, tuple[int, int]]:
     """Smallest and largest integer of weights that use fewer bits than their type has."""
     writers = {name: node for node in graph.nodes for name in node.outputs}
     found = {}
@@ -211,7 +220,7 @@ def _bits(graph: PlainGraph, plan: Plan, student: Any) -> dict[str, tuple[int, i
             continue
         writer = writers.get(node.inputs[1])
         name = writer.inputs[0] if writer is not None else node.inputs[1]
-        if name in student.weights and spec.bits < 8 and student.weights[name].integers.packed_bits is None:
+        if spec.bits < 8 and name in graph.constants and node.op_type != "MatMulNBits":
             found[name] = (spec.qmin, spec.qmax)
     return found
 

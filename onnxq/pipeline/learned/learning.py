@@ -99,7 +99,7 @@ def refine(
                 tensor, shift = _learn(node, change.constants[1], seen.matrices, moments, correct, config)
                 learned[(name, 1)] = tensor
                 changed = node_rewrite(
-                    node, plan.nodes[name], solution.rewrite.values, Weights(learned), statistics, shift
+                    node, plan.nodes[name], solution.rewrite.read_by(name), Weights(learned), statistics, shift
                 )
                 rewrites = {**solution.rewrite.nodes, name: changed}
                 solution = replace(solution, rewrite=replace(solution.rewrite, nodes=rewrites))

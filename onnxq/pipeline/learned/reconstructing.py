@@ -182,6 +182,9 @@ def _said(found: Reconstructed, job: Job) -> list[str]:
     if found.skipped:
         listed = ", ".join(found.skipped)
         said.append(f"--reconstruct: blocks with {listed} were left out, for which there is no torch function")
+    if found.failed:
+        blocks = "a block was" if len(found.failed) == 1 else f"{len(found.failed)} blocks were"
+        said.append(f"--reconstruct: {blocks} left out; {found.failed[0]}")
     if found.late:
         said.append(
             f"--reconstruct: {found.late} blocks did not learn within {job.recipe.minutes:g} minutes; "

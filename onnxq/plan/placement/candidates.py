@@ -25,7 +25,7 @@ from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.recipe import Rule
 from onnxq.targets import Target
 
-PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized".split())
+PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE".split())
 """Operators of ONNX Runtime that read packed weights: of GPTQ or AWQ, or of another tool."""
 QUANTIZED_OPS = PACKED_OPS | frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnxq.core.dtypes import QType
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import row_of
-from onnxq.graph.types import Model
-from onnxq.plan.decisions import DYNAMIC, FOLDED, INTEGER, Keep, NodePlan, Plan
+from onnxq.graph.types import Model, Node
+from onnxq.plan.decisions import DYNAMIC, FOLDED, INTEGER, Calibrated, Fixed, Keep, NodePlan, Plan, SharedWith
 from onnxq.plan.placement.cost import Shapes, elements, layout_us, node_costs
 from onnxq.targets import Target
 
@@ -33,7 +34,8 @@ def estimated_us(model: Model, plan: Plan, target: Target, shapes: Shapes) -> fl
         if decided.action == DYNAMIC:
             total += as_int + costs.quantize.us(elements(node.inputs[0], shapes) or 0)
         else:
-            total += as_int if decided.action == INTEGER else as_float
+            wide = target.wide_costs if _is_wide(node, plan) else 1.0
+            total += wide * as_int if decided.action == INTEGER else as_float
         for value in node.inputs:
             # An operator on images is slower behind a Q than behind another integer operator.
             if value is not None and _is_integer(value.name, plan) and decided.action == INTEGER:
@@ -50,9 +52,23 @@ def estimated_us(model: Model, plan: Plan, target: Target, shapes: Shapes) -> fl
             total += costs.quantize.us(size)
             if producer is not None:  # the runtime moves the Q across some operators, which are slower then
                 total += layout_us(producer, shapes, costs.before_quantize)
+        total += costs.quantize.us(size) + costs.dequantize.us(size) if value.name in plan.conversions else 0.0
         if value.is_graph_output() or any(not _takes_integers(user.name, nodes) for user in value.consumers()):
             total += costs.dequantize.us(size)
     return total
+
+
+def _is_wide(node: Node, plan: Plan) -> bool:
+    """Whether what a node writes, or reads where it writes nothing on integers, has 16 bits."""
+    for value in (*node.outputs, *node.inputs):
+        decision = plan.values.get(value.name or "") if value is not None else None
+        while isinstance(decision, SharedWith):
+            decision = plan.values.get(decision.value)
+        spec = decision.spec if isinstance(decision, Calibrated) else None
+        spec = decision.params.spec if isinstance(decision, Fixed) else spec
+        if spec is not None:
+            return spec.bits == QType.UINT16.bits
+    return False
 
 
 def _is_integer(name: str | None, plan: Plan) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onnxq.errors import RecipeError, closest
@@ -36,7 +36,7 @@ class Selection:
         sources: Mapping[str, tuple[str, ...]],
         op_types: Iterable[str],
         given: Mapping[str, str] | None = None,
-        branches: Collection[str] = (),
+        small: Mapping[str, str] | None = None,
     ) -> None:
         """Check that every pattern matches.
 
@@ -45,7 +45,7 @@ class Selection:
             sources: for each node of the prepared model, the names it had in the user's model, its own among them.
             op_types: operator types in the prepared model.
             given: operator of each node of the user's model, where a MatMul and an Add may be what is now a Gemm.
-            branches: nodes of LoRA branches, which stay float unless they are named.
+            small: why nodes stay float unless they are named, by name: see `small_layers`.
 
         Raises:
             RecipeError: a pattern or type that matches nothing.
@@ -53,7 +53,7 @@ class Selection:
         self._recipe = recipe
         self._sources = sources
         self._given = given or {}
-        self._branches = frozenset(branches)
+        self._small = small or {}
         found = {name for names in sources.values() for name in names}
         every = found | set(self._given)
         patterns = [("--include", p) for p in recipe.include] + [("--exclude", p) for p in recipe.exclude]
@@ -81,8 +81,8 @@ class Selection:
             if not any(matches(p, n) for p in recipe.include for n in names):
                 return Choice("not named by --include", False, rule)
             insisted = True
-        if name in self._branches and not insisted:
-            return Choice("a LoRA branch: small, and trained beside a quantized layer", False, rule, excluded=True)
+        if name in self._small and not insisted:
+            return Choice(self._small[name], False, rule, excluded=True)
         if recipe.op_types:
             types = {op_type, *(self._given[name] for name in names if name in self._given)}
             if types.isdisjoint(recipe.op_types):

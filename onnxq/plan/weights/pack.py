@@ -17,13 +17,14 @@ from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.types import Node
 from onnxq.plan.decisions import WEIGHT, NodePlan, Plan
+from onnxq.plan.expert_layers import packed_rewrite
 from onnxq.plan.spread_weights import LayerTask, Spread, quantize_elsewhere
 from onnxq.plan.weights.constants import Weights
 from onnxq.plan.weights.effort import expected
 from onnxq.plan.weights.needed_moments import layer_input
 from onnxq.plan.weights.tables import BNB4, LOOKUP
 from onnxq.plan.weights.weight_algorithms import corrected_weight
-from onnxq.plan.weights.weight_only import matrix_of, weight_rewrite
+from onnxq.plan.weights.weight_only import matrix_of
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics, Statistics
 
@@ -101,7 +102,7 @@ def pack_weights(
             elif known.moment.channels is not None and known.moment.rows < known.moment.channels:
                 scarce.append((name, known.moment.rows, known.moment.channels))
         try:
-            packed[name] = weight_rewrite(nodes[name], node_plan, weights, known)
+            packed[name] = packed_rewrite(nodes[name], node_plan, weights, known)
         except CalibrationError as error:
             raise CalibrationError(f"{node_plan.op_type} {name!r}: {error}") from None
         if in_order is not None:

@@ -104,7 +104,8 @@ def scheme_errors(
                 scheme,
                 float(error.mean(dtype=np.float64)),
                 float(np.square(error, dtype=np.float64).mean()),
-                float((error / divisor).sum(dtype=np.float64)) / nonzero,
+                float(np.divide(error, divisor, dtype=np.float64).sum())
+                / nonzero,  # by weights that are next to nothing
                 bits,
             )
         )

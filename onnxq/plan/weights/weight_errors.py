@@ -16,11 +16,12 @@ from onnxq.core.in_order import each
 from onnxq.core.mapped import forget, forget_tensor
 from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.graph import walk
-from onnxq.graph.emit.packed import block_of
+from onnxq.graph.emit.packed_weights.packed import block_of
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
+from onnxq.graph.experts import holds_experts, stacks_of
 from onnxq.graph.types import Node
 from onnxq.plan.weights.tables import matrix_at
-from onnxq.plan.weights.weight_only import BLOCKED, matrix_of
+from onnxq.plan.weights.weight_only import BLOCKED, EXPERTS, matrix_of, weight_position
 
 _SLAB = 1 << 18
 """Elements of a weight that are dequantized at a time: few enough to stay in the cache."""
@@ -75,9 +76,9 @@ def weight_report(
         found += _codebook_rows(nodes[name], change, seen)
         if not change.constants:
             continue
-        matrix = matrix_of(nodes[name])
-        assert not isinstance(matrix, str)
-        for tensor in change.constants.values():
+        matrices = _matrices(nodes[name])
+        for position, tensor in change.constants.items():
+            matrix = matrices[position]
             first = seen.setdefault(id(tensor), name)
             bits = packed_bits(tensor, change, 8 * matrix.dtype.itemsize) / matrix.size
             error = weight_error_db(matrix, tensor)
@@ -96,6 +97,17 @@ def weight_report(
             found.append(LayerWeight(name, "Cast, Mul", "rtn", array.size, bits, error, shares))
             _forget(array, tensor)
     return found
+
+
+def _matrices(node: Node) -> dict[int, Array]:
+    """The float matrices of a node by input position."""
+    if holds_experts(node):
+        stacks = stacks_of(node)
+        assert not isinstance(stacks, str)
+        return stacks
+    matrix = matrix_of(node)
+    assert not isinstance(matrix, str)
+    return {weight_position(node): matrix}
 
 
 def _forget(array: Array, tensor: QTensor) -> None:
@@ -143,7 +155,7 @@ def bits_per_weight(layers: Iterable[LayerWeight]) -> float | None:
 def packed_bits(tensor: QTensor, change: WeightRewrite, scale_bits: int = 32) -> int:
     """Bits of a weight as its form stores it, with padding of uneven blocks."""
     spec, (rows, width) = tensor.params.spec, tensor.values.shape
-    if change.form == BLOCKED:
+    if change.form in (BLOCKED, EXPERTS):
         integers, groups = rows * width, tensor.params.scale.size
     else:
         block = block_of(tensor)

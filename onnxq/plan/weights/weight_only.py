@@ -25,7 +25,7 @@ from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
 from onnxq.stats.statistics import InputStatistics
 from onnxq.targets import Target
 
-NBITS, BLOCKED, GATHERED = "MatMulNBits", "DequantizeLinear", "GatherBlockQuantized"
+NBITS, BLOCKED, GATHERED, EXPERTS = "MatMulNBits", "DequantizeLinear", "GatherBlockQuantized", "QMoE"
 """Forms of a weight in blocks: what unpacks it."""
 
 MIN_ELEMENTS = 1024
@@ -48,6 +48,9 @@ FAST_LEVEL = 4
 _STORAGE = {2: QType.UINT2, 3: QType.UINT4, 4: QType.UINT4, 8: QType.UINT8}
 _OPSETS = {2: 25, 3: 21, 4: 21, 8: 21}
 """Operator sets that have a DequantizeLinear in blocks of these bits."""
+FLOAT8_OPSET = 19
+"""The operator set from which on Q and DQ know float8."""
+
 _DEFAULT_BLOCK = {2: 32, 3: 32, 4: 32, 8: 128}
 _SMALLEST_HALF = float(np.finfo(np.float16).tiny)
 
@@ -74,8 +77,6 @@ def plan_weight(
     """
     if preset.weights == "codebook":
         return plan_codebook(node, preset, recipe, choice, opset)
-    if (node.domain, node.op_type) == ("com.microsoft", "MoE"):
-        return "experts in one node stay float: only those that are MatMul or Gemm of their own are packed"
     if node.domain not in ("", "ai.onnx") or node.op_type not in (*STORABLE, "Gather"):
         return "activations stay float32 with this preset"
     if node.op_type not in ("MatMul", "Gemm", "Gather"):
@@ -184,6 +185,8 @@ def needed_opset(recipe: Recipe) -> int:
         bits = (rule.bits if rule is not None else None) or recipe.bits or preset.bits
         if preset.weights == "blocks" and recipe.format == "qdq":
             needed = max(needed, _OPSETS[bits if recipe.target_bits is None else 2])
+        if preset.float8:
+            needed = max(needed, FLOAT8_OPSET)
         if preset.weights == "codebook" and preset.bits == 4:
             needed = max(needed, PACKED_OPSET)
     return needed
@@ -325,13 +328,32 @@ def weight_rewrite(node: Node, plan: NodePlan, weights: Weights, statistics: Inp
     algorithm = plan.algorithm
     if algorithm in ALGORITHMS_WITH_DATA and weights.packed.find(matrix, spec, ALGORITHM_WITHOUT_DATA) is not None:
         algorithm = ALGORITHM_WITHOUT_DATA
-    tensor = weights.packed.of(matrix, spec, algorithm, statistics)
-    if matrix.dtype == np.float16:
-        half = weights.packed.find(matrix, spec, algorithm, np.float16)
-        if half is None:
-            half = weights.packed.add(matrix, _with_half_scales(tensor, matrix, algorithm), spec, algorithm, np.float16)
-        tensor = half
+    tensor = packed_tensor(matrix, spec, algorithm, weights, statistics)
     return WeightRewrite(plan.form, {position: tensor}, plan.accuracy_level, algorithm=algorithm)
+
+
+def packed_tensor(
+    matrix: Array, spec: TensorSpec, algorithm: str, weights: Weights, statistics: InputStatistics | None
+) -> QTensor:
+    """Quantize a matrix, or find it; scales of a float16 weight are float16 numbers.
+
+    Args:
+        matrix: float32 or float16, (out, in).
+        spec: its grid.
+        algorithm: how it is rounded.
+        weights: what is quantized already.
+        statistics: of the input that it is multiplied with; None where the algorithm needs none.
+
+    Raises:
+        CalibrationError: the statistics do not fit the weight.
+    """
+    tensor = weights.packed.of(matrix, spec, algorithm, statistics)
+    if matrix.dtype != np.float16:
+        return tensor
+    half: QTensor | None = weights.packed.find(matrix, spec, algorithm, np.float16)
+    if half is None:
+        half = weights.packed.add(matrix, _with_half_scales(tensor, matrix, algorithm), spec, algorithm, np.float16)
+    return half
 
 
 def _with_half_scales(tensor: QTensor, matrix: Array, algorithm: str) -> QTensor:

@@ -8,13 +8,26 @@ from typing import Any
 
 from torch import Tensor
 
+from onnxq.errors import ModelError
 from onnxq.graph.views.plain_graph import PlainNode
 
 Function = Callable[["Call"], "Tensor | Sequence[Tensor | None]"]
 """An operator: its outputs in order, or its one output."""
 
 
-__all__ = ["Call", "Function", "Tensor"]
+__all__ = ["Call", "Function", "NodeError", "Tensor"]
+
+
+class NodeError(ModelError):
+    """A node that PyTorch cannot run on what it was given.
+
+    Attributes:
+        node: the node.
+    """
+
+    def __init__(self, node: PlainNode, reason: str) -> None:
+        super().__init__(f"{node.op_type} {node.name!r}: {reason}")
+        self.node = node
 
 
 @dataclass(frozen=True)

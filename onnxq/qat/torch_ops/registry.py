@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxq.graph.views.plain_graph import PlainNode
-from onnxq.qat.torch_ops import elementwise, integers, layer_ops, moving, recurrent, reducing
+from onnxq.qat.torch_ops import attention_ops, elementwise, integers, layer_ops, moving, recurrent, reducing
 from onnxq.qat.torch_ops.call import Function
 
 OPERATORS: dict[tuple[str, str], Function] = {
@@ -13,6 +13,7 @@ OPERATORS: dict[tuple[str, str], Function] = {
     **reducing.OPERATORS,
     **recurrent.OPERATORS,
     **integers.OPERATORS,
+    **attention_ops.OPERATORS,
 }
 """By domain and operator; QuantizeLinear and DequantizeLinear are the module's own."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +18,9 @@ from onnxq.report.printable import printable
 
 LARGEST = 1_400_000
 """Bytes of a page; samples with many pictures are left out where it would be larger."""
+
+_OPTION = re.compile(r"(--[a-z][a-z-]*)")
+"""Names of options, which are not broken at their hyphens."""
 
 _LARGEST_JSON = 64 << 20
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
@@ -65,6 +69,7 @@ def _page(result: Mapping[str, Any], most: int) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["name"] = lambda text: printable(str(text))
+    environment.filters["pieces"] = lambda text: _OPTION.split(printable(str(text)))
     style = (Path(__file__).parent / "page.css").read_text("utf8")
     words = (result.get("command") or {}).get("run")
     return environment.get_template("page.html").render(

@@ -159,7 +159,7 @@ def layers(evidence: Mapping[str, Any]) -> dict[str, Any] | None:
             "own": _decibels(row["own_sqnr_db"]),
             "arriving": "–" if row["arriving_sqnr_db"] is None else _decibels(row["arriving_sqnr_db"]),
             "output": "–" if row["output_sqnr_db"] is None else _decibels(row["output_sqnr_db"]),
-            "cause": row["cause"],
+            "cause": row["cause"] + (f" ({row['inside']})" if row.get("inside") else ""),
         }
         for row in worst[:_MOST_ROWS]
     ]

@@ -32,7 +32,7 @@ def learned(recipe: Recipe, seconds: float) -> Recipe | None:
     share = seconds * _SHARE
     if PRESETS[recipe.preset].activations != "static" or recipe.reconstructs or share < _LEAST_SECONDS:
         return None
-    return replace(recipe, reconstruct=True, minutes=min(recipe.minutes, share / 60.0))
+    return replace(recipe, reconstruct=True, algorithm=None, minutes=min(recipe.minutes, share / 60.0))
 
 
 def can_learn(job: Job) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onnxq.core.dtypes import QType
 from onnxq.errors import RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline.build import Built
@@ -15,16 +16,28 @@ from onnxq.pipeline.job import Data, Job
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import make_plan
 from onnxq.plan.placement.estimate import estimated_us
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
 from onnxq.search.within.history import Outcome
 from onnxq.search.within.score import Metric
+from onnxq.targets import WHOLE, Target
 from onnxq.verify.budget import Limits, fall
 from onnxq.verify.compare import Comparison, compare
 from onnxq.verify.loss import share
 
 _PRICED = 64
 """Nodes, the worst, for which it is worked out what leaving them float costs."""
+
+
+def wider_than(recipe: Recipe, target: Target) -> str | None:
+    """The preset of the nodes that hurt, on an engine of integers alone that has activations of 16 bits; else None."""
+    if target.coverage != WHOLE or QType.UINT16 not in target.activations:
+        return None
+    static = PRESETS[recipe.preset]
+    if static.activations != "static" or static.activation_bits >= QType.UINT16.bits:
+        return None
+    return next((name for name in target.presets if PRESETS[name].activation_bits == QType.UINT16.bits), None)
 
 
 class Judge:
@@ -89,7 +102,7 @@ class Judge:
         return Outcome(drop, comparison.sqnr_db, cost, size, failure, loss=comparison.loss)
 
     def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
-        """By node, the estimated microseconds that an inference takes longer where it alone is left float.
+        """By node, the estimated microseconds that an inference takes longer where it alone is left float, or wider.
 
         Conversions around it, and what they do to the kernels beside it, can be most of that.
         """
@@ -97,7 +110,9 @@ class Judge:
         found = {}
         for node in nodes[:_PRICED]:
             with contextlib.suppress(RecipeError):
-                without = replace(recipe, rules=(*recipe.rules, Rule(node, quantize=False)))
+                wider = wider_than(recipe, self.job.target)
+                left = Rule(node, quantize=False) if wider is None else Rule(node, preset=wider)
+                without = replace(recipe, rules=(*recipe.rules, left))
                 found[node] = self._planned_us(without) - base
         return found
 

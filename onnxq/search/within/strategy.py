@@ -63,6 +63,25 @@ Change = tuple[str, Callable[[Recipe], Recipe]]
 """A change of a recipe that costs nothing at inference, and its name."""
 
 
+@dataclass(frozen=True)
+class Means:
+    """What the search may do beside ranges, bias correction and learned rounding.
+
+    Attributes:
+        extras: further changes that cost nothing at inference, such as equalization.
+        learn: a recipe with blocks that learn in some of the seconds left, or None; comes last of all that is free.
+        wider: the preset that nodes get where this says they leave the integers, for engines that have nothing else;
+            None leaves them float.
+    """
+
+    extras: Sequence[Change] = ()
+    learn: Callable[[Recipe, float], Recipe | None] | None = None
+    wider: str | None = None
+
+
+_MEANS = Means()
+
+
 def search(
     start: Recipe,
     limits: Limits,
@@ -70,14 +89,12 @@ def search(
     diagnose: Diagnose,
     clock: Callable[[], float],
     budget: float,
-    *,
-    extras: Sequence[Change] = (),
-    learn: Callable[[Recipe, float], Recipe | None] | None = None,
+    means: Means = _MEANS,
 ) -> Found:
     """Find the recipe that is expected to be fastest of those within the limits.
 
     First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, bias
-    correction, ``extras``, ranges of the worst nodes, learned rounding. If that is not enough, the worst nodes leave
+    correction, further means, ranges of the worst nodes, learned rounding. If that is not enough, the worst nodes leave
     the integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
 
     Args:
@@ -87,10 +104,9 @@ def search(
         diagnose: the quantized nodes of a recipe's model, the worst first.
         clock: seconds so far.
         budget: seconds that all of this may take; the first attempt is made in any case.
-        extras: further changes that cost nothing at inference, such as equalization.
-        learn: a recipe with blocks that learn in some of the seconds left, or None; comes last of all that is free.
+        means: what else it may do.
     """
-    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, extras, learn).run()
+    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, means).run()
 
 
 @dataclass
@@ -101,8 +117,7 @@ class _RecipeSearch:
     _diagnose: Diagnose
     _clock: Callable[[], float]
     _budget: float
-    _extras: Sequence[Change]
-    _learn: Callable[[Recipe, float], Recipe | None] | None = None
+    _means: Means
     _known: dict[Recipe, Outcome] = field(default_factory=dict)
     _history: list[Step] = field(default_factory=list)
     _late: bool = False
@@ -174,14 +189,14 @@ class _RecipeSearch:
             learned = replace(best, adaround=True)
             if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
                 return learned
-        blocks = self._learn(best, self._budget - self._clock()) if self._learn is not None else None
+        blocks = self._means.learn(best, self._budget - self._clock()) if self._means.learn is not None else None
         if blocks is not None and self._inside(self._try("reconstruction", blocks, against=best)):
             return blocks  # else nodes leave the integers from what takes no minutes each time
         return best
 
     def _changes(self) -> list[Change]:
         if PRESETS[self._start.preset].activations != "static":
-            return list(self._extras)
+            return list(self._means.extras)
         suspects = self._diagnose(self._start)
         ranges = [_range_of_all(name) for name in _TRIED_RANGES if name != self._start.range]
         helped = [suspect for suspect in suspects if suspect.range is not None]
@@ -191,7 +206,7 @@ class _RecipeSearch:
         for suspect in [suspect for suspect in suspects if suspect.ranged and not suspect.by_weights][:_SINGLE_RANGES]:
             single += [_range_of_one(suspect, name) for name in _TRIED_RANGES]
         weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
-        weights += self._extras
+        weights += self._means.extras
         by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
         others = sum(suspect.damage for suspect in suspects if not suspect.by_weights)
         return [*weights, *ranges, *single] if by_weights > others else [*ranges, *weights, *single]
@@ -205,7 +220,9 @@ class _RecipeSearch:
         best = self._fewest(base, order)
         if cheap != order and (best is None or len(best) > 1) and not self._out_of_time():
             other = self._fewest(base, cheap)
-            best = min((n for n in (best, other) if n), key=lambda n: self._known[_without(base, n)].cost, default=None)
+            best = min(
+                (n for n in (best, other) if n), key=lambda n: self._known[self._leave(base, n)].cost, default=None
+            )
         if best is not None:
             self._other_forms(base, best)
             self._with_learned(base, order, len(best))
@@ -218,7 +235,7 @@ class _RecipeSearch:
         too_few, enough, most = 0, None, len(order)
         count = min(1, most)
         while count > too_few and not self._out_of_time():
-            outcome = self._try(_floats(order[:count]), _without(base, order[:count]))
+            outcome = self._try(self._left(order[:count]), self._leave(base, order[:count]))
             if self._inside(outcome):
                 enough = count
             elif outcome.gave_up:  # nothing is known of it, and others take as long
@@ -245,12 +262,13 @@ class _RecipeSearch:
         return floats
 
     def _worth(self, base: Recipe, floats: list[str], than: list[str]) -> bool:
-        recipe = _without(base, floats)
-        outcome = self._try(_floats(floats), recipe)
-        return self._inside(outcome) and outcome.cost <= self._known[_without(base, than)].cost
+        outcome = self._try(self._left(floats), self._leave(base, floats))
+        return self._inside(outcome) and outcome.cost <= self._known[self._leave(base, than)].cost
 
     def _other_forms(self, base: Recipe, floats: list[str]) -> None:
         """What left the integers may find its scales at inference, or be stored as integers, and be inside still."""
+        if self._means.wider is not None:
+            return
         forms = (("w8a8-dynamic", "with dynamic scales"), ("w8", "float, with weights stored in 8 bits"))
         for preset, words in forms:
             if preset != base.preset and not self._out_of_time():
@@ -264,12 +282,18 @@ class _RecipeSearch:
             return
         too_few, attempts = 0, 0
         while (count := (too_few + enough) // 2) > too_few and attempts < _LEARNED and not self._out_of_time():
-            words = f"AdaRound, {_floats(order[:count])}"
-            if self._inside(self._try(words, _without(learned, order[:count]), share=_SLOW_SHARE)):
+            words = f"AdaRound, {self._left(order[:count])}"
+            if self._inside(self._try(words, self._leave(learned, order[:count]), share=_SLOW_SHARE)):
                 enough = count
             else:
                 too_few = count
             attempts += 1
+
+    def _leave(self, base: Recipe, nodes: Sequence[str]) -> Recipe:
+        return _without(base, nodes, self._means.wider)
+
+    def _left(self, nodes: Sequence[str]) -> str:
+        return f"{_named_nodes(nodes)} {'float' if self._means.wider is None else self._means.wider}"
 
     # The result.
 
@@ -332,7 +356,3 @@ def _named(suspects: Sequence[Suspect]) -> str:
 
 def _named_nodes(nodes: Sequence[str]) -> str:
     return nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes ({nodes[0]} …)"
-
-
-def _floats(nodes: Sequence[str]) -> str:
-    return f"{_named_nodes(nodes)} float"

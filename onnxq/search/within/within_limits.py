@@ -28,10 +28,10 @@ from onnxq.runtime.session import open_session
 from onnxq.search.within.deadline import Deadline, LateError
 from onnxq.search.within.history import Outcome, Suspect
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
-from onnxq.search.within.limits import Judge
+from onnxq.search.within.limits import Judge, wider_than
 from onnxq.search.within.score import Metric
 from onnxq.search.within.state import SearchState
-from onnxq.search.within.strategy import Change, Found, search
+from onnxq.search.within.strategy import Change, Found, Means, search
 from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
@@ -171,8 +171,11 @@ class _LimitSearch:
             self._diagnose,
             self._state.clock,
             self._job.budget,
-            extras=self._extras(),
-            learn=learned if can_learn(self._job) else None,
+            Means(
+                self._extras(),
+                learned if can_learn(self._job) else None,
+                wider_than(self._start, self._job.target),
+            ),
         )
         return self._finish(found, timed=timed)
 

@@ -95,10 +95,14 @@ class Flips:
         Args:
             full_price: as for `estimate`.
         """
+        return self.bound(full_price)[0]
+
+    def bound(self, full_price: float | None = None) -> tuple[float, float]:
+        """What `weighted` gives, and the standard error of it."""
         expected, error = self.estimate(full_price)
         price = self._prices(full_price)
         seen, spread = float(price @ self._flipped), math.sqrt(float(price**2 @ self._flipped))
-        return float(max(expected + error, seen - spread))
+        return max((expected + error, error), (seen - spread, spread))
 
     def estimate(self, full_price: float | None = None) -> tuple[float, float]:
         """Decisions that are expected to change, each at a price, and the standard error of that.

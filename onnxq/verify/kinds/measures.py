@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -125,8 +126,14 @@ class ClassMeasure:
             price, least = UNSURE**share, OF_CLASSES + (OF_RESULTS - OF_CLASSES) * share
             among = min(total, found) or total
         changed = self._flips.changed / max(among, 1)
-        weighted = max(self._flips.weighted(price), least * self._flips.weighted()) / max(among, 1)
-        return Judged(kind, "changed decisions", min(changed, 1.0), min(weighted, 1.0))
+        weighted, error = (part / max(among, 1) for part in bound_of(self._flips, price, least))
+        return Judged(kind, "changed decisions", min(changed, 1.0), min(weighted, 1.0), error)
+
+
+def bound_of(flips: Flips, full_price: float, least: float) -> tuple[float, float]:
+    """Decisions that change, each at its price but at the least one in any case; and the standard error of that."""
+    plain, error = flips.bound()
+    return max(flips.bound(full_price), (least * plain, least * error))
 
 
 class ProbabilityMeasure:
@@ -164,10 +171,12 @@ class ProbabilityMeasure:
         among = sum(min(self._all, int(above.sum())) for above in self._above)
         if not among:  # nothing was found by either; how far the probabilities are is all that can be said
             found = self._size.judged()
-            return Judged(loss.PROBABILITIES, found.measure, found.value, found.loss)
+            return replace(found, kind=loss.PROBABILITIES)
         changed = sum(flips.changed for flips in self._flips) / among
-        weighted = sum(max(flips.weighted(UNSURE), OF_RESULTS * flips.weighted()) for flips in self._flips) / among
-        return Judged(loss.PROBABILITIES, "changed decisions", min(changed, 1.0), min(weighted, 1.0))
+        bounds = [bound_of(flips, UNSURE, OF_RESULTS) for flips in self._flips]
+        # the same probabilities at three thresholds: their errors go together
+        weighted, error = (sum(part) / among for part in zip(*bounds, strict=True))
+        return Judged(loss.PROBABILITIES, "changed decisions", min(changed, 1.0), min(weighted, 1.0), error)
 
 
 class ValueMeasure:
@@ -226,10 +235,11 @@ class ValueMeasure:
         """The figures."""
         ratio = self.ratio
         found = loss.by_noise(ratio * math.sqrt(1.0 + self._power.uncertainty))
+        error = found - loss.by_noise(ratio)
         if kind == loss.SIGNAL:
             noise = math.inf if ratio == 0 else -20 * math.log10(ratio) if math.isfinite(ratio) else -math.inf
-            return Judged(kind, "SNR", noise, found)
-        return Judged(kind, "relative error", ratio, found)
+            return Judged(kind, "SNR", noise, found, error)
+        return Judged(kind, "relative error", ratio, found, error)
 
 
 class ReconstructionMeasure:
@@ -295,13 +305,15 @@ class VectorMeasure:
         before, apart = left @ left.T, (right @ right.T - left @ left.T) ** 2
         spread, error = float(before[pairs].std()), math.sqrt(float(apart[pairs].mean()))
         ratio = error / spread if spread > 0 else math.inf if error > 0 else 0.0
+        few = loss.by_similarity(ratio)
         if 0.0 < ratio < math.inf:  # a pair belongs to two vectors, so that it is vectors that are independent
             each = apart.sum(axis=1)
             if self._unseen:
                 apart = float(each.std(ddof=1)) / math.sqrt(self._unseen)
                 ratio *= math.sqrt(max(float((each[: self._unseen].mean() - 2 * apart) / each.mean()), 1.0))
             ratio *= math.sqrt(1.0 + 2 * float(each.std(ddof=1)) / math.sqrt(len(each)) / float(each.mean()))
-        return Judged(loss.EMBEDDING, "cosine", cosine, loss.by_similarity(ratio))
+        found = loss.by_similarity(ratio)
+        return Judged(loss.EMBEDDING, "cosine", cosine, found, found - few)
 
 
 def _unit(vectors: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxq.core.dtypes import Array
@@ -285,7 +287,7 @@ class OutputJudge:
             found = Judged(found.kind, found.measure, found.value, 1.0)
         if self._otherwise:
             share = self._otherwise / self._samples
-            found = Judged(found.kind, found.measure, found.value, min(1.0, max(found.loss, share)))
+            found = replace(found, loss=min(1.0, max(found.loss, share)))
         return found
 
     def _of_kind(self) -> Judged:

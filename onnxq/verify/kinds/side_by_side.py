@@ -55,7 +55,8 @@ def shown_sample(
             for name, pair in outputs.items()
             if kinds.get(name) != loss.STATE and pair[0].shape == pair[1].shape and pair[0].size
         }
-        picture = _input_picture(given)
+        seen_by_eye = {name: array for name, array in given.items() if not _is_state(feed[name], outputs, kinds)}
+        picture = _input_picture(seen_by_eye)
         drawn = boxes_of(pairs, kinds, None if picture is None else picture[1].shape[:2])
         left = {name: pair for name, pair in pairs.items() if not drawn or name not in drawn["names"]}
         shown = (
@@ -66,11 +67,20 @@ def shown_sample(
             if found is not None:
                 shown.append({"output": name, "kind": kinds.get(name, loss.VALUES), **found})
         if picture is None:
-            seen = _input_curve(given)
+            seen = _input_curve(seen_by_eye)
         else:
             seen = {"name": picture[0], "picture": _photo(picture[1], BOXED if drawn else PIXELS)}
         rows.append({"sample": first + index, "input": seen, "outputs": shown})
     return rows
+
+
+def _is_state(array: Array, outputs: Mapping[str, Pair], kinds: Mapping[str, str]) -> bool:
+    """Whether an input is what an output carries on: as that one's shape, but for one axis that grows."""
+    states = (pair[0].shape for name, pair in outputs.items() if kinds.get(name) == loss.STATE)
+    return any(
+        len(shape) == array.ndim and sum(a != b for a, b in zip(shape, array.shape, strict=True)) <= 1
+        for shape in states
+    )
 
 
 def _item(array: Array, index: int, items: int) -> Array:

@@ -323,3 +323,16 @@ def test_what_cannot_be_undone_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
     with pytest.raises(onnxq.OnnxqError, match="is an input of this run"):
         onnxq.dequantize(tmp_path / "float.onnx", tmp_path / "float.onnx")
+
+
+@pytest.mark.parametrize("format", ["qdq", "qoperator"])
+def test_the_made_up_sample_stays_inside_what_the_model_takes(format: str) -> None:
+    """Beyond its range the quantized model clips, and the two are far apart however well its floats were found."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.uniform(0.0, 0.02, (2, 3, 16, 16)).astype(np.float32)} for _ in range(6)]
+    options: dict[str, Any] = {"preset": "w8a8", "format": format, "op_types": ["Conv", "Gemm"], "force": True}
+    small = onnxq.quantize(cnn(), calibration=feeds, benchmark=False, threads=1, **options)
+    assert small.model is not None
+    back = onnxq.dequantize(small.model)
+    assert back.sqnr_db is not None and back.sqnr_db > 20
+    assert not any("made-up" in warning for warning in back.warnings)

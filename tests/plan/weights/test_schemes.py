@@ -102,3 +102,9 @@ def test_a_matmul_has_its_channels_in_columns() -> None:
     model = build("g (float[1,64] x) => (float y) { y = MatMul (x, w) }", w=weight)
     errors = {row["scheme"]: row["mean_rel"] for row in scheme_tables(model)["weights"][0]["errors"]}
     assert errors["symmetric 8 bits per channel"] < errors["symmetric 8 bits per tensor"] / 5
+
+
+def test_relative_errors_of_weights_that_are_next_to_nothing_do_not_overflow() -> None:
+    weight = np.array([[1.0, 1e-40, 0.5, -1e-42]], np.float32)
+    for found in scheme_errors(weight):
+        assert np.isfinite(found.mean_rel)

@@ -135,7 +135,7 @@ def test_saved_statistics_serve_gptq(tmp_path) -> None:
     with pytest.raises(RecipeError, match="--algorithm awq: needs samples, for it changes the float model"):
         onnxq.quantize(network(), preset="w4", algorithm="awq", statistics=saved)
     both = quantized(algorithm="awq", statistics=path)
-    assert "--stats: AWQ changed the float model" in "; ".join(both.warnings)
+    assert "--stats: AWQ changes the float model" in "; ".join(both.warnings)
 
 
 def test_statistics_without_second_moments_are_not_enough(tmp_path) -> None:

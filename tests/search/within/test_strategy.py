@@ -16,7 +16,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.search.within.history import GIVEN_UP, Outcome, Suspect
 from onnxq.search.within.learned_candidates import learned, unlearned
 from onnxq.search.within.state import SearchState
-from onnxq.search.within.strategy import Found, search
+from onnxq.search.within.strategy import Found, Means, search
 from onnxq.verify.budget import Limits
 
 START = Recipe(preset="w8a8")
@@ -37,9 +37,10 @@ class Network:
     asked: list[Recipe] = field(default_factory=list)
     fails_without_nodes: bool = True
     learns: bool = False
+    wider: str | None = None
 
     def floats(self, recipe: Recipe) -> set[str]:
-        return {rule.match for rule in recipe.rules if rule.quantize is False}
+        return {rule.match for rule in recipe.rules if rule.quantize is False or rule.preset == "w8a16"}
 
     def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
         self.asked.append(recipe)
@@ -61,7 +62,8 @@ class Network:
         extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
         limits = Limits(max_drop=max_drop)
         learn = learned if self.learns else None
-        return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, extras=extras, learn=learn)
+        means = Means(extras, learn, self.wider)
+        return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, means)
 
 
 def test_a_start_inside_the_limits_is_the_result_and_nothing_else_is_tried() -> None:
@@ -69,6 +71,14 @@ def test_a_start_inside_the_limits_is_the_result_and_nothing_else_is_tried() -> 
     found = network.search()
     assert (found.best, len(network.asked), found.inside[0][0]) == (START, 1, START)
     assert [step.tried for step in found.history] == ["as given"]
+
+
+def test_where_nothing_is_float_the_nodes_that_hurt_get_wider_activations() -> None:
+    network = Network({"n3": 3.0, "n7": 2.0, "n9": 0.2}, ["n3", "n7", "n9", *NODES[10:]], wider="w8a16")
+    found = network.search()
+    assert found.best.rules == (Rule("n3", preset="w8a16"), Rule("n7", preset="w8a16"))
+    assert not any(rule.quantize is False for recipe in network.asked for rule in recipe.rules)
+    assert any(step.tried == "2 nodes (n3 …) w8a16" for step in found.history)
 
 
 @pytest.mark.parametrize("change", ["minmax", "entropy", "equalize", "adaround"])

@@ -105,3 +105,13 @@ def test_a_detector_with_one_output_is_drawn_on_a_larger_picture() -> None:
     (row,) = shown_sample({"x": feed}, {"y": (output, output)}, {"y": loss.DETECTION}, 0, most=1)
     assert row["outputs"][0]["float"] == [[0.4, 0.4, 0.6, 0.6, 0.8]]
     assert PIXELS < row["input"]["picture"]["shape"][1] <= BOXED
+
+
+def test_a_cache_is_no_picture() -> None:
+    past = np.random.default_rng(0).random((1, 3, 20, 16), np.float32)
+    present = np.concatenate([past, past[:, :, :1]], axis=2)
+    feed = {"ids": np.zeros((1, 1), np.int64), "past": past}
+    outputs = {"logits": (np.eye(1, 40, dtype=np.float32),) * 2, "present": (present, present)}
+    (row,) = shown_sample(feed, outputs, {"logits": "classes", "present": "state"}, 0, most=4)
+    assert row["input"] is None
+    assert shown_sample({"image": past}, {"logits": outputs["logits"]}, {"logits": "classes"}, 0, most=4)[0]["input"]

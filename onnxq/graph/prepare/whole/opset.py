@@ -84,7 +84,10 @@ def _keep_signature(old: ir.Graph, new: ir.Graph) -> None:
 
 
 def _refuse(model: ir.Model, current: int, version: int) -> None:
-    """Stop where onnx's converter is known to give something else than it got."""
+    """Stop where onnx's converter cannot go, or is known to give something else than it got."""
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise ValueError(f"onnx {onnx.__version__} knows operator sets up to {newest}")
     for node in walk.all_nodes(model.graph):
         if node.op_type == "GroupNormalization" and node.domain == "" and current < 21 <= version:
             raise ValueError(f"GroupNormalization '{node.name}' has scales of another shape from operator set 21 on")

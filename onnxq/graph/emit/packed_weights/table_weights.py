@@ -11,7 +11,7 @@ from onnxq.core.packing import pack
 from onnxq.core.spec import PerAxis, PerBlock
 from onnxq.graph import edit, walk
 from onnxq.graph.emit.common import IR_TYPES, drop_inputs
-from onnxq.graph.emit.replace import Replacer, alpha_of
+from onnxq.graph.emit.packed_weights.replace import Replacer, alpha_of
 from onnxq.graph.emit.rewrite import WeightRewrite
 
 

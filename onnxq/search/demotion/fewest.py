@@ -11,6 +11,9 @@ from onnxq.search.choice import Layer
 _CLOSE_ENOUGH = 8
 """The number is settled where at most one layer in so many is given back without need."""
 
+_SAME_TIME = 0.03
+"""It is settled, too, where fewer layers would save at most this share of the model's time."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -50,13 +53,19 @@ def noise_left(order: Sequence[Layer], base: str, forms: Mapping[str, str]) -> l
     return [(sum(after[:count]) + sum(before[count:])) / total for count in range(len(order) + 1)]
 
 
-def fewest(left: Sequence[float], excess: float, attempt: Callable[[int], Attempt | None]) -> int | None:
-    """The smallest number that is good, to within an eighth; None where none was found.
+def fewest(
+    left: Sequence[float],
+    excess: float,
+    attempt: Callable[[int], Attempt | None],
+    times: Sequence[float] | None = None,
+) -> int | None:
+    """The smallest number that is good, to within an eighth, or 3 % of the time; None where none was found.
 
     Args:
         left: share of the noise that is left by number, as of `noise_left`.
         excess: by what factor the noise is too large with none.
         attempt: builds the model with so many; None ends the search.
+        times: that the model takes, by number; None where that is not known.
     """
     too_few, limit = 0, len(left) - 1
     enough: int | None = None
@@ -64,7 +73,7 @@ def fewest(left: Sequence[float], excess: float, attempt: Callable[[int], Attemp
     while too_few < limit:
         if enough is None:
             count = _predicted(left, need, too_few, limit)
-        elif enough - too_few <= max(1, enough // _CLOSE_ENOUGH):
+        elif _settled(too_few, enough, times):
             break
         else:
             count = (too_few + enough) // 2
@@ -80,6 +89,13 @@ def fewest(left: Sequence[float], excess: float, attempt: Callable[[int], Attemp
             if found.excess is not None:
                 need = left[count] / max(found.excess, 1.0)
     return enough
+
+
+def _settled(too_few: int, enough: int, times: Sequence[float] | None) -> bool:
+    """Whether no number between the two would be better by what matters."""
+    if enough - too_few <= max(1, enough // _CLOSE_ENOUGH):
+        return True
+    return times is not None and times[enough] - times[too_few + 1] <= _SAME_TIME * times[enough]
 
 
 def _predicted(left: Sequence[float], need: float, too_few: int, limit: int) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.search.choice import FLOAT, STATIC, STORED, Form, Layer
-from onnxq.search.fewest import Attempt, fewest, noise_left
+from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
 
 
 def layer(name: str, **decibels: float) -> Layer:

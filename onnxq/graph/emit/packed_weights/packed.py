@@ -13,9 +13,10 @@ from onnxq.core.packing import pack, pack_blocks
 from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
-from onnxq.graph.emit.replace import Replacer, alpha_of
+from onnxq.graph.emit.packed_weights.expert_stacks import emit_experts
+from onnxq.graph.emit.packed_weights.replace import Replacer, alpha_of
+from onnxq.graph.emit.packed_weights.table_weights import emit_bnb4, emit_lookup
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
-from onnxq.graph.emit.table_weights import emit_bnb4, emit_lookup
 
 _SIGNED = {QType.UINT2: QType.INT2, QType.UINT4: QType.INT4, QType.UINT8: QType.INT8}
 _LARGEST_BLOCK = {2: 128, 4: 256, 8: 256}
@@ -38,6 +39,7 @@ def emit_weight_only(model: ir.Model, rewrite: Rewrite, form: str) -> None:
         "GatherBlockQuantized": emitter.table,
         "MatMulBnb4": partial(emit_bnb4, emitter),
         "Gather": partial(emit_lookup, emitter),
+        "QMoE": partial(emit_experts, emitter),
     }
     # Tables come last: one that is tied to an output layer reads that layer's initializer.
     for name, change in sorted(rewrite.weights.items(), key=lambda item: item[1].form == "GatherBlockQuantized"):

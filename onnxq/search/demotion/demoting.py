@@ -1,0 +1,307 @@
+"""Where the fastest model is outside the accuracy budget: one nearly as fast that is inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxq.graph import walk
+from onnxq.graph.types import Node
+from onnxq.pipeline.job import Job
+from onnxq.search import choice as chooser
+from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
+from onnxq.search.demotion.confidence import Confidence
+from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
+from onnxq.search.demotion.full_speed import FullSpeed
+from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
+from onnxq.search.layers import FORMS
+from onnxq.search.mixing import Mixing
+from onnxq.search.trials import Trial, Trials
+
+_NEARLY = 0.8
+"""Share of the static model's speed from which stored weights are worth as much as a static model in part."""
+
+_SPARE_SHARE = 0.4
+"""Share of the time that is left which giving static layers back leaves to sparing stored weights."""
+
+_WORTH_SPARING = 0.85
+"""Share of the smallest file that is inside which a file of partly stored weights may have."""
+
+_DOUBT = 2.0
+"""Factor by which noise that is predicted from that of single layers may be too large."""
+
+_SPARABLE = 30.0
+"""Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
+
+_ROOM = 0.5
+"""Share of the noise allowed that 8-bit weights may make by themselves: with more of it a layer that keeps them, and
+computes in float, is hardly better than one on integers, and float weights are what helps."""
+
+_MOST_TRIES = 6
+"""Models that are built to find how many layers have to be given back."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What layers are given back from.
+
+    Attributes:
+        base: the form that costs accuracy.
+        choices: the form of each layer before any is given back.
+        trial: the model that has them.
+        spare: seconds that have to be left for what comes after.
+    """
+
+    base: str
+    choices: Mapping[str, LayerChoice]
+    trial: Trial
+    spare: float = 0.0
+
+
+class Demoting:
+    """Looks for a model nearly as fast as the fastest one, with less error."""
+
+    def __init__(self, job: Job, trials: Trials, mixing: Mixing) -> None:
+        """Start with nothing tried.
+
+        Args:
+            job: whose model it is.
+            trials: candidates so far, timed and compared.
+            mixing: layers that were measured.
+        """
+        self._job, self._trials, self._mixing = job, trials, mixing
+        self._confidence = Confidence(trials)
+        self._full_speed = FullSpeed(job, trials, self._confidence)
+        self._barely: list[Trial] = []
+        self._spared = False
+
+    def run(self) -> None:
+        """Where the fastest model has static layers and too much error, look for one nearly as fast that has less.
+
+        What costs no time comes first: weights rounded by how they are used, other ranges, equalized weights. Then the
+        layers that do most damage for the time that they save get a gentler form, or stay float; and where nothing
+        static is inside, so do those of the model of stored weights.
+        """
+        trials = self._trials
+        start = self._too_coarse()
+        if not self._mixing.measured or (start is None and not self._worth_sparing()):
+            return
+        kept = None
+        if start is not None:
+            kept = self._full_speed.run(start)
+            if kept is None and self._nearly_as_fast(start):
+                kept = self._spare_weights()
+            if kept is None:
+                kept = self._give_back(start)
+        if kept is None and (self._worth_sparing() or self._has_grown()):
+            kept = self._spare_weights()
+        if kept is None:  # none is surely inside; the one that is farthest inside serves
+            kept = min(self._barely, key=trials.loss, default=None)
+        if kept is not None:
+            leaders = chooser.ranked(trials.outcomes())
+            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+
+    # Layers given back.
+
+    def _give_back(self, start: Trial) -> Trial | None:
+        """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
+        trials, mixing = self._trials, self._mixing
+        least = self._full_speed.refined(start)
+        room = self._weights_leave_room(least)
+        mixing.find_damage(least.built.recipe, STATIC, *(FORMS if room else ()))
+        forms = {name: mixing.form(least, name) for name in mixing.layers}
+        static = [layer for layer in chooser.by_damage(mixing.layers.values()) if forms[layer.name] == STATIC]
+        as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
+        gentle = {layer.name: chooser.gentler(layer) for layer in static}
+        # Stored weights come last, and need time of their own.
+        spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
+        plan = _Start(STATIC, as_it_is, least, spare)
+        kept = None
+        if room and set(gentle.values()) != {FLOAT}:
+            kept = self._fewest(by_time(static, STATIC, gentle), gentle, plan, "gentler")
+        if kept is None:
+            floats = dict.fromkeys(gentle, FLOAT)
+            kept = self._fewest(by_time(static, STATIC, floats), floats, plan, "float")
+        return kept
+
+    def _weights_leave_room(self, like: Trial) -> bool:
+        """Whether 8-bit weights, rounded as those of a trial, cost so little alone that others need not be float."""
+        trials, stored = self._trials, self._trials.made.get(STORED)
+        if stored is None or not trials.by_budget or stored.comparison is None:
+            return True
+        if self._confidence.excess(stored) > _ROOM and like.built.recipe.algorithm is not None:
+            better = self._stored_better()
+            stored = better if better is not None and better.comparison is not None else stored
+        return self._confidence.excess(stored) <= _ROOM
+
+    def _stored_better(self) -> Trial | None:
+        """Stored weights that were rounded by how they are used; None where there are none."""
+        trials = self._trials
+        name, stored = f"{STORED} (gptq)", trials.made.get(STORED)
+        if name not in trials.made and stored is not None and self._full_speed.leaves_open("gptq"):
+            self._full_speed.like(name, stored, stored.built.recipe.override(algorithm="gptq"))
+        return trials.made.get(name)
+
+    def _times(self, order: Sequence[Layer], forms: Mapping[str, str], start: Trial) -> list[float] | None:
+        """Time of the model by the number of layers given back, float being 1; None where times are not known."""
+        timing = self._trials.made[start.name.partition(" (")[0]].timing
+        lost = lost_times(order, STATIC, forms)
+        if timing is None or not lost or lost[-1] <= 0:
+            return None
+        inside = [outcome.ratio for outcome in self._trials.outcomes() if not outcome.refused]
+        first, last = 1 / timing.ratio, 1 / max(inside, default=1.0)
+        return [first + (max(last, first) - first) * part / lost[-1] for part in lost]
+
+    # Stored weights.
+
+    def _worth_sparing(self) -> bool:
+        """Whether stored weights, which are outside, would make a file that is smaller by far than those inside."""
+        trials = self._trials
+        smallest = min((outcome.size for outcome in trials.outcomes() if not outcome.refused), default=math.inf)
+        if not self._stored_misses() or self._confidence.excess(trials.made[STORED]) > _SPARABLE:
+            return False
+        return trials.made[STORED].size <= chooser.SMALL * smallest
+
+    def _has_grown(self) -> bool:
+        """Whether the best that is inside is a larger file than the user's: it gives way to any that is not."""
+        inside = chooser.ranked(self._trials.outcomes())
+        return bool(inside) and inside[0].size > self._job.prepared.size
+
+    def _stored_misses(self) -> bool:
+        """Whether the model of stored weights runs and is outside the budget."""
+        stored = self._trials.made.get(STORED)
+        return stored is not None and bool(stored.refused) and stored.comparison is not None
+
+    def _nearly_as_fast(self, start: Trial) -> bool:
+        """Whether stored weights are about as fast as the static model, so that layers given back gain nothing more."""
+        stored = self._trials.made.get(STORED)
+        if stored is None or stored.timing is None or start.timing is None:
+            return False
+        return stored.timing.ratio >= _NEARLY * start.timing.ratio
+
+    def _spare_weights(self) -> Trial | None:
+        """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
+        trials, mixing = self._trials, self._mixing
+        stored = trials.made.get(STORED)
+        if stored is None or not self._stored_misses() or self._spared:
+            return None
+        self._spared = True
+        better = self._stored_better()
+        if better is not None and not better.refused:
+            return better
+        if better is not None and better.comparison is not None and trials.loss(better) < trials.loss(stored):
+            stored = better
+        mixing.find_damage(stored.built.recipe, STORED)
+        order = by_bytes(chooser.by_damage(mixing.layers.values(), STORED), STORED)
+        inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
+        largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
+        nodes = {node.name or "": node for node in self._job.prepared.model.graph}
+        weights = [_weight_of(nodes[layer.name]) for layer in order]
+        affordable = _affordable(order, weights, stored.size, largest)
+        left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
+        if not self._has_grown() and left[affordable] > _DOUBT / max(self._confidence.excess(stored), 1.0):
+            return None
+        order = order[:affordable]
+        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
+        start = _Start(STORED, as_it_is, stored)
+        return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
+
+    # The fewest layers.
+
+    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Start, how: str) -> Trial | None:
+        """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
+
+        A model that is picked because it is just inside may be outside on other samples: the more are tried, the surer
+        it has to be inside (`Confidence`).
+        """
+        trials, confidence = self._trials, self._confidence
+        good: dict[int, Trial] = {}
+        tried: list[int] = []
+        left, times = noise_left(order, start.base, forms), None
+        if start.base == STATIC:
+            times = self._times(order, forms, start.trial)
+            if times is not None and not self._gains(left, times, start.trial):
+                return None
+
+        def attempt(count: int) -> Attempt | None:
+            if trials.out_of_time("no further layers were given a gentler form") or trials.seconds_left < start.spare:
+                return None
+            if len(tried) >= _MOST_TRIES:
+                return None
+            tried.append(count)
+            self._job.clock.report("accuracy")(count, len(order))
+            trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
+            if trial is None:
+                return Attempt(False)
+            runs = trial.session is not None and not trial.refused
+            if not runs:
+                return Attempt(False, math.inf if trial.size > self._job.prepared.size else None)
+            trials.compare([trial])
+            if not trial.refused and confidence.is_sure(trial, len(tried)):
+                good[count] = trial
+                return Attempt(True)
+            if not trial.refused:
+                self._barely.append(trial)
+            return Attempt(False, confidence.excess(trial, len(tried)))
+
+        found = fewest(left, confidence.excess(start.trial), attempt, times)
+        return None if found is None else good[found]
+
+    def _gains(self, left: Sequence[float], times: Sequence[float], start: Trial) -> bool:
+        """Whether a model would still be the fastest with as many layers given back as its errors ask for."""
+        need = _DOUBT / max(self._confidence.excess(start), 1.0)
+        count = next((index for index, share in enumerate(left) if share <= need), len(left) - 1)
+        reached = max((outcome.ratio for outcome in self._trials.outcomes() if not outcome.refused), default=1.0)
+        return times[count] < 1 / (reached * (1 + chooser.NOISE))
+
+    def _with_other(self, changed: Sequence[Layer], forms: Mapping[str, str], start: _Start, name: str) -> Trial | None:
+        """The start with some layers in another form; None where that is a model that there is already."""
+        choices = dict(start.choices)
+        for layer in changed:
+            error = layer.forms[start.base].error_db
+            what = "static costs" if start.base == STATIC else f"{start.base} costs"
+            reason = f"{what} accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
+            choices[layer.name] = LayerChoice(forms[layer.name], reason)
+        return self._mixing.build(name, start.base, choices, start.trial.built.recipe)
+
+    def _too_coarse(self) -> Trial | None:
+        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
+        inside = chooser.ranked(self._trials.outcomes())
+        reached = max((outcome.ratio for outcome in inside), default=0.0) * (1 + chooser.NOISE)
+        ratios = {
+            trial.name: trial.timing.ratio
+            for trial in self._trials.made.values()
+            if trial.name in (STATIC, MIXED) and trial.refused and trial.comparison is not None and trial.timing
+        }
+        fastest = max(sorted(ratios), key=lambda name: ratios[name], default=None)
+        if fastest is None or ratios[fastest] <= reached or self._job.data is None:
+            return None
+        return self._trials.made[fastest]
+
+
+def _weight_of(node: Node) -> Hashable:
+    """The name of the largest constant that a node reads."""
+    sizes = {
+        value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
+    }
+    return max(sizes, key=lambda name: sizes[name], default=node.name)
+
+
+def _affordable(order: Sequence[Layer], weights: Sequence[Hashable], size: int, largest: float) -> int:
+    """How many layers of a model of stored weights can have float ones before the file is too large.
+
+    Args:
+        order: the layers.
+        weights: what each reads; what several read is in the file once.
+        size: bytes of the model.
+        largest: bytes of a file that will do.
+    """
+    seen: set[Hashable] = set()
+    for count, (layer, weight) in enumerate(zip(order, weights, strict=True)):
+        if FLOAT in layer.forms and STORED in layer.forms and weight not in seen:
+            size += layer.forms[FLOAT].size - layer.forms[STORED].size
+        seen.add(weight)
+        if size > largest:
+            return count
+    return len(order)

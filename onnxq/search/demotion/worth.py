@@ -1,0 +1,61 @@
+"""In which order layers are given back: by the noise that goes for the time, or the bytes, that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from onnxq.search.choice import FLOAT, Layer
+
+_LEAST = 0.01
+"""Share of the mean price of a layer below which it counts as that: none is had for nothing."""
+
+
+def by_time(layers: Sequence[Layer], base: str, forms: Mapping[str, str]) -> list[Layer]:
+    """Layers in the order of the noise that goes for each µs that another form takes longer.
+
+    That is the greedy order for a knapsack (Dantzig 1957): the noise that may stay is met for the least time. Layers
+    that are no slower in the other form come first, by their noise.
+
+    Args:
+        layers: the worst first.
+        base: the form that they have.
+        forms: the other form by name of the layer.
+    """
+    prices = [_longer(layer, base, forms[layer.name]) for layer in layers]
+    return _by_worth(layers, base, prices)
+
+
+def by_bytes(layers: Sequence[Layer], base: str) -> list[Layer]:
+    """Layers in the order of the noise that goes for each byte that float weights take more."""
+    prices = [
+        float(layer.forms[FLOAT].size - layer.forms[base].size) if FLOAT in layer.forms else 0.0 for layer in layers
+    ]
+    return _by_worth(layers, base, prices)
+
+
+def _by_worth(layers: Sequence[Layer], base: str, prices: Sequence[float]) -> list[Layer]:
+    known = [max(price, 0.0) for price in prices]
+    least = max(_LEAST * sum(known) / max(len(known), 1), 1e-9)
+
+    def worth(index: int) -> float:
+        error = layers[index].forms[base].error_db
+        return 0.0 if error is None else 10.0 ** (-max(error, -100.0) / 10) / max(known[index], least)
+
+    return [layers[index] for index in sorted(range(len(layers)), key=lambda index: -worth(index))]
+
+
+def _longer(layer: Layer, base: str, form: str) -> float:
+    now, then = layer.cost(base), layer.cost(form)
+    return 0.0 if now is None or then is None else then - now
+
+
+def lost_times(order: Sequence[Layer], base: str, forms: Mapping[str, str]) -> list[float]:
+    """By how much the model takes longer with the first 0, 1, 2 … layers in another form, in µs.
+
+    Args:
+        order: layers, in the order in which they are given back.
+        base: the form that they have.
+        forms: the other form by name of the layer.
+    """
+    return [0.0, *accumulate(max(_longer(layer, base, forms[layer.name]), 0.0) for layer in order)]

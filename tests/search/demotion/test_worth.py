@@ -1,0 +1,114 @@
+"""In which order layers are given back, and how sure a model has to be that was picked among several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from onnxq.recipe.recipe import Recipe
+from onnxq.search.choice import FLOAT, STATIC, STORED, Form, Layer
+from onnxq.search.demotion.confidence import Confidence, errors_for
+from onnxq.search.demotion.fewest import Attempt, fewest
+from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
+
+
+def layer(name: str, db: float, us: float, size: int = 0) -> Layer:
+    forms = {
+        STATIC: Form(1.0, model_db=db),
+        FLOAT: Form(1.0 + us, size=100 + size),
+        STORED: Form(1.0, model_db=db, size=100),
+    }
+    return Layer(name, "Conv", forms)
+
+
+def test_noise_for_each_microsecond_decides() -> None:
+    layers = [
+        layer("worst", 20.0, 100.0),
+        layer("cheap", 25.0, 2.0),
+        layer("free", 30.0, -1.0),
+        layer("dear", 40.0, 90.0),
+    ]
+    floats = dict.fromkeys(["worst", "cheap", "free", "dear"], FLOAT)
+    assert [found.name for found in by_time(layers, STATIC, floats)] == ["free", "cheap", "worst", "dear"]
+    assert lost_times(by_time(layers, STATIC, floats), STATIC, floats) == [0.0, 0.0, 2.0, 102.0, 192.0]
+
+
+def test_without_times_the_worst_comes_first() -> None:
+    layers = [
+        Layer(name, "Conv", {STATIC: Form(None, model_db=db)}) for name, db in (("a", 20.0), ("b", 21.0), ("c", 22.0))
+    ]
+    assert [found.name for found in by_time(layers, STATIC, dict.fromkeys("abc", FLOAT))] == ["a", "b", "c"]
+
+
+def test_noise_for_each_byte_decides_which_weights_stay_float() -> None:
+    layers = [layer("large", 20.0, 0.0, 10_000), layer("small", 25.0, 0.0, 10)]
+    assert [found.name for found in by_bytes(layers, STORED)] == ["small", "large"]
+
+
+def test_the_greedy_order_costs_at_most_one_layer_more_than_the_best_choice_of_all() -> None:
+    layers = [layer(str(i), 20.0 + (7 * i) % 13, 1.0 + (5 * i) % 11) for i in range(10)]
+    noise = np.array([10 ** (-(found.forms[STATIC].error_db or 0) / 10) for found in layers])
+    price = np.array([(found.forms[FLOAT].us or 0.0) - 1.0 for found in layers])
+    chosen = np.array(list(itertools.product([0, 1], repeat=10)))
+    best = float((chosen @ price)[chosen @ noise >= 0.75 * noise.sum()].min())
+    order = [int(found.name) for found in by_time(layers, STATIC, {found.name: FLOAT for found in layers})]
+    enough = int(np.argmax(np.cumsum(noise[order]) >= 0.75 * noise.sum())) + 1
+    assert best <= price[order[:enough]].sum() <= best + price.max()
+
+
+@pytest.mark.parametrize("tries", [1, 2, 5, 20])
+def test_the_best_of_several_is_as_sure_as_one(tries: int) -> None:
+    assert NormalDist().cdf(errors_for(tries)) ** tries == pytest.approx(NormalDist().cdf(1.0))
+    assert errors_for(1) == pytest.approx(1.0) and errors_for(tries + 1) > errors_for(tries)
+
+
+def trial(loss: float | None, error: float = 0.0, sqnr: float | None = None) -> Any:
+    return SimpleNamespace(comparison=SimpleNamespace(loss=loss, loss_error=error, sqnr_db=sqnr))
+
+
+def confidence(**options: Any) -> Confidence:
+    recipe = Recipe(**options)
+    limits = recipe.min_sqnr is None and recipe.max_drop is None
+    known = SimpleNamespace(
+        by_budget=limits, job=SimpleNamespace(recipe=recipe),
+        loss=lambda found: math.inf if found.comparison.loss is None else found.comparison.loss,
+    )  # fmt: skip
+    return Confidence(cast(Any, known))
+
+
+def test_an_estimate_has_to_be_inside_half_and_what_is_uncertain_inside_the_whole_of_the_budget() -> None:
+    judge = confidence()
+    assert judge.is_sure(trial(0.0049), 3) and not judge.is_sure(trial(0.0051), 3)
+    assert judge.is_sure(trial(0.0079, 0.004), 1), "the estimate is 0.39 %"
+    assert not judge.is_sure(trial(0.0099, 0.004), 1)
+    assert judge.is_sure(trial(0.0079, 0.004), 2) and not judge.is_sure(trial(0.0079, 0.004), 4)
+    assert judge.excess(trial(0.02), 1) == pytest.approx(16.0)
+
+
+def test_limits_of_the_users_are_held_as_they_are() -> None:
+    judge = confidence(min_sqnr=30.0)
+    assert judge.is_sure(trial(0.5), 9)
+    assert judge.excess(trial(0.5, sqnr=20.0)) == pytest.approx(10.0)
+    assert confidence(max_drop=1.0).excess(trial(0.5)) == pytest.approx(4.0)
+
+
+def test_a_search_ends_where_fewer_layers_would_save_no_time() -> None:
+    left = [1.0 - index / 64 for index in range(65)]
+    tried: list[int] = []
+
+    def attempt(count: int) -> Attempt:
+        tried.append(count)
+        return Attempt(count >= 30, 2.0)
+
+    flat = fewest(left, 1.2, attempt, [1.0] * 65)
+    first = list(tried)
+    tried.clear()
+    steep = fewest(left, 1.2, attempt, [1.0 + index for index in range(65)])
+    assert flat is not None and steep is not None and flat >= steep >= 30
+    assert len(first) < len(tried)
