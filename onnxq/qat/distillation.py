@@ -22,12 +22,14 @@ class Target:
         axis: of the classes, where it has some; None where not.
         normalized: they are probabilities already, not logits.
         scale: mean square of the teacher's values about their mean, of outputs that are plain numbers.
+        labelled: whether the labels of the samples, where there are some, are its classes.
     """
 
     kind: str
     axis: int | None = None
     normalized: bool = False
     scale: float = 1.0
+    labelled: bool = False
 
 
 def distance(target: Target, expected: Tensor, got: Tensor) -> Tensor:

@@ -280,7 +280,7 @@ class _Run:
         total = torch.zeros((), device=self.device)
         for name, target in task.targets.items():
             total = total + distance(target, expected[name], got[name])
-            if labels is not None and target.axis is not None:
+            if labels is not None and target.labelled:
                 total = total + _LABELS * labelled(target, got[name], labels.to(self.device))
         for name in self.features:
             part = squares(expected[name], got[name], self.scales[name])

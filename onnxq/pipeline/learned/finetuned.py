@@ -140,7 +140,13 @@ def _learned(
     samples = _samples(data)
     if samples.note:
         chosen.warnings.append(samples.note)
-    targets = _targets(job, chosen, data.first)
+    targets = _targets(job, chosen, data.first, samples.labels)
+    if samples.labels is not None and not any(target.labelled for target in targets.values()):
+        every = np.concatenate(samples.labels)
+        chosen.warnings.append(
+            f"--finetune: labels {every.min()}…{every.max()} are no classes of an output; learned from the float model "
+            "alone"
+        )
     config = FinetuneConfig(recipe.epochs, recipe.minutes, seed=recipe.seed, device=recipe.device)
     config = replace(config, threads=job.threads or free_processors())
     if recipe.learning_rate is not None:
@@ -171,14 +177,14 @@ def _samples(data: Data) -> _Samples:
             parts = np.split(labels[: sum(sizes)], np.cumsum(sizes)[:-1])
         else:
             note = (
-                f"--finetune: labels of shape {labels.shape} are not one class for each of {sum(sizes)} items; learned "
-                "from the float model alone"
+                f"--finetune: labels ({labels.dtype}, {list(labels.shape)}) are not one whole number for each of "
+                f"{sum(sizes)} items to learn from; learned from the float model alone"
             )
     return _Samples(learn, judge, parts, note)
 
 
-def _targets(job: Job, chosen: Chosen, feed: Feed) -> dict[str, Target]:
-    """What each output holds, by its name in the prepared model."""
+def _targets(job: Job, chosen: Chosen, feed: Feed, labels: list[Array] | None) -> dict[str, Target]:
+    """What each output holds, by its name in the prepared model; ``labels`` are of all samples, ``feed`` is one."""
     from onnxq.qat.distillation import Target
 
     comparison = chosen.verdict.comparison
@@ -197,10 +203,18 @@ def _targets(job: Job, chosen: Chosen, feed: Feed) -> dict[str, Target]:
         axis = _class_axis(array, facts.get(name)) if judged.kind in _SCORES else None
         if normalized is not None and judged.kind in _SCORES:
             axis = normalized
-        found[name] = Target(judged.kind, axis, normalized is not None, float(array.var()))
+        fits = labels is not None and axis is not None and _are_classes(labels, array, axis)
+        found[name] = Target(judged.kind, axis, normalized is not None, float(array.var()), fits)
     if not found:
         raise CalibrationError("--finetune: no output of the model is a finite float32 tensor that could be learned")
     return found
+
+
+def _are_classes(labels: list[Array], output: Array, axis: int) -> bool:
+    """Whether labels can be the classes of an output that the first sample gave."""
+    count = output.shape[axis]
+    within = all(part.size == 0 or (part.min() >= 0 and part.max() < count) for part in labels)
+    return within and labels[0].size * count == output.size
 
 
 def _class_axis(array: Array, fact: OutputFact | None) -> int:
