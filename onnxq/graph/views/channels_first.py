@@ -26,7 +26,7 @@ def bring_back(quantized: ir.Model, float_model: ir.Model) -> int:
     known = {value.name for value in walk.all_values(quantized.graph)}
     found = 0
     for node in list(quantized.graph):
-        conv = convs.get(node.name) if node.op_type == "MatMulIntegerToFloat" else None
+        conv = convs.get(node.name or "") if node.op_type == "MatMulIntegerToFloat" else None
         rank = walk.rank(walk.input_at(conv, 1)) if conv is not None else None
         if conv is None or rank is None or conv.outputs[0].name in known:
             continue
