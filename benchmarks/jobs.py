@@ -39,7 +39,7 @@ class JobResult:
 def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult:
     """Run one of `JOBS` in a new process with one thread for numpy; arguments must be JSON.
 
-    Another interpreter than this one is given as ``python``, and ``limit`` among the arguments is the seconds that it may take.
+    Another interpreter than this one is given as ``python``. ``limit`` among the arguments is seconds that it may take.
 
     The process may take two thirds of the memory that is free now; one that wants more ends in a MemoryError.
     """
