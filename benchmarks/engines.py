@@ -54,7 +54,7 @@ def fitting(model: Path, feeds: Sequence[Feed]) -> tuple[list[Feed], list[str]]:
     chosen = [feed for feed in feeds if {name: array.shape for name, array in feed.items()} == first]
     step = max(len(chosen) // MOST_SAMPLES, 1)
     fixed = {
-        dim.dim_param or f"{name}:{axis}": first[name][axis]
+        f"{name}:{axis}": first[name][axis]
         for name, dims in sizes.items()
         for axis, dim in enumerate(dims)
         if dim.dim_value < 1

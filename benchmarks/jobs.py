@@ -39,10 +39,11 @@ class JobResult:
 def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult:
     """Run one of `JOBS` in a new process with one thread for numpy; arguments must be JSON.
 
-    Another interpreter than this one is given as ``python``.
+    Another interpreter than this one is given as ``python``. ``limit`` among the arguments is seconds that it may take.
 
     The process may take two thirds of the memory that is free now; one that wants more ends in a MemoryError.
     """
+    limit = int(arguments.pop("limit", TIMEOUT_SECONDS))
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
         request.write_text(json.dumps({"kind": kind, "arguments": arguments}), encoding="utf-8")
@@ -54,11 +55,11 @@ def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult
                 cwd=folder,  # onnxruntime's shape inference leaves files where it runs
                 env={**os.environ, **threads, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
-                timeout=TIMEOUT_SECONDS,
+                timeout=limit,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return JobResult({}, None, f"stopped after {TIMEOUT_SECONDS} s")
+            return JobResult({}, None, f"stopped after {limit} s")
         if not answer.is_file():
             return JobResult({}, None, f"the process ended with status {done.returncode}")
         return JobResult(**json.loads(answer.read_text(encoding="utf-8")))
@@ -107,6 +108,24 @@ def _weight_peer(config: str, model: str, feeds: str, output: str) -> dict[str, 
     return dict(quantize_with_weight_peer(PEERS[config], Path(model), Path(feeds), Path(output)))
 
 
+def _onnxq_folder(folder: str, output: str, calibration: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """`onnxq.quantize_folder` as a user calls it, verification included, with all processors."""
+    import onnxq
+
+    start, busy = time.perf_counter(), time.process_time()
+    result = onnxq.quantize_folder(folder, output, calibration=calibration, cache=False, **options)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    facts = result.to_dict()
+    return {"seconds": seconds, "processor_seconds": busy, "chosen": facts["graphs"][0].get("preset")}
+
+
+def _genai(call: str, **arguments: Any) -> dict[str, Any]:
+    from benchmarks import genai_side
+
+    made: dict[str, Any] = getattr(genai_side, call)(**arguments)
+    return made
+
+
 def _onnxq(model: str, feeds: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
     """`onnxq.quantize` as a user calls it, timing and verification included."""
     import onnxq
@@ -148,6 +167,8 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "quark": _quark,
     "weight-peer": _weight_peer,
     "onnxq": _onnxq,
+    "onnxq-folder": _onnxq_folder,
+    "genai": _genai,
     "calibrate": _calibrate,
     "calibrate-memory": _calibrate_memory,
 }

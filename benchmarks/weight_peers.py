@@ -52,8 +52,8 @@ class WeightPeer:
 
     @property
     def needs_environment(self) -> bool:
-        """Whether it runs in the second environment."""
-        return self.by != "onnxruntime" or self.method == "hqq"
+        """Whether it runs in the second environment, which has torch."""
+        return self.by != "onnxruntime" or self.method in ("hqq", "gptq")
 
 
 PEERS: dict[str, WeightPeer] = {
@@ -63,6 +63,7 @@ PEERS: dict[str, WeightPeer] = {
     "4 bits k_quant": WeightPeer("onnxruntime", "k_quant"),
     "8 bits rtn symmetric": WeightPeer("onnxruntime", "rtn", 8, 128, symmetric=True),
     "2 bits rtn": WeightPeer("onnxruntime", "rtn", 2),
+    "4 bits gptq, its own": WeightPeer("onnxruntime", "gptq", symmetric=True),
     "4 bits gptq": WeightPeer("neural-compressor", "gptq", symmetric=True),
     "4 bits awq": WeightPeer("neural-compressor", "awq", symmetric=True),
 }
@@ -128,7 +129,19 @@ def _onnxruntime(config: WeightPeer, model: Path, feeds: Path) -> Any:
         algorithm = nbits.HQQWeightOnlyQuantConfig(block_size=config.block_size, bits=config.bits)
     elif config.method == "k_quant":
         algorithm = nbits.KQuantWeightOnlyQuantConfig()
+    elif config.method == "gptq":
+        algorithm = nbits.GPTQWeightOnlyQuantConfig(_Reader(feeds))
     return nbits.MatMulNBitsQuantizer(onnx.load(model), bits=config.bits, algo_config=algorithm, **common)
+
+
+class _Reader:
+    """Feeds as onnxruntime's quantizer reads them: one after the other, as often as it likes."""
+
+    def __init__(self, feeds: Path) -> None:
+        self._feeds = feeds
+
+    def __iter__(self) -> Iterator[Feed]:
+        return read_feeds(self._feeds)
 
 
 def _neural_compressor(config: WeightPeer, model: Path, feeds: Path) -> Any:

@@ -41,7 +41,7 @@ from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spre
 from onnxq.plan.placement.candidates import Candidate, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
 from onnxq.plan.placement.halves import values_to_see
-from onnxq.plan.placement.place import ahead_of_work, place, why_float
+from onnxq.plan.placement.place import ahead_of_work, place, pointwise_layers, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
 from onnxq.plan.wanted import Wanted
@@ -119,9 +119,10 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     found = survey(graph, target, selection, seen.dtypes, spec.symmetric, trained)
     if seen.given is not None:
         insist(found, given, known)
+    pointwise = pointwise_layers(graph, found, target, spec, trained=seen.given is not None)
     for name, candidate in list(found.candidates.items()):
         wrong = {**({} if candidate.choice.insisted else seen.low_sqnr), **unusable}
-        if gives_float(candidate.node):  # whose products can stay as they are
+        if name in pointwise or gives_float(candidate.node):  # whose products can stay as they are
             wrong = {key: why for key, why in wrong.items() if key not in wished or not _writes(candidate, key)}
         bad = next((v.name for v in _touched(candidate) if v.name in wrong), None)
         if bad:
@@ -138,19 +139,19 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     units = units_of(graph) if static else []
     keep_whole(found, units, selection)
     working = ahead_of_work(found)
-    chosen = place(found, target, seen.shapes, working, units) if static else set()
+    chosen = place(found, target, seen.shapes, working, units, pointwise) if static else set()
     while mixed := mixed_units(units, found, chosen):
         for unit, members in mixed:
             for name in members & found.candidates.keys():
                 found.keep(name, f"{unit.reason}, which stays float")
         working = ahead_of_work(found)
-        chosen = place(found, target, seen.shapes, working, units)
+        chosen = place(found, target, seen.shapes, working, units, pointwise)
     context = _Context(found, chosen, working, recipe, target, seen.shapes, selection, static, graph, logs)
     nodes: dict[str, NodePlan] = {}
     for node in found.order:
         for plan in _node_plans(node, context):
             nodes.setdefault(plan.name, plan)
-    values = decide_values(graph, found, nodes, recipe, spec, selection) if static else {}
+    values = decide_values(graph, found, nodes, recipe, spec, selection, pointwise) if static else {}
     values, in_vain = with_wishes(
         fix(values, known, folded_bounds(found, known)), recipe, spec, named_weights(recipe, graph)
     )

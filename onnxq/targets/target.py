@@ -70,6 +70,8 @@ class Costs:
         behind_quantize: operators on images that are this much slower where a Q stands right before them, because
             their integers then do not lie as an integer convolution leaves them.
         before_quantize: float operators that the runtime would move a Q across, and what keeping them apart takes.
+        pointwise_float: what it takes longer to give floats than integers, for the kernel that multiplies each position
+            of an image by a matrix; None where there is no such kernel, and a Q has to stand behind such a Conv.
         float_default: an operator without an entry in ``float_ops``.
     """
 
@@ -81,6 +83,7 @@ class Costs:
     int_ops: dict[str, Rate] = field(default_factory=dict)
     behind_quantize: dict[str, Rate] = field(default_factory=dict)
     before_quantize: dict[str, Rate] = field(default_factory=dict)
+    pointwise_float: Rate | None = None
     float_default: Rate = field(default_factory=lambda: Rate(0.15))
 
 
@@ -178,3 +181,8 @@ class Target:
     def is_here(self) -> bool:
         """Whether this process's ONNX Runtime is what runs the model, so that times measured here are its own."""
         return not self.provider and bool(self.measured)
+
+    @property
+    def pointwise_float(self) -> Rate | None:
+        """As of `Costs`, where it is ONNX Runtime's CPU provider here that runs the model."""
+        return self.costs.pointwise_float if self.is_here and self.own_operators and self.steered else None

@@ -8,7 +8,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import OnnxqError, RecipeError
-from tests.graph.build import build
+from tests.graph.build import build, weights
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
 
@@ -98,3 +98,14 @@ def test_the_operator_set_is_what_was_asked_for(before: int, wished: int) -> Non
 def test_operator_sets_that_cannot_be(before: int, wished: int, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         onnxq.quantize(model(before), preset="w8a8", calibration=feeds(), opset=wished)
+
+
+def test_a_name_that_stands_for_two_lengths_is_fixed_axis_by_axis() -> None:
+    """PaddlePaddle's exporter calls every open dimension by one name."""
+    plain = build("g (float[q, 4, q, q] x) => (float[q, 8, q, q] y) { y = Conv (x, w) }", w=weights(8, 4, 1, 1))
+    feeds = [{"x": np.random.default_rng(i).random((1, 4, 6, 10), np.float32)} for i in range(4)]
+    sizes = ["x:0=1", "x:2=6", "x:3=10"]
+    result = onnxq.quantize(plain, calibration=feeds, preset="w8a8", include=["*"], fix_dims=sizes, benchmark=False)
+    assert result.model is not None
+    (given,) = result.model.graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [1, 4, 6, 10]

@@ -13,6 +13,8 @@ from onnxq.core.spec import QTensor
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.bodies import dequantize_in_bodies, shield_bodies
+from onnxq.graph.emit.channels.channels_last import settle
+from onnxq.graph.emit.channels.pointwise import as_product
 from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
@@ -21,6 +23,8 @@ from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite, Style
 from onnxq.graph.reading.ops import Kind, activation_positions, row_in
 
 _STYLE = Style()
+
+_BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
 def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
@@ -53,12 +57,20 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
         hold_pools(builder)
         join_gelus(builder)
         hold_layout(builder)
+        settle(builder.graph, builder.names)
     common.store_weights(builder, rewrite, nodes)
 
 
 def _clamped(node: ir.Node) -> bool:
     """Whether a Relu or Clip reads the output of a node."""
     return any(user.op_type in ("Relu", "Clip") for user in node.outputs[0].consumers())
+
+
+def _bytes_read(node: ir.Node) -> ir.Node | None:
+    """The DQ that a node reads, if its integers are bytes."""
+    dequantizer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    integers = dequantizer.inputs[0] if dequantizer is not None else None
+    return dequantizer if integers is not None and integers.dtype in _BYTES else None
 
 
 class _QdqEmitter:
@@ -97,6 +109,9 @@ class _QdqEmitter:
         joins = self._style.steered and change.float_output and node.op_type == "MatMul"
         if joins and 1 in change.constants and _clamped(node):
             self._as_product(node, change, None)
+            return
+        if change.float_output and node.op_type == "Conv" and (read := _bytes_read(node)) is not None:
+            self._as_pointwise(node, read, change)
             return
         for position, tensor in change.constants.items():
             original = node.inputs[position]
@@ -143,6 +158,13 @@ class _QdqEmitter:
         new = common.to_float(builder, node, [list(dequantizer.inputs), b], adds)
         for output in new.outputs:
             self.convert_float(output)
+
+    def _as_pointwise(self, node: ir.Node, dequantizer: ir.Node, change: NodeRewrite) -> None:
+        """Write a Conv over single positions as a product of matrices."""
+        back = as_product(self._builder, node, list(dequantizer.inputs), change)
+        if not dequantizer.outputs[0].uses() and dequantizer.graph is not None:
+            dequantizer.graph.remove(dequantizer, safe=True)
+        self.convert_float(back.outputs[0])
 
     def _pair(self, value: ir.Value, take_place: bool = False) -> ir.Value:
         """Q and DQ behind a value; the DQ's output, which replaces the value everywhere if ``take_place``."""

@@ -10,6 +10,8 @@ from onnxq.core.spec import QParams
 from onnxq.graph import edit, walk
 from onnxq.graph.emit import common
 from onnxq.graph.emit.bodies import shield_bodies
+from onnxq.graph.emit.channels.channels_last import settle
+from onnxq.graph.emit.channels.pointwise import as_product
 from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
@@ -42,6 +44,7 @@ def emit_qoperator(model: ir.Model, rewrite: Rewrite) -> None:
     hold_pools(builder)
     join_gelus(builder)
     hold_layout(builder)
+    settle(builder.graph, builder.names)
     common.store_weights(builder, rewrite, nodes)
 
 
@@ -88,6 +91,9 @@ class _QOperatorEmitter:
         assert graph is not None
         output = node.outputs[0]
         name = output.name or ""
+        if change.float_output and node.op_type == "Conv":
+            self.remember(as_product(builder, node, self._operand(node, change, 0), change).outputs[0])
+            return
         triples = [self._operand(node, change, i) for i in self._positions(node, change)]
         bias = self._bias(node, change)
         domain, op_type = row.qoperator or ("", node.op_type)

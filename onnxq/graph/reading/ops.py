@@ -206,6 +206,16 @@ def gives_float(node: ir.Node) -> bool:
     return user is None or user.op_type not in _GEMM_ACTIVATIONS
 
 
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether a Conv multiplies the channels at each position by one constant matrix."""
+    shape = walk.dims(walk.input_at(node, 1)) if node.op_type == "Conv" and node.domain in ("", "ai.onnx") else None
+    if shape is None or len(shape) < 3 or any(length != 1 for length in shape[2:]):
+        return False
+    if not walk.is_constant(node.inputs[1]) or walk.attr_int(node, "group", 1) != 1:
+        return False
+    return max(walk.attr_ints(node, "strides", (1,))) == 1 and not any(walk.attr_ints(node, "pads", (0,)))
+
+
 def bias_behind(node: ir.Node) -> ir.Node | None:
     """The Add behind a MatMul with a constant matrix that adds one constant a column, and nothing else."""
     weight = walk.const_array(walk.input_at(node, 1))

@@ -96,7 +96,7 @@ def _dequantize(tracker: Tracker, node: ir.Node) -> None:
 
 
 def _integer_operator(tracker: Tracker, node: ir.Node) -> None:
-    form = None if walk.attr_int(node, "channels_last") else float_form(node)
+    form = None if walk.attr_int(node, "channels_last") else float_form(node, with_bias=True)
     if form is None or (form.result is not None and node.outputs[0].is_graph_output()):
         return
     inputs: list[ir.Value | None] = []

@@ -61,8 +61,13 @@ class Form:
         self.op_type, self.operands, self.result, self.axes = op_type, operands, result, axes
 
 
-def float_form(node: ir.Node) -> Form | None:
-    """What an integer operator is in float; None for other operators."""
+def float_form(node: ir.Node, *, with_bias: bool = False) -> Form | None:
+    """What an integer operator is in float; None for other operators.
+
+    Args:
+        node: any node.
+        with_bias: also of a product that adds a bias, which the form leaves out.
+    """
     i = list(node.inputs) + [None] * 10
     match node.op_type:
         case "QLinearConv":
@@ -71,7 +76,7 @@ def float_form(node: ir.Node) -> Form | None:
         case "QLinearMatMul":
             rank = walk.rank(i[3]) or 2
             return Form("MatMul", [(i[0], i[1], i[2]), (i[3], i[4], i[5])], (None, i[6], i[7]), {1: rank - 1})
-        case "MatMulIntegerToFloat" if node.domain == MICROSOFT and i[6] is None:
+        case "MatMulIntegerToFloat" if node.domain == MICROSOFT and (with_bias or i[6] is None):
             return Form("MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1})
         case "QGemm":
             axis = 0 if walk.outputs_first(node) else 1

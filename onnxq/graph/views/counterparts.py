@@ -120,6 +120,8 @@ def weights_of(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
         integers = walk.const_array(cast.inputs[0]) if cast is not None and cast.op_type == "Cast" else None
         scale = walk.const_array(producer.inputs[1])
         after = None if integers is None or scale is None else integers.astype(np.float32) * scale
+    elif main.op_type == "MatMulIntegerToFloat":
+        after = _of_products(main)
     elif main.op_type in ("MatMulInteger", "ConvInteger"):
         after = _of_integers(main)
     elif value is not None:
@@ -128,7 +130,18 @@ def weights_of(original: ir.Node, main: ir.Node) -> tuple[Array, Array] | None:
         return None
     if after.shape != before.shape and after.ndim == 2 and after.T.shape == before.shape:
         after = after.T
+    if before.ndim > 2 and after.ndim == 2 and before.shape == (*after.T.shape, *(1,) * (before.ndim - 2)):
+        after = after.T.reshape(before.shape)  # a Conv over single positions, as a product of matrices
     return (before, after) if after.shape == before.shape else None
+
+
+def _of_products(main: ir.Node) -> Array | None:
+    """The weight of a product that is scaled to float at once; (in, out)."""
+    integers, scale, zero = (walk.const_array(walk.input_at(main, i)) for i in (1, 3, 5))
+    if integers is None or scale is None:
+        return None
+    real = integers.astype(np.float32) - np.float32(0 if zero is None else zero.astype(np.float32))
+    return np.asarray(real * scale.reshape(scale.shape if scale.size > 1 else ()))
 
 
 def _of_integers(main: ir.Node) -> Array | None:

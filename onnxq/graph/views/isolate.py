@@ -19,11 +19,12 @@ from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.views.canonical import to_qdq
+from onnxq.graph.views.channels_first import bring_back
 from onnxq.graph.views.counterparts import bare_name, dequantized, weights_of
 
 _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
-    "GatherBlockQuantized DynamicQuantizeMatMul LSTM GRU RNN".split()
+    "GatherBlockQuantized DynamicQuantizeMatMul MatMulIntegerToFloat LSTM GRU RNN".split()
 )
 _PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE DynamicQuantizeLSTM QAttention".split())
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
@@ -112,6 +113,7 @@ def isolate(
     """
     initializer_inputs.remove_initializers(quantized)
     lift_constants.lift(quantized)
+    bring_back(quantized, float_model)
     copy = quantized.clone()
     to_qdq(copy)
     return _Taker(float_model, copy, real, quantized, weights or (float_model,), shapes).run()

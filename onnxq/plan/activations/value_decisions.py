@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, activation_positions, gives_float, row_of
@@ -14,11 +16,18 @@ from onnxq.recipe.recipe import Recipe
 
 
 def decide_values(
-    graph: Graph, found: Survey, nodes: dict[str, NodePlan], recipe: Recipe, spec: TensorSpec, selection: Selection
+    graph: Graph,
+    found: Survey,
+    nodes: dict[str, NodePlan],
+    recipe: Recipe,
+    spec: TensorSpec,
+    selection: Selection,
+    pointwise: Collection[str] = (),
 ) -> dict[str, Decision]:
     """A decision for each value that has an integer form, inputs first, in graph order.
 
-    A value has one if an integer node reads it, or if an integer node writes it and cannot write floats.
+    A value has one if an integer node reads it, or if an integer node writes it and cannot write floats. The Convs
+    that can are named by ``pointwise``.
     """
     integer = [c for name, c in found.candidates.items() if name in nodes and nodes[name].action == INTEGER]
     read = {
@@ -37,7 +46,10 @@ def decide_values(
     for node in walk.all_nodes(graph):
         candidate = by_node.get(id(node))
         if candidate is not None and candidate.row.kind is not Kind.READING:
-            _decide_outputs(candidate, read, spec, recipe, selection, values)
+            given = {output.name or "" for output in candidate.outputs}
+            if (node.name in pointwise or gives_float(node)) and given.isdisjoint(read):
+                continue
+            _decide_outputs(candidate, spec, recipe, selection, values)
         for output in node.outputs:
             if output.name in read and output.name not in written:
                 row, rule = row_of(node), selection.of(node.name or "", node.op_type).rule
@@ -50,7 +62,6 @@ def decide_values(
 
 def _decide_outputs(
     candidate: Candidate,
-    read: set[str | None],
     spec: TensorSpec,
     recipe: Recipe,
     selection: Selection,
@@ -60,8 +71,6 @@ def _decide_outputs(
     method = joined_rule(candidate, selection).range or recipe.range
     for output in candidate.outputs:
         name = output.name or ""
-        if gives_float(node) and name not in read:
-            continue
         if row.kind is Kind.PASSING:
             source = node.inputs[0]
             assert source is not None

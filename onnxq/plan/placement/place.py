@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
-from onnxq.graph.reading.ops import Kind, activation_positions, bias_behind, gives_float, scalings_beside
+from onnxq.graph.reading.ops import Kind, activation_positions, bias_behind, gives_float, is_pointwise, scalings_beside
 from onnxq.graph.reading.patterns import Match
-from onnxq.graph.types import Value
+from onnxq.graph.types import Graph, Value
 from onnxq.plan.placement.candidates import Candidate, Survey
 from onnxq.plan.placement.cost import Shapes, elements, kernel_is_slower, layout_us, node_costs
 from onnxq.plan.placement.partition import Link, partition
@@ -17,7 +18,36 @@ SMALL_WEIGHT = 256
 """A weight of fewer elements saves less than its scales and conversions take, so its layer has to earn its place."""
 
 
-def place(found: Survey, target: Target, shapes: Shapes, working: set[int], units: Sequence[Match] = ()) -> set[str]:
+def pointwise_layers(graph: Graph, found: Survey, target: Target, spec: TensorSpec, *, trained: bool) -> frozenset[str]:
+    """Names of the Convs whose products can go straight to float, those of the main graph.
+
+    Not those that give an output of the model: the Transpose behind the product would meet nothing to be joined with,
+    and takes longer than the DQ that it saves.
+
+    Args:
+        graph: the main graph.
+        found: the candidates.
+        target: what the runtime can do.
+        spec: the grid of activations, of which the kernel takes no other than 8 bits.
+        trained: the model brings grids along that it was trained on; they stay.
+    """
+    if target.pointwise_float is None or spec.dtype.bits != 8 or trained:
+        return frozenset()
+    return frozenset(
+        name
+        for name, candidate in found.candidates.items()
+        if is_pointwise(candidate.node) and candidate.node.graph is graph and not candidate.outputs[0].is_graph_output()
+    )
+
+
+def place(
+    found: Survey,
+    target: Target,
+    shapes: Shapes,
+    working: set[int],
+    units: Sequence[Match] = (),
+    pointwise: Collection[str] = (),
+) -> set[str]:
     """Names of the candidates that run on integers.
 
     Args:
@@ -26,6 +56,7 @@ def place(found: Survey, target: Target, shapes: Shapes, working: set[int], unit
         shapes: shape of each value in one sample.
         working: those of `ahead_of_work`.
         units: functions of several nodes, some of which have a float kernel of their own.
+        pointwise: those of `pointwise_layers`.
     """
     candidates = list(found.candidates.values())
     forced: dict[int, bool] = {}
@@ -45,7 +76,8 @@ def place(found: Survey, target: Target, shapes: Shapes, working: set[int], unit
             forced.setdefault(i, False)
     costs = [node_costs(c.node, c.row, shapes, target.costs) for c in candidates]
     costs = _joined(candidates, costs, target, shapes, units)
-    sides = partition([c[0] for c in costs], [c[1] for c in costs], _links(candidates, target, shapes, units), forced)
+    links = _links(candidates, target, shapes, units, pointwise)
+    sides = partition([c[0] for c in costs], [c[1] for c in costs], links, forced)
     return {c.node.name or "" for c, integer in zip(candidates, sides, strict=True) if integer}
 
 
@@ -129,7 +161,9 @@ def ahead_of_work(found: Survey) -> set[int]:
     return reached
 
 
-def _links(candidates: list[Candidate], target: Target, shapes: Shapes, units: Sequence[Match]) -> list[Link]:
+def _links(
+    candidates: list[Candidate], target: Target, shapes: Shapes, units: Sequence[Match], pointwise: Collection[str]
+) -> list[Link]:
     unit_of = {id(node): id(unit) for unit in units for node in unit.nodes}
     producers = {id(output): i for i, c in enumerate(candidates) for output in c.outputs}
     readers: dict[int, tuple[Value, dict[int, None]]] = {}
@@ -151,6 +185,9 @@ def _links(candidates: list[Candidate], target: Target, shapes: Shapes, units: S
         alone = not reading or (len(together) == 1 and not outside)
         free = producer is not None and gives_float(candidates[producer].node) and alone
         back = 0.0 if free else target.costs.dequantize.us(size)
+        if producer is not None and alone and candidates[producer].node.name in pointwise:
+            wider = target.pointwise_float
+            back = min(back, wider.us(size) if wider is not None else back)
         there = target.costs.quantize.us(size)
         there += sum(layout_us(candidates[i].node, shapes, target.costs.behind_quantize) for i in reading)
         if producer is not None:

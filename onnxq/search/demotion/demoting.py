@@ -15,7 +15,7 @@ from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
 from onnxq.search.demotion.full_speed import OUT_OF_REACH, FullSpeed
-from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
+from onnxq.search.demotion.worth import by_bytes, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trial, Trials
@@ -81,7 +81,7 @@ class Demoting:
         """Where the fastest model has static layers and too much error, look for one nearly as fast that has less.
 
         What costs no time comes first: weights rounded by how they are used, other ranges, equalized weights. Then the
-        layers that do most damage for the time that they save get a gentler form, or stay float; and where nothing
+        layers that do most damage get a gentler form, or stay float; and where nothing
         static is inside, so do those of the model of stored weights.
         """
         trials = self._trials
@@ -120,10 +120,10 @@ class Demoting:
         plan = _Start(STATIC, as_it_is, least, spare)
         kept = None
         if room and set(gentle.values()) != {FLOAT}:
-            kept = self._fewest(by_time(static, STATIC, gentle), gentle, plan, "gentler")
+            kept = self._fewest(static, gentle, plan, "gentler")
         if kept is None:
             floats = dict.fromkeys(gentle, FLOAT)
-            kept = self._fewest(by_time(static, STATIC, floats), floats, plan, "float")
+            kept = self._fewest(static, floats, plan, "float")
         return kept
 
     def _weights_leave_room(self, like: Trial) -> bool:

@@ -1,4 +1,4 @@
-"""In which order layers are given back: by the noise that goes for the time, or the bytes, that it takes."""
+"""What it costs to give layers back: the noise that goes for each byte, and the time that it takes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,6 @@ from onnxq.search.choice import FLOAT, Layer
 
 _LEAST = 0.01
 """Share of the mean price of a layer below which it counts as that: none is had for nothing."""
-
-
-def by_time(layers: Sequence[Layer], base: str, forms: Mapping[str, str]) -> list[Layer]:
-    """Layers in the order of the noise that goes for each µs that another form takes longer.
-
-    That is the greedy order for a knapsack (Dantzig 1957): the noise that may stay is met for the least time. Layers
-    that are no slower in the other form come first, by their noise.
-
-    Args:
-        layers: the worst first.
-        base: the form that they have.
-        forms: the other form by name of the layer.
-    """
-    prices = [_longer(layer, base, forms[layer.name]) for layer in layers]
-    return _by_worth(layers, base, prices)
 
 
 def by_bytes(layers: Sequence[Layer], base: str) -> list[Layer]:

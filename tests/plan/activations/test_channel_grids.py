@@ -11,19 +11,19 @@ from onnxq.core.error_measures import sqnr_db
 from onnxq.recipe.recipe import FORMATS
 from tests.graph.build import Array, build, session, weights
 
-# A pointwise layer whose channels differ a thousandfold, a HardSwish and a depthwise layer that evens them out.
+# A layer whose channels differ a thousandfold, a HardSwish and a depthwise layer that evens them out.
 UNEVEN = """g (float[N,16,12,12] x) => (float[N,16,12,12] y) {
-    [wide] a = Conv (x, w0, b0) [gate] g = HardSigmoid (a) [act] h = Mul (a, g)
+    [wide] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) [gate] g = HardSigmoid (a) [act] h = Mul (a, g)
     [even] y = Conv <group = 16, pads = [1, 1, 1, 1]> (h, w1) }"""
 EVEN_READER = """g (float[N,16,12,12] x) => (float[N,16,12,12] y) {
-    [wide] a = Conv (x, w0, b0) [second] y = Conv (a, w1) }"""
+    [wide] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) [second] y = Conv (a, w1) }"""
 SIZES = (10.0 ** np.linspace(-2, 1, 16)).astype(np.float32)
 
 
 def model(text: str = UNEVEN, sizes: Array = SIZES) -> onnx.ModelProto:
     column = sizes.reshape(-1, 1, 1, 1)
     w1 = weights(16, 1, 3, 3, seed=2) / column if text == UNEVEN else weights(16, 16, 1, 1, seed=2)
-    return build(text, w0=weights(16, 16, 1, 1) * column, b0=weights(16, seed=1) * sizes, w1=w1)
+    return build(text, w0=weights(16, 16, 3, 3) * column / 3, b0=weights(16, seed=1) * sizes, w1=w1)
 
 
 def feeds(count: int = 8) -> list[dict[str, Array]]:

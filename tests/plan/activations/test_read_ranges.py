@@ -60,9 +60,9 @@ def test_an_output_of_the_model_is_whole() -> None:
 
 def test_levels_go_where_they_count_and_diagnosis_blames_nothing_on_the_rest() -> None:
     text = f"""g (float[N, 8, 16, 16] x) => (float[N, 8, 16, 16] y) {{
-        [layer] a = Conv (x, w0, b0) [gate] h = HardSigmoid <{HARD}> (a) [act] m = Mul (a, h)
+        [layer] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) [gate] h = HardSigmoid <{HARD}> (a) [act] m = Mul (a, h)
         [last] y = Conv (m, w1) }}"""
-    given = build(text, w0=10 * weights(8, 8, 1, 1), b0=np.full(8, -20, np.float32), w1=weights(8, 8, 1, 1, seed=1))
+    given = build(text, w0=10 * weights(8, 8, 3, 3) / 3, b0=np.full(8, -20, np.float32), w1=weights(8, 8, 1, 1, seed=1))
     generator = np.random.default_rng(0)
     feeds = [{"x": generator.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
     result = onnxq.quantize(given, calibration=feeds, preset="w8a8", include=["layer"], benchmark=False, force=True)

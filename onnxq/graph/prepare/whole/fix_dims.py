@@ -17,7 +17,8 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
 
     Args:
         model: changed in place.
-        sizes: by the name of the dimension, or ``input:axis`` for one of an input that has no name.
+        sizes: by the name of the dimension, or ``input:axis`` for one of an input that has no name, or shares its name
+            with one of another length.
 
     Returns:
         How many dimensions were fixed.
@@ -27,13 +28,17 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
     """
     signature = (*model.graph.inputs, *model.graph.outputs)
     known = {name: None for value in signature for name in _symbols(value)}
-    unnamed = {f"{value.name}:{axis}": (value, axis) for value in model.graph.inputs for axis in _unnamed(value)}
-    known |= dict.fromkeys(unnamed)
+    single = {f"{value.name}:{axis}": (value, axis) for value in model.graph.inputs for axis in _open(value)}
+    known |= {f"{value.name}:{axis}": None for value in model.graph.inputs for axis in _unnamed(value)}
     for name in sizes:
-        if name not in known:
+        if name not in known and name not in single:
             there = there_are(name, known) if known else "all of its dimensions are fixed, or have no name"
             raise RecipeError(f"--fix-dim {name}: no input or output of the model has such a dimension; {there}")
     fixed = 0
+    for name, (value, axis) in single.items():
+        if name in sizes and value.shape is not None:
+            value.shape = ir.Shape([sizes[name] if i == axis else dim for i, dim in enumerate(value.shape)])
+            fixed += 1
     values = dict.fromkeys((*walk.all_values(model.graph), *model.graph.outputs))
     for value in values:
         if value.shape is None or not any(name in sizes for name in _symbols(value)):
@@ -44,10 +49,6 @@ def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
             fixed += size is not None
             dims.append(dim if size is None else size)
         value.shape = ir.Shape(dims)
-    for name, (value, axis) in unnamed.items():
-        if name in sizes and value.shape is not None:
-            value.shape = ir.Shape([sizes[name] if i == axis else dim for i, dim in enumerate(value.shape)])
-            fixed += 1
     for output in model.graph.outputs:
         if (_symbols(output) or _unnamed(output)) and output.producer() is not None:
             output.shape = None  # sizes that follow from those that are fixed now
@@ -58,6 +59,11 @@ def _symbols(value: ir.Value) -> list[str]:
     if value.shape is None:
         return []
     return [dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim) and isinstance(dim.value, str)]
+
+
+def _open(value: ir.Value) -> list[int]:
+    """The axes whose length is no number."""
+    return [] if value.shape is None else [i for i, dim in enumerate(value.shape) if isinstance(dim, ir.SymbolicDim)]
 
 
 def _unnamed(value: ir.Value) -> list[int]:
