@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxq.graph.differences import differences
 from onnxq.graph.files import io
+from onnxq.graph.files.cut_files import refuse_cut
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reading.inspection import inspect_model
 from onnxq.graph.types import Model
@@ -30,6 +31,7 @@ def inspect(model: Source, *, schemes: bool = False) -> Inspection:
     size = io.size_bytes(model) if is_path(model) else len(io.to_bytes(loaded))
     found = inspect_model(loaded, size)
     tables = scheme_tables(model) if schemes else None
+    refuse_cut()
     return Inspection(found.facts, found.nodes, found.weights, found.coverage, tables)
 
 
@@ -53,6 +55,7 @@ def diff(first: Source, second: Source) -> Difference:
             ratio = row["weight_sqnr_db"]
             if ratio is not None:
                 row["weight_sqnr_db"] = max(ratio, ratios.get(row["node"], ratio))
+    refuse_cut()
     return found
 
 

@@ -118,6 +118,7 @@ def benchmark(
     models: Sequence[str | os.PathLike[str]],
     *,
     data: object = None,
+    states: Mapping[str, str] | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
     memory: bool = True,
@@ -129,6 +130,7 @@ def benchmark(
     Args:
         models: paths; ratios are to the first.
         data: samples, as for `quantize`; None makes one up.
+        states: outputs and the inputs that they go back into at the next sample, as for `quantize`.
         threads: threads an operator may use; None means one.
         seconds: time to spend on each model.
         memory: measure peak memory, in a process for each model.
@@ -139,9 +141,12 @@ def benchmark(
         ModelError: a model cannot be loaded.
         EngineError: the engine is not there, or does not run a model.
         CalibrationError: data that does not fit.
+        RecipeError: no model was given, or states that it does not have or without samples.
     """
     if not models:
         raise RecipeError("benchmark: no model was given; name one or more")
+    if states and data is None:
+        raise RecipeError("--state: says what goes from one sample to the next, and there are none; pass --calibration")
     paths = [Path(model) for model in models]
     for path in paths:
         io.load(path)
@@ -154,7 +159,7 @@ def benchmark(
             f"measured on one synthetic sample, {described(feeds[0])}; pass --calibration for the real shapes"
         )
     else:
-        recurrence = Recurrence(session.output_specs, session.run)
+        recurrence = Recurrence(session.output_specs, session.run, states or {})
         feeds = open_reader(with_tokens(data, paths[0]), session.input_specs, recurrence=recurrence)
         warnings += feeds.notes
     names = _distinct(paths)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from onnxq.errors import ModelError, OnnxqError, RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
 from onnxq.graph.files.external import READ_UP_TO
@@ -120,7 +120,7 @@ class Prepared:
         """
         try:
             yield
-        except OnnxqError:
+        except Exception:
             self.check_unchanged()
             raise
         self.check_unchanged()

@@ -18,6 +18,7 @@ from onnxq.core import scratch
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import CalibrationError, ModelError, RecipeError
+from onnxq.graph.files.cut_files import refuse_cut
 from onnxq.graph.views.outputs import Model, without_weights
 from onnxq.runtime import custom_ops
 from onnxq.runtime.reasons import reason
@@ -153,6 +154,7 @@ class Session:
         finally:
             if watch is not None:
                 watch.cancel()
+        refuse_cut()
         return result
 
     def end_profiling(self) -> Path:
@@ -268,7 +270,9 @@ def _opened(source: bytes | str, options: onnxruntime.SessionOptions, providers:
             warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # the runtime's exceptions have no common base
+        refuse_cut()
         raise ModelError(f"{label}: onnxruntime {onnxruntime.__version__} cannot load it: {reason(error)}") from error
+    refuse_cut()
     if providers and providers[0] not in session.get_providers():
         raise CalibrationError(
             f"provider '{providers[0]}': could not be started, its libraries are missing or no device is there; "

@@ -19,7 +19,11 @@ from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trial, Trials
-from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
+from onnxq.search.within.learned_candidates import can_learn, lacks_torch, learned, unlearned
+from onnxq.verify.benchmark import Timing
+
+_WORTH_LEARNING = 0.1
+"""Share by which static integers have to be faster than what was chosen for a line to say what PyTorch would try."""
 
 _NAMED = 5
 """Candidates that the reason for giving float back names."""
@@ -42,6 +46,7 @@ class _AutoSearch:
         self._job = job
         self._trials = Trials(job)
         self._mixing = Mixing(job, self._trials)
+        self._unlearned: Trial | None = None
 
     def run(self) -> Chosen:
         """All steps, in the order in which they pay: whole models, layers, a mixed one, accuracy, the choice."""
@@ -103,7 +108,10 @@ class _AutoSearch:
     def _learn(self) -> None:
         """Before layers go back to float for accuracy: blocks learn where static integers are outside the budget."""
         trials, base = self._trials, self._trials.made.get(STATIC)
-        if base is None or base.comparison is None or not trials.outside(base.comparison) or not can_learn(self._job):
+        if base is None or base.comparison is None or not trials.outside(base.comparison):
+            return
+        if not can_learn(self._job):
+            self._unlearned = base if lacks_torch(self._job) else None
             return
         recipe = learned(base.built.recipe, trials.seconds_left)
         trial = trials.build(f"{base.name} (learned)", recipe) if recipe is not None else None
@@ -176,7 +184,7 @@ class _AutoSearch:
     def _quantized(self, trial: Trial, verdict: Verdict) -> Chosen:
         job, built = self._job, trial.built
         name = trial.name.partition(" ")[0]
-        warnings = [*self._trials.warnings, *built.warnings]
+        warnings = [*self._trials.warnings, *self._what_torch_would_try(trial.timing), *built.warnings]
         if job.data is None and job.statistics is None:
             warnings.insert(0, _what_data_would_buy(name))
         plan = built.plan
@@ -188,6 +196,19 @@ class _AutoSearch:
         candidates = self._trials.table(trial.name)
         known = self._trials.statistics
         return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings, statistics=known)
+
+    def _what_torch_would_try(self, chosen: Timing | None) -> list[str]:
+        """A line where static integers are faster by far than what was chosen, and could learn if PyTorch were here."""
+        base = self._unlearned
+        if base is None or base.timing is None:
+            return []
+        reached = 1.0 if chosen is None else chosen.ratio
+        if base.timing.ratio < (1 + _WORTH_LEARNING) * reached:
+            return []
+        return [
+            f"{base.name} runs at {base.timing.ratio:.1f}x the speed of float, outside the budget; with PyTorch "
+            "(pip install 'onnxq[torch]') auto lets its blocks learn, which may bring it inside"
+        ]
 
     def _float(self) -> Chosen:
         """Give the float model back, with the reason."""
@@ -223,7 +244,11 @@ class _AutoSearch:
             verdict.timings = [trials.float_timing, replace(trials.float_timing, name="quantized")]
         rows = [(name, node.op_type, FLOAT, node.reason) for name, node in nodes.items()]
         choices = chooser.choices_table(rows, self._mixing.layers, {})
-        warnings = [f"returning the float model unchanged: {reason}", *trials.warnings]
+        warnings = [
+            f"returning the float model unchanged: {reason}",
+            *trials.warnings,
+            *self._what_torch_would_try(None),
+        ]
         original = job.prepared.original
         table, known = trials.table(FLOAT), trials.statistics
         return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, table, choices, warnings, statistics=known)

@@ -227,7 +227,8 @@ def as_recipe(recipe: Recipe, base: str, layers: Iterable[Layer], choices: Mappi
             rules.append(Rule(match=pattern, quantize=False))
         else:
             insist = True if form == STATIC else None  # the table leaves it float, the measurement does not
-            rules.append(Rule(match=pattern, preset=form, quantize=insist))
+            plain = "rtn" if form == STORED else None  # whatever the rest is rounded by: that may need second moments
+            rules.append(Rule(match=pattern, preset=form, quantize=insist, algorithm=plain))
     return replace(recipe, preset=base, rules=(*rules, *recipe.rules))
 
 

@@ -432,3 +432,17 @@ def ours_reader(samples: list[dict[str, np.ndarray]]) -> Any:
             return next(self._left, None)
 
     return Reader()
+
+
+def test_preprocessing_raises_old_operator_sets_whatever_is_skipped(tmp_path: Path) -> None:
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, side, side]) for name, side in (("x", 4), ("y", 8))]
+    node = onnx.helper.make_node("Upsample", ["x", "scales"], ["y"], name="up", mode="nearest")
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], initializer=[scales])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 10)]), tmp_path / "m.onnx")
+    ours.quant_pre_process(tmp_path / "m.onnx", tmp_path / "out.onnx", skip_optimization=True)
+    assert operators(tmp_path / "out.onnx") - {"Constant"} == {"Resize"}
+    assert onnx.load(tmp_path / "out.onnx").opset_import[0].version >= 11
+    x = np.arange(48, dtype=np.float32).reshape(1, 3, 4, 4)
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.repeat(2, axis=2).repeat(2, axis=3))

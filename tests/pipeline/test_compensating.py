@@ -138,7 +138,9 @@ def test_it_needs_samples() -> None:
         onnxq.quantize(dense(), preset="w8", algorithm="gptq", benchmark=False)
 
 
-def test_recipes_that_pack_weights_round_those_alone() -> None:
+def test_recipes_that_pack_weights_in_few_bits_round_those_alone() -> None:
     assert compensates(Recipe(preset="w8a8", algorithm="gptq"))
+    assert compensates(Recipe(preset="w8", algorithm="gptq"))
     assert not compensates(Recipe(preset="w4", algorithm="gptq"))
+    assert not compensates(Recipe(preset="w8", bits=4, algorithm="gptq"))
     assert not compensates(Recipe(preset="w8a8"))

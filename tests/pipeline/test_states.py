@@ -176,6 +176,13 @@ def test_the_command_line_names_states(tmp_path: Path) -> None:
     assert code == 0
     assert json.loads(out)["free_running_loss"] >= 0
     assert "on its own states" in run("compare", path, q, "-c", data, *states)[1]
+    timed = ("benchmark", path, q, "--seconds", 0.05)
+    code, _, said = run(*timed, "-c", data)
+    assert (code, "--state OUTPUT=s1" in said) == (1, True)
+    code, out, _ = run(*timed, "-c", data, *states, "--json")
+    assert (code, len(json.loads(out)["models"])) == (0, 2)
+    code, _, said = run(*timed, *states)
+    assert (code, "there are none; pass --calibration" in said) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,36 @@ def test_caches_of_integers_are_rounded_as_the_runtime_stores_them(form: str) ->
 def empty_of(session: Any, name: str) -> Any:
     shape = next(spec.shape for spec in session.get_inputs() if spec.name == name)
     return np.zeros((1, shape[1], 0, shape[3]), np.float32)
+
+
+def test_what_rounded_caches_cost_is_learned_back() -> None:
+    import torch
+
+    from onnxq.core.cache_grids import fit_grid
+    from onnxq.graph.attention.cache_ports import attentions, round_caches
+    from onnxq.qat.graph_module import GraphModule
+
+    proto = genai_decoder(head=HEAD)
+    model, ids = io.load(proto), np.random.default_rng(3).integers(0, VOCABULARY, (8, 12))
+    feed = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones((8, 12), dtype=torch.int64)}
+    empty = torch.zeros((8, HEADS, 0, HEAD))
+    feed |= {f"past_key_values.{layer}.{kind}": empty for layer in range(LAYERS) for kind in ("key", "value")}
+    teacher = GraphModule(plain_graph(model))
+    expected = {name: value.detach() for name, value in teacher(feed).items()}
+    grids = {}
+    for layer, node in enumerate(attentions(model)):
+        rows = [expected[f"present.{layer}.{kind}"].transpose(1, 2).flatten(0, 1).numpy() for kind in ("key", "value")]
+        key, value = (fit_grid(row, np.abs(row).max(axis=0), 4) for row in rows)
+        grids[node.name or ""] = key, value
+    round_caches(model, grids)
+    student = GraphModule(plain_graph(model))
+    weights = [value.requires_grad_(True) for value in student.floats.values() if value.ndim == 2]
+    optimizer = torch.optim.Adam(weights, 1e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = (student(feed)["logits"] - expected["logits"]).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] > 0 and min(losses[-5:]) < 0.7 * losses[0]

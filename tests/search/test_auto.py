@@ -22,6 +22,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.profile import KernelTime
 from onnxq.search import bases, choice_cache, comparing, layers, trials
+from onnxq.search.within import learned_candidates
 from onnxq.verify import budget
 from onnxq.verify.benchmark import Timing
 from tests.graph.build import build, weights
@@ -337,6 +338,19 @@ def test_where_weights_alone_cost_too_much_only_float_is_tried(
     names = [row["name"] for row in auto("mlp", cache=False).candidates]
     tried = [name for name in names if "minmax" in name or "percentile" in name or "gentler" in name]
     assert bool(tried) == (lost < 0.01) and any("float)" in name for name in names)
+
+
+@pytest.mark.parametrize(("here", "ms", "said"), [(False, 1.0, True), (False, 3.9, False), (True, 1.0, False)])
+def test_a_line_says_what_pytorch_would_try(
+    times: Times, monkeypatch: pytest.MonkeyPatch, here: bool, ms: float, said: bool
+) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": ms, "mixed": ms, "w8a8-dynamic": 4.0, "w8a8-token": 4.0}
+    monkeypatch.setattr(budget.Limits, "failures", lambda self, comparison: ["outside"])
+    monkeypatch.setattr(learned_candidates, "has_torch", lambda: here)
+    monkeypatch.setattr(learned_candidates, "learned", lambda recipe, seconds: None)
+    monkeypatch.setattr("onnxq.search.auto.learned", lambda recipe, seconds: None)
+    lines = [line for line in auto("mlp", cache=False).warnings if "onnxq[torch]" in line]
+    assert bool(lines) == said and len(lines) <= 1
 
 
 def test_equal_layers_are_timed_once_and_their_errors_are_found_when_needed(times: Times) -> None:

@@ -19,6 +19,7 @@ from onnxq.cli._options import (
     examples,
     option,
     output_options,
+    states_option,
     threads_option,
 )
 from onnxq.cli._output import emit_json, end_with, show_warnings
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are synthetic, with free dimensions of 64 or "
     "what else runs.",
 )
+@states_option("Measurement")
 @threads_option("Measurement", default_text="1")
 @custom_ops_option("Measurement")
 @option(
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 def command(
     models: tuple[Path, ...],
     calibration: str | None,
+    states: dict[str, str] | None,
     threads: int | None,
     seconds: float,
     min_speedup: float | None,
@@ -90,7 +93,13 @@ def command(
         if progress is not None:
             progress("benchmark", 0, None)
         result = api.benchmark(
-            list(models), data=calibration, threads=threads, seconds=seconds, custom_ops=custom_ops, runs_on=runs_on
+            list(models),
+            data=calibration,
+            states=states,
+            threads=threads,
+            seconds=seconds,
+            custom_ops=custom_ops,
+            runs_on=runs_on,
         )
     if as_json:
         emit_json(result.to_dict())

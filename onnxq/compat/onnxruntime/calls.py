@@ -24,6 +24,7 @@ from onnxq.data.readers import Reader, open_reader
 from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io, saving
+from onnxq.graph.prepare.whole.opset import raise_to
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.pipeline.planning import NothingToQuantizeError
@@ -43,6 +44,9 @@ _RANGES = {
 }
 _FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
 _BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
+_OLDEST = 11
+"""The operator set that onnxruntime's quantizer, and its pre-processing with it, raises older models to."""
+
 _PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16"}
 """By bits of activations and weights."""
 
@@ -217,7 +221,7 @@ def quant_pre_process(
     Args:
         input_model: path or ``onnx.ModelProto``.
         output_model_path: file to write.
-        skip_optimization: write the model as it is.
+        skip_optimization: write the model as it is, but for operator sets before 11, which are raised.
         skip_onnx_shape: without effect; shapes come from a run.
         skip_symbolic_shape: without effect.
         auto_merge: without effect.
@@ -243,8 +247,13 @@ def quant_pre_process(
     path = Path(output_model_path)
     saving.check_destination(path, (source,))
     model = io.load(source)
+    notes: list[str] = []
     if not skip_optimization:
         model = load_and_prepare(source, target_named("cpu"), Clock(None)).model
+    elif raise_to(model, _OLDEST, notes):
+        logger.info("quant_pre_process: raised to operator set %d", _OLDEST)
+    for line in notes:
+        logger.warning("quant_pre_process: %s", line)
     saving.save(
         model, path, source=source if isinstance(source, str | os.PathLike) else None, **_limit(save_as_external_data)
     )

@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
+from onnxq.graph.files.cut_files import guard
 
 READ_UP_TO = 512 * 2**20
-"""Bytes of a file that is read into memory; longer ones are mapped, and a cut one then ends the process."""
+"""Bytes of a file that is read into memory; longer ones are mapped, and guarded against being cut."""
 
 
 class DataFiles:
@@ -93,6 +94,7 @@ class DataFiles:
             if file.stat().st_size <= READ_UP_TO:
                 self._bytes[file] = np.fromfile(file, np.uint8)
             else:
+                guard(file)
                 with file.open("rb") as stream:
                     mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
                 self._bytes[file] = np.frombuffer(mapped, np.uint8)

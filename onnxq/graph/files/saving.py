@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from onnxq.core import atomic
 from onnxq.core.mapped import forget
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph.files import io, whole_file
+from onnxq.graph.files.cut_files import refuse_cut, refuse_shorter
 
 __all__ = ["check_destination", "copy", "save", "write_text"]
 
@@ -76,8 +78,10 @@ def save(
             large = weights > _AT_ONCE and size + weights + _HEADS * len(tensors) <= io.PROTOBUF_LIMIT
             write = partial(whole_file.write_whole, model)
             beside = 0
-            atomic.write(target, write if large else io.serialized(io.to_proto(model), path))
+            atomic.write(target, _whole(write if large else io.serialized(io.to_proto(model), path)))
     except OSError as error:
+        if error.errno == errno.EFAULT:
+            refuse_shorter()
         raise OnnxqError(_os_error(path, error)) from error
     _remove_unread(target, inputs)
     return target.stat().st_size + beside
@@ -118,6 +122,19 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
         raise OnnxqError(_os_error(path, error)) from error
 
 
+def _whole(content: atomic.Content) -> Callable[[BinaryIO], None]:
+    """What writes the content, and refuses it where weights that it was made of were cut meanwhile."""
+
+    def write(file: BinaryIO) -> None:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            content(file)
+        refuse_cut()
+
+    return write
+
+
 def _weights_name(target: Path, digest: str) -> str:
     return f"{target.name}.{digest[:_DIGITS]}.data"
 
@@ -147,6 +164,7 @@ def _write_external(model: ir.Model, target: Path, path: str | os.PathLike[str],
             file.write(content)
             if isinstance(tensor, ir.Tensor):
                 forget(tensor.numpy())
+        refuse_cut()
 
     with atomic.staged(target, write_weights) as weights:
         data_target = target.with_name(_weights_name(target, digest.hexdigest()))

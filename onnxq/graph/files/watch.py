@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
+from onnxq.graph.files.cut_files import refuse_cut
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Watch:
         Raises:
             ModelError: a file is gone, has another size or other content, or, for weights, another time.
         """
+        refuse_cut()
         for path, before in self.files.items():
             try:
                 now = _look(path, content=False)

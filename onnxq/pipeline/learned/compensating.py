@@ -32,10 +32,12 @@ Rounded = Mapping[tuple[str, int], QTensor]
 _LEAST_ROWS, _MOST_ROWS, _FEEDS = 1024, 4096, 12
 """Rows that the second moments of a layer are the mean of, about, and samples that they come from."""
 
-QUICK = 2e11
+QUICK = 3e10
 """Multiplications that a search lets it take: some seconds of one core."""
 
-_DAMPINGS = (0.01, 0.1, 1.0)
+_BITS = 8
+
+_DAMPINGS = (0.01, 0.1)
 """Shares of the mean by which the diagonals of second moments are raised: the more, the less correlations count."""
 
 _CHECKED = 4
@@ -49,8 +51,12 @@ _MOST_INPUTS = 8192
 
 
 def compensates(recipe: Recipe) -> bool:
-    """Whether weights of layers that are not packed are to be rounded by how they are used."""
-    return recipe.algorithm == "gptq" and not any(preset.weights == "blocks" for preset in recipe.presets)
+    """Whether weights of layers that are not packed are to be rounded by how they are used.
+
+    Below 8 bits the algorithm is about those that are: GPTQ is the default there.
+    """
+    packed = [recipe.bits or preset.bits for preset in recipe.presets if preset.weights == "blocks"]
+    return recipe.algorithm == "gptq" and min(packed, default=_BITS) >= _BITS
 
 
 def compensated(job: Job, plan: Plan, rewrite: Rewrite) -> Rounded:

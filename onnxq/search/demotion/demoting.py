@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from onnxq.graph import walk
 from onnxq.graph.types import Node
 from onnxq.pipeline.job import Job
+from onnxq.plan.decisions import WEIGHT
 from onnxq.search import choice as chooser
 from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
-from onnxq.search.demotion.full_speed import FullSpeed
+from onnxq.search.demotion.full_speed import OUT_OF_REACH, FullSpeed
 from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
@@ -130,7 +131,8 @@ class Demoting:
         trials, stored = self._trials, self._trials.made.get(STORED)
         if stored is None or not trials.by_budget or stored.comparison is None:
             return True
-        if self._confidence.excess(stored) > _ROOM and like.built.recipe.algorithm is not None:
+        near = _ROOM < self._confidence.excess(stored) <= OUT_OF_REACH[1]
+        if near and like.built.recipe.algorithm is not None:
             better = self._stored_better()
             stored = better if better is not None and better.comparison is not None else stored
         return self._confidence.excess(stored) <= _ROOM
@@ -139,7 +141,8 @@ class Demoting:
         """Stored weights that were rounded by how they are used; None where there are none."""
         trials = self._trials
         name, stored = f"{STORED} (gptq)", trials.made.get(STORED)
-        if name not in trials.made and stored is not None and self._full_speed.leaves_open("gptq"):
+        packs = stored is not None and bool(stored.built.plan.counts(WEIGHT))  # which would need other statistics
+        if name not in trials.made and stored is not None and not packs and self._full_speed.leaves_open("gptq"):
             self._full_speed.like(name, stored, stored.built.recipe.override(algorithm="gptq"))
         return trials.made.get(name)
 

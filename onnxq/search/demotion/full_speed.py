@@ -9,8 +9,8 @@ from onnxq.search.comparing import ENOUGH
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.trials import Trial, Trials
 
-_OUT_OF_REACH = 1000.0
-"""Factor of the noise that other ranges and other roundings do not take away: 30 dB."""
+OUT_OF_REACH = 1000.0, 30.0
+"""Factors of the noise that are not taken away by better rounded weights, 30 dB, and by other ranges, 15 dB."""
 
 _LITTLE = 0.15
 """Share of the noise from which rounded weights are worth the seconds that better ones take."""
@@ -37,9 +37,9 @@ class FullSpeed:
     def run(self, start: Trial) -> Trial | None:
         """The same layers in the same forms with better weights or other ranges; None if none is inside."""
         trials, best, said = self._trials, start, ""
-        if self._confidence.excess(start) > _OUT_OF_REACH:
-            return None
         for what, options in _TRIES:
+            if self._confidence.excess(best) > OUT_OF_REACH[what != "gptq"]:
+                continue
             if not self.leaves_open(what) or (what == "gptq" and not self._weights_matter(start)):
                 continue
             if trials.out_of_time("no other ranges were tried"):
@@ -70,7 +70,7 @@ class FullSpeed:
         if stored is None or stored.comparison is None or start.comparison is None:
             return True
         weights, all_of_it = stored.comparison.sqnr_db, start.comparison.sqnr_db
-        if weights is None or all_of_it is None or self._confidence.excess(stored) > _LITTLE**2:
+        if weights is None or all_of_it is None:
             return True
         return 10 ** ((all_of_it - weights) / 10) > _LITTLE
 

@@ -38,3 +38,8 @@ def learned(recipe: Recipe, seconds: float) -> Recipe | None:
 def can_learn(job: Job) -> bool:
     """Whether there are samples to learn from, and PyTorch; a model that came trained keeps what it has."""
     return job.data is not None and job.prepared.training is None and has_torch()
+
+
+def lacks_torch(job: Job) -> bool:
+    """Whether PyTorch alone is missing for blocks to learn."""
+    return job.data is not None and job.prepared.training is None and not has_torch()

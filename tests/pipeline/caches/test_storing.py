@@ -171,3 +171,15 @@ def test_float_alone_asks_for_nothing() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(RecipeError, match="--kv-cache: no 'int2'"):
         onnxq.Recipe(kv_cache="int2")
+
+
+@pytest.mark.torch
+def test_learning_with_rounded_caches_never_comes_out_worse() -> None:
+    samples = prompts(STYLE, 30, 24)
+    plain = quantized(STYLE, "int4", "w8", samples)
+    result = quantized(STYLE, "int4", "w8", samples, finetune=True, epochs=3, learning_rate=0.0005)
+    assert result.caches["form"] == "int4" and result.caches["bytes_a_token"] == plain.caches["bytes_a_token"]
+    assert result.sqnr_db is not None and plain.sqnr_db is not None
+    kept = result.finetuned is None
+    assert any("--finetune: " in line for line in result.warnings) == kept
+    assert result.sqnr_db == pytest.approx(plain.sqnr_db, abs=0.01) if kept else result.sqnr_db > plain.sqnr_db - 1.0

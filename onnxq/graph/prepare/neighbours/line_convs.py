@@ -34,7 +34,8 @@ def run(model: ir.Model) -> int:
     """Give such a Conv and its input an axis of one element, and take it out behind it.
 
     Exact but for the order in which products are added. The weight must be constant. The Conv keeps its name, and the
-    name of its output goes to what the Squeeze gives.
+    name of its output goes to what the Squeeze gives. Those of one graph that read the same value read it through one
+    Unsqueeze.
 
     Returns:
         How many were rewritten.
@@ -42,19 +43,29 @@ def run(model: ir.Model) -> int:
     if walk.opset(model) < 13:
         return 0  # Squeeze takes its axes as an input from 13 on
     names = walk.Names(model)
-    return sum(_rewrite(node, names) for node in walk.nodes_to_rewrite(model, "Conv"))
+    given: dict[tuple[ir.Value, ir.Graph], ir.Value] = {}
+    return sum(_rewrite(node, names, given) for node in walk.nodes_to_rewrite(model, "Conv"))
 
 
-def _rewrite(node: ir.Node, names: walk.Names) -> bool:
+def _rewrite(node: ir.Node, names: walk.Names, given: dict[tuple[ir.Value, ir.Graph], ir.Value]) -> bool:
+    """Rewrite one Conv; ``given`` has the input of earlier ones, in the order of the graph, with the axis put in."""
     source, weight, graph = node.inputs[0], walk.const_array(walk.input_at(node, 1)), node.graph
-    if source is None or graph is None or weight is None or weight.ndim != _RANK or weight.dtype != np.float32:
+    if (
+        source is None
+        or not isinstance(graph, ir.Graph)
+        or weight is None
+        or weight.ndim != _RANK
+        or weight.dtype != np.float32
+    ):
         return False
     if walk.rank(source) != _RANK or not _pays(node, weight.shape):
         return False
-    before = _beside("Unsqueeze", source, node, names)
-    graph.insert_before(node, before)
-    node.replace_input_with(0, before.outputs[0])
-    before.outputs[0].shape = _with_axis(source.shape)
+    if (source, graph) not in given:
+        before = _beside("Unsqueeze", source, node, names)
+        graph.insert_before(node, before)
+        before.outputs[0].shape = _with_axis(source.shape)
+        given[source, graph] = before.outputs[0]
+    node.replace_input_with(0, given[source, graph])
     edit.set_constant(node, 1, weight[:, :, None], names, f"{node.name}_weight")
     for key, unit in (("kernel_shape", [1]), ("strides", [1]), ("dilations", [1])):
         if key in node.attributes:

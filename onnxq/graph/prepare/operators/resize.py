@@ -35,6 +35,25 @@ def coordinates(model: ir.Model) -> dict[str, dict[str, str]]:
     return found
 
 
+def rename_upsample(model: ir.Model) -> int:
+    """Call Upsample what it is in operator set 10: Resize, which took its place there with the same inputs.
+
+    onnx counts Upsample as gone from that set on and converts it no more, while files of exporters that had not heard
+    of it are run all the same.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        How many nodes were renamed.
+    """
+    nodes = walk.nodes_to_rewrite(model, "Upsample") if walk.opset(model) == CHANGED_IN - 1 else []
+    renamed = [node for node in nodes if node.domain == "" and len(node.inputs) == 2]
+    for node in renamed:
+        node.op_type = "Resize"
+    return len(renamed)
+
+
 def restore(model_graph: ir.Graph, attributes: dict[str, dict[str, str]]) -> None:
     """Set the attributes on the converted nodes."""
     for node in walk.all_nodes(model_graph):

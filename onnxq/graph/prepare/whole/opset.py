@@ -44,6 +44,7 @@ def raise_to(model: ir.Model, version: int, notes: list[str]) -> bool:
         _refuse(model, current, version)
         if version >= hardmax.CHANGED_IN:
             hardmax.flatten(model)
+        resize.rename_upsample(model)
         coordinates = resize.coordinates(model)
         weights = _take_weights(model)
         before = ir.to_proto(model)

@@ -59,6 +59,15 @@ def test_a_value_that_is_read_in_its_form_too() -> None:
     assert ops(model) == Counter({"Conv": 2, "Unsqueeze": 1, "Squeeze": 2, "Slice": 1, "Add": 1})
 
 
+def test_layers_that_read_one_value_share_its_axis() -> None:
+    text = line(
+        "r = Relu (x) a = Conv <pads = [1, 1]> (r, w) c = Conv <pads = [2, 2]> (r, v) y = Add (a, c)", length="200"
+    )
+    model, report = prepared(build(text, w=weights(64, 64, 3), v=weights(64, 64, 5, seed=1)))
+    assert report.changes["line_convs"] == 2
+    assert ops(model)["Unsqueeze"] == 1
+
+
 def test_in_a_subgraph_with_a_shared_weight() -> None:
     result = "float[N, 64, M]"
     text = f"""g (float[N, 64, 300] x, bool k) => ({result} y) {{
