@@ -114,9 +114,10 @@ def test_without_data_the_remedy_is_named(algorithm: str) -> None:
 
 
 def test_an_algorithm_that_would_do_nothing_is_refused() -> None:
-    with pytest.raises(RecipeError, match="--algorithm gptq: preset w8a8 rounds weights to nearest; use a preset that"):
-        settle_preset(Recipe(preset="w8a8", algorithm="gptq"), True)
-    assert settle_preset(Recipe(preset="w8a8", algorithm="rtn"), True).preset == "w8a8"
+    with pytest.raises(RecipeError, match="--algorithm awq: preset w8a8 rounds weights to nearest or with gptq; use a"):
+        settle_preset(Recipe(preset="w8a8", algorithm="awq"), True)
+    for algorithm in ("rtn", "gptq"):
+        assert settle_preset(Recipe(preset="w8a8", algorithm=algorithm), True).preset == "w8a8"
 
 
 def test_saved_statistics_serve_gptq(tmp_path) -> None:
