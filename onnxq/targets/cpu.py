@@ -111,7 +111,7 @@ COSTS = Costs(
     },
     # A float pool is kept in front of a Q by a copy (see `onnxq.graph.emit.norms.hold_pools`).
     before_quantize={"MaxPool": Rate(0.02)},
-    pointwise_float=Rate(0.13, 0.0),
+    pointwise_float=Rate(0.13),
 )
 
 INTEGER_OPS = frozenset(

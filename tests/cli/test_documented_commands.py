@@ -58,8 +58,8 @@ def test_a_report_has_the_lines_that_are_shown(run: Run, root: Path, clone: Path
 
     assert result.exit_code == 0, result.stderr
     assert report(result.stdout) == report(shown) == list(LINES)
-    for exact in ("over 40 samples", "accuracy  100.00 % -> 100.00 %"):
-        assert exact in shown and exact in result.stdout
+    for line in (r"over (40|64) samples", "accuracy  100.00 % -> 100.00 %"):  # 64 where those held out leave it open
+        assert re.search(line, shown) and re.search(line, result.stdout)
     (before,) = re.findall(r"^size +(\S+ kB)", shown, flags=re.MULTILINE)
     assert f"{before} -> " in result.stdout
 
