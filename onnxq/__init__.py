@@ -157,6 +157,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name == "qat":  # `onnxq.qat.prepare`; the room is imported when it is asked for
+        return importlib.import_module("onnxq.qat")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

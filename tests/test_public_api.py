@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -101,3 +103,9 @@ def test_the_installed_version_is_the_packages() -> None:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("onnxq runs from the source tree and is not installed")
     assert installed == onnxq.__version__
+
+
+def test_qat_is_there_once_the_package_is() -> None:
+    code = "import onnxq; print(callable(onnxq.qat.prepare), callable(onnxq.qat.export))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

@@ -412,3 +412,14 @@ def test_openvino_runs_and_times_the_model(digits: Path, tmp_path: Path) -> None
     assert abs(result.engine["sqnr_db"] - result.engine["sqnr_db_on_cpu"]) < 1
     assert set(result.engine["latency_ms"]) == {"float", "quantized"}
     assert any("ms there" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_dsconv"])
+def test_float8_of_a_network_is_compared_as_the_file_says(root: Path, name: str) -> None:
+    """The CPU provider's fusions take Q and DQ of float8 for those of integers: other numbers, or no session."""
+    model, data = root / "models" / f"{name}.onnx", root / "calibration_data" / f"{name}.npz"
+    result = onnxq.quantize(
+        onnx.load(model), calibration=data, preset="fp8", target="tensorrt", benchmark=False, threads=1
+    )
+    assert result.sqnr_db is not None and result.sqnr_db > 15
+    assert any("optimizations of onnxruntime's CPU provider off" in warning for warning in result.warnings)
