@@ -8,7 +8,6 @@ Results are kept by engine and model, so that a run may be made in parts.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -19,11 +18,12 @@ from typing import Any
 import onnx
 
 import onnxq
-from benchmarks import machine, wild, workloads
+from benchmarks import wild, workloads
 from benchmarks.command import RESULTS
 from benchmarks.engine_tables import render
 from benchmarks.feeds import Feed
-from benchmarks.workloads import DEFAULT_ZOO, Workload
+from benchmarks.kept_rows import Row, add_choice, chosen, measured, rows_in
+from benchmarks.workloads import Workload
 from onnxq.errors import OnnxqError
 from onnxq.runtime.engines.process_engine import ProcessEngine
 
@@ -119,33 +119,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument("--engine", choices=ENGINES, required=True, help="the target whose engine runs the models")
     parser.add_argument("--engine-python", default=sys.executable, metavar="PATH", help="the Python that has it")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only this one; can be given again")
     parser.add_argument("--seconds", type=float, default=2.0, help="to time each model for")
-    parser.add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FOLDER", help="the folder with zoo.py")
-    parser.add_argument("--list", action="store_true", help="show the tasks and stop")
+    add_choice(parser)
     options = parser.parse_args(arguments)
-    found = find(options.zoo.resolve())
-    names = [workload.name for workload in found]
-    if options.list:
-        print("\n".join(names))
-        return 0
-    unknown = sorted(set(options.task or ()) - set(names))
-    if unknown:
-        print(f"no task {unknown[0]!r}; there are {', '.join(names)}", file=sys.stderr)
-        return 2
+    tasks = chosen(find(options.zoo.resolve()), options)
+    if isinstance(tasks, int):
+        return tasks
     path = RESULTS / "engines.json"
-    kept: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {"machine": {}, "rows": []}
-    for workload in found:
-        if options.task and workload.name not in options.task:
-            continue
-        print(f"{workload.name} ...", file=sys.stderr, flush=True)
+
+    def in_folder(workload: Workload) -> Row:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(workload, options.engine, options.engine_python, Path(folder), options.seconds)
-        same = [r for r in kept["rows"] if (r["engine"], r["model"]) != (row["engine"], row["model"])]
-        kept = {"machine": machine.facts(), "rows": sorted([*same, row], key=lambda r: (r["engine"], r["model"]))}
-        path.write_text(json.dumps(kept, indent=1) + "\n", "utf8")
-        path.with_suffix(".md").write_text(render(kept), "utf8")
-    print(render(kept))
+            return measure(workload, options.engine, options.engine_python, Path(folder), options.seconds)
+
+    for _ in measured(tasks, in_folder, path, "engine", render):
+        pass
+    print(render(rows_in(path)))
     return 0
 
 

@@ -7,7 +7,6 @@ reasons that most of them have. Results are kept by preset and model, so that a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -18,11 +17,12 @@ from typing import Any
 import onnx
 
 import onnxq
-from benchmarks import machine, wild, workloads
+from benchmarks import wild, workloads
 from benchmarks.command import RESULTS
 from benchmarks.feeds import Feed
+from benchmarks.kept_rows import Row, add_choice, chosen, measured, rows_in
 from benchmarks.tables import NONE, markdown, number
-from benchmarks.workloads import DEFAULT_ZOO, Workload
+from benchmarks.workloads import Workload
 from onnxq.errors import OnnxqError
 
 _TYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -109,33 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 1 where a model fails, 2 where a task is unknown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.halves", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="fp16")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only this one; can be given again")
-    parser.add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FOLDER", help="the folder with zoo.py")
-    parser.add_argument("--list", action="store_true", help="show the tasks and stop")
+    add_choice(parser)
     options = parser.parse_args(arguments)
-    found = find(options.zoo.resolve())
-    names = [workload.name for workload in found]
-    if options.list:
-        print("\n".join(names))
-        return 0
-    if unknown := sorted(set(options.task or ()) - set(names)):
-        print(f"no task {unknown[0]!r}; there are {', '.join(names)}", file=sys.stderr)
-        return 2
+    tasks = chosen(find(options.zoo.resolve()), options)
+    if isinstance(tasks, int):
+        return tasks
     path = RESULTS / "halves.json"
-    kept: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {"machine": {}, "rows": []}
-    failed: list[str] = []
-    for workload in found:
-        if options.task and workload.name not in options.task:
-            continue
-        print(f"{workload.name} ...", file=sys.stderr, flush=True)
+
+    def in_folder(workload: Workload) -> Row:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(workload, options.preset, Path(folder))
+            return measure(workload, options.preset, Path(folder))
+
+    failed: list[str] = []
+    for row in measured(tasks, in_folder, path, "preset", render):
         failed += failures([row])
-        same = [r for r in kept["rows"] if (r["preset"], r["model"]) != (row["preset"], row["model"])]
-        kept = {"machine": machine.facts(), "rows": sorted([*same, row], key=lambda r: (r["preset"], r["model"]))}
-        path.write_text(json.dumps(kept, indent=1) + "\n", "utf8")
-        path.with_suffix(".md").write_text(render(kept), "utf8")
-    print(render(kept))
+    print(render(rows_in(path)))
     print("\n".join(failed), file=sys.stderr)
     return 1 if failed else 0
 

@@ -19,6 +19,7 @@ from onnxq.diagnosis.ranking import Diagnosis, Finding, Look, ranked
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
 from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError
+from onnxq.graph.edit import copy_of
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
 from onnxq.graph.views.body_models import bodies_of
@@ -294,8 +295,7 @@ def _closest(quantized: Model, *candidates: Model) -> Model:
 def _rewritten(model: Model, quantized: Model, first: Feed, threads: int | None) -> Model:
     """A copy of a float model with the rewrites that its quantized form shows; the model itself where it shows none."""
     found = Counterparts(quantized)
-    plain = model.clone()
-    plain.meta.update(model.meta)
+    plain = copy_of(model)
     recover(plain, found, lambda axes: channel_minima(plain, axes, [first], threads=threads))
     fit = weight_fit(plain, found)
     if not any(ratio < _FOREIGN_DB for ratio in fit.values()):

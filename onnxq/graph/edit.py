@@ -11,6 +11,13 @@ from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 
 
+def copy_of(model: ir.Model) -> ir.Model:
+    """A copy that also knows what was noted of the model, such as what its file declared; weights are shared."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
     """Add a constant to a graph.
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from onnxq.core.processors import LARGE, blas_threads
+from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
@@ -115,8 +116,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     """As `build`, with or without smoothing; and whether there was smoothing by exponents that were searched."""
     recipe, target, clock = job.recipe, job.target, job.clock
     form = recipe.format or target.formats[0]
-    model = job.prepared.model.clone()
-    model.meta.update(job.prepared.model.meta)
+    model = copy_of(job.prepared.model)
     spill_to(model, job.spill)
     job = replace(job, prepared=replace(job.prepared, model=model))
     if target.coverage != MEASURED:

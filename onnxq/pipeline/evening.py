@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from onnxq.errors import ModelError, OnnxqError
+from onnxq.graph.edit import copy_of
 from onnxq.graph.types import Model
 from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.even_out import even_out, rounded
@@ -64,8 +65,7 @@ def even_channels(job: Job) -> None:
 
 def _evened(job: Job, recipe: Recipe, data: Data) -> Model | None:
     """A copy with channels evened out by what single layers gain; None where nothing changes."""
-    model = job.prepared.model.clone()
-    model.meta.update(job.prepared.model.meta)
+    model = copy_of(job.prepared.model)
     factors = channel_factors(model.graph)
     if not factors.read:
         return None

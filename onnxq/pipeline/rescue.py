@@ -10,6 +10,7 @@ from dataclasses import replace
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, RecipeError, VerificationError
 from onnxq.graph import walk
+from onnxq.graph.edit import copy_of
 from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.graph.types import Node
 from onnxq.pipeline.build import Built, build
@@ -63,8 +64,7 @@ class _Attempts:
 
     def __init__(self, job: Job, built: Built, message: str, feed: Feed | None) -> None:
         fed = not (built.recipe.smooths or uses_awq(built.recipe))
-        model = job.prepared.model.clone()  # in which nodes are marked; other models are built from the job's own
-        model.meta.update(job.prepared.model.meta)
+        model = copy_of(job.prepared.model)  # in which nodes are marked; other models are built from the job's own
         preset = "w8a8" if PRESETS[built.recipe.preset].reconstruct else built.recipe.preset
         plain = replace(built.recipe, preset=preset, reconstruct=False)  # it would take minutes each time
         self._job = replace(job, recipe=plain, prepared=replace(job.prepared, model=model))

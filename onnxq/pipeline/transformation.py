@@ -8,6 +8,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.errors import RecipeError
 from onnxq.graph.attention.plain_attention import Seen
+from onnxq.graph.edit import copy_of
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model
 from onnxq.graph.walk import all_nodes
@@ -143,8 +144,7 @@ def turned_copy(model: Model, feed: Feed, threads: int | None) -> tuple[Model, R
         threads: threads an operator may use.
     """
     shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
-    turned = model.clone()
-    turned.meta.update(model.meta)
+    turned = copy_of(model)
     heads, reasons = value_heads(turned, Seen(shapes))
     return turned, rotate(turned, heads), reasons
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from onnxq.errors import CalibrationError, RecipeError
+from onnxq.graph.edit import copy_of
 from onnxq.graph.files import io
 from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.pipeline.build import Built, build, finish
@@ -86,8 +87,7 @@ class Bases:
             return self.plain.build(recipe)
         if self._equalized is None:
             prepared = self._job.prepared
-            model = prepared.model.clone()
-            model.meta.update(prepared.model.meta)
+            model = copy_of(prepared.model)
             job = replace(self._job, prepared=replace(prepared, model=model), recipe=recipe)
             notes = transform(job).notes
             self._equalized = Base(job)
@@ -107,8 +107,7 @@ def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Built:
         job: whose model it is.
         nodes: of a plan, which all stay float.
     """
-    model = job.prepared.model.clone()
-    model.meta.update(job.prepared.model.meta)
+    model = copy_of(job.prepared.model)
     narrow(model)
     finish(model)
     kept = "no quantized candidate was inside the accuracy budget"

@@ -18,6 +18,7 @@ from onnxq.graph import walk
 from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of
 from onnxq.graph.attention.grouped import group
 from onnxq.graph.attention.plain_attention import Seen, factors_of, find_sites
+from onnxq.graph.edit import copy_of
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import with_outputs
 from onnxq.pipeline.float_model import Prepared
@@ -104,8 +105,7 @@ def _grouped(model: Model, feed: Feed, threads: int | None) -> tuple[Model | Non
     if not names:
         return None, {}
     masks, kept = _observed(model, names, feeds, threads)
-    fused = model.clone()
-    fused.meta.update(model.meta)
+    fused = copy_of(model)
     sizes = group(fused, masks, seen)
     if not sizes:
         return None, {}

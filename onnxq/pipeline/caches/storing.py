@@ -14,6 +14,7 @@ from onnxq.data.decoding import Roles, in_pieces
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, VerificationError
 from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of, rotary_tables, round_caches, store
+from onnxq.graph.edit import copy_of
 from onnxq.graph.types import Model
 from onnxq.pipeline.build import build
 from onnxq.pipeline.caches.grouping import roles_in
@@ -84,8 +85,7 @@ def store_caches(job: Job, chosen: Chosen) -> None:
         chosen.built = build(replace(job, recipe=job.recipe.override(preset="float")))
     before = chosen.built.model
     with job.clock.step("caches"):
-        model = before.clone()
-        model.meta.update(before.meta)
+        model = copy_of(before)
         stored = _stored(job, model, form)
         chosen.built.model = stored.model
         chosen.content = contents(stored.model, job.stack)
@@ -155,8 +155,7 @@ def with_stored_caches(job: Job, model: Model) -> Model:
     """
     form = job.recipe.kv_cache
     assert form is not None
-    cached = model.clone()
-    cached.meta.update(model.meta)
+    cached = copy_of(model)
     caches = add_caches(cached, _sizes(job, cached))
     grids = _fitted(job, cached, caches, form)
     found = model.clone()

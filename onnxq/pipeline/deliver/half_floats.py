@@ -14,6 +14,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
+from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.half.halving import Halved, Halving, halve
 from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import float_values
@@ -110,7 +111,7 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str
     kernels = job.target.halves.get(recipe.half, Ops())
     asked = Halving(recipe.half, kernels, keep.reasons, recipe.keep_io, recipe.store_only, keep.exact)
     dtypes = probe_shapes(job, job.prepared.model, job.statistics).dtypes
-    result = _copy(model)
+    result = copy_of(model)
     done = halve(result, asked, divide, dtypes)
     if job.data is not None and recipe.half == "float16" and done.half:
         result, done = _near_enough(model, result, done, job, asked, dtypes, warnings)
@@ -118,13 +119,6 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str
     if not done.stored:
         refuse_empty(plan, job.prepared, recipe, halved=True)
     return result, plan
-
-
-def _copy(model: Model) -> Model:
-    """A copy that still knows what its file declared, and which initializers were inputs."""
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    return copy
 
 
 def _near_enough(
@@ -156,7 +150,7 @@ def _near_enough(
         if len(exact) > _MOST * len(done.half):
             break
         why = {name: _NOISE.format(plain) for name in exact}
-        tried = _copy(model)
+        tried = copy_of(model)
         found = halve(tried, replace(asked, keep={**why, **asked.keep}, exact=asked.exact | exact), divide, dtypes)
         if not found.half:
             break

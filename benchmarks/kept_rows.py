@@ -1,0 +1,70 @@
+"""Tables that stay from run to run: a row a model, written after each, so that what was measured is not lost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.workloads import DEFAULT_ZOO, Workload
+
+Row = dict[str, Any]
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which tasks are measured."""
+    parser.add_argument("--task", action="append", metavar="NAME", help="only this one; can be given again")
+    parser.add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FOLDER", help="the folder with zoo.py")
+    parser.add_argument("--list", action="store_true", help="show the tasks and stop")
+
+
+def chosen(found: Sequence[Workload], options: argparse.Namespace) -> list[Workload] | int:
+    """The tasks that the options of `add_choice` ask for; a status where the command ends here."""
+    names = [workload.name for workload in found]
+    if options.list:
+        print("\n".join(names))
+        return 0
+    if unknown := sorted(set(options.task or ()) - set(names)):
+        print(f"no task {unknown[0]!r}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
+    return [workload for workload in found if not options.task or workload.name in options.task]
+
+
+def measured(
+    tasks: Sequence[Workload],
+    measure: Callable[[Workload], Row],
+    path: Path,
+    key: str,
+    render: Callable[[dict[str, Any]], str],
+) -> Iterator[Row]:
+    """Measure one task after the other, and write the table after each.
+
+    Args:
+        tasks: what to measure.
+        measure: makes the row of one, with its ``model`` and ``key``.
+        path: file of the rows, as JSON; the page lies beside it. Rows of other tasks in it stay.
+        key: what tells rows of one model apart.
+        render: makes the page.
+
+    Yields:
+        Each row once it is written.
+    """
+    kept = rows_in(path)
+    for workload in tasks:
+        print(f"{workload.name} ...", file=sys.stderr, flush=True)
+        row = measure(workload)
+        same = [r for r in kept["rows"] if (r[key], r["model"]) != (row[key], row["model"])]
+        kept = {"machine": machine.facts(), "rows": sorted([*same, row], key=lambda r: (r[key], r["model"]))}
+        path.write_text(json.dumps(kept, indent=1) + "\n", "utf8")
+        path.with_suffix(".md").write_text(render(kept), "utf8")
+        yield row
+
+
+def rows_in(path: Path) -> dict[str, Any]:
+    """The table of earlier runs: ``machine`` and ``rows``."""
+    kept: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {"machine": {}, "rows": []}
+    return kept
