@@ -15,6 +15,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ _sizes: dict[str, int] = {}
 """Files that are guarded, and what they held when they were mapped."""
 
 _cut: set[str] = set()
+
+_zeroed: list[tuple[int, int]] = []
+"""Addresses that are zeros by now, from and to."""
+
+_one_at_a_time = threading.Lock()
 
 _installed: list[Any] = []
 """The C library, the handler, which has to live, and what was there before; empty before the first file."""
@@ -105,16 +111,28 @@ def _size(name: str) -> int:
 
 
 def _on_bus_error(number: int, info: int, context: int) -> None:
-    """Put zeros where a guarded file ends; for any other address leave it to whoever was there before."""
-    libc, _, before = _installed
+    """Put zeros where a guarded file ends; for any other address leave it to whoever was there before.
+
+    Threads that met the same end at once come one after another: what the first of them mended has no file any more.
+    """
     address = ctypes.c_size_t.from_address(info + _ADDRESS).value
-    end, name = _mapping(address)
-    start = address // mmap.PAGESIZE * mmap.PAGESIZE
+    with _one_at_a_time:
+        end, name = _mapping(address)
+        start = address // mmap.PAGESIZE * mmap.PAGESIZE
+        if name in _sizes and _put_zeros(start, end):
+            _cut.add(name)
+        elif name or not any(first <= address < last for first, last in _zeroed):
+            libc, _, before = _installed
+            libc.sigaction(signal.SIGBUS, ctypes.byref(before), None)  # the same page is read again, and meets it
+
+
+def _put_zeros(start: int, end: int) -> bool:
+    """Map zeros in place of a file; whether the system did."""
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    if name not in _sizes or libc.mmap(start, end - start, access, _PRIVATE_FIXED_ANONYMOUS, -1, 0) == _FAILED:
-        libc.sigaction(signal.SIGBUS, ctypes.byref(before), None)  # the same page is read again, and meets it
-        return
-    _cut.add(name)
+    if _installed[0].mmap(start, end - start, access, _PRIVATE_FIXED_ANONYMOUS, -1, 0) == _FAILED:
+        return False
+    _zeroed.append((start, end))
+    return True
 
 
 def _mapping(address: int) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,31 @@ def test_what_is_missing_reads_as_zeros_and_is_refused(model: Path, where: str) 
     )
     assert f"model.data: was cut ({2 * SIDE * SIDE * 4} bytes, now 5000) while it was being used" in done.stderr
     assert done.returncode == 1
+
+
+def test_threads_that_meet_the_end_at_once_go_on_together(model: Path) -> None:
+    script = f"""
+cut_files.guard(data.resolve())
+{MAPPED}
+old = data.read_bytes()
+for _ in range(40):
+    data.write_bytes(old)
+{textwrap.indent(MAPPED, "    ")}
+    cut(0)
+    together = threading.Barrier(8)
+    def read(first):
+        together.wait()
+        assert np.maximum(mapped[first::8 * 4096], 0).max() == 0  # numpy lets the other threads run
+    threads = [threading.Thread(target=read, args=(n * 4096 + 1,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+cut_files.refuse_cut()
+"""
+    done = run(model.parent, script)
+    assert done.returncode == 1
+    assert "model.data: was cut" in done.stderr
 
 
 def test_other_files_end_the_process_as_before(model: Path) -> None:
