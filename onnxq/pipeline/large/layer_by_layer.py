@@ -12,7 +12,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.graph.files.io import forget_weights
+from onnxq.graph.files.io import expect_weights, forget_weights
 from onnxq.graph.files.structure import check_structure
 from onnxq.graph.files.whole_file import write_beside
 from onnxq.graph.types import Node
@@ -92,6 +92,9 @@ def _judge_layers(built: Candidate, job: Job, verdict: Verdict) -> None:
     progress = job.clock.report("verify")
     for count, name in enumerate(wanted):
         progress(count, len(wanted))
+        for ahead in wanted[count + (1 if count else 0) : count + 2]:  # read while this one runs
+            if ahead in nodes:
+                expect_weights(nodes[ahead])
         if name in nodes:
             _run_layer(nodes[name], before, after, found)
     if found.broken:
