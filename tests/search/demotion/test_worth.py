@@ -13,6 +13,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.search.choice import FLOAT, STATIC, STORED, Form, Layer
 from onnxq.search.demotion.confidence import Confidence, errors_for
 from onnxq.search.demotion.fewest import Attempt, fewest
+from onnxq.search.demotion.stored_weights import affordable, that_matter
 from onnxq.search.demotion.worth import by_bytes, lost_times
 
 
@@ -85,3 +86,23 @@ def test_a_search_ends_where_fewer_layers_would_save_no_time() -> None:
     steep = fewest(left, 1.2, attempt, [1.0 + index for index in range(65)])
     assert flat is not None and steep is not None and flat >= steep >= 30
     assert len(first) < len(tried)
+
+
+def stored(name: str, db: float, size: int) -> Layer:
+    return Layer(name, "Conv", {FLOAT: Form(1.0, size=100 + size), STORED: Form(1.0, model_db=db, size=100)})
+
+
+def test_stored_weights_go_together_with_what_reads_them_too() -> None:
+    layers = [stored("a", 20.0, 1000), stored("b", 60.0, 1000), stored("c", 30.0, 10), stored("quiet", 70.0, 1)]
+    weights = ["w", "w", "v", "u"]
+    chosen = that_matter(layers, weights, 1e-4, 10_000, 20_000)
+    assert [found.name for found in chosen] == ["c", "a", "b"]  # by noise for each byte
+    assert [found.name for found in that_matter(layers, weights, 1e-4, 10_000, 10_500)] == ["c"]
+    assert not that_matter(layers, weights, 1.0, 10_000, 20_000)
+    assert not that_matter([Layer("unknown", "Conv", {STORED: Form(1.0)})], ["w"], 1e-4, 10_000, 20_000)
+
+
+def test_a_weight_that_several_read_is_paid_once() -> None:
+    layers = [stored("a", 20.0, 1000), stored("b", 25.0, 1000), stored("c", 30.0, 1000)]
+    assert affordable(layers, ["w", "w", "v"], 10_000, 11_500) == 2
+    assert affordable(layers, ["w", "u", "v"], 10_000, 11_500) == 1
