@@ -49,6 +49,9 @@ _SIMULATED = {"soc_model": "57"} if platform.machine() in ("x86_64", "AMD64") el
 _DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0", **_SIMULATED}}
 """Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
 
+_THREADS = {"OpenVINOExecutionProvider": "num_of_threads"}
+"""The option with its threads, of a provider that has threads of its own."""
+
 _LONGEST = 1 << 34
 """Bytes of an array; more is no array but a broken stream."""
 
@@ -119,8 +122,9 @@ class _Worker:
         built_in = set(self._ort.get_available_providers())
         self._provider = self._named(head["provider"])
         self._plugin = self._provider not in built_in
-        self._options = {**_DEFAULTS.get(self._provider, {}), **head.get("options", {})}
         self._threads = int(head.get("threads") or 1)
+        own = {_THREADS[self._provider]: str(self._threads)} if self._provider in _THREADS else {}
+        self._options = {**_DEFAULTS.get(self._provider, {}), **own, **head.get("options", {})}
         return {
             "runtime": f"onnxruntime {self._ort.__version__}",
             "provider": self._provider,
