@@ -12,7 +12,7 @@ from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import dequantized_layers
-from onnxq.graph.reading.output_facts import output_facts
+from onnxq.graph.reading.output_facts import OutputFact, output_facts
 from onnxq.pipeline.deliver.on_engine import EngineWord, ask_engine, said_of
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
@@ -24,6 +24,7 @@ from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, drifting
 from onnxq.verify.budget import Limits
 from onnxq.verify.compare import Comparison, Patience, compare_all
+from onnxq.verify.fidelity import apart
 from onnxq.verify.language.workload import measure
 from onnxq.verify.loads import check, worth_a_look
 from onnxq.verify.reference import Reference
@@ -37,10 +38,16 @@ HIGH_LOSS = 0.05
 LEVELS_APART_DB = 6.0
 """The two optimization levels may differ by rounding, not by this much."""
 
+_FAITHFUL_DB = 30.0
+"""Above this nothing is said of the optimizations, whatever they cost."""
+
 _TIMED_FEEDS = 4
 
 _PLAIN_SECONDS = 0.5
 """Without optimizations large models run for many seconds; after this long no further held-out sample is run so."""
+
+_SURE, _SURE_SECONDS = 8, 8.0
+"""Held-out samples that are run so where the first ones look apart, and the seconds that this may take."""
 
 
 @dataclass
@@ -139,6 +146,10 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
                     (verdict.unoptimized,) = compare_all(
                         compared.reference, [plain], feeds, patience=(Patience(_PLAIN_SECONDS),), facts=facts
                     )
+                if data is not None and _apart(verdict.comparison, verdict.unoptimized):
+                    float_model = sessions["float"] if compared is None else compared.reference
+                    if job.recipe.kv_cache is None and verdict.unoptimized.samples < data.held_out.count_feeds():
+                        verdict.unoptimized = _looked_at_again(float_model, plain, data, facts)
             except CalibrationError:
                 raise  # the data is at fault, not the model
             except OnnxqError as error:
@@ -278,21 +289,38 @@ def judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict)
         verdict.warnings.append(f"output {name!r} has only {best.sqnr_db:.1f} dB SQNR; check accuracy before using it")
     elif best.finite and (outside := best.outside(HIGH_LOSS)):
         verdict.warnings.append(f"{outside.partition('; the budget')[0]}; check accuracy before using it")
+    verdict.warnings += _apart(best, plain)
+    _judge_limits(best, recipe, verdict)
+
+
+def _apart(best: Comparison, plain: Comparison) -> list[str]:
+    """What to say where the two levels differ by more than chance, on the samples that both saw."""
+    said = []
     for name, output in best.outputs.items():
         other = plain.outputs.get(name)
-        if other is None or output.sqnr_db is None or other.sqnr_db is None or math.isinf(other.sqnr_db):
+        if other is None:
             continue
-        if output.sqnr_db < other.sqnr_db - LEVELS_APART_DB and output.sqnr_db < 30.0:
-            verdict.warnings.append(
-                f"output {name!r}: onnxruntime's optimizations cost accuracy ({output.sqnr_db:.1f} dB with, "
-                f"{other.sqnr_db:.1f} dB without); on CPUs without 8-bit dot products use --target cpu-avx2"
+        worse = apart(output.levels, other.levels, LEVELS_APART_DB)
+        wrong = apart(other.levels, output.levels, LEVELS_APART_DB)
+        if worse is not None and worse[0] < _FAITHFUL_DB and math.isfinite(worse[1]):
+            said.append(
+                f"output {name!r}: onnxruntime's optimizations cost accuracy ({worse[0]:.1f} dB with, "
+                f"{worse[1]:.1f} dB without); on CPUs without 8-bit dot products use --target cpu-avx2"
             )
-        elif other.sqnr_db < output.sqnr_db - LEVELS_APART_DB and other.sqnr_db < LOW_SQNR_DB:
-            verdict.warnings.append(
-                f"output {name!r}: onnxruntime computes it wrongly with its optimizations off ({other.sqnr_db:.1f} dB, "
-                f"{output.sqnr_db:.1f} dB with them); leave them on"
+        elif wrong is not None and wrong[0] < LOW_SQNR_DB and math.isfinite(wrong[0]):
+            said.append(
+                f"output {name!r}: onnxruntime computes it wrongly with its optimizations off ({wrong[0]:.1f} dB, "
+                f"{wrong[1]:.1f} dB with them); leave them on"
             )
-    _judge_limits(best, recipe, verdict)
+    return said
+
+
+def _looked_at_again(
+    float_model: Session | Reference, plain: Session, data: Data, facts: Mapping[str, OutputFact]
+) -> Comparison:
+    """The model without optimizations on more samples: one or two may be apart by a decision that is close to a tie."""
+    feeds = itertools.islice(data.held_out, _SURE)
+    return compare_all(float_model, [plain], feeds, patience=(Patience(_SURE_SECONDS),), facts=facts)[0]
 
 
 def _judge_limits(best: Comparison, recipe: Recipe, verdict: Verdict) -> None:

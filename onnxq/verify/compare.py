@@ -95,7 +95,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values; SQNR may be infinite."""
-        return dataclasses.asdict(self)
+        outputs = {name: output.to_dict() for name, output in self.outputs.items()}
+        return dataclasses.asdict(dataclasses.replace(self, outputs={})) | {"outputs": outputs}
 
     def summary(self) -> str:
         """Everything as text, a line for each output."""

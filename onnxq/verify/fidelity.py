@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
 from onnxq.verify.loss import Judged
+
+_LEVELS = 64
+"""Samples whose noise is kept one by one, at most."""
+
+Level = tuple[float, float]
+"""Power of the signal and of the noise in one sample."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class OutputComparison:
         value: the measure of its kind.
         loss: expected share of decisions that change, 0 to 1.
         loss_error: the standard error that is in ``loss``.
+        levels: power of signal and noise by sample, of the first 64; (0, 0) where a sample could not be compared.
     """
 
     sqnr_db: float | None
@@ -55,6 +64,7 @@ class OutputComparison:
     loss: float | None = None
     loss_error: float = 0.0
     mean_abs_error: float | None = None
+    levels: tuple[Level, ...] = ()
 
     @property
     def judged(self) -> Judged | None:
@@ -69,6 +79,32 @@ class OutputComparison:
             return self
         return replace(self, top1_agreement=agreement, **asdict(judged))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, but for single samples; SQNR may be infinite."""
+        plain = asdict(self)
+        del plain["levels"]
+        return plain
+
+
+def apart(one: Sequence[Level], other: Sequence[Level], least_db: float) -> tuple[float, float] | None:
+    """SQNR of two models on the samples that both saw, in dB, if the first is worse and not by chance; None otherwise.
+
+    Two models that differ in how halves are rounded come to differ as much as either does from float, where the noise
+    is that of a few decisions close to a tie: one is better here and the other there. What computes something else is
+    better nowhere.
+
+    Args:
+        one: power of signal and noise by sample.
+        other: likewise; samples in the same order.
+        least_db: by how much the first is worse on all samples together; half of that is what better means.
+    """
+    pairs = [(a, b) for a, b in zip(one, other, strict=False) if a[0] and b[0]]
+    if not pairs:
+        return None
+    first, second = (decibels(sum(s for s, _ in part), sum(n for _, n in part)) for part in zip(*pairs, strict=True))
+    better = any(decibels(*a) > decibels(*b) + least_db / 2 for a, b in pairs)
+    return (first, second) if first < second - least_db and not better else None
+
 
 class Fidelity:
     """Accumulates an `OutputComparison`; memory does not depend on the number of samples."""
@@ -81,6 +117,7 @@ class Fidelity:
         self._worst = self._summed = 0.0
         self._compared = 0
         self._equal = _Share()
+        self._levels: list[Level] = []
         self._nonfinite = [0, 0]
         self._lost = 0
 
@@ -88,6 +125,7 @@ class Fidelity:
         """Add one sample's output of both models; sums are in float64."""
         if reference.shape != actual.shape or _is_real(reference) != _is_real(actual):
             self.mismatched += 1
+            self._keep(0.0, 0.0)
             return
         self.samples += 1
         if not _is_real(reference):
@@ -103,13 +141,19 @@ class Fidelity:
             left, right = left[seen & given], right[seen & given]
         self._compared += left.size
         error = right - left
-        self._signal += float(left @ left)
-        self._noise += float(error @ error)
+        signal, noise = float(left @ left), float(error @ error)
+        self._signal += signal
+        self._noise += noise
+        self._keep(signal, noise)
         self._dot += float(left @ right)
         self._other += float(right @ right)
         sizes = np.abs(error)
         self._worst = max(self._worst, float(sizes.max(initial=0.0)))
         self._summed += float(sizes.sum())
+
+    def _keep(self, signal: float, noise: float) -> None:
+        if len(self._levels) < _LEVELS:
+            self._levels.append((signal, noise))
 
     def result(self) -> OutputComparison:
         """All so far."""
@@ -128,6 +172,7 @@ class Fidelity:
             mismatched=self.mismatched,
             nonfinite_lost=self._lost,
             mean_abs_error=self._summed / self._compared if self.is_real and self._compared else None,
+            levels=tuple(self._levels) if known and not broken else (),
         )
 
     def _sqnr(self) -> float:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq.core.error_measures import decibels
 from onnxq.errors import VerificationError
 from onnxq.pipeline import gate
 from onnxq.recipe.recipe import Recipe
@@ -17,11 +18,15 @@ from onnxq.verify.fidelity import OutputComparison
 from tests.graph.build import build, weights
 
 
-def comparison(sqnr_db: float) -> Comparison:
+def comparison(*sqnr_db: float) -> Comparison:
+    """A comparison on one sample for each figure."""
+    levels = tuple((1.0, 10 ** (-each / 10)) for each in sqnr_db)
+    whole = decibels(len(levels), sum(noise for _, noise in levels))
     output = OutputComparison(
-        sqnr_db, 0.99, 0.1, None, None, finite=True, nonfinite_float=0, nonfinite_quantized=0, samples=4, mismatched=0
-    )
-    return Comparison({"y": output}, samples=4, sqnr_db=sqnr_db, top1_agreement=None, class_output=None)
+        whole, 0.99, 0.1, None, None, finite=True, nonfinite_float=0, nonfinite_quantized=0, samples=len(levels),
+        mismatched=0, levels=levels,
+    )  # fmt: skip
+    return Comparison({"y": output}, samples=len(levels), sqnr_db=whole, top1_agreement=None, class_output=None)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,28 @@ def test_levels_that_are_apart_are_said(optimized: float, plain: float, said: li
     assert not verdict.failures
     assert len(verdict.warnings) == len(said)
     assert all(line.startswith(start) for line, start in zip(verdict.warnings, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("optimized", "plain"),
+    [
+        ((12.0, 40.0, 40.0, 40.0), (41.0, 12.1, 40.0, 40.0)),  # a decision close to a tie, in another sample each
+        ((12.0, 40.0, 40.0), (30.0, 30.0, 30.0)),  # worse on the whole, but better in two samples of three
+        ((40.0, 9.0, 9.0), (40.0,)),  # those that both saw are the same
+    ],
+)
+def test_levels_that_are_apart_by_chance_are_not_said(optimized: tuple[float, ...], plain: tuple[float, ...]) -> None:
+    verdict = gate.Verdict()
+    gate.judge(comparison(*optimized), comparison(*plain), Recipe(), verdict)
+    assert not [line for line in verdict.warnings if "optimizations" in line]
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_a_fused_form_that_is_wrong_in_some_samples_is_said(share: int) -> None:
+    verdict = gate.Verdict()
+    levels = [12.0 if sample % share == 0 else 39.9 for sample in range(8)]
+    gate.judge(comparison(*levels), comparison(*[40.0] * 8), Recipe(), verdict)
+    assert [line for line in verdict.warnings if "optimizations cost accuracy" in line]
 
 
 UNFEEDABLE = (
@@ -78,3 +105,18 @@ def test_the_sizes_that_were_made_up_are_said() -> None:
     assert [
         line for line in result.warnings if line.startswith("compared on one synthetic sample, x (1, 64, 64): pass")
     ]
+
+
+def test_levels_that_look_apart_are_compared_on_more_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("g (float[N, 64] x) => (float[N, 64] y) { [m] y = MatMul (x, w) }", w=weights(64, 64))
+    rng = np.random.default_rng(5)
+    samples = [{"x": rng.normal(size=(1, 64)).astype(np.float32)} for _ in range(60)]
+    monkeypatch.setattr(gate, "_PLAIN_SECONDS", 1e-9)
+    result = onnxq.quantize(model, preset="w8a8", calibration=samples, benchmark=False)
+    assert result.unoptimized is not None
+    assert result.comparison is not None
+    assert (result.unoptimized.samples, result.comparison.samples) == (1, 12)
+    monkeypatch.setattr(gate, "apart", lambda *_: (9.0, 9.0))
+    result = onnxq.quantize(model, preset="w8a8", calibration=samples, benchmark=False)
+    assert result.unoptimized is not None
+    assert result.unoptimized.samples == 8
