@@ -119,7 +119,6 @@ class NodePlan:
         wide: why it computes in float32 where the recipe asks for a 16-bit type; empty where it does not.
         trained: its weight's integers are those that the model brought along.
         finest: least step that its products may have, in steps of its output's grid.
-        bias_step: its bias is a multiple of so many steps of its products.
         grids: scale and zero point of constants for which the user gives them, by input position.
     """
 
@@ -142,7 +141,6 @@ class NodePlan:
     wide: str = ""
     trained: bool = False
     finest: float = 0.0
-    bias_step: int = 1
     grids: dict[int, QParams] = field(default_factory=dict)
 
 

@@ -126,7 +126,6 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
                 folds=folds,
                 weights=_weights(candidate, asked),
                 finest=asked.target.finest,
-                bias_step=asked.target.wide_bias_step if asked.spec_of(node, candidate.choice).bits >= WIDE else 1,
             )
         else:
             nodes[name] = NodePlan(name, op_type, FLOAT, found.kept.get(name, ""))

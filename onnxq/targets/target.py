@@ -142,8 +142,6 @@ class Target:
         fixed_shapes: all dimensions of inputs have to be numbers.
         provider: execution provider of the engine that runs it, where that is not ONNX Runtime's CPU provider here.
         finest: least step that products may have there, in steps of the result's grid; 0 for any.
-        wide_bias_step: where activations have 16 bits, sums of products count in units of so many; what is below is cut
-            off, of products and bias each.
         wide_costs: times that a kernel takes longer where its activations have 16 bits.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
@@ -176,7 +174,6 @@ class Target:
     fixed_shapes: bool = False
     provider: str = ""
     finest: float = 0.0
-    wide_bias_step: int = 1
     wide_costs: float = 1.0
     measured: str = ""
 

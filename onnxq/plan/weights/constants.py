@@ -69,7 +69,7 @@ def node_rewrite(
         if added_to is not None:
             exact = added_to if exact is None else exact + added_to
         if exact is not None:
-            added = quantize_bias(exact, scale_x, constants[position].params.scale, plan.bias_step)
+            added = quantize_bias(exact, scale_x, constants[position].params.scale)
     return NodeRewrite(constants, added, plan.folds, plan.float_output, plan.adds)
 
 
@@ -88,14 +88,13 @@ def _shift(node: Node, name: str, weight: QTensor, statistics: Statistics | None
     return correction(node, weight, mean, statistics[name].shape if name in statistics else None)
 
 
-def quantize_bias(bias: Array, scale_x: float, scale_w: Array, step: int = 1) -> QTensor:
+def quantize_bias(bias: Array, scale_x: float, scale_w: Array) -> QTensor:
     """A bias as int32 at ``scale_x · scale_w``, so that it is added to the accumulator as it is.
 
     Args:
         bias: floating point, (channels,).
         scale_x: scale of the input.
         scale_w: scale of the weight, one entry or one a channel.
-        step: it is a multiple of so many, and half of that is added: for kernels that cut off what is below.
 
     Returns:
         QTensor of shape (channels,); its scale is (channels,) or (1,).
@@ -107,11 +106,7 @@ def quantize_bias(bias: Array, scale_x: float, scale_w: Array, step: int = 1) ->
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
     spec = TensorSpec(QType.INT32, PerTensor(), symmetric=True)
     params = QParams(spec, scale, np.zeros(scale.shape, np.int32))
-    whole = quantize(bias, params)
-    if step > 1:
-        most = np.iinfo(np.int32).max // step
-        whole = (np.clip(np.rint(whole / step + 0.5), -most, most) * step).astype(np.int32)
-    return QTensor(whole, params)
+    return QTensor(quantize(bias, params), params)
 
 
 class Weights:
