@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
-from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, stacks
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, right_sides, stacks
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
@@ -88,6 +88,7 @@ STEPS = {
     "pool_order": "moving PRelu behind a pool",
     "stacks": "reducing without a stack",
     "focus": "joining the phases of an image in one operator",
+    "right_sides": "multiplying with constants on the right",
     "axes_pairs": "dropping axes that are put in and taken out",
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
@@ -164,6 +165,7 @@ _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
     "loop_constants": loop_constants.run,
     "folding": fold_constants.run,
+    "right_sides": right_sides.run,
     "gemm": gemm.run,
     "bounds": bounds.run,
     "hard_swish": hard_swish.run,
