@@ -121,7 +121,7 @@ class _Worker:
         self._provider = self._named(head["provider"])
         self._plugin = self._provider not in built_in
         self._threads = int(head.get("threads") or 1)
-        counted = {name: self._threads for key, name in _THREADS.items() if key == self._provider}
+        counted = {name: str(self._threads) for key, name in _THREADS.items() if key == self._provider}
         self._options = {**_DEFAULTS.get(self._provider, {}), **counted, **head.get("options", {})}
         return {
             "runtime": f"onnxruntime {self._ort.__version__}",
