@@ -16,7 +16,8 @@ LONG = "model/" + "block/" * 50
 def named(first: str, second: str) -> onnx.ModelProto:
     """A chain of three products, between which stand values of these names."""
     model = build(
-        "g (float[N,64] x) => (float[N,64] y) { [n0] a = MatMul (x, w0) [n1] b = MatMul (a, w1) [n2] y = MatMul (b, w2) }",
+        "g (float[N,64] x) => (float[N,64] y) {"
+        " [n0] a = MatMul (x, w0) [n1] b = MatMul (a, w1) [n2] y = MatMul (b, w2) }",
         **{f"w{i}": weights(64, 64) for i in range(3)},
     )
     for node in model.graph.node:
