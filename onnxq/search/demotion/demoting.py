@@ -322,7 +322,11 @@ class Demoting:
         return self._mixing.build(name, start.base, choices, start.trial.recipe)
 
     def _too_coarse(self) -> Candidate | None:
-        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
+        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside.
+
+        Times of so short an alternation tell a few percent as little as nothing: of those about as fast as the fastest
+        it is the one that is closest to float.
+        """
         inside = chooser.ranked(self._trials.outcomes())
         reached = max((outcome.ratio for outcome in inside), default=0.0) * (1 + chooser.NOISE)
         ratios = {
@@ -330,10 +334,13 @@ class Demoting:
             for trial in self._trials.made.values()
             if trial.name in (STATIC, MIXED) and trial.refused and trial.comparison is not None and trial.timing
         }
-        fastest = max(sorted(ratios), key=lambda name: ratios[name], default=None)
-        if fastest is None or ratios[fastest] <= reached or self._job.data is None:
+        fastest = max(ratios.values(), default=0.0)
+        if fastest <= reached or self._job.data is None:
             return None
-        return self._trials.made[fastest]
+        least = max(reached, fastest * (1 - chooser.SMALL_GAIN - chooser.NOISE))
+        made = self._trials.made
+        tied = [name for name in sorted(ratios, key=lambda name: (-ratios[name], name)) if ratios[name] >= least]
+        return made[min(tied, key=lambda name: self._trials.loss(made[name]))]
 
 
 def _weight_of(node: Node) -> Hashable:

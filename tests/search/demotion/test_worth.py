@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.choice import FLOAT, STATIC, STORED, Form, Layer
+from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Form, Layer, Outcome
 from onnxq.search.demotion.confidence import Confidence, errors_for
+from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.demotion.fewest import Attempt, fewest
 from onnxq.search.demotion.stored_weights import affordable, that_matter
 from onnxq.search.demotion.worth import by_bytes, lost_times
@@ -106,3 +107,32 @@ def test_a_weight_that_several_read_is_paid_once() -> None:
     layers = [stored("a", 20.0, 1000), stored("b", 25.0, 1000), stored("c", 30.0, 1000)]
     assert affordable(layers, ["w", "w", "v"], 10_000, 11_500) == 2
     assert affordable(layers, ["w", "u", "v"], 10_000, 11_500) == 1
+
+
+@pytest.mark.parametrize(
+    ("static", "mixed", "start"),
+    [
+        (2.0, 2.1, STATIC),  # about as fast: the one that is closer to float
+        (2.0, 2.4, MIXED),
+        (2.1, 2.0, STATIC),
+        (2.0, 1.4, STATIC),
+        (1.0, 1.0, None),  # no faster than float
+    ],
+)
+def test_a_search_starts_from_the_closest_of_the_fastest(static: float, mixed: float, start: str | None) -> None:
+    def made(ratio: float, loss: float) -> SimpleNamespace:
+        comparison = SimpleNamespace(loss=loss)
+        return SimpleNamespace(comparison=comparison, timing=SimpleNamespace(ratio=ratio), refused="outside")
+
+    found = {STATIC: made(static, 0.03), MIXED: made(mixed, 0.04)}
+    for name, trial in found.items():
+        trial.name = name
+    job = cast(Any, SimpleNamespace(data=object()))
+    trials = cast(
+        Any,
+        SimpleNamespace(
+            made=found, outcomes=lambda: [Outcome(FLOAT, 1.0, 1)], loss=lambda trial: trial.comparison.loss
+        ),
+    )
+    chosen = Demoting(job, trials, cast(Any, None))._too_coarse()
+    assert (None if chosen is None else chosen.name) == start
