@@ -195,7 +195,8 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits",
+        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits, and "
+        "`convert` with `quant_type` and `recv_nodes`; of weights also 4 bits, whose grid is found here",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }
