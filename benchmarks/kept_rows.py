@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.tables import finite
 from benchmarks.workloads import DEFAULT_ZOO, Workload
 
 Row = dict[str, Any]
@@ -53,15 +54,20 @@ def measured(
     Yields:
         Each row once it is written.
     """
-    kept = rows_in(path)
     for workload in tasks:
         print(f"{workload.name} ...", file=sys.stderr, flush=True)
         row = measure(workload)
-        same = [r for r in kept["rows"] if (r[key], r["model"]) != (row[key], row["model"])]
-        kept = {"machine": machine.facts(), "rows": sorted([*same, row], key=lambda r: (r[key], r["model"]))}
-        path.write_text(json.dumps(kept, indent=1) + "\n", "utf8")
-        path.with_suffix(".md").write_text(render(kept), "utf8")
+        keep(row, path, key, render)
         yield row
+
+
+def keep(row: Row, path: Path, key: str, render: Callable[[dict[str, Any]], str]) -> None:
+    """Put a row into the table in the place of the one with the same ``model`` and ``key``; arguments as `measured`."""
+    rows = rows_in(path)["rows"]
+    same = [r for r in rows if (r[key], r["model"]) != (row[key], row["model"])]
+    kept = {"machine": machine.facts(), "rows": sorted([*same, row], key=lambda r: (r[key], r["model"]))}
+    path.write_text(json.dumps(finite(kept), indent=1) + "\n", "utf8")
+    path.with_suffix(".md").write_text(render(kept), "utf8")
 
 
 def rows_in(path: Path) -> dict[str, Any]:

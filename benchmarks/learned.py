@@ -1,29 +1,43 @@
 """``python -m benchmarks.learned``: what learning wins back, where 8-bit activations cost accuracy or bits are few.
 
-Models: the zoo's, those that people ship, the project's own. A model is shown where ``w8a8`` loses more than 0.5 % of
-its metric or 3 dB against ``w8``; the digits networks also with fewer bits. Each row is a process of its own, so that
-its peak memory is its own; seconds are of computing on one thread.
+Models: the zoo's, those that people ship, the project's own. All are quantized with ``w8`` and ``w8a8``. Those that
+lose more than 0.5 % of their metric or 3 dB between the two, and those named with ``--task``, are also quantized in
+every way to learn; the digits networks with fewer bits as well. Each row is a process of its own, so that its peak
+memory is its own, and is written once it is there: a run that was stopped goes on with the next row.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmarks import learned_tables, quark_peer, wild, workloads
-from benchmarks.command import Command, Settings
-from benchmarks.rows import Opened, Row, facts, opened, quantized
+from benchmarks.command import RESULTS
+from benchmarks.jobs import ROOT
+from benchmarks.kept_rows import Row, add_choice, chosen, keep, rows_in
+from benchmarks.rows import Opened, facts, opened, quantized
+from benchmarks.tables import without_paths
 from benchmarks.workloads import Workload
 
-MINUTES, QUICK_MINUTES = 4.0, 0.5
+MINUTES = 4.0
+"""Of computing that a way to learn may take, unless told."""
+
+LIMIT = 900
+"""Seconds on the clock after which a row is given up, unless told."""
 
 LEAST_LOSS = 0.005
 """Share of the metric that 8-bit activations must cost for a model to be shown."""
 
 LEAST_DECIBELS = 3.0
 """The same of SQNR, against 8-bit weights alone."""
+
+PLAIN = ("w8", "w8a8")
+"""What every model is quantized with."""
 
 LEARNED: dict[str, dict[str, Any]] = {
     "AdaRound": {"adaround": True},
@@ -41,76 +55,138 @@ FEW_BITS: dict[str, dict[str, Any]] = {
 """Widths that the digits networks are tried with; every layer runs on integers."""
 
 
-def find(zoo: Path) -> tuple[list[Workload], list[str]]:
-    """All workloads with data, and a line for each that cannot be measured here."""
-    ours, without = workloads.find(zoo)
-    shipped, missing = wild.find(zoo)
-    if quark_peer.interpreter() is None:
-        missing = [*missing, f"Quark is left out: {quark_peer.VARIABLE} names no interpreter that has it"]
-    return [*(task for task in ours if task.group != "shapes"), *shipped], [*without, *missing]
+def find(zoo: Path) -> list[Workload]:
+    """All workloads with data."""
+    return [*(task for task in workloads.find(zoo)[0] if task.group != "shapes"), *wild.find(zoo)[0]]
 
 
-def measure(workload: Workload, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Everything about one model; what fails is a row with its error.
+def ways(minutes: float, *, peers: bool) -> dict[str, dict[str, Any]]:
+    """What a model can be quantized with, by name: the options of `onnxq.quantize`, or a peer's configuration.
 
     Args:
-        workload: what to measure.
-        folder: an empty folder for models and feeds.
-        settings: how much to measure.
+        minutes: of computing that a way to learn may take.
+        peers: Quark's too.
     """
-    task = opened(workload, folder)
-    minutes = QUICK_MINUTES if settings.quick else MINUTES
-    rows = [_row(task, preset, {"preset": preset}) for preset in ("w8", "w8a8")]
-    task.judge(rows)
-    loses = _loses(workload, *rows)
-    if loses:
-        learned = [
-            _row(task, f"w8a8 {name}", {"preset": "w8a8", "minutes": minutes, **how}) for name, how in LEARNED.items()
-        ]
-        if settings.peers and quark_peer.interpreter() is not None:
-            learned += [quantized("quark", name, task.model, task.feed_folder, folder) for name in quark_peer.CONFIGS]
-        task.judge(learned)
-        rows += learned
-    if workload.name.startswith("digits_"):
-        few = []
-        for width, options in FEW_BITS.items():
-            ways = {"plain": {}, **LEARNED} if width == "W4A4" else LEARNED  # w8a8 takes fewer bits with learning alone
-            for name, how in ways.items():
-                asked = {**options, "include": ["*"], "minutes": minutes, **how}
-                few.append(_row(task, f"{width} {name}", asked))
-        task.judge(few)
-        rows += few
-    for row in rows:
-        del row["file"]
-    return {**facts(workload, task.model), "samples": len(task.feeds), "loses": loses, "rows": rows}
+    found: dict[str, dict[str, Any]] = {name: {"preset": name} for name in PLAIN}
+    for name, how in LEARNED.items():
+        found[f"w8a8 {name}"] = {"preset": "w8a8", "minutes": minutes, **how}
+    if peers:
+        found |= {f"quark {name}": {"config": name} for name in quark_peer.CONFIGS}
+    for width, options in FEW_BITS.items():
+        # w8a8 takes fewer bits with learning alone
+        for name, how in ({"plain": {}, **LEARNED} if width == "W4A4" else LEARNED).items():
+            found[f"{width} {name}"] = {**options, "include": ["*"], "minutes": minutes, **how}
+    return found
 
 
-def _row(task: Opened, config: str, options: dict[str, Any]) -> Row:
-    asked = {"force": True, "benchmark": False, **options}
-    return quantized("onnxq", config, task.model, task.feed_folder, task.feed_folder.parent, asked)
+class Run:
+    """One run over some models: which rows are missing, and how each is measured."""
+
+    def __init__(self, options: argparse.Namespace, path: Path) -> None:
+        """Prepare.
+
+        Args:
+            options: the command line.
+            path: file of the rows.
+        """
+        self._options, self._path = options, path
+        self._ways = ways(options.minutes, peers=options.peers and quark_peer.interpreter() is not None)
+
+    @cached_property
+    def _private(self) -> list[Path]:
+        return [self._options.zoo.resolve(), ROOT, Path(sys.prefix), Path(tempfile.gettempdir()), Path.home()]
+
+    def measure(self, workload: Workload, render: Callable[[dict[str, Any]], str]) -> Iterator[Row]:
+        """Measure what is missing of a model; each row is in the file once it is given."""
+        with tempfile.TemporaryDirectory() as folder:
+            task: Opened | None = None
+            common: dict[str, Any] = {}
+            for way in self._ways:
+                if not self._is_asked(workload, way):
+                    continue
+                if task is None:
+                    print(f"{workload.name} ...", file=sys.stderr, flush=True)
+                    task = opened(workload, Path(folder, "work"))
+                    known = facts(workload, task.model)
+                    common = {key: known[key] for key in ("group", "metric", "higher_is_better")}
+                    common |= {"float": known["float"]["metric"], "samples": len(task.feeds)}
+                row = self._row(task, way)
+                print(f"  {way}: {row['error'] or row['score']}", file=sys.stderr, flush=True)
+                found = without_paths({"model": workload.name, "way": way, **common, **row}, self._private)
+                keep(found, self._path, "way", render)
+                yield found
+
+    def _is_asked(self, workload: Workload, way: str) -> bool:
+        asked = self._options
+        if asked.way and way not in asked.way:
+            return False
+        rows = {row["way"]: row for row in rows_in(self._path)["rows"] if row["model"] == workload.name}
+        minutes = self._ways[way].get("minutes")
+        if way in rows and not asked.again and rows[way]["minutes"] == minutes:
+            return False
+        few = any(way.startswith(width) for width in FEW_BITS)
+        if few and not workload.name.startswith("digits_"):
+            return False
+        if way in PLAIN or few or asked.task:
+            return True
+        return loses(*(rows.get(name) for name in PLAIN))
+
+    def _row(self, task: Opened, way: str) -> Row:
+        how, folder = self._ways[way], task.feed_folder.parent
+        if "config" in how:
+            row = quantized("quark", how["config"], task.model, task.feed_folder, folder, limit=self._options.limit)
+        else:
+            given = {"force": True, "benchmark": False, **how}
+            row = quantized("onnxq", way, task.model, task.feed_folder, folder, given, limit=self._options.limit)
+        task.judge([row])
+        Path(row.pop("file")).unlink(missing_ok=True)
+        row["score"] = row.pop("metric", None)
+        return {**row, "minutes": how.get("minutes")}
 
 
-def _loses(workload: Workload, weights: Row, both: Row) -> bool:
-    """Whether quantized activations cost enough that there is something to win back."""
-    if weights["error"] is not None or both["error"] is not None:
-        return both["error"] is None
+def loses(weights: Row | None, both: Row | None) -> bool:
+    """Whether quantized activations cost enough that there is something to win back.
+
+    Args:
+        weights: the row with 8-bit weights alone; None where it is missing.
+        both: that of ``w8a8``.
+    """
+    if weights is None or both is None or weights["error"] is not None or both["error"] is not None:
+        return both is not None and both["error"] is None
     clear, noisy = weights.get("sqnr_db"), both.get("sqnr_db")
-    noisier = clear is not None and noisy is not None and clear - noisy > LEAST_DECIBELS
-    before, after = weights.get("metric"), both.get("metric")
+    noisier = clear is not None and noisy is not None and float(clear) - float(noisy) > LEAST_DECIBELS
+    before, after = weights["score"], both["score"]
     if before is None or after is None:
         return noisier
-    fall = (before - after) * (1 if workload.higher_is_better else -1)
+    fall = (before - after) * (1 if weights["higher_is_better"] else -1)
     return bool(noisier or fall > LEAST_LOSS * abs(before))
 
 
-COMMAND = Command(
-    "learned", __doc__, "half a minute for each way to learn", find, measure, learned_tables.render, has_peers=True
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the status is 2 where a task is unknown."""
-    return COMMAND.run(arguments)
+def main(arguments: Sequence[str] | None = None, path: Path = RESULTS / "learned.json") -> int:
+    """Run the command line; the status is 2 where a task or a way is unknown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learned", description=__doc__)
+    add_choice(parser)
+    parser.add_argument("--way", action="append", metavar="NAME", help="only this column, such as 'W4A8 finetuning'")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of computing for each way to learn")
+    parser.add_argument("--limit", type=int, default=LIMIT, metavar="SECONDS", help="after which a row is given up")
+    parser.add_argument("--again", action="store_true", help="measure rows that are there already too")
+    peers = argparse.BooleanOptionalAction
+    parser.add_argument(
+        "--peers", action=peers, default=True, help=f"measure Quark, where {quark_peer.VARIABLE} is set"
+    )
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.way or ()) - set(known := ways(options.minutes, peers=True))):
+        print(f"no way {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    tasks = chosen(find(options.zoo.resolve()), options)
+    if isinstance(tasks, int):
+        return tasks
+    run = Run(options, path)
+    for workload in tasks:
+        for _ in run.measure(workload, learned_tables.render):
+            pass
+    print(learned_tables.render(rows_in(path)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,47 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import NONE, Row, Workload, cell, failures, head, markdown, number, page
+from benchmarks.tables import NONE, Row, cell, markdown, number, page
+
+_ORDER = ("w8", "w8a8", "AdaRound", "reconstruction", "finetuning", "adaround", "adaquant", "plain")
+_WIDTHS = ("W4A8", "W4A4", "W3A8", "W2A8")
 
 
 def render(results: dict[str, Any]) -> str:
-    """All tables of a run.
+    """All tables.
 
     Args:
-        results: ``machine`` (facts by name), ``settings``, ``left_out`` (lines) and ``workloads``, each with ``name``,
-            ``metric``, ``float``, ``loses`` and ``rows``.
+        results: ``machine`` (facts by name), and ``rows``, each with ``model``, ``way``, ``metric`` (its name),
+            ``higher_is_better``, ``float`` (the float model's), ``score``, ``minutes`` and what `benchmarks.rows`
+            measures.
     """
-    tasks: list[Workload] = results["workloads"]
-    few = [task for task in tasks if any(_is_few(row) for row in task["rows"])]
-    losing = [task for task in tasks if task["loses"]]
-    unharmed = [task["name"] for task in tasks if not task["loses"]]
-    parts = [*head(results, "What learning wins back")]
-    if losing:
-        parts += ["## 8 bits, where they cost more than 0.5 % of the metric or 3 dB against weights alone"]
-        parts += [_table([(task, row) for task in losing for row in task["rows"] if not _is_few(row)])]
-    if unharmed:
-        parts += [f"Not shown, since w8a8 costs them less: {', '.join(unharmed)}."]
+    rows: list[Row] = results["rows"]
+    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    few = [row for row in rows if row["way"].startswith(_WIDTHS)]
+    plain = [row for row in rows if row not in few]
+    learned = {row["model"] for row in plain if row["way"] not in ("w8", "w8a8")}
+    shown, others = ([r for r in plain if (r["model"] in learned) is known] for known in (True, False))
+    minutes = sorted({row["minutes"] for row in rows if row["minutes"] is not None})
+    parts = ["# What learning wins back", f"Machine: {machine}."]
+    parts += ["What each figure means: benchmarks/README.md. One thread, one model at a time."]
+    if len(minutes) == 1:
+        parts[-1] += f" A way to learn may take {minutes[0]:g} minutes of computing."
+    if shown:
+        parts += [
+            "## 8 bits, where they cost more than 0.5 % of the metric or 3 dB against weights alone, or were asked for"
+        ]
+        parts += [_table(shown)]
+    if others:
+        parts += ["## Where w8a8 costs less", _table(others)]
     if few:
-        parts += ["## Fewer bits, every layer on integers"]
-        parts += [_table([(task, row) for task in few for row in task["rows"] if _is_few(row)])]
-    return page([*parts, *failures(tasks)])
+        parts += ["## Fewer bits, every layer on integers", _table(few)]
+    errors = [f"- {row['model']}, {row['way']}: {row['error']}" for row in rows if row["error"] is not None]
+    return page([*parts, *(["## Failures", "\n".join(errors)] if errors else [])])
 
 
-def _is_few(row: Row) -> bool:
-    return bool(row["config"].startswith("W"))
-
-
-def _table(rows: list[tuple[Workload, Row]]) -> str:
+def _table(rows: list[Row]) -> str:
     header = ["model", "metric", "float", "form", "its metric", "SQNR dB", "computing s", "peak MB"]
     lines, last = [], None
-    for task, row in rows:
-        name = NONE if task["metric"] is None else task["metric"]
-        first = [task["name"], name if task["higher_is_better"] else f"{name} (lower)"]
-        first += [number(task["float"]["metric"], ".4f")]
-        form = row["config"] if row["by"] == "onnxq" else f"{row['by']}: {row['config']}"
-        figures = [cell(row, "metric", ".4f"), cell(row, "sqnr_db", ".1f"), cell(row, "processor_seconds", ".0f")]
-        lines.append(
-            [*(first if task is not last else [""] * 3), form, *figures, cell(row, "peak_bytes", ".0f", scale=1e-6)]
-        )
-        last = task
+    for row in sorted(rows, key=_place):
+        name = NONE if row["metric"] is None else row["metric"]
+        first = [row["model"], name if row["higher_is_better"] else f"{name} (lower)", number(row["float"], ".4f")]
+        figures = [cell(row, "score", ".4f"), _decibels(row), cell(row, "processor_seconds", ".0f")]
+        figures.append(cell(row, "peak_bytes", ".0f", scale=1e-6))
+        lines.append([*(first if row["model"] != last else [""] * 3), row["way"], *figures])
+        last = row["model"]
     return markdown(header, lines)
+
+
+def _decibels(row: Row) -> str:
+    """JSON has no infinity, so that a row that was read holds a text in its place."""
+    value = row.get("sqnr_db")
+    return cell({**row, "sqnr_db": None if value is None else float(value)}, "sqnr_db", ".1f")
+
+
+def _place(row: Row) -> tuple[str, int, int, int]:
+    """Where a row stands: by model, width, tool and way."""
+    words = row["way"].split()
+    width = _WIDTHS.index(words[0]) if words[0] in _WIDTHS else -1
+    return row["model"], width, words[0] == "quark", _ORDER.index(words[-1])

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import quark_peer
 from benchmarks.feeds import Feed, write_feeds
-from benchmarks.jobs import run_job
+from benchmarks.jobs import TIMEOUT_SECONDS, run_job
 from benchmarks.measure import compare
 from benchmarks.workloads import Workload
 
@@ -56,6 +56,7 @@ def quantized(
     feeds: Path | None,
     folder: Path,
     options: Mapping[str, Any] | None = None,
+    limit: int = TIMEOUT_SECONDS,
 ) -> Row:
     """Quantize in a process of its own.
 
@@ -66,15 +67,16 @@ def quantized(
         feeds: a folder of feeds; None lets onnxq do without calibration data.
         folder: where the model is written.
         options: of `onnxq.quantize`.
+        limit: seconds on the clock that it may take.
     """
     output = folder / f"{by}.{config.replace(' ', '.')}.onnx"
     paths = {"model": str(model), "feeds": None if feeds is None else str(feeds), "output": str(output)}
     if by == "onnxq":
-        done = run_job("onnxq", options=dict(options or {}), **paths)
+        done = run_job("onnxq", options=dict(options or {}), limit=limit, **paths)
     elif by == "quark":
-        done = run_job("quark", quark_peer.interpreter(), config=config, **paths)
+        done = run_job("quark", quark_peer.interpreter(), config=config, limit=limit, **paths)
     else:
-        done = run_job("peer", config=config, **paths)
+        done = run_job("peer", config=config, limit=limit, **paths)
     row = {"by": by, "config": config, "error": done.error, "peak_bytes": done.peak_bytes, "file": str(output)}
     if done.error is None:
         row["bytes"] = output.stat().st_size

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from onnxq.graph import walk
 from onnxq.graph.types import Node
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import WEIGHT
 from onnxq.search import choice as chooser
@@ -18,7 +19,7 @@ from onnxq.search.demotion.full_speed import OUT_OF_REACH, FullSpeed
 from onnxq.search.demotion.worth import by_bytes, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
-from onnxq.search.trials import Trial, Trials
+from onnxq.search.trials import Trials
 
 _NEARLY = 0.8
 """Share of the static model's speed from which stored weights are worth as much as a static model in part."""
@@ -56,7 +57,7 @@ class _Start:
 
     base: str
     choices: Mapping[str, LayerChoice]
-    trial: Trial
+    trial: Candidate
     spare: float = 0.0
 
 
@@ -74,7 +75,7 @@ class Demoting:
         self._job, self._trials, self._mixing = job, trials, mixing
         self._confidence = Confidence(trials)
         self._full_speed = FullSpeed(job, trials, self._confidence)
-        self._barely: list[Trial] = []
+        self._barely: list[Candidate] = []
         self._spared = False
 
     def run(self) -> None:
@@ -105,15 +106,16 @@ class Demoting:
 
     # Layers given back.
 
-    def _give_back(self, start: Trial) -> Trial | None:
+    def _give_back(self, start: Candidate) -> Candidate | None:
         """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
         trials, mixing = self._trials, self._mixing
         least = self._full_speed.refined(start)
         room = self._weights_leave_room(least)
-        mixing.find_damage(least.built.recipe, STATIC, *(FORMS if room else ()))
+        mixing.find_damage(least.recipe, STATIC, *(FORMS if room else ()))
         forms = {name: mixing.form(least, name) for name in mixing.layers}
         static = [layer for layer in chooser.by_damage(mixing.layers.values()) if forms[layer.name] == STATIC]
-        as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()} | start.reasons
+        as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()}
+        as_it_is |= self._trials.reasons.get(start.name, {})
         gentle = {layer.name: chooser.gentler(layer) for layer in static}
         # Stored weights come last, and need time of their own.
         spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
@@ -126,27 +128,27 @@ class Demoting:
             kept = self._fewest(static, floats, plan, "float")
         return kept
 
-    def _weights_leave_room(self, like: Trial) -> bool:
+    def _weights_leave_room(self, like: Candidate) -> bool:
         """Whether 8-bit weights, rounded as those of a trial, cost so little alone that others need not be float."""
         trials, stored = self._trials, self._trials.made.get(STORED)
         if stored is None or not trials.by_budget or stored.comparison is None:
             return True
         near = _ROOM < self._confidence.excess(stored) <= OUT_OF_REACH[1]
-        if near and like.built.recipe.algorithm is not None:
+        if near and like.recipe.algorithm is not None:
             better = self._stored_better()
             stored = better if better is not None and better.comparison is not None else stored
         return self._confidence.excess(stored) <= _ROOM
 
-    def _stored_better(self) -> Trial | None:
+    def _stored_better(self) -> Candidate | None:
         """Stored weights that were rounded by how they are used; None where there are none."""
         trials = self._trials
         name, stored = f"{STORED} (gptq)", trials.made.get(STORED)
-        packs = stored is not None and bool(stored.built.plan.counts(WEIGHT))  # which would need other statistics
+        packs = stored is not None and bool(stored.plan.counts(WEIGHT))  # which would need other statistics
         if name not in trials.made and stored is not None and not packs and self._full_speed.leaves_open("gptq"):
-            self._full_speed.like(name, stored, stored.built.recipe.override(algorithm="gptq"))
+            self._full_speed.like(name, stored, stored.recipe.override(algorithm="gptq"))
         return trials.made.get(name)
 
-    def _times(self, order: Sequence[Layer], forms: Mapping[str, str], start: Trial) -> list[float] | None:
+    def _times(self, order: Sequence[Layer], forms: Mapping[str, str], start: Candidate) -> list[float] | None:
         """Time of the model by the number of layers given back, float being 1; None where times are not known."""
         timing = self._trials.made[start.name.partition(" (")[0]].timing
         lost = lost_times(order, STATIC, forms)
@@ -176,14 +178,14 @@ class Demoting:
         stored = self._trials.made.get(STORED)
         return stored is not None and bool(stored.refused) and stored.comparison is not None
 
-    def _nearly_as_fast(self, start: Trial) -> bool:
+    def _nearly_as_fast(self, start: Candidate) -> bool:
         """Whether stored weights are about as fast as the static model, so that layers given back gain nothing more."""
         stored = self._trials.made.get(STORED)
         if stored is None or stored.timing is None or start.timing is None:
             return False
         return stored.timing.ratio >= _NEARLY * start.timing.ratio
 
-    def _spare_weights(self) -> Trial | None:
+    def _spare_weights(self) -> Candidate | None:
         """Stored weights, but for the layers whose rounded weights do most damage; None where that is not needed."""
         trials, mixing = self._trials, self._mixing
         stored = trials.made.get(STORED)
@@ -195,7 +197,7 @@ class Demoting:
             return better
         if better is not None and better.comparison is not None and trials.loss(better) < trials.loss(stored):
             stored = better
-        mixing.find_damage(stored.built.recipe, STORED)
+        mixing.find_damage(stored.recipe, STORED)
         order = by_bytes(chooser.by_damage(mixing.layers.values(), STORED), STORED)
         inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
@@ -212,14 +214,14 @@ class Demoting:
 
     # The fewest layers.
 
-    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Start, how: str) -> Trial | None:
+    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Start, how: str) -> Candidate | None:
         """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
 
         A model that is picked because it is just inside may be outside on other samples: the more are tried, the surer
         it has to be inside (`Confidence`).
         """
         trials, confidence = self._trials, self._confidence
-        good: dict[int, Trial] = {}
+        good: dict[int, Candidate] = {}
         tried: list[int] = []
         left, times = noise_left(order, start.base, forms), None
         if start.base == STATIC:
@@ -251,14 +253,16 @@ class Demoting:
         found = fewest(left, confidence.excess(start.trial), attempt, times)
         return None if found is None else good[found]
 
-    def _gains(self, left: Sequence[float], times: Sequence[float], start: Trial) -> bool:
+    def _gains(self, left: Sequence[float], times: Sequence[float], start: Candidate) -> bool:
         """Whether a model would still be the fastest with as many layers given back as its errors ask for."""
         need = _DOUBT / max(self._confidence.excess(start), 1.0)
         count = next((index for index, share in enumerate(left) if share <= need), len(left) - 1)
         reached = max((outcome.ratio for outcome in self._trials.outcomes() if not outcome.refused), default=1.0)
         return times[count] < 1 / (reached * (1 + chooser.NOISE))
 
-    def _with_other(self, changed: Sequence[Layer], forms: Mapping[str, str], start: _Start, name: str) -> Trial | None:
+    def _with_other(
+        self, changed: Sequence[Layer], forms: Mapping[str, str], start: _Start, name: str
+    ) -> Candidate | None:
         """The start with some layers in another form; None where that is a model that there is already."""
         choices = dict(start.choices)
         for layer in changed:
@@ -266,9 +270,9 @@ class Demoting:
             what = "static costs" if start.base == STATIC else f"{start.base} costs"
             reason = f"{what} accuracy here ({error:.1f} dB), and the whole model missed the accuracy budget"
             choices[layer.name] = LayerChoice(forms[layer.name], reason)
-        return self._mixing.build(name, start.base, choices, start.trial.built.recipe)
+        return self._mixing.build(name, start.base, choices, start.trial.recipe)
 
-    def _too_coarse(self) -> Trial | None:
+    def _too_coarse(self) -> Candidate | None:
         """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
         inside = chooser.ranked(self._trials.outcomes())
         reached = max((outcome.ratio for outcome in inside), default=0.0) * (1 + chooser.NOISE)
