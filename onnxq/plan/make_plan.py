@@ -76,7 +76,7 @@ class ModelFacts:
         op_types: operator of each node of the user's model.
         unusable: values that must stay float, and why (see `onnxq.plan.activations.unusable`).
         low_sqnr: values that should stay float, and why; what the user insists on is quantized all the same (see
-            `onnxq.plan.activations.low_sqnr`).
+            `onnxq.plan.activations.low_sqnr`). An engine of integers alone has 16 bits for them, where it can.
     """
 
     shapes: Shapes
@@ -111,7 +111,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable))
+        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable, seen.low_sqnr))
         return _as_wished(whole, recipe, spec, graph)
     given = seen.given or Given()
     known = spread(graph, given.values)
