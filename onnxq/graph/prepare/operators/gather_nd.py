@@ -32,7 +32,7 @@ def _is_gather(node: ir.Node) -> bool:
     if node.op_type != "GatherND" or node.domain != "" or walk.attr_int(node, "batch_dims", 0):
         return False
     array, indices = walk.const_array(node.inputs[0]), walk.dims(node.inputs[1])
-    return array is not None and array.ndim > 1 and array.dtype.kind in "fV" and bool(indices) and indices[-1] == 1
+    return array is not None and array.ndim > 1 and array.dtype.kind in "fV" and bool(indices and indices[-1] == 1)
 
 
 def _rewrite(node: ir.Node, names: walk.Names) -> None:
