@@ -166,6 +166,11 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     return with_conversions(Plan(ordered, values, notes, frozenset(found.guarded)), recipe, graph, seen.sources)
 
 
+def _at_inference(target: Target) -> tuple[str, ...]:
+    """Operators whose weights are integers beside static layers; all but Gather become ONNX Runtime's own."""
+    return ("Gather", "LSTM", "Attention") if target.own_operators else ("Gather",)
+
+
 def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph, sources: Sources) -> Plan:
     """A plan with what the recipe says of values and weights."""
     values, in_vain = with_wishes(plan.values, recipe, spec, named_weights(recipe, graph))
@@ -309,7 +314,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
-    elif not by_user and node.op_type in ("Gather", "LSTM", "Attention") and preset.activations == "static":
+    elif not by_user and node.op_type in _at_inference(target) and preset.activations == "static":
         # A table, or what has an integer kernel in this form alone; what moves activations stays as it is.
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):
