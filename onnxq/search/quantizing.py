@@ -220,8 +220,8 @@ def open_job(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
-    if wide and not target.provider:
+    wide = any(16 in (rule.bits, rule.convert) for rule in given.values)
+    if (wide or any(preset.activation_bits == 16 for preset in given.presets)) and not target.provider:
         prepared.notes.append(SLOW_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         prepared.notes.append(NO_FASTER_4)

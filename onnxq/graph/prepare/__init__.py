@@ -19,6 +19,7 @@ from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
+    gather_nd,
     gelu,
     gemm,
     hard_swish,
@@ -82,6 +83,7 @@ STEPS = {
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
     "functions": "inlining its functions",
+    "gather_nd": "writing GatherND as Gather",
     "bounds": "writing Max and Min as Clip",
     "hard_swish": "joining HardSwish",
     "hoist": "moving arithmetic and activations to the layer they follow",
@@ -177,6 +179,7 @@ _PASSES: dict[str, _Pass] = {
     "folding": fold_constants.run,
     "right_sides": right_sides.run,
     "gemm": gemm.run,
+    "gather_nd": gather_nd.run,
     "bounds": bounds.run,
     "hard_swish": hard_swish.run,
     "hoist": hoist.run,
