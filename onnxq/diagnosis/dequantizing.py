@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxq.errors import ModelError, OnnxqError, VerificationError
 from onnxq.graph.files import io, saving
-from onnxq.graph.reading.float8_pairs import has_float8
+from onnxq.graph.reading.optimized import has_float8
 from onnxq.graph.undo.grids import input_ranges
 from onnxq.graph.undo.undoing import undo
 from onnxq.pipeline.float_model import Source, is_path

@@ -13,7 +13,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
-from onnxq.graph.reading.float8_pairs import has_float8
+from onnxq.graph.reading.optimized import has_float8
 from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
