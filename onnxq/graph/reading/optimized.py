@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
+from onnxq.graph import walk
 from onnxq.graph.names import scopes
 
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
