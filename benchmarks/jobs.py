@@ -102,6 +102,12 @@ def _quark(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
     return quantize_with_quark(config, Path(model), Path(feeds), Path(output))
 
 
+def _olive(config: str, model: str, output: str) -> dict[str, Any]:
+    from benchmarks.olive_peer import quantize_with_olive
+
+    return dict(quantize_with_olive(config, Path(model), Path(output)))
+
+
 def _weight_peer(config: str, model: str, feeds: str, output: str) -> dict[str, Any]:
     from benchmarks.weight_peers import PEERS, quantize_with_weight_peer
 
@@ -165,6 +171,7 @@ def _calibrate_memory(model: str, feeds: str, output: str) -> dict[str, Any]:
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "peer": _peer,
     "quark": _quark,
+    "olive": _olive,
     "weight-peer": _weight_peer,
     "onnxq": _onnxq,
     "onnxq-folder": _onnxq_folder,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import llm_models, machine, tables
+from benchmarks import llm_models, machine, olive_peer, tables
 from benchmarks.command import RESULTS
 from benchmarks.jobs import ROOT, run_job
 from benchmarks.llm_models import Language
@@ -32,6 +32,7 @@ OURS: dict[str, dict[str, Any]] = {
         for name in ("rtn", "kquant", "hqq", "gptq", "awq", "autoround")
     },
     "w4 gptq, sequential": {"preset": "w4", "algorithm": "gptq", "sequential": True},
+    "w4 gptq, rotated, sequential": {"preset": "w4", "algorithm": "gptq", "rotate": True, "sequential": True},
     "w8a8-dynamic": {"preset": "w8a8-dynamic"},
     "auto": {"preset": "auto"},
     "w8, int8 caches": {"preset": "w8", "kv_cache": "int8"},
@@ -54,26 +55,28 @@ class Settings:
         genai: the interpreter that has onnxruntime-genai, torch and transformers; None without.
         limit: seconds that a row may take.
         rounds: turns of each model where times are taken.
-        rows: patterns of the rows that are made; empty for all.
-        missing: what is left out, and why.
+        rows: names of the rows that are made; empty for all.
+        resume: rows that are kept without an error are not made again.
     """
 
     genai: str | None
     limit: int
     rounds: int
     rows: Sequence[str] = ()
-    missing: dict[str, str] = field(default_factory=dict)
+    resume: bool = False
 
-    def wants(self, name: str) -> bool:
-        """Whether the row is asked for."""
-        return not self.rows or name in self.rows
+    def wants(self, by: str, name: str, kept: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a row is asked for, and has to be made."""
+        there = any((row["by"], row["config"], row["error"]) == (by, name, None) for row in kept)
+        return (not self.rows or name in self.rows) and not (self.resume and there)
 
 
 def rows_of(task: Language) -> list[tuple[str, str]]:
     """Who makes each row, and the row's name."""
     ours = [("onnxq", name) for name in OURS if "caches" not in name or task.folder]
     peers = [(peer.by, name) for name, peer in PEERS.items() if peer.bits != 2]
-    return [*ours, *([("genai", BUILDER)] if task.folder else []), *peers]
+    olive = [("Olive", name) for name in olive_peer.CONFIGS]
+    return [*ours, *([("genai", BUILDER)] if task.folder else []), *peers, *olive]
 
 
 def place_of(task: Language, by: str, name: str) -> Path:
@@ -109,14 +112,19 @@ def _run(task: Language, by: str, name: str, output: Path, settings: Settings) -
     if task.folder:
         llm_models.copy_companions(task.model, output)
         target = output / llm_models.GRAPH
+    paths = {"model": str(task.graph), "output": str(target)}
+    if by == "Olive":
+        asked = olive_peer.interpreter()
+        if asked is None:
+            return _Failed(f"{olive_peer.VARIABLE} names no interpreter")
+        return run_job("olive", asked, config=name, limit=settings.limit, **paths)
     python, problem = sys.executable, None
     if PEERS[name].needs_environment:
         made, problem = environment(COMPRESSOR)
         python = str(made)
     if problem is not None:
         return _Failed(problem)
-    paths = {"model": str(task.graph), "feeds": str(task.feeds), "output": str(target)}
-    return run_job("weight-peer", python, config=name, limit=settings.limit, **paths)
+    return run_job("weight-peer", python, config=name, feeds=str(task.feeds), limit=settings.limit, **paths)
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked not in names:
             print(f"no row {asked!r}; there are {', '.join(sorted(names))}", file=sys.stderr)
             return 2
-    settings = Settings(options.genai_python, options.limit, options.rounds, tuple(options.row or ()))
+    settings = Settings(options.genai_python, options.limit, options.rounds, tuple(options.row or ()), options.resume)
     path = RESULTS / "llm.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {"tasks": {}}
     with tempfile.TemporaryDirectory() as temporary:
@@ -175,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(task: Language, found: dict[str, Any], settings: Settings, kept: dict[str, Any], path: Path) -> None:
     private = [task.place, ROOT, Path(sys.prefix), Path(tempfile.gettempdir()), Path.home()]
     for by, name in rows_of(task):
-        if not settings.wants(name):
+        if not settings.wants(by, name, found["rows"]):
             continue
         print(f"{task.name}: {by} {name} ...", file=sys.stderr, flush=True)
         row = make_row(task, by, name, settings)
@@ -198,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llm", description=__doc__)
     parser.add_argument("--task", action="append", metavar="NAME", help="only this one; can be given again")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this one; can be given again")
+    parser.add_argument("--resume", action="store_true", help="make only rows that are not there without an error")
     parser.add_argument("--times", action="store_true", help="take the times of the models in --folder, and no more")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="where models are kept")
     parser.add_argument("--genai-python", metavar="PATH", help="the Python that has onnxruntime-genai and torch")

@@ -22,7 +22,7 @@ from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.graph.views.isolate import Unit
 from onnxq.graph.views.outputs import with_outputs
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.plan.weights.scheme_tables import scheme_tables
 from onnxq.report.look_tables import SHOWN_SCHEMES
@@ -46,7 +46,7 @@ _LARGEST = 1 << 22
 """Elements of a weight that a histogram counts; of larger ones evenly spaced elements."""
 
 
-def gather(job: Job, chosen: Chosen, source: object) -> dict[str, Any]:
+def gather(job: Job, chosen: Candidate, source: object) -> dict[str, Any]:
     """Look into the model that a quantization chose; what cannot be found is said under ``missing``.
 
     Args:
@@ -72,7 +72,7 @@ def gather(job: Job, chosen: Chosen, source: object) -> dict[str, Any]:
             "error by layer, histograms and outputs side by side need samples: pass --calibration DATA"
         )
         return found
-    if chosen.built is None:
+    if chosen.model is None:
         found["missing"].append("the float model was given back as it is: nothing in it is quantized")
         return found
     with job.clock.step("report"):
@@ -93,9 +93,9 @@ def _schemes(source: Any) -> dict[str, Any]:
     return tables
 
 
-def _layers(job: Job, chosen: Chosen, source: Any, found: dict[str, Any]) -> None:
-    assert job.data is not None and chosen.built is not None
-    original, quantized = io.load(source), chosen.built.model.clone()
+def _layers(job: Job, chosen: Candidate, source: Any, found: dict[str, Any]) -> None:
+    assert job.data is not None
+    original, quantized = io.load(source), chosen.quantized.clone()
     reference, apart = take_apart(job.prepared.model, original, quantized, job.data.first, job.threads)
     samples = job.data.held_out
     diagnosis, places = everywhere(reference, apart, samples, job.threads, job.clock.report("report"))
@@ -213,7 +213,7 @@ def _thinned(array: Array) -> Array:
     return flat[:: -(-flat.size // _LARGEST)] if flat.size > _LARGEST else flat
 
 
-def _outputs(job: Job, chosen: Chosen, source: Any, found: dict[str, Any]) -> None:
+def _outputs(job: Job, chosen: Candidate, source: Any, found: dict[str, Any]) -> None:
     assert job.data is not None
     comparison = chosen.verdict.comparison
     if comparison is None:

@@ -159,7 +159,7 @@ def diagnose(
         samples = open_data(with_tokens(found, float_model), prepared, states=states, threads=threads)
         confirm(prepared, samples.first, clock, threads)
         if quantized_model is None:
-            quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).model
+            quantized = build(Job(prepared, given, target, samples, clock=clock, threads=threads)).quantized
         else:
             quantized = io.load(quantized_model)
         measured = samples.held_out if quantized_model is None else samples.every

@@ -16,12 +16,13 @@ from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.views.exported_module import ExportedGraph, randomized, with_constants
 from onnxq.graph.views.plain_graph import plain_graph
-from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import narrow_ranges
+from onnxq.pipeline.making import make
 from onnxq.pipeline.planning import settle_preset
 from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
@@ -51,7 +52,7 @@ class Origin:
     exported: ExportedGraph
     recipe: Recipe
     calibration: Any
-    chosen: Chosen
+    chosen: Candidate
 
 
 @checked
@@ -113,13 +114,12 @@ def prepare(
         even_channels(job)
         ties = with_factors(ties, plain_graph(job.prepared.model))
         chosen = _made(job)
-        assert chosen.built is not None
-        content = io.to_bytes(chosen.built.model)
-        ranges = narrow_ranges(plain_graph(io.load(content)), chosen.built.plan)
+        content = io.to_bytes(chosen.quantized)
+        ranges = narrow_ranges(plain_graph(io.load(content)), chosen.plan)
     parts = Knitting(exported.graph, exported.arguments, content, ties, ranges, job.prepared.sources)
     found = QuantizedModule(module, parts)
     found.notes += [*exported.notes, *job.prepared.notes]
-    bare = replace(chosen, built=replace(chosen.built, model=None, statistics=None), content=b"", statistics=None)  # type: ignore[arg-type]
+    bare = replace(chosen, model=None, content=b"", statistics=None)
     found.origin = Origin(exported.graph, job.recipe, samples, bare)
     return found
 
@@ -167,10 +167,10 @@ def _samples(exported: Exported) -> list[Feed]:
     return [{name: np.ascontiguousarray(array[i : i + 1]) for name, array in feed.items()} for i in range(count)]
 
 
-def _made(job: Job) -> Chosen:
+def _made(job: Job) -> Candidate:
     """The quantized model as ``onnxq.quantize`` makes it; its accuracy does not matter yet."""
     job.recipe = settle_preset(job.recipe, job.data is not None)
     chosen = make(job, timed=False)
-    if chosen.verdict.refused or chosen.built is None:
+    if chosen.verdict.refused or chosen.model is None:
         raise ModelError(f"prepare: the quantized module cannot be run: {'; '.join(chosen.verdict.failures)}")
     return chosen

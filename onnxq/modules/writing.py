@@ -113,13 +113,11 @@ def export(
         verdict = verify(contents(model, stack), job, timed=benchmark, compared=compared)
         if verdict.failures and not force:
             raise VerificationError(f"verification failed, nothing was written: {'; '.join(verdict.failures)}")
-        built = origin.chosen.built
-        assert built is not None
-        notes = [*built.warnings, *module.notes, "compared with the trained module, fake quantization included"]
+        notes = [*origin.chosen.warnings, *module.notes, "compared with the trained module, fake quantization included"]
         notes += [f"forced although: {line}" for line in verdict.failures]
         chosen = replace(
             origin.chosen,
-            built=replace(built, model=model),
+            model=model,
             verdict=verdict,
             content=contents(model, stack),
             warnings=notes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.edit import copy_of
@@ -12,6 +12,7 @@ from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.emit.rewrite import Style
 from onnxq.graph.emit.wrapped import mark_rows
+from onnxq.graph.prepare.neighbours.right_sides import turn_back
 from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
@@ -19,77 +20,27 @@ from onnxq.graph.prepare.whole.widen import narrow
 from onnxq.graph.spilled import spill_to
 from onnxq.graph.trained.round_again import round_again
 from onnxq.graph.types import Model
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learned.compensating import Rounded, compensated, compensates, with_rounded
+from onnxq.pipeline.learned.compensating import compensated, compensates, with_rounded
 from onnxq.pipeline.learned.learning import refine
 from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
 from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.trained_model import rename
-from onnxq.pipeline.transformation import settle_levels, transform, uses_awq
-from onnxq.pipeline.unsmoothed import why_unsmoothed
+from onnxq.pipeline.transformation import settle_levels, transform, uses_awq, why_unsmoothed
 from onnxq.plan.activations.channel_grids import spread_channels
-from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT, Plan
+from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT
 from onnxq.plan.given import unread
 from onnxq.plan.solve import solve
 from onnxq.plan.weights.bit_budget import spend_bits
-from onnxq.plan.weights.weight_errors import LayerWeight
 from onnxq.qat.computing_time import Allowance
-from onnxq.recipe.recipe import Recipe
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import MEASURED
 
 
-@dataclass
-class Built:
-    """A quantized model that is neither verified nor written yet.
-
-    Attributes:
-        model: the quantized model.
-        recipe: what it was made by; its preset is not "auto".
-        form: "qdq" or "qoperator".
-        plan: every decision.
-        statistics: what the ranges came from; None where none were needed.
-        non_finite: calibrated values with NaN or infinite elements, and how many.
-        warnings: one line each.
-        weights: bits and error of the weights of layers whose activations stay float.
-        rounded: values that are rounded as in training although what reads them computes in float.
-        compensated: weights that were rounded by how they are used; None where none were to be.
-    """
-
-    model: Model
-    recipe: Recipe
-    form: str
-    plan: Plan
-    statistics: Statistics | None
-    non_finite: dict[str, int] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    weights: tuple[LayerWeight, ...] = ()
-    rounded: list[str] = field(default_factory=list)
-    compensated: Rounded | None = None
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """What distinguishes the plans of two models that would run alike."""
-        nodes = tuple(
-            (
-                name,
-                node.action,
-                node.form,
-                node.folds,
-                node.float_output,
-                node.algorithm,
-                repr(sorted(node.weights.items())),
-            )
-            for name, node in self.plan.nodes.items()
-        )
-        ranges = self.recipe.range if self.plan.values else None
-        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, bool(self.compensated), ranges)
-        return (nodes, tuple(self.plan.values), rewritten)
-
-
-def build(job: Job) -> Built:
+def build(job: Job) -> Candidate:
     """Quantize a copy of a prepared model, which itself stays as it is: any number of recipes can be tried on it.
 
     Args:
@@ -105,14 +56,14 @@ def build(job: Job) -> Built:
         return built
     with job.clock.around("rewrite"):
         plain, _ = _build(job, smoothing=False)
-    reason = why_unsmoothed(built.model, plain.model, job)
+    reason = why_unsmoothed(built.quantized, plain.quantized, job)
     if reason is None:
         return built
     plain.warnings.insert(0, reason)
     return plain
 
 
-def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
+def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     """As `build`, with or without smoothing; and whether there was smoothing by exponents that were searched."""
     recipe, target, clock = job.recipe, job.target, job.clock
     form = recipe.format or target.formats[0]
@@ -181,11 +132,13 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Built, bool]:
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    return Built(model, recipe, form, plan, used, found, warnings, solution.weights, again, rounded), done.searched
+    name, weights = recipe.preset, solution.weights
+    return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
 
 
 def finish(model: Model) -> None:
     """The last steps on a model that will be written, quantized or not."""
+    turn_back(model)
     write_as_max(model)
     drop_inferred(model)
     store_once(model)

@@ -1,4 +1,4 @@
-"""A finished model, as it was verified and measured: what a quantization, or a search among many, ends with."""
+"""One model on its way: built from a recipe, measured beside others, verified, and written if it is chosen."""
 
 from __future__ import annotations
 
@@ -6,70 +6,124 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.gate import Verdict, verify
-from onnxq.pipeline.job import Job, contents
-from onnxq.pipeline.large.layer_by_layer import build_large
-from onnxq.pipeline.rescue import rescue
+from onnxq.graph.files import io
+from onnxq.graph.types import Model
+from onnxq.pipeline.gate import Verdict
+from onnxq.pipeline.learned.compensating import Rounded
 from onnxq.plan.decisions import Plan
+from onnxq.plan.weights.weight_errors import LayerWeight
+from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.session import Session
 from onnxq.stats.statistics import Statistics
+from onnxq.verify.benchmark import Timing
+from onnxq.verify.compare import Comparison
 
 
 @dataclass
-class Chosen:
-    """The model that was chosen, as it was measured.
+class Candidate:
+    """A model and all that is known of it so far.
 
     Attributes:
-        preset: its preset, or "mixed", or "float".
-        built: the quantized model; None where float is given back.
+        name: its preset, or "mixed", "cleaned" or "float"; a search adds in brackets how it differs from that.
+        model: the quantized model; None where float is given back.
+        recipe: what it was made by; its preset is not "auto".
+        form: "qdq" or "qoperator".
         plan: every decision.
-        verdict: what verification found.
-        content: what was measured: contents of the model, or a file that has them; empty where it was verified a layer
-            at a time.
-        candidates: name, ``latency_ratio``, ``latency_ms``, ``sqnr_db``, ``top1_agreement``, ``size_bytes`` and
-            ``verdict`` of each whole model.
-        choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
+        statistics: what the ranges came from; None where none were needed.
+        non_finite: calibrated values with NaN or infinite elements, and how many.
         warnings: one line each.
+        weights: bits and error of the weights of layers whose activations stay float.
+        rounded: values that are rounded as in training although what reads them computes in float.
+        compensated: weights that were rounded by how they are used; None where none were to be.
+        content: what is measured, and written if it is chosen: contents of the model, or a file that has them; empty
+            before, and where the model was verified a layer at a time.
+        session: None until it was opened, and where that failed.
+        verdict: what was found so far; its timings are those of the last alternation, with the ratio of the fastest
+            runs while there are others to choose from.
+        briefly: it was compared on a few samples, since a faster one was inside the budget on all.
+        refused: why it cannot be chosen; empty where it can.
+        candidates: name, ``latency_ratio``, ``latency_ms``, ``sqnr_db``, ``top1_agreement``, ``size_bytes`` and
+            ``verdict`` of each whole model that it was chosen from.
+        choices: ``node``, ``op_type``, ``choice``, ``alternatives`` and ``reason`` of each node.
         trail: everything that a search for the limits tried.
         caches: what became of caches of keys and values; empty where they stay as they are.
-        statistics: ranges of the prepared model's values, for whoever searches on; None where there are none.
         finetuned: what learning end to end changed; empty where there was none.
     """
 
-    preset: str
-    built: Built | None
+    name: str
+    model: Model | None
+    recipe: Recipe
+    form: str
     plan: Plan
-    verdict: Verdict
-    content: bytes | Path
+    statistics: Statistics | None = None
+    non_finite: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    weights: tuple[LayerWeight, ...] = ()
+    rounded: list[str] = field(default_factory=list)
+    compensated: Rounded | None = None
+    content: bytes | Path = b""
+    session: Session | None = None
+    verdict: Verdict = field(default_factory=Verdict)
+    briefly: bool = False
+    refused: str = ""
     candidates: list[dict[str, Any]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     trail: list[dict[str, Any]] = field(default_factory=list)
     caches: dict[str, Any] = field(default_factory=dict)
-    statistics: Statistics | None = None
     finetuned: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def quantized(self) -> Model:
+        """The model, where float is not given back."""
+        assert self.model is not None
+        return self.model
 
-def make(job: Job, *, timed: bool) -> Chosen:
-    """Build and verify the one model that a named preset stands for.
+    @property
+    def preset(self) -> str:
+        """The name without what a search added to it."""
+        return self.name.partition(" ")[0]
 
-    Where the runtime refuses it, nodes are kept float until it does not.
+    @property
+    def size(self) -> int:
+        """Of the content, in bytes."""
+        return io.size_of(self.content)
 
-    Args:
-        job: its recipe names a preset; its budget is not used.
-        timed: measure latency.
+    @property
+    def comparison(self) -> Comparison | None:
+        """With float; None before."""
+        return self.verdict.comparison
 
-    Raises:
-        RecipeError: options that make no sense for the model, or that quantize nothing.
-        CalibrationError: data or statistics that do not fit it.
-    """
-    if job.spill is not None:
-        built, verdict = build_large(job)
-        return Chosen(job.recipe.preset, built, built.plan, verdict, b"", warnings=list(built.warnings))
-    built = build(job)
-    content = contents(built.model, job.stack)
-    verdict = verify(content, job, timed=timed)
-    if verdict.refused and (other := rescue(job, built, verdict.failures[-1])) is not None:
-        built, content = other, contents(other.model, job.stack)
-        verdict = verify(content, job, timed=timed)
-    return Chosen(job.recipe.preset, built, built.plan, verdict, content, warnings=list(built.warnings))
+    @property
+    def timing(self) -> Timing | None:
+        """Beside float, in its last alternation; None before."""
+        return self.verdict.timings[1] if self.verdict.timings else None
+
+    @property
+    def beside(self) -> Timing | None:
+        """The float model in the same alternation."""
+        return self.verdict.timings[0] if self.verdict.timings else None
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What distinguishes the plans of two models that would run alike."""
+        nodes = tuple(
+            (
+                name,
+                node.action,
+                node.form,
+                node.folds,
+                node.float_output,
+                node.algorithm,
+                repr(sorted(node.weights.items())),
+            )
+            for name, node in self.plan.nodes.items()
+        )
+        ranges = self.recipe.range if self.plan.values else None
+        rewritten = (self.recipe.equalize, self.recipe.smooth, self.recipe.reconstructs, bool(self.compensated), ranges)
+        return (nodes, tuple(self.plan.values), rewritten)
+
+    def take(self, other: Candidate) -> None:
+        """Become what another build made of the same recipe; name and figures stay."""
+        for part in ("model", "recipe", "form", "plan", "statistics", "non_finite", "warnings", "weights", "rounded"):
+            setattr(self, part, getattr(other, part))
+        self.compensated, self.content = other.compensated, other.content

@@ -99,7 +99,7 @@ def _compared(job: Job, recipe: Recipe, data: Data, models: tuple[Model, Model])
             sessions = []
             for model in models:
                 made = build(replace(quick, prepared=replace(job.prepared, model=model)))
-                sessions.append(open_session(contents(made.model, stack), threads=job.threads))
+                sessions.append(open_session(contents(made.quantized, stack), threads=job.threads))
             reference = open_session(job.prepared.original, threads=job.threads, label="float model")
             patience = [Patience(_SECONDS)] * len(sessions)
             found = compare_all(reference, sessions, data.held_out.part(0, count), patience=patience)

@@ -13,7 +13,8 @@ from onnxq.graph import walk
 from onnxq.graph.edit import copy_of
 from onnxq.graph.reading.ops import KEEP_FLOAT
 from onnxq.graph.types import Node
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import build
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.transformation import uses_awq
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT
@@ -29,7 +30,7 @@ _SHOWN = 200
 """Characters of the runtime's message that a reason repeats."""
 
 
-def rescue(job: Job, built: Built, message: str, feed: Feed | None = None) -> Built | None:
+def rescue(job: Job, built: Candidate, message: str, feed: Feed | None = None) -> Candidate | None:
     """Build the model again with as few nodes kept float as make the runtime take it.
 
     Nodes that the message names are tried first, then the quantized nodes around them, then halves of all, and halves
@@ -62,7 +63,7 @@ def rescue(job: Job, built: Built, message: str, feed: Feed | None = None) -> Bu
 class _Attempts:
     """Models with some nodes kept float; the last one that runs."""
 
-    def __init__(self, job: Job, built: Built, message: str, feed: Feed | None) -> None:
+    def __init__(self, job: Job, built: Candidate, message: str, feed: Feed | None) -> None:
         fed = not (built.recipe.smooths or uses_awq(built.recipe))
         model = copy_of(job.prepared.model)  # in which nodes are marked; other models are built from the job's own
         preset = "w8a8" if PRESETS[built.recipe.preset].reconstruct else built.recipe.preset
@@ -74,7 +75,7 @@ class _Attempts:
         self._feed = feed if feed is not None else _feed(job)
         self._left = MOST_BUILDS
         self._marked: list[str] = []
-        self.found: Built | None = None
+        self.found: Candidate | None = None
 
     def helps(self, names: Iterable[str]) -> bool:
         """Whether the model runs with these nodes float; if so it is kept, and so are the marks."""
@@ -98,7 +99,7 @@ class _Attempts:
         for name in self._marked:
             self._nodes[name].meta[KEEP_FLOAT] = self._reason
 
-    def _built(self) -> Built | None:
+    def _built(self) -> Candidate | None:
         for statistics in (self._statistics, self._job.statistics):
             try:
                 return build(replace(self._job, statistics=statistics))
@@ -108,10 +109,10 @@ class _Attempts:
                 return None  # nothing would be left on integers
         return None
 
-    def _runs(self, built: Built) -> bool:
+    def _runs(self, built: Candidate) -> bool:
         with ExitStack() as stack:
             try:
-                content = contents(built.model, stack)
+                content = contents(built.quantized, stack)
                 original = self._job.prepared.original
                 check(content, self._feed, threads=self._job.threads, run=self._feed is not None, original=original)
             except VerificationError:

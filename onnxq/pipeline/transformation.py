@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.attention.plain_attention import Seen
 from onnxq.graph.edit import copy_of
 from onnxq.graph.prepare import prepare
@@ -18,7 +22,7 @@ from onnxq.passes.rotate import Rotated, rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.collection import collect_statistics
-from onnxq.pipeline.job import Job
+from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan
 from onnxq.plan.weights.levels import choose_levels, rounded_inputs
@@ -28,14 +32,21 @@ from onnxq.runtime.fuse import NORM_OPSET, TOLERANCE, farthest_apart, fuse
 from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
 from onnxq.runtime.sampled_rows import sample_rows
-from onnxq.runtime.session import session_of
+from onnxq.runtime.session import open_session, session_of
 from onnxq.runtime.synthetic import runnable_feed
+from onnxq.verify.compare import compare_all
 
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
 
 _LEVEL_FEEDS = 8
 """Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
+
+_JUDGED_FEEDS = 32
+"""Held-out samples that the two are compared on, at most."""
+
+_JUDGED_SECONDS = 10.0
+"""After which no further sample is begun."""
 
 
 @dataclass
@@ -236,6 +247,7 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
     recipe, data, clock, model = job.recipe, job.data, job.clock, job.prepared.model
     if (
         data is None
+        or job.spill is not None
         or recipe.accuracy_level is not None
         or all(preset.weights != "blocks" for preset in recipe.presets)
     ):
@@ -249,3 +261,41 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
         rows = sample_rows(model, list(layers), data.calibration, rows=_ROWS, feeds=_LEVEL_FEEDS, threads=job.threads)
     with clock.step("plan"):
         return choose_levels(model, plan, recipe, layers, rows)
+
+
+def why_unsmoothed(smoothed: Model, plain: Model, job: Job) -> str | None:
+    """A warning, if the model without smoothing has the smaller error on held-out samples.
+
+    The search of the exponents sees one layer at a time. What scales do to values in between, which take them up on
+    their way into the weights before, only shows in the whole model.
+
+    Args:
+        smoothed: quantized, with smoothing.
+        plain: quantized, without.
+        job: holds the float model and the samples.
+    """
+    data = job.data
+    assert data is not None
+    with job.clock.step("compare"), ExitStack() as stack:
+        try:
+            sessions = [open_session(contents(model, stack), threads=job.threads) for model in (smoothed, plain)]
+            reference = open_session(job.prepared.original, threads=job.threads, label="float model")
+            feeds = in_time(islice(data.held_out, _JUDGED_FEEDS), _JUDGED_SECONDS)
+            with_it, without = compare_all(reference, sessions, feeds)
+        except ModelError:
+            return None  # whoever verifies the model says so
+    if with_it.sqnr_db is None or without.sqnr_db is None or with_it.sqnr_db >= without.sqnr_db:
+        return None
+    return (
+        f"--smooth: nothing was smoothed, since held-out samples have an SQNR of {without.sqnr_db:.1f} dB without and "
+        f"{with_it.sqnr_db:.1f} dB with it; name an exponent to insist, such as --smooth 0.5"
+    )
+
+
+def in_time(feeds: Iterable[Feed], seconds: float) -> Iterator[Feed]:
+    """Feeds until some seconds are over; one at least."""
+    end = time.monotonic() + seconds
+    for feed in feeds:
+        yield feed
+        if time.monotonic() > end:
+            return

@@ -107,7 +107,7 @@ def solve(
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
     rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed, converted=converted)
-    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors)))
+    return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors, weights.errors)))
 
 
 class _Ranges:

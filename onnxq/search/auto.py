@@ -7,7 +7,7 @@ from dataclasses import replace
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.walk import all_nodes
 from onnxq.pipeline import gate
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.compensating import QUICK
@@ -18,7 +18,7 @@ from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, ST
 from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
-from onnxq.search.trials import Trial, Trials
+from onnxq.search.trials import Trials
 from onnxq.search.within.learned_candidates import can_learn, lacks_torch, learned, unlearned
 from onnxq.verify.benchmark import Timing
 
@@ -29,7 +29,7 @@ _NAMED = 5
 """Candidates that the reason for giving float back names."""
 
 
-def choose(job: Job) -> Chosen:
+def choose(job: Job) -> Candidate:
     """Try what a model can become and choose by what was measured.
 
     The first candidate is finished whatever the time budget; what comes after it stops when the time is over.
@@ -46,9 +46,9 @@ class _AutoSearch:
         self._job = job
         self._trials = Trials(job)
         self._mixing = Mixing(job, self._trials)
-        self._unlearned: Trial | None = None
+        self._unlearned: Candidate | None = None
 
-    def run(self) -> Chosen:
+    def run(self) -> Candidate:
         """All steps, in the order in which they pay: whole models, layers, a mixed one, accuracy, the choice."""
         trials = self._trials
         self._try_presets()
@@ -113,7 +113,7 @@ class _AutoSearch:
         if not can_learn(self._job):
             self._unlearned = base if lacks_torch(self._job) else None
             return
-        recipe = learned(base.built.recipe, trials.seconds_left)
+        recipe = learned(base.recipe, trials.seconds_left)
         trial = trials.build(f"{base.name} (learned)", recipe) if recipe is not None else None
         if trial is not None:
             trials.open(trial)
@@ -125,7 +125,7 @@ class _AutoSearch:
         trials = self._trials
         for outcome in chooser.ranked(trials.outcomes()):
             base = trials.made.get(outcome.name)
-            recipe = chooser.by_tensor(base.built.recipe, base.built.plan) if base is not None else None
+            recipe = chooser.by_tensor(base.recipe, base.plan) if base is not None else None
             if base is None or recipe is None:
                 continue
             if trials.out_of_time("one scale for a whole weight was not tried"):
@@ -133,7 +133,7 @@ class _AutoSearch:
             trial = trials.build(f"{base.name} (per tensor)", recipe)
             if trial is None:
                 return
-            trial.reasons = dict(base.reasons)
+            trials.reasons[trial.name] = dict(trials.reasons.get(base.name, {}))
             trials.open(trial)
             trials.time([base, trial])
             trials.compare([trial])
@@ -145,7 +145,7 @@ class _AutoSearch:
 
     # The choice.
 
-    def _finish(self) -> Chosen:
+    def _finish(self) -> Candidate:
         trials = self._trials
         while order := chooser.ranked(trials.contenders()):
             if order[0].name == FLOAT:
@@ -166,14 +166,14 @@ class _AutoSearch:
             verdict.failures.append(f"no form of the nodes that were named keeps the accuracy budget ({reason})")
         return self._quantized(trial, verdict)
 
-    def _verify(self, trial: Trial) -> Verdict:
+    def _verify(self, trial: Candidate) -> Verdict:
         """The whole verification of the model that is about to be chosen."""
         job, timing, own = self._job, trial.beside, shown(trial.beside, trial.timing)
         verdict = gate.verify(trial.content, job, timed=False, compared=self._trials.compared(trial))
         if verdict.failures:
             trial.refused = "; ".join(verdict.failures)
         elif verdict.comparison is not None:
-            trial.comparison = verdict.comparison
+            trial.verdict.comparison = verdict.comparison
             trial.refused = self._trials.outside(verdict.comparison)
         if own is not None and timing is not None:
             verdict.timings = [timing, replace(own, name="quantized")]
@@ -181,21 +181,21 @@ class _AutoSearch:
                 verdict.warnings.append(gate.slower_than_float(verdict.timings, job.measured_on))
         return verdict
 
-    def _quantized(self, trial: Trial, verdict: Verdict) -> Chosen:
-        job, built = self._job, trial.built
-        name = trial.name.partition(" ")[0]
-        warnings = [*self._trials.warnings, *self._what_torch_would_try(trial.timing), *built.warnings]
+    def _quantized(self, trial: Candidate, verdict: Verdict) -> Candidate:
+        job, reasons = self._job, self._trials.reasons.get(trial.name, {})
+        warnings = [*self._trials.warnings, *self._what_torch_would_try(trial.timing), *trial.warnings]
         if job.data is None and job.statistics is None:
-            warnings.insert(0, _what_data_would_buy(name))
-        plan = built.plan
-        for layer, choice in trial.reasons.items():
+            warnings.insert(0, _what_data_would_buy(trial.preset))
+        plan = trial.plan
+        for layer, choice in reasons.items():
             if plan.nodes[layer].reason and choice.form != STATIC and choice.form == self._mixing.form(trial, layer):
                 plan = plan.with_node(replace(plan.nodes[layer], reason=choice.reason))
         nodes = [(name, node.op_type, self._mixing.form(trial, name), node.reason) for name, node in plan.nodes.items()]
-        choices = chooser.choices_table(nodes, self._mixing.layers, trial.reasons)
-        candidates = self._trials.table(trial.name)
-        known = self._trials.statistics
-        return Chosen(name, built, plan, verdict, trial.content, candidates, choices, warnings, statistics=known)
+        choices = chooser.choices_table(nodes, self._mixing.layers, reasons)
+        made = replace(trial, name=trial.preset, plan=plan, verdict=verdict, choices=choices, session=None)
+        made.candidates, made.warnings = self._trials.table(trial.name), warnings
+        made.statistics = self._trials.statistics
+        return made
 
     def _what_torch_would_try(self, chosen: Timing | None) -> list[str]:
         """A line where static integers are faster by far than what was chosen, and could learn if PyTorch were here."""
@@ -210,7 +210,7 @@ class _AutoSearch:
             "(pip install 'onnxq[torch]') auto lets its blocks learn, which may bring it inside"
         ]
 
-    def _float(self) -> Chosen:
+    def _float(self) -> Candidate:
         """Give the float model back, with the reason."""
         why = []
         for name, trial in self._trials.made.items():
@@ -221,7 +221,7 @@ class _AutoSearch:
         more = f"; and {len(why) - _NAMED} more" if len(why) > _NAMED else ""
         return self._given_back(f"no quantized candidate was better ({'; '.join(why[:_NAMED])}{more})")
 
-    def _nothing(self) -> Chosen:
+    def _nothing(self) -> Candidate:
         """No preset quantizes anything: float is given back, unless that is what the user's own choice led to."""
         recipe, trials = self._job.recipe, self._trials
         if trials.empty and (recipe.include or recipe.exclude or recipe.op_types or recipe.rules):
@@ -232,9 +232,9 @@ class _AutoSearch:
         reason = str(trials.empty[0]).partition("(")[2].rpartition(")")[0]
         return self._given_back(f"nothing in it can be quantized ({reason})")
 
-    def _given_back(self, reason: str) -> Chosen:
+    def _given_back(self, reason: str) -> Candidate:
         job, trials = self._job, self._trials
-        base = next((trial.built.plan.nodes for trial in trials.made.values()), {})
+        base = next((trial.plan.nodes for trial in trials.made.values()), {})
         nodes = {
             name: replace(node, action=FLOAT, reason="float is the best form of this model", weights={}, folds=None)
             for name, node in base.items()
@@ -249,11 +249,12 @@ class _AutoSearch:
             *trials.warnings,
             *self._what_torch_would_try(None),
         ]
-        original = job.prepared.original
-        table, known = trials.table(FLOAT), trials.statistics
-        return Chosen(FLOAT, None, Plan(nodes, {}), verdict, original, table, choices, warnings, statistics=known)
+        made = Candidate(FLOAT, None, job.recipe, "qdq", Plan(nodes, {}), trials.statistics, warnings=warnings)
+        made.content, made.verdict = job.prepared.original, verdict
+        made.candidates, made.choices = trials.table(FLOAT), choices
+        return made
 
-    def _unmeasured(self, error: ModelError) -> Chosen:
+    def _unmeasured(self, error: ModelError) -> Candidate:
         """No feed runs on the float model, so that nothing can be measured: what the target's table says."""
         trials = self._trials
         first = STATIC if STATIC in trials.made else STORED

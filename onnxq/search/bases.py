@@ -10,14 +10,15 @@ from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.edit import copy_of
 from onnxq.graph.files import io
 from onnxq.graph.prepare.whole.widen import narrow
-from onnxq.pipeline.build import Built, build, finish
+from onnxq.pipeline.build import build, finish
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.compensating import Rounded
 from onnxq.pipeline.planning import complete
 from onnxq.pipeline.transformation import transform, uses_awq
 from onnxq.plan.decisions import NodePlan, Plan
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.choice import FLOAT, STORED
+from onnxq.search.choice import CLEANED, FLOAT, STORED
 from onnxq.stats.statistics import Statistics
 
 
@@ -36,7 +37,7 @@ class Base:
         self.rounded: Rounded | None = None
         self._complete = False
 
-    def build(self, recipe: Recipe) -> Built:
+    def build(self, recipe: Recipe) -> Candidate:
         """Quantize a copy of it; ranges that earlier builds needed are not measured again.
 
         Raises:
@@ -58,7 +59,7 @@ class Base:
             self.statistics = built.statistics
         return built
 
-    def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Built:
+    def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Candidate:
         built = build(replace(self._job, recipe=recipe, statistics=statistics, rounded=self.rounded))
         if built.compensated is not None:
             self.rounded = built.compensated
@@ -75,7 +76,7 @@ class Bases:
         self._equalized: Base | None = None
         self._unchanged = ""
 
-    def build(self, recipe: Recipe) -> Built:
+    def build(self, recipe: Recipe) -> Candidate:
         """Quantize the model that a recipe starts from.
 
         Raises:
@@ -100,7 +101,7 @@ class Bases:
         return built
 
 
-def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Built:
+def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Candidate:
     """The prepared float model itself, in the user's element types.
 
     Args:
@@ -112,6 +113,6 @@ def cleaned(job: Job, nodes: Mapping[str, NodePlan]) -> Built:
     finish(model)
     kept = "no quantized candidate was inside the accuracy budget"
     left = {name: replace(node, action=FLOAT, reason=kept, weights={}, folds=None) for name, node in nodes.items()}
-    built = Built(model, job.recipe.override(preset=STORED), "qdq", Plan(left, {}), None)
+    built = Candidate(CLEANED, model, job.recipe.override(preset=STORED), "qdq", Plan(left, {}))
     built.warnings.append(f"nothing was quantized: {kept}; the float model was only rewritten to run faster")
     return built

@@ -15,7 +15,7 @@ from onnxq.core import atomic
 from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
 from onnxq.pipeline.build import build
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import Compared, verify
 from onnxq.pipeline.job import Job, contents
 from onnxq.recipe.recipe import Recipe
@@ -52,18 +52,17 @@ def place_of(job: Job) -> Path:
     return cache_folder() / f"choice-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
 
 
-def remember(job: Job, chosen: Chosen) -> None:
+def remember(job: Job, chosen: Candidate) -> None:
     """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept."""
-    built = chosen.built
-    if built is None or job.statistics is not None or len(chosen.verdict.timings) != 2:
+    if chosen.model is None or job.statistics is not None or len(chosen.verdict.timings) != 2:
         return
     known = {
         "preset": chosen.preset,
-        "recipe": built.recipe.to_yaml(),
+        "recipe": chosen.recipe.to_yaml(),
         "timings": [asdict(timing) for timing in chosen.verdict.timings],
         "candidates": chosen.candidates,
         "choices": chosen.choices,
-        "size": io.size_of(chosen.content),
+        "size": chosen.size,
     }
     place = place_of(job)
     with contextlib.suppress(OSError):
@@ -71,7 +70,7 @@ def remember(job: Job, chosen: Chosen) -> None:
         atomic.write(place, json.dumps(known).encode())
 
 
-def recall(job: Job) -> Chosen | None:
+def recall(job: Job) -> Candidate | None:
     """The model of an earlier choice, built and verified anew; None where nothing is known or it does not hold."""
     if job.statistics is not None:
         return None
@@ -93,12 +92,12 @@ def _compared(content: bytes | Path, job: Job) -> Compared:
     return Compared(comparison, judge.reference)
 
 
-def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any]) -> Chosen | None:
+def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any]) -> Candidate | None:
     built = build(replace(job, recipe=recipe))
     if known["preset"] == CLEANED:
         built = cleaned(job, built.plan.nodes)
-    content = contents(built.model, job.stack)
-    if io.size_of(content) != known["size"] or known["preset"] == FLOAT:
+    content = built.content = contents(built.quantized, job.stack)
+    if built.size != known["size"] or known["preset"] == FLOAT:
         return None
     limits = Limits.or_budget(job.recipe.max_drop, job.recipe.min_sqnr)
     if job.data is None:
@@ -108,5 +107,6 @@ def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any
     if verdict.failures or missed or not all(math.isfinite(timing.ratio) for timing in timings):
         return None
     verdict.timings = timings
-    warnings = [REUSED, *built.warnings]
-    return Chosen(known["preset"], built, built.plan, verdict, content, known["candidates"], known["choices"], warnings)
+    built.name, built.verdict, built.warnings = known["preset"], verdict, [REUSED, *built.warnings]
+    built.candidates, built.choices = known["candidates"], known["choices"]
+    return built

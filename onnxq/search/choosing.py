@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from onnxq.errors import EngineError, OnnxqError, RecipeError
-from onnxq.graph.files import io
-from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import finetuned
+from onnxq.pipeline.making import make
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
@@ -31,7 +31,7 @@ _WORTH_IT = 1.05
 """Times faster than float from which a model is worth a search where ``auto`` gave float back."""
 
 
-def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
+def choose(job: Job, options: SearchOptions, *, timed: bool) -> Candidate:
     """Make the model that the recipe stands for, and search for another one if it is outside the recipe's limits.
 
     Args:
@@ -61,7 +61,7 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Chosen:
     return with_limits(job, options, limits, timed=timed)
 
 
-def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Chosen:
+def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: bool) -> Candidate:
     """What ``auto`` chooses; a search from static integers, where float came back although a refused one is faster."""
     started = time.monotonic()
     known = recall(job) if options.cache else None
@@ -93,19 +93,16 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     return replace(found, candidates=_with_row(first, found, job.recipe))
 
 
-def _too_rough(first: Chosen, size: int) -> bool:
+def _too_rough(first: Candidate, size: int) -> bool:
     """Whether ``auto`` gave float back, or what is hardly better, although a model that missed the limits is faster."""
-    if first.built is not None and (
-        (first.verdict.ratio or 0.0) >= _WORTH_IT or io.size_of(first.content) < SMALL * size
-    ):
+    if first.model is not None and ((first.verdict.ratio or 0.0) >= _WORTH_IT or first.size < SMALL * size):
         return False
     refused = [row for row in first.candidates if row["verdict"] not in ("chosen", "not the best")]
     return any((row["latency_ratio"] or 0.0) >= _WORTH_IT for row in refused)
 
 
-def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any]]:
+def _with_row(first: Candidate, found: Candidate, given: Recipe) -> list[dict[str, Any]]:
     """The candidates of ``auto``, and in front of them the model that a search found, which is the one chosen."""
-    assert found.built is not None
     others = [
         row | {"verdict": "not the best"} if row["verdict"] == "chosen" else dict(row) for row in first.candidates
     ]
@@ -117,9 +114,9 @@ def _with_row(first: Chosen, found: Chosen, given: Recipe) -> list[dict[str, Any
         f"{found.preset} (searched)",
         timings[1] if len(timings) > 1 else None,
         found.verdict.comparison,
-        io.size_of(found.content),
+        found.size,
         "chosen",
-        how_to_get(found.built.recipe, given),
+        how_to_get(found.recipe, given),
     )
     rows = [row, *others]
     mark_frontier(rows)

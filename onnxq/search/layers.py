@@ -21,7 +21,8 @@ from onnxq.graph.reading.ops import STORABLE, Kind, row_of
 from onnxq.graph.types import Node
 from onnxq.graph.views import extract
 from onnxq.graph.views.outputs import with_offsets, with_outputs
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import build
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
@@ -310,13 +311,13 @@ def _in_form(bench: Bench, prepared: Prepared, preset: str, data: Data) -> bytes
     return _contents(build(job), preset)
 
 
-def _contents(built: Built, preset: str) -> bytes:
+def _contents(built: Candidate, preset: str) -> bytes:
     """The model of a layer; refused where the preset gives the layer another form than its own."""
     name = next(iter(built.plan.nodes))
     form = form_of(built.plan, name, built.recipe, {})
     if form != preset:
         raise NothingToQuantizeError(f"node {name!r}: has no form of its own as {preset}, it becomes {form}")
-    return io.to_bytes(built.model)
+    return io.to_bytes(built.quantized)
 
 
 def _errors(bench: Bench, layer: str, models: Mapping[str, bytes], feed: Feed) -> dict[str, float]:

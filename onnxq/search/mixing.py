@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from onnxq.data.feeds import Feed
 from onnxq.graph.files import io
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.compensating import compensates
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choice as chooser
 from onnxq.search import layers
 from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
-from onnxq.search.trials import Trial, Trials
+from onnxq.search.trials import Trials
 from onnxq.stats.statistics import Statistics
 
 _LAYERS_SHARE = 0.5
@@ -46,8 +47,8 @@ class Mixing:
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
         job, trials = self._job, self._trials
-        running = {name: trial.built for name, trial in trials.made.items() if not trial.refused}
-        plans = {name: (built.recipe, built.plan) for name, built in running.items()}
+        running = {name: trial for name, trial in trials.made.items() if not trial.refused}
+        plans = {name: (trial.recipe, trial.plan) for name, trial in running.items()}
         found = layers.find_layers(job.prepared, job.recipe, plans)
         if not found or trials.out_of_time("layers were not measured"):
             return
@@ -77,7 +78,7 @@ class Mixing:
 
     def build(
         self, name: str, base: str, choices: Mapping[str, LayerChoice], like: Recipe | None = None
-    ) -> Trial | None:
+    ) -> Candidate | None:
         """Build and open a model whose layers have the forms that were chosen; None where there is no such model.
 
         Args:
@@ -95,7 +96,7 @@ class Mixing:
             return None
         trial = self._trials.build(name, recipe)
         if trial is not None:
-            trial.reasons = dict(choices)
+            self._trials.reasons[name] = dict(choices)
             self._trials.open(trial)
         return trial
 
@@ -104,13 +105,14 @@ class Mixing:
         """Whether there are layers whose errors can be found."""
         return self._bench is not None
 
-    def find_damage(self, like: Recipe, form: str, *others: str) -> None:
+    def find_damage(self, like: Recipe, form: str, *others: str, only: Collection[str] | None = None) -> None:
         """What a form of each layer alone does to the outputs, after what it, and others, do to the layer's own.
 
         Args:
             like: a recipe; where it rounds weights by how they are used, layers have such weights.
             form: whose damage is wanted.
             others: forms whose errors at the layer itself are wanted.
+            only: names of layers; None takes all.
         """
         assert self._bench is not None
         bench, left = self._bench, self._trials.seconds_left
@@ -120,17 +122,17 @@ class Mixing:
             for layer in self.layers.values():
                 known = layer.forms.items()
                 layer.forms = {name: replace(found, sqnr_db=None, model_db=None) for name, found in known}
+        chosen = {name: layer for name, layer in self.layers.items() if only is None or name in only}
         bench.deadline = time.monotonic() + _LAYERS_SHARE * left
-        layers.measure_errors(bench, self.layers, (form, *others), self._sample, self._job.clock)
+        layers.measure_errors(bench, chosen, (form, *others), self._sample, self._job.clock)
         bench.deadline = time.monotonic() + _DAMAGE_SHARE * left
-        layers.measure_damage(bench, self.layers, form, self._sample, self._job.clock)
+        layers.measure_damage(bench, chosen, form, self._sample, self._job.clock)
 
-    def form(self, trial: Trial, name: str) -> str:
+    def form(self, trial: Candidate, name: str) -> str:
         """The form that a layer has in a candidate."""
-        built = trial.built
-        if name not in built.plan.nodes:
+        if name not in trial.plan.nodes:
             return FLOAT
-        return layers.form_of(built.plan, name, built.recipe, self._job.prepared.sources)
+        return layers.form_of(trial.plan, name, trial.recipe, self._job.prepared.sources)
 
 
 def _of_prepared(statistics: Statistics | None, job: Job) -> Statistics | None:

@@ -20,10 +20,9 @@ from onnxq.diagnosis.evidence import gather
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model, Proto
-from onnxq.pipeline.build import Built
 from onnxq.pipeline.caches.grouping import group_attention
 from onnxq.pipeline.caches.storing import store_caches
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.clock import Clock, Progress
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import (
@@ -91,6 +90,9 @@ class Options:
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
     external_data: bool = False
+    kept_as: str | os.PathLike[str] | None = (
+        None  # what an interrupted run goes on from is named so; else as the output
+    )
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -129,7 +131,7 @@ def quantize_by(
             why = "; ".join([*failures, *said])
             if page is None:
                 raise VerificationError(f"verification failed, nothing was written: {why}")
-            refused = replace(result_of(chosen, job, None, io.size_of(chosen.content), None), refused=failures)
+            refused = replace(result_of(chosen, job, None, chosen.size, None), refused=failures)
             _report(refused, page, evidence, job, model, command_of_run(model, output, given, options))
             raise VerificationError(f"verification failed, no model was written, {page} has the figures: {why}")
         job.prepared.check_unchanged()
@@ -143,7 +145,7 @@ def quantize_by(
             job.learning_state.unlink(missing_ok=True)
         if job.layers is not None:
             shutil.rmtree(job.layers, ignore_errors=True)
-        if size > job.prepared.size and chosen.built is not None:
+        if size > job.prepared.size and chosen.model is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
     result = result_of(chosen, job, destination, size, proto)
@@ -202,8 +204,8 @@ def open_job(
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
-    alone = data is None and saved is None and is_path(model) and engine is None
-    large = alone and is_large(given, target, prepared)
+    alone = saved is None and is_path(model) and engine is None
+    large = alone and is_large(given, target, prepared, samples=data is not None)
     if large:
         leave_unconfirmed(prepared)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
@@ -218,8 +220,8 @@ def open_job(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
-    if wide and not target.provider:
+    wide = any(16 in (rule.bits, rule.convert) for rule in given.values)
+    if (wide or any(preset.activation_bits == 16 for preset in given.presets)) and not target.provider:
         prepared.notes.append(SLOW_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         prepared.notes.append(NO_FASTER_4)
@@ -237,9 +239,9 @@ def open_job(
     job.engine = engine
     if options.runs_on is not None and options.runs_on.engine == RAY:
         job.tasks = spread_over(options.runs_on, stack)
-        job.layers = None if destination is None else Path(f"{destination}.layers")
+        job.layers = None if destination is None else Path(f"{options.kept_as or destination}.layers")
     if given.finetune and destination is not None:
-        job.learning_state = Path(f"{destination}.finetune")
+        job.learning_state = Path(f"{options.kept_as or destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
     if large and destination is not None:
@@ -278,31 +280,32 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     return engine
 
 
-def _generated(job: Job, chosen: Chosen, used: UsedAs | None) -> Generated | None:
+def _generated(job: Job, chosen: Candidate, used: UsedAs | None) -> Generated | None:
     """How the chosen model follows what the float model generates, where there are texts and a cache."""
-    if used is None or chosen.built is None or chosen.verdict.failures:
+    if used is None or chosen.model is None or chosen.verdict.failures:
         return None
     with job.clock.step("verify"):
         session = open_session(chosen.content, threads=job.threads, label="quantized model")
         return generated(used, LanguageModel(part_of(session, "quantized model")))
 
 
-def _trained(chosen: Chosen, job: Job) -> dict[str, Any] | None:
+def _trained(chosen: Candidate, job: Job) -> dict[str, Any] | None:
     """What became of the grids that a model was trained with; None where it brought none, or float is given back."""
-    training, built = job.prepared.training, chosen.built
-    if training is None or built is None:
+    training = job.prepared.training
+    if training is None or chosen.model is None:
         return None
-    return kept_and_added(training, chosen.plan, built.rounded)
+    return kept_and_added(training, chosen.plan, chosen.rounded)
 
 
-def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock, external: bool) -> tuple[Model, int]:
+def _write(
+    chosen: Candidate, model: Source, destination: Path | None, clock: Clock, external: bool
+) -> tuple[Model, int]:
     """The chosen model, written where there is a place for it, and its size in bytes."""
-    built = chosen.built
-    result = built.model if built is not None else io.load(model)
+    result = chosen.model if chosen.model is not None else io.load(model)
     if destination is None:
-        return result, io.size_of(chosen.content)
+        return result, chosen.size
     with clock.step("save"):
-        if built is None and is_path(model) and not external:
+        if chosen.model is None and is_path(model) and not external:
             saving.copy(model, destination)
         else:
             source, threshold = model if is_path(model) else None, 0 if external else io.PROTOBUF_LIMIT
@@ -310,16 +313,16 @@ def _write(chosen: Chosen, model: Source, destination: Path | None, clock: Clock
     return result, io.size_bytes(destination)
 
 
-def result_of(chosen: Chosen, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
+def result_of(chosen: Candidate, job: Job, destination: Path | None, size: int, proto: Proto | None) -> QuantizeResult:
     """Figures, decisions and the place of the file."""
-    built, verdict = chosen.built, chosen.verdict
+    verdict, is_float = chosen.verdict, chosen.model is None
     comparison = verdict.comparison
     plan = chosen.plan.as_run(verdict.dequantized)
-    same = math.inf if built is None else None  # float itself, given back
+    same = math.inf if is_float else None  # float itself, given back
     return QuantizeResult(
         output=destination,
         preset=chosen.preset,
-        format=built.form if built is not None and plan.values else None,
+        format=chosen.form if plan.values else None,
         target=job.target.name,
         size_before=job.prepared.size,
         size_after=size,
@@ -332,19 +335,19 @@ def result_of(chosen: Chosen, job: Job, destination: Path | None, size: int, pro
         warnings=[*chosen.warnings, *verdict.warnings],
         comparison=comparison,
         unoptimized=verdict.unoptimized,
-        non_finite=built.non_finite if built is not None else {},
+        non_finite=chosen.non_finite,
         plan=plan,
         model=proto,
         latency_ms={timing.name: timing.median_ms for timing in verdict.timings},
-        bits_per_weight=_bits(built),
-        weights=[asdict(layer) for layer in built.weights] if built is not None else [],
+        bits_per_weight=_bits(chosen),
+        weights=[asdict(layer) for layer in chosen.weights],
         candidates=chosen.candidates,
         choices=chosen.choices,
         trail=chosen.trail,
         caches=chosen.caches,
         engine=verdict.engine.to_dict() if verdict.engine is not None else None,
-        float_type=built.recipe.half if built is not None else None,
-        recipe=built.recipe.to_yaml() if built is not None and chosen.trail else None,
+        float_type=None if is_float else chosen.recipe.half,
+        recipe=chosen.recipe.to_yaml() if chosen.trail else None,
         workload=None if job.workload is None or chosen.caches else job.workload.table(verdict.timings),
     )
 
@@ -367,10 +370,10 @@ def _packs_few_bits(recipe: Recipe) -> bool:
     return all(preset.weights == "blocks" and (recipe.bits or preset.bits) < 8 for preset in presets)
 
 
-def _bits(built: Built | None) -> float | None:
-    if built is None or built.plan.counts("integer", "dynamic"):
+def _bits(chosen: Candidate) -> float | None:
+    if chosen.model is None or chosen.plan.counts("integer", "dynamic"):
         return None
-    return bits_per_weight(built.weights)
+    return bits_per_weight(chosen.weights)
 
 
 def _destination(

@@ -12,7 +12,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.gate import HIGH_LOSS, LOW_SQNR_DB, Verdict
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import settle_preset
-from onnxq.pipeline.unsmoothed import in_time
+from onnxq.pipeline.transformation import in_time
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
@@ -108,7 +108,7 @@ def _tried(job: Job, recipe: Recipe, end: float) -> float | None:
         with job.clock.step("verify"), ExitStack() as stack:
             settled = settle_preset(recipe, has_data=True)
             built = build(replace(job, recipe=settled, statistics=None, clock=Clock(None)))
-            session = open_session(contents(built.model, stack), threads=job.threads)
+            session = open_session(contents(built.quantized, stack), threads=job.threads)
             feeds = in_time(job.data.held_out, max(end - time.monotonic(), 0.0))
             return compare(job.prepared.original, session, feeds, threads=job.threads).sqnr_db
     except OnnxqError:

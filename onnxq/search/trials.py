@@ -6,14 +6,13 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
-from onnxq.graph.files import io
-from onnxq.pipeline.build import Built
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import Compared
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.learned.compensating import Rounded
@@ -49,42 +48,12 @@ _SANE_SQNR_DB = 10.0
 """On a synthetic sample a form with less than this is left out; more than that such a sample does not tell."""
 
 
-@dataclass
-class Trial:
-    """One whole model.
-
-    Attributes:
-        name: of the candidate.
-        built: the quantized model.
-        content: what is measured, and written if it is chosen.
-        size: of the content, in bytes.
-        session: None until it was opened, and where that failed.
-        timing: beside float, in its last alternation; its ratio is that of the fastest runs.
-        beside: the float model in the same alternation.
-        comparison: with float.
-        briefly: that was on a few samples, since a faster candidate was inside the budget on all.
-        refused: why it cannot be chosen; empty where it can.
-        reasons: why layers have their forms, where that was a matter of measurement.
-    """
-
-    name: str
-    built: Built
-    content: bytes | Path
-    size: int
-    session: Session | None = None
-    timing: Timing | None = None
-    beside: Timing | None = None
-    comparison: Comparison | None = None
-    briefly: bool = False
-    refused: str = ""
-    reasons: dict[str, LayerChoice] = field(default_factory=dict)
-
-
 class Trials:
     """All candidates of a job.
 
     Attributes:
         made: those that were built, by name.
+        reasons: of these, why layers have their forms, where that was a matter of measurement.
         dropped: (name, reason) of those that were not.
         empty: what was said by those that would quantize nothing.
         warnings: one line each.
@@ -95,7 +64,8 @@ class Trials:
     def __init__(self, job: Job) -> None:
         """Start without a candidate; the time runs from here."""
         self.job = job
-        self.made: dict[str, Trial] = {}
+        self.made: dict[str, Candidate] = {}
+        self.reasons: dict[str, dict[str, LayerChoice]] = {}
         self.dropped: list[tuple[str, str]] = []
         self.empty: list[NothingToQuantizeError] = []
         self.warnings: list[str] = []
@@ -112,7 +82,7 @@ class Trials:
 
     # Building.
 
-    def build(self, name: str, recipe: Recipe) -> Trial | None:
+    def build(self, name: str, recipe: Recipe) -> Candidate | None:
         """Build a candidate; None where it quantizes nothing, cannot be built, or is one that there is already.
 
         Raises:
@@ -139,21 +109,20 @@ class Trials:
             self._drop(name, f"the same model as {self._signatures[signature]}")
             return None
         self._signatures[signature] = name
-        content = contents(built.model, self.job.stack)
-        trial = self.made[name] = Trial(name, built, content, io.size_of(content))
+        trial = self.made[name] = built
+        trial.name, trial.content = name, contents(built.quantized, self.job.stack)
         if trial.size > self.job.prepared.size and not insisted(self.job.recipe):
             trial.refused = f"larger than float ({trial.size} bytes against {self.job.prepared.size})"
         return trial
 
-    def add_cleaned(self) -> Trial | None:
+    def add_cleaned(self) -> Candidate | None:
         """The prepared float model itself as a candidate; None where it would be larger than the user's."""
         job = self.job
-        built = cleaned(job, next((trial.built.plan.nodes for trial in self.made.values()), {}))
-        content = contents(built.model, job.stack)
-        size = io.size_of(content)
-        if size > job.prepared.size * (1 + SAME_SIZE):
+        trial = cleaned(job, next((trial.plan.nodes for trial in self.made.values()), {}))
+        trial.content = contents(trial.quantized, job.stack)
+        if trial.size > job.prepared.size * (1 + SAME_SIZE):
             return None
-        trial = self.made[CLEANED] = Trial(CLEANED, built, content, size)
+        self.made[CLEANED] = trial
         return trial
 
     @property
@@ -162,7 +131,7 @@ class Trials:
         return self.job.recipe.min_sqnr is None and self.job.recipe.max_drop is None
 
     @staticmethod
-    def loss(trial: Trial) -> float:
+    def loss(trial: Candidate) -> float:
         """What a trial loses against float; infinity where nobody knows."""
         return math.inf if trial.comparison is None or trial.comparison.loss is None else trial.comparison.loss
 
@@ -194,7 +163,7 @@ class Trials:
         self.feed = job.data.first if job.data is not None else made_up or runnable_feed(self._float)
         self._float.run(self.feed)
 
-    def open(self, trial: Trial) -> None:
+    def open(self, trial: Candidate) -> None:
         """Load and run a candidate once; one that fails is built again with some nodes float, or refused."""
         with self.job.clock.step("candidates"):
             try:
@@ -202,19 +171,19 @@ class Trials:
             except ModelError as error:
                 trial.session = None
                 late = time.monotonic() >= self._deadline
-                other = None if late else rescue(self.job, trial.built, str(error), self.feed)
+                other = None if late else rescue(self.job, trial, str(error), self.feed)
                 if other is None:
                     trial.refused = f"does not run: {error}"
                     return
-                trial.built, trial.content = other, contents(other.model, self.job.stack)
-                trial.size = io.size_of(trial.content)
+                other.content = contents(other.quantized, self.job.stack)
+                trial.take(other)
                 self._start(trial)
 
-    def _start(self, trial: Trial) -> None:
+    def _start(self, trial: Candidate) -> None:
         trial.session = open_session(trial.content, threads=self.job.timed_threads, label=trial.name, timed=True)
         trial.session.run(self.feed)
 
-    def time(self, trials: Iterable[Trial]) -> None:
+    def time(self, trials: Iterable[Candidate]) -> None:
         """Time candidates that are not refused and the float model in one alternation.
 
         Their ratios are those of the fastest runs: on a busy machine medians of a few runs would decide by chance.
@@ -236,8 +205,7 @@ class Trials:
         self.float_timing = timings[0]
         for timing in timings[1:]:
             steady = timing.ratio if timing.steady_ratio is None else timing.steady_ratio
-            running[timing.name].timing = replace(timing, ratio=steady)
-            running[timing.name].beside = timings[0]
+            running[timing.name].verdict.timings = [timings[0], replace(timing, ratio=steady)]
 
     def time_finalists(self) -> None:
         """Time those again, and longer, between which the choice is close, if there are several."""
@@ -254,7 +222,7 @@ class Trials:
         assert self._float is not None, "open_float comes first"
         return self._float
 
-    def compare(self, trials: Iterable[Trial]) -> None:
+    def compare(self, trials: Iterable[Candidate]) -> None:
         """Compare candidates with float, the fastest first; those outside the accuracy budget are refused.
 
         What is clearly slower than one that is inside is compared on a few samples only, what is refused not at all.
@@ -264,31 +232,32 @@ class Trials:
             if not self._compare(trial, briefly=self._beaten(trial)):
                 return
 
-    def settle(self, trial: Trial) -> bool:
+    def settle(self, trial: Candidate) -> bool:
         """Compare a candidate in full that was compared briefly; whether it is inside the budget."""
         if trial.briefly and trial.session is not None:
             self._compare(trial, briefly=False)
         return not trial.refused
 
-    def _beaten(self, trial: Trial) -> bool:
+    def _beaten(self, trial: Candidate) -> bool:
         """Whether a candidate that is inside the budget is faster by more than a choice weighs against a small file."""
         inside = [other for other in self.made.values() if other.comparison and not (other.refused or other.briefly)]
         fastest = max(map(_ratio, inside), default=0.0)
         return trial.timing is not None and _ratio(trial) < fastest * (1 - SMALL_GAIN - NOISE)
 
-    def _compare(self, trial: Trial, *, briefly: bool) -> bool:
+    def _compare(self, trial: Candidate, *, briefly: bool) -> bool:
         assert trial.session is not None
         left = max(self.seconds_left, 1.0) * _COMPARE_SHARE
         with self.job.clock.step("compare"):
             try:
-                (trial.comparison,) = self.judge.compare([trial.session], left, briefly=briefly)
+                (comparison,) = self.judge.compare([trial.session], left, briefly=briefly)
             except CalibrationError:
                 raise  # the data is at fault
             except OnnxqError as error:
                 self.warnings.append(f"the candidates could not be compared with float: {error}")
                 return False
+        trial.verdict.comparison = comparison
         trial.briefly = briefly and self.judge.is_long
-        trial.refused = self.outside(trial.comparison)
+        trial.refused = self.outside(comparison)
         if trial.refused:
             trial.session = None  # its arena and its threads are given back
         return True
@@ -300,7 +269,7 @@ class Trials:
             self._judge = Judge(self.job, self._opened_float(), self.feed, widely=self.by_budget)
         return self._judge
 
-    def compared(self, trial: Trial) -> Compared | None:
+    def compared(self, trial: Candidate) -> Compared | None:
         """What a candidate's verification need not find out again; None where it was not compared in full."""
         if trial.comparison is None or trial.briefly or self._judge is None or not self.by_budget:
             return None
@@ -343,7 +312,7 @@ class Trials:
                 trial.comparison if real else None,
                 trial.size,
                 "chosen" if trial.name == chosen else trial.refused or "not the best",
-                how_to_get(trial.built.recipe, self.job.recipe),
+                how_to_get(trial.recipe, self.job.recipe),
             )
             for trial in self.made.values()
         ]
@@ -379,7 +348,7 @@ class Trials:
             )
 
 
-def _ratio(trial: Trial) -> float:
+def _ratio(trial: Candidate) -> float:
     return 0.0 if trial.timing is None else trial.timing.ratio
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import llm, llm_models, llm_tables
+from benchmarks import llm, llm_models, llm_tables, olive_peer
 from benchmarks.llm import OURS, TIMED, Settings, main, make_row, place_of, rows_of
 from benchmarks.llm_models import Language
 from benchmarks.weight_peers import PEERS
@@ -26,7 +26,7 @@ def tiny(tmp_path: Path) -> Language:
 
 def test_rows_have_names_that_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {name for _, name in rows_of(Language("", folder=True))}
-    assert names == {*OURS, llm.BUILDER, *(name for name, peer in PEERS.items() if peer.bits != 2)}
+    assert names == {*OURS, llm.BUILDER, *(name for name, peer in PEERS.items() if peer.bits != 2), *olive_peer.CONFIGS}
     assert set(TIMED) <= names
     assert "w8, int8 caches" not in {name for _, name in rows_of(Language("", folder=False))}
     assert main(["--task", "nonsense", "--zoo", str(tmp_path)]) == 2
@@ -56,6 +56,20 @@ def test_what_is_not_there_is_a_row_with_the_reason(tiny: Language, monkeypatch:
     assert row["error"] == "no environment for the peer: no network"
     text = llm_tables.render({"tasks": {"tiny_lm": {**llm_models.facts(tiny), "rows": [row]}}})
     assert "- tiny_lm: onnxruntime 4 bits hqq: no environment for the peer" in text
+    monkeypatch.delenv(olive_peer.VARIABLE, raising=False)
+    assert make_row(tiny, "Olive", "4 bits rtn, Olive", SETTINGS)["error"] == "OLIVE_PYTHON names no interpreter"
+
+
+def test_a_run_that_was_ended_makes_what_is_missing() -> None:
+    kept = [
+        {"by": "onnxq", "config": "w8", "error": None},
+        {"by": "onnxq", "config": "w4 rtn", "error": "stopped after 600 s"},
+    ]
+    again, anew = Settings(None, 300, 3, resume=True), Settings(None, 300, 3)
+    assert [again.wants("onnxq", name, kept) for name in ("w8", "w4 rtn", "w4 gptq")] == [False, True, True]
+    assert anew.wants("onnxq", "w8", kept)
+    some = Settings(None, 300, 3, rows=("w4 rtn",), resume=True)
+    assert [some.wants("onnxq", name, kept) for name in ("w8", "w4 rtn", "w4 gptq")] == [False, True, False]
 
 
 def test_prompts_of_a_decoder_have_empty_caches_of_its_types(monkeypatch: pytest.MonkeyPatch) -> None:

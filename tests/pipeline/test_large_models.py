@@ -12,14 +12,14 @@ import pytest
 
 import onnxq
 from benchmarks.big_models import write_llama
+from onnxq.algorithms import rounding_error
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.dtypes import QType
-from onnxq.core.mapped import Spill, forget, map_of
+from onnxq.core.mapped import Spill, expect, forget, map_of
 from onnxq.core.spec import PerBlock, TensorSpec
 from onnxq.errors import OnnxqError, VerificationError
 from onnxq.graph.files import external, io, saving, whole_file
 from onnxq.pipeline.large import layer_by_layer, pieces
-from onnxq.plan.weights import weight_errors
 
 TINY = 1e-6
 """GiB that are too few for any model."""
@@ -41,9 +41,11 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("preset", ["w4", "w8", "w2", "nf4", "w8a8-dynamic", "w8a8-token"])
 def test_a_layer_at_a_time_gives_the_same_model(llama: Path, tmp_path: Path, preset: str) -> None:
     whole, part = tmp_path / "whole.onnx", tmp_path / "part.onnx"
-    onnxq.quantize(llama, whole, preset=preset, benchmark=False)
+    first = onnxq.quantize(llama, whole, preset=preset, benchmark=False)
     result = onnxq.quantize(llama, part, preset=preset, benchmark=False, max_memory=TINY)
     assert onnx.load(whole) == onnx.load(part)
+    errors = [{layer["node"]: layer["error_db"] for layer in each.weights} for each in (result, first)]
+    assert errors[0] == errors[1] and (errors[0] or preset.startswith("w8a8"))
     assert any("layers were compared with it one by one" in line for line in result.warnings)
     assert any("the finished model was run once" in line for line in result.warnings)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "part.onnx", "whole.onnx"]
@@ -78,6 +80,17 @@ def test_float_models_are_not_run_as_a_whole(llama: Path, tmp_path: Path, monkey
     assert np.isfinite(session.run(None, {"input_ids": np.arange(8)[None]})[0]).all()
 
 
+def test_what_was_packed_is_not_read_again_for_its_error(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a weight was compared once more after it was forgotten")
+
+    monkeypatch.setattr("onnxq.plan.weights.weight_errors.weight_error_db", refuse)
+    for preset in ("w4", "w8", "w8a8-dynamic"):
+        onnxq.quantize(llama, tmp_path / "out.onnx", preset=preset, max_memory=TINY, force=True)
+
+
 def test_a_layer_that_is_noise_is_not_written(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_by_layer, "sqnr_db", lambda real, rounded: -1.0)
     with pytest.raises(VerificationError, match="nothing but noise"):
@@ -100,6 +113,38 @@ def test_samples_and_limits_need_the_whole(llama: Path, tmp_path: Path) -> None:
     result = onnxq.quantize(llama, tmp_path / "out.onnx", preset="w4", calibration=feeds, benchmark=False,
                             max_memory=TINY, algorithm="rtn")  # fmt: skip
     assert result.sqnr_db is not None
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", None])
+def test_samples_go_through_a_large_model_part_by_part(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str | None
+) -> None:
+    random = np.random.default_rng(0)
+    feeds = [{"input_ids": random.integers(1024, size=(1, 64))} for _ in range(12)]
+    options = {"preset": "w4", "algorithm": algorithm, "sequential": True, "calibration": feeds, "benchmark": False}
+    # where a sample may show that a kernel must not round its input, levels are chosen; a large model is not run for it
+    first = onnxq.quantize(llama, tmp_path / "whole.onnx", accuracy_level=4, **options)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the whole float model was run")
+
+    monkeypatch.setattr(io, "to_bytes", small_only(io.to_bytes))
+    monkeypatch.setattr("onnxq.pipeline.job.probe", refuse)
+    monkeypatch.setattr("onnxq.pipeline.gate.compare_all", refuse)
+    monkeypatch.setattr("onnxq.pipeline.float_model.READ_UP_TO", 0)
+    result = onnxq.quantize(llama, tmp_path / "part.onnx", max_memory=TINY, **options)
+    assert onnx.load(tmp_path / "whole.onnx") == onnx.load(tmp_path / "part.onnx")
+    assert {row["algorithm"] for row in result.weights} == {row["algorithm"] for row in first.weights} >= {"gptq"}
+    assert any("layers were compared with it one by one" in line for line in result.warnings)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "part.onnx", "whole.onnx"]
+
+
+def small_only(plain):
+    def checked(model):
+        assert io.weights_bytes(model) < 4e6, "more than a layer was made bytes"
+        return plain(model)
+
+    return checked
 
 
 def test_a_spill_file_gives_arrays_back(tmp_path: Path) -> None:
@@ -128,6 +173,7 @@ def test_forgetting_a_view_leaves_its_neighbours(tmp_path: Path) -> None:
     spill = Spill(tmp_path, smallest=0)
     whole = spill.keep(np.arange(1 << 16, dtype=np.int32).reshape(256, 256))
     spill.close()
+    expect(whole[10:20].T)
     forget(whole[10:20].T)
     np.testing.assert_array_equal(whole.reshape(-1), np.arange(1 << 16))
 
@@ -185,10 +231,10 @@ def test_a_model_with_a_body_is_not_cut() -> None:
 def test_the_error_of_a_large_weight_is_that_of_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(0).standard_normal((512, 256), np.float32)
     tensor = rtn(weight, TensorSpec(QType.UINT4, PerBlock(1, 32)))
-    whole = weight_errors.weight_error_db(weight, tensor)
-    monkeypatch.setattr(weight_errors, "_LARGE", 1 << 14)
-    monkeypatch.setattr(weight_errors, "_TOGETHER", 16)
-    some = weight_errors.weight_error_db(weight, tensor)
+    whole = rounding_error.weight_error_db(weight, tensor)
+    monkeypatch.setattr(rounding_error, "_LARGE", 1 << 14)
+    monkeypatch.setattr(rounding_error, "_TOGETHER", 16)
+    some = rounding_error.weight_error_db(weight, tensor)
     assert whole is not None and some is not None
     assert some != whole
     assert abs(some - whole) < 0.3

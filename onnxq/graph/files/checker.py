@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.core.in_order import each
-from onnxq.core.mapped import forget
+from onnxq.core.mapped import expect, forget
 from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 
@@ -172,6 +172,7 @@ def check_weights(model: ir.Model) -> None:
         ModelError: names the first such initializer, how many elements are not finite, and the node that reads it.
     """
     for value, array in _float_constants(model):
+        expect(array)
         if _all_finite(array):
             forget(array)
             continue

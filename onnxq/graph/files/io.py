@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.core.mapped import forget
+from onnxq.core.mapped import expect, forget
 from onnxq.errors import ModelError
 from onnxq.graph import names, walk
 from onnxq.graph.files import external
@@ -274,6 +274,14 @@ def forget_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.Tensor) and value.const_value.nbytes >= _EXTERNAL_FROM:
             forget(value.const_value.numpy())
+
+
+def expect_weights(node: ir.Node) -> None:
+    """Let the system read the mapped weights of a node ahead."""
+    for value in node.inputs:
+        array = walk.const_array(value)
+        if array is not None:
+            expect(array)
 
 
 def mapped_files(model: ir.Model) -> set[Path]:

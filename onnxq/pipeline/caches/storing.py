@@ -18,7 +18,7 @@ from onnxq.graph.edit import copy_of
 from onnxq.graph.types import Model
 from onnxq.pipeline.build import build
 from onnxq.pipeline.caches.grouping import roles_in
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import judge
 from onnxq.pipeline.job import Job, contents
 from onnxq.runtime.loops.decoder_loop import CacheRows, Decoder, Looped
@@ -68,7 +68,7 @@ class Stored:
     notes: list[str] = field(default_factory=list)
 
 
-def store_caches(job: Job, chosen: Chosen) -> None:
+def store_caches(job: Job, chosen: Candidate) -> None:
     """Give the chosen model caches in the recipe's form, and judge it with them.
 
     Args:
@@ -81,13 +81,13 @@ def store_caches(job: Job, chosen: Chosen) -> None:
     form = job.recipe.kv_cache
     if form is None or chosen.caches:
         return
-    if chosen.built is None:  # float won; its caches are to change all the same
-        chosen.built = build(replace(job, recipe=job.recipe.override(preset="float")))
-    before = chosen.built.model
+    before = chosen.model
+    if before is None:  # float won; its caches are to change all the same
+        before = build(replace(job, recipe=job.recipe.override(preset="float"))).quantized
     with job.clock.step("caches"):
         model = copy_of(before)
         stored = _stored(job, model, form)
-        chosen.built.model = stored.model
+        chosen.model = stored.model
         chosen.content = contents(stored.model, job.stack)
         chosen.caches = stored.facts
         chosen.warnings += stored.notes
@@ -200,7 +200,7 @@ def _kept(feed: Feed, roles: Roles, tokens: int) -> Array | None:
     return np.pad(mask, [(0, 0), (0, tokens - mask.shape[1])], constant_values=True)
 
 
-def _verify(job: Job, chosen: Chosen, stored: Stored) -> None:
+def _verify(job: Job, chosen: Candidate, stored: Stored) -> None:
     """Open the model, run it and the float one as they are used, each on its own caches, and judge it."""
     threads, verdict, data = job.threads, chosen.verdict, job.data
     roles = roles_in(stored.model, stored.caches, threads)

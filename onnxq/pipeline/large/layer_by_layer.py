@@ -12,13 +12,14 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.graph.files.io import forget_weights
+from onnxq.graph.files.io import expect_weights, forget_weights
 from onnxq.graph.files.structure import check_structure
 from onnxq.graph.files.whole_file import write_beside
 from onnxq.graph.types import Node
 from onnxq.graph.views.single_layer import Layers, layer_ends
 from onnxq.graph.walk import all_nodes
-from onnxq.pipeline.build import Built, build
+from onnxq.pipeline.build import build
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.large.pieces import Pieces, in_pieces
@@ -45,7 +46,7 @@ class _Found:
     broken: list[str] = field(default_factory=list)
 
 
-def build_large(job: Job) -> tuple[Built, Verdict]:
+def build_large(job: Job) -> Candidate:
     """Build and verify the model of a named preset, with no more than one layer in memory.
 
     Args:
@@ -57,13 +58,14 @@ def build_large(job: Job) -> tuple[Built, Verdict]:
     """
     built = build(job)
     with job.clock.step("verify"):
-        return built, _verdict(built, job)
+        built.verdict = _verdict(built, job)
+    return built
 
 
-def _verdict(built: Built, job: Job) -> Verdict:
+def _verdict(built: Candidate, job: Job) -> Verdict:
     verdict = Verdict()
     try:
-        check_structure(built.model)
+        check_structure(built.quantized)
     except ModelError as error:
         verdict.failures.append(f"quantized model: the ONNX checker refuses it: {error}")
         verdict.refused = True
@@ -77,19 +79,22 @@ def _verdict(built: Built, job: Job) -> Verdict:
     return verdict
 
 
-def _judge_layers(built: Built, job: Job, verdict: Verdict) -> None:
+def _judge_layers(built: Candidate, job: Job, verdict: Verdict) -> None:
     """Run every layer whose weight was quantized beside its float one, on normal numbers.
 
     Raises:
         ModelError: the runtime refuses one.
     """
-    before, after = Layers(job.prepared.model), Layers(built.model)
+    before, after = Layers(job.prepared.model), Layers(built.quantized)
     nodes = {node.name or "": node for node in all_nodes(job.prepared.model.graph)}
     wanted = [name for name, plan in built.plan.nodes.items() if plan.action in (WEIGHT, DYNAMIC, STORAGE)]
     found = _Found()
     progress = job.clock.report("verify")
     for count, name in enumerate(wanted):
         progress(count, len(wanted))
+        for ahead in wanted[count + (1 if count else 0) : count + 2]:  # read while this one runs
+            if ahead in nodes:
+                expect_weights(nodes[ahead])
         if name in nodes:
             _run_layer(nodes[name], before, after, found)
     if found.broken:
@@ -154,7 +159,7 @@ def _numbers(shape: tuple[int, ...], dtype: str, most: int) -> Array:
     return random.standard_normal(shape, np.float32).astype(dtype)
 
 
-def _run_whole(built: Built, job: Job, verdict: Verdict) -> None:
+def _run_whole(built: Candidate, job: Job, verdict: Verdict) -> None:
     """Run the finished model once.
 
     Raises:
@@ -162,9 +167,9 @@ def _run_whole(built: Built, job: Job, verdict: Verdict) -> None:
     """
     folds = built.plan.counts(STORAGE) > 0  # with its optimizations on, the runtime would unfold these into floats
     assert job.spill is not None
-    file = write_beside(built.model, job.spill)
+    file = write_beside(built.quantized, job.spill)
     session = open_mapped(file, optimize=not folds, threads=job.threads, label="quantized model")
-    pieces = in_pieces(built.model, optimize=not folds, threads=job.threads)
+    pieces = in_pieces(built.quantized, optimize=not folds, threads=job.threads)
     try:
         feed, results = _first_run(session, pieces)
     except ModelError as error:

@@ -21,7 +21,7 @@ from onnxq.graph.files import io
 from onnxq.graph.reading.output_facts import OutputFact, output_facts
 from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
 from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
 from onnxq.plan.decisions import Plan
@@ -46,7 +46,7 @@ _LEAST = 8
 _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
 
 
-def finetuned(job: Job, chosen: Chosen, *, timed: bool) -> Chosen:
+def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
     """Let a quantized model learn from the float model, end to end.
 
     Args:
@@ -62,15 +62,15 @@ def finetuned(job: Job, chosen: Chosen, *, timed: bool) -> Chosen:
         RecipeError: there are no samples, or the model has nodes that gradients cannot pass.
     """
     need_torch("--finetune")
-    built, data, recipe = chosen.built, job.data, job.recipe
+    data, recipe = job.data, job.recipe
     if data is None:
         raise RecipeError("--finetune: needs samples to learn from; pass --calibration")
-    if built is None or chosen.verdict.comparison is None:
+    if chosen.model is None or chosen.verdict.comparison is None:
         return chosen
     with job.clock.step("finetune"):
-        model = built.model.clone()
+        model = chosen.model.clone()
         rounds = recipe.kv_cache in BITS
-        student = with_stored_caches(job, built.model) if rounds else model
+        student = with_stored_caches(job, chosen.model) if rounds else model
         outcome, changed = _learned(job, chosen, data, plain_graph(student))
         replace_constants(model, changed)
     notes = _said(outcome, recipe.minutes)
@@ -79,7 +79,7 @@ def finetuned(job: Job, chosen: Chosen, *, timed: bool) -> Chosen:
         return chosen
     content = contents(model, job.stack)
     other = replace(
-        chosen, built=replace(built, model=model), content=content, verdict=verify(content, job, timed=timed),
+        chosen, model=model, content=content, verdict=verify(content, job, timed=timed),
         warnings=list(chosen.warnings), caches={},
     )  # fmt: skip
     if rounds:  # what counts is what a model is with its caches
@@ -118,7 +118,7 @@ class _Samples:
 
 
 def _learned(
-    job: Job, chosen: Chosen, data: Data, graph: PlainGraph
+    job: Job, chosen: Candidate, data: Data, graph: PlainGraph
 ) -> tuple[Outcome, Mapping[tuple[int, int], tuple[str, Array]]]:
     from onnxq.qat.finetuning import FinetuneConfig, Finetuning, finetune, has_device, start_from
     from onnxq.qat.graph_module import GraphModule
@@ -183,7 +183,7 @@ def _samples(data: Data) -> _Samples:
     return _Samples(learn, judge, parts, note)
 
 
-def _targets(job: Job, chosen: Chosen, feed: Feed, labels: list[Array] | None) -> dict[str, Target]:
+def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None) -> dict[str, Target]:
     """What each output holds, by its name in the prepared model; ``labels`` are of all samples, ``feed`` is one."""
     from onnxq.qat.distillation import Target
 
@@ -249,10 +249,9 @@ def _float_weights(job: Job) -> dict[str, Array]:
     return found
 
 
-def _signature(job: Job, chosen: Chosen, data: Data) -> str:
+def _signature(job: Job, chosen: Candidate, data: Data) -> str:
     """What an interrupted run has to agree in with the one that goes on."""
-    assert chosen.built is not None
-    digest = hashlib.sha256(io.model_hash(chosen.built.model).encode())
+    digest = hashlib.sha256(io.model_hash(chosen.quantized).encode())
     for part in (data.every.hash, job.recipe.to_yaml()):
         digest.update(part.encode())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
 from onnxq.pipeline.job import Job, probe_shapes
-from onnxq.pipeline.unsmoothed import in_time
+from onnxq.pipeline.transformation import in_time
 from onnxq.plan.decisions import Fixed, Plan
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.qat import need_torch

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.algorithms.grid import GridConfig, search_params
+from onnxq.algorithms.rounding_error import weight_error_db
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import quantize, scale_shape
 from onnxq.core.dtypes import Array, QType
-from onnxq.core.mapped import Spill, forget
+from onnxq.core.mapped import Spill, expect, forget
 from onnxq.core.spec import PerAxis, PerBlock, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import NodeRewrite
@@ -113,6 +114,7 @@ class Weights:
 
     Attributes:
         packed: the matrices of kernels that read packed weights.
+        errors: of weights that were put into a file, as `PackedWeights.errors`.
     """
 
     def __init__(self, learned: Mapping[tuple[str, int], QTensor] | None = None, spill: Spill | None = None) -> None:
@@ -125,6 +127,7 @@ class Weights:
         self._spill = spill
         self._learned = dict(learned or {})
         self.packed = PackedWeights(spill)
+        self.errors = self.packed.errors
         self._known: dict[tuple[str, TensorSpec, bytes], QTensor] = {}
 
     def of(
@@ -166,10 +169,13 @@ class Weights:
     def _rounded(self, name: str, array: Array, spec: TensorSpec, smallest: Array | None = None) -> QTensor:
         key = (name, spec, b"" if smallest is None else smallest.tobytes())
         if key not in self._known:
+            expect(array)
             few = spec.bits <= _FEW_BITS and smallest is None and not isinstance(spec.granularity, PerBlock)
             tensor = _searched(array, spec) if few else rtn(array, spec, smallest)
             if self._spill is not None:
+                error = weight_error_db(array, tensor)
                 tensor = self._spill.keep_tensor(tensor)
+                self.errors[id(tensor)] = error
                 forget(array)
             self._known[key] = tensor
         return self._known[key]

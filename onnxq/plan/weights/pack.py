@@ -12,6 +12,7 @@ import numpy as np
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
+from onnxq.core.mapped import expect
 from onnxq.core.spec import QParams
 from onnxq.errors import CalibrationError
 from onnxq.graph.emit.rewrite import WeightRewrite
@@ -93,6 +94,7 @@ def pack_weights(
     for count, name in enumerate(order):
         if progress is not None:
             progress(count, len(order))
+        _read_ahead(nodes, order[count + (1 if count else 0) : count + 2])
         node_plan, known = plan.nodes[name], None
         if node_plan.algorithm in ALGORITHMS_WITH_DATA:
             known = _known(nodes[name], statistics) if in_order is None else in_order.known(nodes[name])
@@ -121,6 +123,14 @@ def pack_weights(
             "with more samples than channels its weight can be rounded better"
         )
     return packed, errors
+
+
+def _read_ahead(nodes: Mapping[str, Node], names: list[str]) -> None:
+    """Have the weights of layers read from their file while another one is quantized."""
+    for name in names:
+        matrix = matrix_of(nodes[name])
+        if not isinstance(matrix, str):
+            expect(matrix)
 
 
 def _tasks(

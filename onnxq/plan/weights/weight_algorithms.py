@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxq.algorithms.kmeans import KMeansConfig, kmeans
 from onnxq.algorithms.nearest import quantize_codebook
+from onnxq.algorithms.rounding_error import weight_error_db
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.mapped import Spill, forget
@@ -96,6 +97,10 @@ class PackedWeights:
 
     Weights are compared by their contents, so that an embedding and the output layer tied to it stay one although the
     transposition between them was folded.
+
+    Attributes:
+        errors: signal to quantization noise in dB, by the identity of the quantized weight, of what was put into a
+            file: it is computed while the float weight is in memory, so that it is not read again.
     """
 
     def __init__(self, spill: Spill | None = None) -> None:
@@ -105,6 +110,7 @@ class PackedWeights:
             spill: where quantized weights are put, so that no more than one of them is in memory; None keeps all there.
         """
         self._spill = spill
+        self.errors: dict[int, float | None] = {}
         self._known: dict[tuple[Any, ...], list[tuple[Array, Any]]] = {}
 
     def of(self, weight: Array, spec: TensorSpec, algorithm: str, statistics: InputStatistics | None = None) -> QTensor:
@@ -126,8 +132,12 @@ class PackedWeights:
         """Keep a quantized weight; returns it as it is kept."""
         key = _key(weight, how)
         if self._spill is not None:
-            keep = self._spill.keep_tensor if isinstance(found, QTensor) else self._spill.keep_codes
-            found = keep(found)
+            if isinstance(found, QTensor):
+                error = weight_error_db(weight, found)
+                found = self._spill.keep_tensor(found)
+                self.errors[id(found)] = error
+            else:
+                found = self._spill.keep_codes(found)
             forget(weight)  # last of all: a single element brings a whole huge page back
         self._known.setdefault(key, []).append((weight, found))
         return found

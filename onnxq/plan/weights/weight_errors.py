@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.core.affine import dequantize
+from onnxq.algorithms.rounding_error import weight_error_db
 from onnxq.core.codebook import CodebookTensor, decode
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
-from onnxq.core.in_order import each
 from onnxq.core.mapped import forget, forget_tensor
-from onnxq.core.spec import PerBlock, QParams, QTensor
+from onnxq.core.spec import PerBlock, QTensor
 from onnxq.graph import walk
 from onnxq.graph.emit.packed_weights.packed import block_of
 from onnxq.graph.emit.rewrite import Rewrite, WeightRewrite
@@ -22,15 +21,6 @@ from onnxq.graph.experts import holds_experts, stacks_of
 from onnxq.graph.types import Node
 from onnxq.plan.weights.tables import matrix_at
 from onnxq.plan.weights.weight_only import BLOCKED, EXPERTS, matrix_of, weight_position
-
-_SLAB = 1 << 18
-"""Elements of a weight that are dequantized at a time: few enough to stay in the cache."""
-
-_LARGE = 1 << 20
-"""Elements of a weight beyond which its error is that of some of its rows: a hundredth of a dB is all that it costs."""
-
-_TOGETHER = 64
-"""Neighbouring rows that are taken of a large weight: of a transposed one they share the lines of the cache."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,10 @@ class LayerWeight:
 
 
 def weight_report(
-    nodes: Mapping[str, Node], rewrite: Rewrite, output_db: Mapping[str, float | None] | None = None
+    nodes: Mapping[str, Node],
+    rewrite: Rewrite,
+    output_db: Mapping[str, float | None] | None = None,
+    known: Mapping[int, float | None] | None = None,
 ) -> list[LayerWeight]:
     """Bits and error of every weight that is packed or stored.
 
@@ -68,8 +61,9 @@ def weight_report(
         nodes: of the prepared model, not rewritten yet.
         rewrite: what becomes of them.
         output_db: signal to quantization noise of the outputs of layers whose input was calibrated.
+        known: errors in dB by the identity of the quantized weight, of weights that need not be read again.
     """
-    outputs = output_db or {}
+    outputs, errors = output_db or {}, known or {}
     found: list[LayerWeight] = []
     seen: dict[int, str] = {}
     for name, change in rewrite.weights.items():
@@ -81,7 +75,7 @@ def weight_report(
             matrix = matrices[position]
             first = seen.setdefault(id(tensor), name)
             bits = packed_bits(tensor, change, 8 * matrix.dtype.itemsize) / matrix.size
-            error = weight_error_db(matrix, tensor)
+            error = errors[id(tensor)] if id(tensor) in errors else weight_error_db(matrix, tensor)
             shares = first if first != name else None
             row = LayerWeight(name, change.form, change.algorithm, matrix.size, bits, error, shares, outputs.get(name))
             found.append(row)
@@ -92,7 +86,7 @@ def weight_report(
             assert array is not None
             first = seen.setdefault(id(tensor), name)
             bits = tensor.params.spec.dtype.bits + 32 * tensor.params.scale.size / array.size
-            error = weight_error_db(array, tensor)
+            error = errors[id(tensor)] if id(tensor) in errors else weight_error_db(array, tensor)
             shares = first if first != name else None
             found.append(LayerWeight(name, "Cast, Mul", "rtn", array.size, bits, error, shares))
             _forget(array, tensor)
@@ -164,49 +158,3 @@ def packed_bits(tensor: QTensor, change: WeightRewrite, scale_bits: int = 32) ->
         if change.form == "GatherBlockQuantized":
             integers = rows * width
     return int(integers) * spec.dtype.bits + int(groups) * (scale_bits + (0 if spec.symmetric else spec.dtype.bits))
-
-
-def weight_error_db(array: Array, tensor: QTensor) -> float | None:
-    """Signal to quantization noise of a weight, in dB; ``inf`` where it is exact, None where there is no signal.
-
-    Of a large weight evenly spaced rows stand for all of them.
-
-    Args:
-        array: floating point, shape of the tensor.
-        tensor: its quantized form.
-    """
-    width = max(1, math.prod(array.shape[1:]))
-
-    def powers(part: slice) -> tuple[float, float]:
-        real = np.ascontiguousarray(array[part], np.float32)
-        error = dequantize(tensor.values[part], _rows(tensor.params, part, array.shape[0]))
-        np.subtract(real, error, out=error)
-        return float(np.vdot(real, real)), float(np.vdot(error, error))
-
-    parts = each(powers, [slice(None)] if not array.ndim or _leads(tensor) else _sampled_rows(array.shape[0], width))
-    signal, noise = sum(part[0] for part in parts), sum(part[1] for part in parts)
-    if not signal or not math.isfinite(signal):
-        return None
-    return decibels(signal, noise)
-
-
-def _sampled_rows(rows: int, width: int) -> list[slice]:
-    """Runs of rows, as many as are dequantized at a time: all, or evenly spaced ones of a large weight."""
-    together = max(1, _SLAB // width)
-    if rows * width <= 2 * _LARGE:
-        return [slice(start, min(start + together, rows)) for start in range(0, rows, together)]
-    together = min(together, _TOGETHER)
-    count = max(_LARGE // (width * together), 1)
-    starts = np.linspace(0, max(rows - together, 0), count).astype(np.int64)
-    return [slice(int(start), min(int(start) + together, rows)) for start in starts]
-
-
-def _rows(params: QParams, part: slice, length: int) -> QParams:
-    if params.scale.ndim == 0 or params.scale.shape[0] != length:
-        return params
-    return QParams(params.spec, params.scale[part], params.zero_point[part])
-
-
-def _leads(tensor: QTensor) -> bool:
-    granularity = tensor.params.spec.granularity
-    return isinstance(granularity, PerBlock) and granularity.axis == 0

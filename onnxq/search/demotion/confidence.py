@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from onnxq.search.trials import Trial, Trials
+from onnxq.pipeline.candidate import Candidate
+from onnxq.search.trials import Trials
 from onnxq.verify.loss import BUDGET
 
 _ONE = NormalDist().cdf(1.0)
@@ -37,7 +38,7 @@ class Confidence:
         """
         self._trials = trials
 
-    def upper_loss(self, trial: Trial, tries: int) -> float:
+    def upper_loss(self, trial: Candidate, tries: int) -> float:
         """What a trial loses at most, as surely as one loss is an upper end, if it is picked among so many.
 
         A search goes on until it is at the edge, and what is there is outside on other samples half of the time: the
@@ -47,12 +48,12 @@ class Confidence:
         loss = self._trials.loss(trial)
         return max(_AT_THE_EDGE * (loss - error), loss + (errors_for(tries) - 1.0) * error)
 
-    def is_sure(self, trial: Trial, tries: int) -> bool:
+    def is_sure(self, trial: Candidate, tries: int) -> bool:
         """Whether a trial that is inside the limits would be so although it was picked among so many."""
         known = self.upper_loss(trial, tries)
         return not self._trials.by_budget or not math.isfinite(known) or known <= BUDGET
 
-    def excess(self, trial: Trial, tries: int = _USUAL) -> float:
+    def excess(self, trial: Candidate, tries: int = _USUAL) -> float:
         """By what factor the noise of a trial is too large for the limits; a guess where they do not say."""
         recipe, comparison = self._trials.job.recipe, trial.comparison
         known = self.upper_loss(trial, tries)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.recipe.recipe import Recipe
 from onnxq.search.choice import STORED
 from onnxq.search.comparing import ENOUGH
 from onnxq.search.demotion.confidence import Confidence
-from onnxq.search.trials import Trial, Trials
+from onnxq.search.trials import Trials
 
 OUT_OF_REACH = 1000.0, 30.0
 """Factors of the noise that are not taken away by better rounded weights, 30 dB, and by other ranges, 15 dB."""
@@ -34,7 +35,7 @@ class FullSpeed:
         """Start with nothing tried."""
         self._job, self._trials, self._confidence = job, trials, confidence
 
-    def run(self, start: Trial) -> Trial | None:
+    def run(self, start: Candidate) -> Candidate | None:
         """The same layers in the same forms with better weights or other ranges; None if none is inside."""
         trials, best, said = self._trials, start, ""
         for what, options in _TRIES:
@@ -44,7 +45,7 @@ class FullSpeed:
                 continue
             if trials.out_of_time("no other ranges were tried"):
                 return None
-            trial = self.like(f"{start.name} ({said}{what})", best, best.built.recipe.override(**options))
+            trial = self.like(f"{start.name} ({said}{what})", best, best.recipe.override(**options))
             if trial is None:
                 continue
             if not trial.refused:
@@ -64,7 +65,7 @@ class FullSpeed:
             return not recipe.equalize and not self._job.prepared.evened
         return recipe.range == Recipe().range
 
-    def _weights_matter(self, start: Trial) -> bool:
+    def _weights_matter(self, start: Candidate) -> bool:
         """Whether rounded weights make a share of the noise that is worth the seconds which better ones take."""
         stored = self._trials.made.get(STORED)
         if stored is None or stored.comparison is None or start.comparison is None:
@@ -79,16 +80,16 @@ class FullSpeed:
         stored = self._trials.made.get(STORED)
         return stored is not None and self._trials.by_budget and self._confidence.excess(stored) > _WEIGHTS_MISS**2
 
-    def like(self, name: str, model: Trial, recipe: Recipe) -> Trial | None:
+    def like(self, name: str, model: Candidate, recipe: Recipe) -> Candidate | None:
         """A candidate that differs from another one in its recipe alone; None where it cannot be built."""
         trial = self._trials.build(name, recipe)
         if trial is not None:
-            trial.reasons = dict(model.reasons)
+            self._trials.reasons[name] = dict(self._trials.reasons.get(model.name, {}))
             self._trials.open(trial)
             self._trials.compare([trial])
         return trial
 
-    def _closer(self, one: Trial, other: Trial) -> bool:
+    def _closer(self, one: Candidate, other: Candidate) -> bool:
         """Whether a trial is closer to float than another: by its loss, or by its noise where few samples were seen."""
         left, right = one.comparison, other.comparison
         if left is None or right is None:
@@ -97,7 +98,7 @@ class FullSpeed:
             return left.sqnr_db > right.sqnr_db  # type: ignore[operator]
         return self._trials.loss(one) < self._trials.loss(other)
 
-    def refined(self, start: Trial) -> Trial:
+    def refined(self, start: Candidate) -> Candidate:
         """The start, or that of the models which differ from it by what costs no time that is closest to float."""
         best = start
         for trial in self._trials.made.values():

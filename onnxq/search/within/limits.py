@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from onnxq.core.dtypes import QType
 from onnxq.errors import RecipeError
-from onnxq.graph.files import io
-from onnxq.pipeline.build import Built
-from onnxq.pipeline.candidate import Chosen
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Data, Job
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import make_plan
@@ -70,23 +67,22 @@ class Judge:
         with self.job.clock.step("metric"):
             return self.metric.of(session)
 
-    def judge(self, chosen: Chosen) -> Outcome:
+    def judge(self, chosen: Candidate) -> Outcome:
         """The outcome of a model that was verified."""
-        assert chosen.built is not None
         if chosen.verdict.comparison is None:
             return Outcome(failure="; ".join(chosen.verdict.failures) or "it was not compared")
         session = open_session(chosen.content, threads=self.job.threads) if self.before is not None else None
-        return self.outcome(chosen.built, chosen.content, chosen.verdict.comparison, session)
+        return self.outcome(chosen, chosen.verdict.comparison, session)
 
-    def measure(self, built: Built, content: bytes | Path) -> Outcome:
+    def measure(self, built: Candidate) -> Outcome:
         """The outcome of a model."""
-        session = open_session(content, threads=self.job.threads, label="quantized model")
+        session = open_session(built.content, threads=self.job.threads, label="quantized model")
         held_out = self.data.held_out
         with self.job.clock.step("compare"):
             comparison = compare(self.float, session, held_out, labels=held_out.labels)
-        return self.outcome(built, content, comparison, session)
+        return self.outcome(built, comparison, session)
 
-    def outcome(self, built: Built, content: bytes | Path, comparison: Comparison, session: Session | None) -> Outcome:
+    def outcome(self, built: Candidate, comparison: Comparison, session: Session | None) -> Outcome:
         """Figures of a model by which it is judged."""
         drop: float | None = None
         if self.before is not None and session is not None:
@@ -97,9 +93,8 @@ class Judge:
             found = fall(comparison)
             drop = found[1] if found is not None else None
         failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
-        size = io.size_of(content)
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
-        return Outcome(drop, comparison.sqnr_db, cost, size, failure, loss=comparison.loss)
+        return Outcome(drop, comparison.sqnr_db, cost, built.size, failure, loss=comparison.loss)
 
     def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
         """By node, the estimated microseconds that an inference takes longer where it alone is left float, or wider.

@@ -17,10 +17,11 @@ from onnxq.diagnosis.examine import examine
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
 from onnxq.pipeline import gate
-from onnxq.pipeline.build import Built, build
-from onnxq.pipeline.candidate import Chosen, make
+from onnxq.pipeline.build import build
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.making import make
 from onnxq.pipeline.rescue import rescue
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
@@ -70,7 +71,7 @@ class SearchOptions:
     cache: bool = False
 
 
-def _hold(chosen: Chosen, limits: Limits) -> None:
+def _hold(chosen: Candidate, limits: Limits) -> None:
     """Verification knows the user's limits; where the default budget stands for them, it is held here."""
     comparison = chosen.verdict.comparison
     if limits.max_loss is not None and comparison is not None and (missed := limits.outside(comparison)):
@@ -79,7 +80,7 @@ def _hold(chosen: Chosen, limits: Limits) -> None:
 
 def with_limits(
     job: Job, options: SearchOptions, limits: Limits, *, timed: bool, known: Statistics | None = None
-) -> Chosen:
+) -> Candidate:
     """Make the model of a named preset, and search from it where it is outside the limits.
 
     Args:
@@ -115,14 +116,14 @@ def with_limits(
     return _LimitSearch(gated, options, work, first, outcome).run(timed=timed)
 
 
-def _first(job: Job, known: Statistics | None, *, timed: bool) -> Chosen:
+def _first(job: Job, known: Statistics | None, *, timed: bool) -> Candidate:
     if known is not None and job.statistics is None:
         with contextlib.suppress(CalibrationError):  # a value that nobody needed so far: the samples are run
             return make(replace(job, statistics=known), timed=timed)
     return make(job, timed=timed)
 
 
-def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Chosen:
+def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Candidate) -> Candidate:
     """Without samples nothing can be searched; a metric that brings its own can be held to its limit."""
     if limits.max_drop is None or metric.function is None:
         raise RecipeError(f"--metric {metric.name}: needs samples; pass --calibration")
@@ -136,33 +137,23 @@ def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Chosen) -> Ch
     return first
 
 
-@dataclass
-class _Held:
-    """A model in memory."""
-
-    built: Built
-    content: bytes | Path
-    stack: ExitStack
-
-
 class _LimitSearch:
     """One search, and the models that it builds."""
 
-    def __init__(self, job: Job, options: SearchOptions, work: Judge, first: Chosen, outcome: Outcome) -> None:
-        assert first.built is not None
+    def __init__(self, job: Job, options: SearchOptions, work: Judge, first: Candidate, outcome: Outcome) -> None:
         self._job, self._options, self._work = job, options, work
         self._start = job.recipe
         self._first = first
         self._state = SearchState(options.state, _key(job, work, options), resume=options.resume)
-        self._held: dict[Recipe, _Held] = {self._start: _Held(first.built, first.content, ExitStack())}
-        self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.built.statistics}
+        self._held: dict[Recipe, tuple[Candidate, ExitStack]] = {self._start: (first, ExitStack())}
+        self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.statistics}
         self._refused: dict[Recipe, str] = {}
         """What the runtime said of recipes whose model it does not take as it is."""
         self._count = 0
         if self._state.outcome(self._start, math.inf) is None:
             self._state.put_outcome(self._start, outcome, math.inf)
 
-    def run(self, *, timed: bool) -> Chosen:
+    def run(self, *, timed: bool) -> Candidate:
         """Search, time the finalists, verify the best in full."""
         found = search(
             self._start,
@@ -207,14 +198,14 @@ class _LimitSearch:
         """
         held = self._model(recipe, clock)
         try:
-            return self._work.measure(held.built, held.content)
+            return self._work.measure(held)
         except ModelError as error:
             if recipe in self._refused:  # a second refusal, of what already was made to run, is an answer
                 raise
             self._refused[recipe] = str(error)
-            self._held.pop(recipe).stack.close()
+            self._held.pop(recipe)[1].close()
             held = self._model(recipe, clock)
-            return self._work.measure(held.built, held.content)
+            return self._work.measure(held)
 
     def _diagnose(self, recipe: Recipe) -> list[Suspect]:
         # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
@@ -228,9 +219,7 @@ class _LimitSearch:
             given = job.prepared.original
             original = io.load(given) if isinstance(given, Path) else job.prepared.model
             data = self._work.data
-            result = examine(
-                job.prepared, original, held.built.model, data.held_out, data.first, job.threads, job.clock
-            )
+            result = examine(job.prepared, original, held.quantized, data.held_out, data.first, job.threads, job.clock)
             prices = self._work.prices(plain, [finding.node for finding in result.findings])
             suspects = suspects_of(result, prices)
         except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
@@ -249,24 +238,23 @@ class _LimitSearch:
 
     # Models.
 
-    def _model(self, recipe: Recipe, clock: Clock) -> _Held:
+    def _model(self, recipe: Recipe, clock: Clock) -> Candidate:
         """The model of a recipe, from memory or built."""
-        held = self._held.pop(recipe, None)
-        if held is None:
+        built, stack = self._held.pop(recipe, (None, ExitStack()))
+        if built is None:
             built = self._build(recipe, clock)
             if recipe in self._refused:
                 job = replace(self._job, recipe=recipe, clock=clock)
                 built = rescue(job, built, self._refused[recipe], self._work.data.first) or built
-            stack = ExitStack()
-            held = _Held(built, contents(built.model, stack), stack)
+            built.content = contents(built.quantized, stack)
             self._job.stack.push(stack)
-        self._held[recipe] = held  # the latest last
+        self._held[recipe] = built, stack  # the latest last
         while len(self._held) > _HELD:
             oldest = next(iter(self._held))
-            self._held.pop(oldest).stack.close()
-        return held
+            self._held.pop(oldest)[1].close()
+        return built
 
-    def _build(self, recipe: Recipe, clock: Clock) -> Built:
+    def _build(self, recipe: Recipe, clock: Clock) -> Candidate:
         """Build with the statistics of earlier models that were rewritten alike; run the samples where some lack."""
         job, key = self._job, _rewrites(recipe)
         # What smoothing leaves is another model, whose samples have to be run.
@@ -288,7 +276,7 @@ class _LimitSearch:
 
     # The end.
 
-    def _finish(self, found: Found, *, timed: bool) -> Chosen:
+    def _finish(self, found: Found, *, timed: bool) -> Candidate:
         job = self._job
         order = [recipe for recipe, _ in found.inside]
         if timed:
@@ -332,7 +320,7 @@ class _LimitSearch:
             return order
         return [finalists[fastest], *(recipe for recipe in order if recipe != finalists[fastest])]
 
-    def _verified(self, recipe: Recipe, *, timed: bool) -> Chosen:
+    def _verified(self, recipe: Recipe, *, timed: bool) -> Candidate:
         """The whole verification of a model, with the metric once more on the very bytes that are written."""
         if recipe == self._start:
             return self._first
@@ -341,11 +329,10 @@ class _LimitSearch:
         verdict = gate.verify(held.content, job, timed=timed)
         if verdict.refused and recipe not in self._refused:  # its outcome is from an earlier process
             self._refused[recipe] = verdict.failures[-1]
-            self._held.pop(recipe).stack.close()
+            self._held.pop(recipe)[1].close()
             held = self._model(recipe, job.clock)
             verdict = gate.verify(held.content, job, timed=timed)
-        chosen = Chosen(recipe.preset, held.built, held.built.plan, verdict, held.content)
-        chosen.warnings += held.built.warnings
+        chosen = replace(held, verdict=verdict, warnings=list(held.warnings))
         _hold(chosen, self._work.limits)
         if not self._options.metric.is_default and not verdict.failures:
             outcome = self._work.judge(chosen)
@@ -353,7 +340,7 @@ class _LimitSearch:
                 verdict.failures.append(self._work.figures(outcome))
         return chosen
 
-    def _told(self, chosen: Chosen, found: Found, recipe: Recipe) -> Chosen:
+    def _told(self, chosen: Candidate, found: Found, recipe: Recipe) -> Candidate:
         """The choice with the trail that led to it."""
         trail = [step.to_dict() for step in found.history]
         for step, row in zip(found.history, trail, strict=True):

@@ -19,8 +19,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import RecipeError, VerificationError
-from onnxq.pipeline.candidate import Chosen
-from onnxq.pipeline.gate import Verdict
+from onnxq.pipeline.candidate import Candidate
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choosing
@@ -212,13 +211,15 @@ def test_dynamic_scales_are_searched_too() -> None:
     assert [name for name, op_type, _ in result.kept_float if op_type == "Gemm"] == [f"layer{BAD}"]
 
 
-def refused_by_accuracy(job: Any) -> Chosen:
+def refused_by_accuracy(job: Any) -> Candidate:
     """What ``auto`` gives where static integers are faster and miss the limits."""
     candidates = [
         {"name": "w8a8", "latency_ratio": 3.0, "size_bytes": 9, "loss": 0.2, "verdict": "4.6 dB"},
         {"name": "float", "latency_ratio": 1.0, "size_bytes": 9, "loss": 0.0, "verdict": "chosen"},
     ]
-    return Chosen("float", None, Plan({}, {}), Verdict(), job.prepared.original, candidates)
+    made = Candidate("float", None, job.recipe, "qdq", Plan({}, {}), content=job.prepared.original)
+    made.candidates = candidates
+    return made
 
 
 @pytest.mark.parametrize(("worth", "preset"), [(0.0, "w8a8"), (1e9, "float")])
