@@ -311,8 +311,6 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     elif not by_user and preset.weights in ("blocks", "codebook"):
         inside = node.graph is not context.graph
         planned = plan_packed(node, preset, recipe, target, choice, walk.opset(context.graph), inside=inside)
-        if isinstance(planned, str) and node.op_type == "Gather" and walk.attr_int(node, "axis"):
-            planned = plan_dynamic(node, preset, recipe, target, choice)  # no kernel unpacks what lies along that axis
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
