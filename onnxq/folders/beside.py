@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from onnxq.errors import RecipeError
 from onnxq.folders.layouts import Layout
@@ -27,14 +27,14 @@ def one_each(option: str, given: str | os.PathLike[str], layout: Layout, target:
     for folder in (layout.folder, target):
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder)):
             raise RecipeError(f"{option} {given}: lies in {folder}, which is a model's own; name a file outside")
-    found = {str(graph.path): place for graph in layout.graphs}
-    if len(found) > 1:
-        found = {
-            name: place.with_name(
-                f"{place.stem}.{Path(name).with_suffix('').as_posix().replace('/', '-')}{place.suffix}"
-            )
-            for name in found
-        }
+    found = {str(graph.path): own_name(place, layout, graph.path) for graph in layout.graphs}
     for file in found.values():
         saving.check_destination(file, [])
     return found
+
+
+def own_name(place: Path, layout: Layout, graph: PurePosixPath) -> Path:
+    """A place beside the folder for what belongs to one graph: with the graph's name where there are several."""
+    if len(layout.graphs) == 1:
+        return place
+    return place.with_name(f"{place.stem}.{graph.with_suffix('').as_posix().replace('/', '-')}{place.suffix}")

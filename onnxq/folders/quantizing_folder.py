@@ -21,7 +21,7 @@ from onnxq.data.text.prompts import is_text, open_prompts
 from onnxq.data.text.text_samples import TextSamples
 from onnxq.errors import CalibrationError, OnnxqError, RecipeError, there_are
 from onnxq.folders import as_used, configs, layouts
-from onnxq.folders.beside import one_each
+from onnxq.folders.beside import one_each, own_name
 from onnxq.folders.graph_recipes import recipe_for
 from onnxq.folders.layouts import JS, GraphFile, Layout
 from onnxq.folders.pages import places_of, write_pages
@@ -146,7 +146,7 @@ def quantize_folder(
 
 def _split(options: Mapping[str, Any]) -> tuple[Recipe, Options]:
     """Options by where they go: into the recipe, or into each run."""
-    known = {field.name for field in fields(Options)} - {"recipe_file", "used", "external_data"}
+    known = {field.name for field in fields(Options)} - {"recipe_file", "used", "external_data", "kept_as"}
     named = checked_options("quantize_folder", options)
     recipe = named.pop("recipe", None)
     if named.pop("external_data", None):
@@ -229,8 +229,7 @@ def _check(layout: Layout, rows: Sequence[Array], workload: str | None) -> None:
 def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
     """One graph, quantized into the folder that is being filled; copied where there is nothing to quantize."""
     layout, options = work.layout, work.options
-    source = layout.file(graph.path)
-    target = work.place / graph.path
+    source, target = layout.file(graph.path), work.place / graph.path
     recipe, left_out = recipe_for(work.given, str(graph.path), work.nodes) if work.nodes else (work.given, "")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -248,6 +247,7 @@ def _quantized(work: _Work, graph: GraphFile) -> GraphResult:
             tokenizer=None,
             used=used,
             search_state=work.searches[str(graph.path)],
+            kept_as=own_name(work.target, layout, graph.path),
             workload=options.workload if used is not None and used.model.cached else None,
             progress=_progress(options, graph),
             # what a page shows is gathered; the page itself is written when all graphs are done

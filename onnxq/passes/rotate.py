@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,23 +45,6 @@ class Heads:
     size: int
 
 
-@dataclass(frozen=True)
-class Place:
-    """A constant that a matrix turns.
-
-    Attributes:
-        node: what reads it.
-        position: at which input.
-        axis: along which; where it is longer than the matrix, each piece of that length is turned alike.
-        turn: which of `Rotated.turns`.
-    """
-
-    node: Node
-    position: int
-    axis: int
-    turn: int
-
-
 @dataclass
 class Rotated:
     """What was turned.
@@ -70,33 +52,23 @@ class Rotated:
     Attributes:
         streams: residual streams.
         heads: projections of values.
-        turns: the matrices: of the streams first, of the heads behind them.
-        means: for each of these, whether it has to leave the mean of the coordinates as it is.
-        places: where they went.
+        hadamard: the streams' matrices are Hadamard matrices, all of them.
         reasons: why others were left alone.
     """
 
     streams: int = 0
     heads: int = 0
-    turns: list[Turn] = field(default_factory=list)
-    means: list[bool] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    hadamard: bool = True
     reasons: list[str] = field(default_factory=list)
 
-    @property
-    def hadamard(self) -> bool:
-        """The streams' matrices are Hadamard matrices, all of them."""
-        return all(turn.hadamard for turn in self.turns[: self.streams])
 
-
-def rotate(model: Model, heads: list[Heads], seed: int = 0, turns: Sequence[Turn] | None = None) -> Rotated:
+def rotate(model: Model, heads: list[Heads], seed: int = 0) -> Rotated:
     """Turn every residual stream that can be, and the heads that are given.
 
     Args:
         model: changed in place; float outputs stay. A model that was turned stays as it is.
         heads: of values (see `onnxq.graph.attention`).
         seed: of the random signs.
-        turns: matrices to take, in the order of `Rotated.turns` of another copy; None draws some.
     """
     done = Rotated()
     if model.meta.get(TURNED):
@@ -108,28 +80,23 @@ def rotate(model: Model, heads: list[Heads], seed: int = 0, turns: Sequence[Turn
             done.reasons.append(f"the residual stream of '{stream.first}': {stream.reason}")
             continue
         means = any(norm.centred for norm in stream.norms)
-        drawn = turn_of_means if means else turn_of
-        turn = drawn(stream.width, seed + index) if turns is None else turns[len(done.turns)]
-        done.places += [Place(*place, len(done.turns)) for place in _turn_stream(stream, turn, names)]
-        done.turns.append(turn)
-        done.means.append(means)
+        turn = (turn_of_means if means else turn_of)(stream.width, seed + index)
+        _turn_stream(stream, turn, names)
         done.streams += 1
+        done.hadamard &= turn.hadamard
     if not streams:
         done.reasons.append("no norm between layers was found")
     for pair in heads:
-        turn = turn_of(pair.size, seed) if turns is None else turns[len(done.turns)]
-        done.places += [Place(*place, len(done.turns)) for place in _turn_heads(pair, turn, names)]
-        done.turns.append(turn)
-        done.means.append(False)
+        _turn_heads(pair, turn_of(pair.size, seed), names)
         done.heads += 1
     if done.streams or done.heads:
         model.meta[TURNED] = True
     return done
 
 
-def _turn_stream(stream: Stream, turn: Turn, names: walk.Names) -> list[tuple[Node, int, int]]:
-    """Turn what writes and reads a stream; (node, input, axis) of every constant that was."""
-    read = [place for norm in stream.norms for place in _into_layers(norm, stream, turn, names)]
+def _turn_stream(stream: Stream, turn: Turn, names: walk.Names) -> None:
+    for norm in stream.norms:
+        _into_layers(norm, stream, turn, names)
     no_mean = all(norm.centred for norm in stream.norms)
     done: dict[int, Value] = {}
     for node, position, axis in stream.writers:
@@ -145,12 +112,10 @@ def _turn_stream(stream: Stream, turn: Turn, names: walk.Names) -> list[tuple[No
             new = node.inputs[position]
             assert new is not None
             done[id(old)] = new
-    return [*read, *stream.writers]
 
 
-def _into_layers(norm: Norm, stream: Stream, turn: Turn, names: walk.Names) -> list[tuple[Node, int, int]]:
-    """Fold the gains of a norm, and the matrix of the stream, into the layers that read it; see `_turn_stream`."""
-    turned = []
+def _into_layers(norm: Norm, stream: Stream, turn: Turn, names: walk.Names) -> None:
+    """Fold the gains of a norm, and the matrix of the stream, into the layers that read it."""
     gains = np.ones(turn.size)
     if norm.shift is not None:
         shift = _array(*norm.shift)
@@ -168,8 +133,6 @@ def _into_layers(norm: Norm, stream: Stream, turn: Turn, names: walk.Names) -> l
         weight = _array(layer, 1).astype(np.float64)
         scaled = weight * (gains if axis == 1 else gains[:, None])
         _replace(layer, 1, turn.apply(scaled, axis), names)
-        turned.append((layer, 1, axis))
-    return turned
 
 
 def _shift_behind(layer: Node, shift: Array, names: walk.Names) -> Node | None:
@@ -203,9 +166,7 @@ def _shift_behind(layer: Node, shift: Array, names: walk.Names) -> Node | None:
     return new
 
 
-def _turn_heads(heads: Heads, turn: Turn, names: walk.Names) -> list[tuple[Node, int, int]]:
-    """Turn values head by head, and back in what reads their mixture; see `_turn_stream`."""
-    turned = []
+def _turn_heads(heads: Heads, turn: Turn, names: walk.Names) -> None:
     behind = walk.only_use(heads.values.outputs[0])  # a bias may have come from the norm in front
     is_bias = behind is not None and behind.op_type == "Add" and any(map(walk.is_constant, behind.inputs))
     for node, position in ((heads.values, 1), (heads.values, 2), (heads.bias or (behind if is_bias else None), -1)):
@@ -214,10 +175,8 @@ def _turn_heads(heads: Heads, turn: Turn, names: walk.Names) -> list[tuple[Node,
         place = position if position > 0 else next(i for i, v in enumerate(node.inputs) if walk.is_constant(v))
         axis = 0 if position == 1 and walk.outputs_first(node) else -1
         _replace(node, place, _by_head(_array(node, place), axis, turn), names)
-        turned.append((node, place, axis))
     axis = 1 if walk.outputs_first(heads.output) else 0
     _replace(heads.output, 1, _by_head(_array(heads.output, 1), axis, turn), names)
-    return [*turned, (heads.output, 1, axis)]
 
 
 def _by_head(array: Array, axis: int, turn: Turn) -> Array:

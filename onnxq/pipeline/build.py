@@ -12,6 +12,7 @@ from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.emit.rewrite import Style
 from onnxq.graph.emit.wrapped import mark_rows
+from onnxq.graph.prepare.neighbours.right_sides import turn_back
 from onnxq.graph.prepare.operators.prelu import write_as_max
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.prepare.whole.shapes import drop_inferred
@@ -136,6 +137,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
 
 def finish(model: Model) -> None:
     """The last steps on a model that will be written, quantized or not."""
+    turn_back(model)
     write_as_max(model)
     drop_inferred(model)
     store_once(model)

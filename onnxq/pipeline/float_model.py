@@ -80,6 +80,7 @@ class Prepared:
         needed: operator set that the target and the form of weights need.
         max_opset: the newest operator set that the target reads.
         not_run: operators that the target's engine has nothing for.
+        integers: that engine computes on integers alone.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
         evened: channels of its activations were evened out.
     """
@@ -108,6 +109,7 @@ class Prepared:
     needed: int = 0
     max_opset: int = 99
     not_run: frozenset[str] = frozenset()
+    integers: bool = False
     training: Training | None = None
     evened: bool = False
 
@@ -185,6 +187,7 @@ def load_and_prepare(source: Source, target: Target, clock: Clock, wishes: Wishe
             outputs=session.output_specs,
             wishes=wishes,
             not_run=_not_run(target),
+            integers=target.coverage == WHOLE,
             needed=max(target.min_opset, wishes.min_opset),
             max_opset=target.max_opset,
         )
@@ -255,7 +258,13 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
     prepared.op_types = before.op_types
     prepared.folded_weights = constants_to_quantize(prepared.model)
     ir_version = prepared.model.ir_version
-    report = prepare(prepared.model, min_opset=prepared.min_opset, without=without, widened=prepared.widened)
+    report = prepare(
+        prepared.model,
+        min_opset=prepared.min_opset,
+        without=without,
+        widened=prepared.widened,
+        integers=prepared.integers,
+    )
     if prepared.wishes.opset is not None:
         _settle_opset(prepared.model, prepared.wishes.opset, prepared.needed, report)
     elif (version := opset(prepared.model)) > prepared.max_opset:

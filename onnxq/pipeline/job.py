@@ -181,7 +181,7 @@ def open_data(
 
 def probe_shapes(job: Job, model: Model, statistics: Statistics | None = None) -> Shapes:
     """Shapes and types of all values of a model: from a run on one sample of the job's, else from saved statistics."""
-    data = job.data
+    data = job.data if job.spill is None else None  # the whole of a large model is not run
     if data is not None:
         names = tuple(value_names(model))
         if names not in data.seen:  # several recipes may be tried on one model

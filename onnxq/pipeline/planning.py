@@ -14,12 +14,13 @@ from onnxq.pipeline.job import Job, probe_shapes
 from onnxq.plan.activations.activation_grids import activation_spec
 from onnxq.plan.activations.joint_grids import joint_values
 from onnxq.plan.activations.low_sqnr import low_sqnr_values
-from onnxq.plan.activations.unusable import never_finite, unusable_values
+from onnxq.plan.activations.unusable import never_finite, unusable_values, wide_logits
 from onnxq.plan.decisions import Plan
 from onnxq.plan.given import from_sums, spread
 from onnxq.plan.make_plan import ModelFacts, make_plan, wanted_by, wanted_by_any
 from onnxq.plan.weights.outlier_channels import split_outliers
 from onnxq.plan.weights.weight_only import FAST_LEVEL
+from onnxq.plan.whole_graph import widens
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.rounding import ALGORITHM_WITHOUT_DATA, ALGORITHMS_WITH_DATA
@@ -140,6 +141,10 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
             low_sqnr |= joint_values(prepared.model, plan, statistics)
         else:
             unusable |= never_finite(plan, statistics)
+            if widens(recipe, job.target):
+                low_sqnr |= low_sqnr_values(plan, statistics, recipe.percentile)
+                low_sqnr |= joint_values(prepared.model, plan, statistics, layers=True)
+                low_sqnr |= wide_logits(prepared.model, plan, statistics)
         if known == (len(unusable), len(low_sqnr)):
             break
         plan = make_plan(prepared.model, recipe, job.target, replace(seen, unusable=unusable, low_sqnr=low_sqnr))

@@ -247,6 +247,7 @@ def settle_levels(job: Job) -> tuple[Recipe, list[str]]:
     recipe, data, clock, model = job.recipe, job.data, job.clock, job.prepared.model
     if (
         data is None
+        or job.spill is not None
         or recipe.accuracy_level is not None
         or all(preset.weights != "blocks" for preset in recipe.presets)
     ):

@@ -1,13 +1,14 @@
 """The plan for engines that compute on integers alone, or wherever they can: every node, whatever it costs.
 
 Nothing is weighed here. With `WHOLE` all that a node reads and writes has a grid, outputs of the model too; with
-`INPUTS` what the operators of the target's table read has one, and nothing behind them.
+`INPUTS` what the operators of the target's table read has one, and nothing behind them. Where ONNX Runtime's own plan
+would leave a value float, since 8 bits are too few for it, an engine that has 16-bit activations gets these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +43,8 @@ _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
 _STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
 
+_CUTTING = frozenset({"Clip", "Relu"})
+
 _FIXED_16 = {"HardSigmoid": (1.0 / 65536, 0), "Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
 """(scale, zero point) that HTP wants of these in uint16."""
 
@@ -57,6 +60,7 @@ class Whole:
         spec: the grid of activations, as the recipe's own preset has it.
         dtypes: element types seen at a run.
         unusable: values that no integers can stand for, and why.
+        coarse: values that 8 bits are too few for, and why.
     """
 
     recipe: Recipe
@@ -65,16 +69,25 @@ class Whole:
     spec: TensorSpec
     dtypes: Mapping[str, str]
     unusable: Mapping[str, str]
+    coarse: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outputs_too(self) -> bool:
         """Whether what nodes write has a grid."""
         return self.target.coverage == WHOLE
 
-    def spec_of(self, choice: Choice) -> TensorSpec:
-        """The grid of what a node reads and writes: rules may give it another width."""
+    def spec_of(self, node: Node, choice: Choice) -> TensorSpec:
+        """The grid of what a node reads and writes: rules, and values that need it, may give it another width."""
         preset = PRESETS[choice.rule.preset or self.recipe.preset]
-        return of_width(self.spec, preset.activation_bits) if preset.activations == "static" else self.spec
+        spec = of_width(self.spec, preset.activation_bits) if preset.activations == "static" else self.spec
+        return of_width(spec, WIDE) if self.why_wide(node, choice) else spec
+
+    def why_wide(self, node: Node, choice: Choice) -> str:
+        """What is wrong with 8 bits for a value that a node touches; empty where nothing is, or a rule decides."""
+        if not self.coarse or choice.rule.preset is not None:
+            return ""
+        touched = (value.name or "" for value in (*node.inputs, *node.outputs) if value is not None)
+        return next((f"value {name!r} {self.coarse[name]}" for name in touched if name in self.coarse), "")
 
     def is_float(self, value: Value | None) -> bool:
         """Whether a value is known to be float32."""
@@ -88,7 +101,10 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
         model: the prepared model, whose nodes have rows (`onnxq.graph.emit.wrapped.mark_rows`).
         asked: recipe, target, and what a run has shown.
     """
-    found = _survey(model, asked)
+    masked = masked_values(model.graph)
+    if widens(asked.recipe, asked.target):
+        asked = replace(asked, coarse=_with_moved(model, {**{n: _mask(v) for n, v in masked.items()}, **asked.coarse}))
+    found = _survey(model, asked, masked)
     if asked.outputs_too:
         fold_clamps(found, asked.spec.symmetric, drop=False)
     nodes: dict[str, NodePlan] = {}
@@ -106,6 +122,7 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
                 name,
                 op_type,
                 INTEGER,
+                _why_16(asked.why_wide(node, candidate.choice)),
                 folds=folds,
                 weights=_weights(candidate, asked),
                 finest=asked.target.finest,
@@ -116,9 +133,35 @@ def plan_whole(model: Model, asked: Whole) -> Plan:
     return Plan(nodes, values.decided, conversions=values.conversions())
 
 
-def _survey(model: Model, asked: Whole) -> Survey:
+def widens(recipe: Recipe, target: Target) -> bool:
+    """Whether single values of a model with 8-bit activations may have 16 on a target that runs integers alone."""
+    preset = PRESETS[recipe.preset]
+    static = preset.activations == "static" and not preset.float8 and preset.activation_bits < WIDE
+    return static and target.coverage == WHOLE and QType.UINT16 in target.activations
+
+
+def _mask(number: float) -> str:
+    return f"carries an attention mask ({number:.4g}), whose range leaves no resolution for the rest"
+
+
+def _why_16(reason: str) -> str:
+    return f"16-bit activations: {reason}" if reason else ""
+
+
+def _with_moved(model: Model, coarse: Mapping[str, str]) -> dict[str, str]:
+    """These values, and what is made of them by operators that move elements or cut them off."""
+    found = dict(coarse)
+    for node in walk.all_nodes(model.graph):
+        row = row_of(node)
+        source = node.inputs[0] if node.inputs else None
+        follows = node.op_type in _CUTTING or (row is not None and row.kind is Kind.PASSING)
+        if follows and source is not None and (source.name or "") in found:
+            found.setdefault(node.outputs[0].name or "", found[source.name or ""])
+    return found
+
+
+def _survey(model: Model, asked: Whole, masked: Mapping[str, float]) -> Survey:
     found = Survey()
-    masked = masked_values(model.graph)
     for node in walk.all_nodes(model.graph):
         name = node.name or ""
         if node.op_type in QUANTIZED_OPS:
@@ -152,8 +195,8 @@ def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float])
         if (value.name or "") in asked.unusable:
             return f"value {value.name!r} {asked.unusable[value.name or '']}"
         number = masked.get(value.name or "", mask_number(value))
-        if number is not None and asked.spec_of(asked.selection.of(node.name or "", node.op_type)).bits < WIDE:
-            return f"it carries an attention mask ({number:.4g}), whose range leaves no resolution for the rest"
+        if number is not None and asked.spec_of(node, asked.selection.of(node.name or "", node.op_type)).bits < WIDE:
+            return f"it {_mask(number)}"
     return None
 
 
@@ -165,7 +208,7 @@ def _weights(candidate: Candidate, asked: Whole) -> dict[int, TensorSpec]:
         specs[row.weight] = _weight(node, row.weight, candidate.choice, asked)
     for position in activation_positions(node, row):
         if walk.is_constant(node.inputs[position]):
-            specs[position] = asked.spec_of(candidate.choice)
+            specs[position] = asked.spec_of(node, candidate.choice)
     return specs
 
 
@@ -198,7 +241,7 @@ class _Values:
 
     def __init__(self, model: Model, found: Survey, asked: Whole) -> None:
         self._asked = asked
-        self._specs = {name: asked.spec_of(candidate.choice) for name, candidate in found.candidates.items()}
+        self._specs = {name: asked.spec_of(c.node, c.choice) for name, c in found.candidates.items()}
         self._readers = _readers(found)
         self._writers = {output.name or "": c for c in found.candidates.values() for output in c.outputs}
         self.decided: dict[str, Decision] = {}

@@ -90,6 +90,9 @@ class Options:
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
     external_data: bool = False
+    kept_as: str | os.PathLike[str] | None = (
+        None  # what an interrupted run goes on from is named so; else as the output
+    )
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
@@ -201,8 +204,8 @@ def open_job(
     data = None
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
-    alone = data is None and saved is None and is_path(model) and engine is None
-    large = alone and is_large(given, target, prepared)
+    alone = saved is None and is_path(model) and engine is None
+    large = alone and is_large(given, target, prepared, samples=data is not None)
     if large:
         leave_unconfirmed(prepared)
     confirm(prepared, data.first if data is not None else None, clock, options.threads)
@@ -217,8 +220,8 @@ def open_job(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
-    if wide and not target.provider:
+    wide = any(16 in (rule.bits, rule.convert) for rule in given.values)
+    if (wide or any(preset.activation_bits == 16 for preset in given.presets)) and not target.provider:
         prepared.notes.append(SLOW_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         prepared.notes.append(NO_FASTER_4)
@@ -236,9 +239,9 @@ def open_job(
     job.engine = engine
     if options.runs_on is not None and options.runs_on.engine == RAY:
         job.tasks = spread_over(options.runs_on, stack)
-        job.layers = None if destination is None else Path(f"{destination}.layers")
+        job.layers = None if destination is None else Path(f"{options.kept_as or destination}.layers")
     if given.finetune and destination is not None:
-        job.learning_state = Path(f"{destination}.finetune")
+        job.learning_state = Path(f"{options.kept_as or destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()
     used = options.used
     if large and destination is not None:

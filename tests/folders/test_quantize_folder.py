@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -16,8 +20,11 @@ from onnxq.folders.configs import js_dtype, updated_genai_config, updated_js_con
 from onnxq.recipe.recipe import Recipe
 from tests.language_models import (
     CONFIG,
+    FLOAT,
     HEAD,
     TEXT,
+    WIDTH,
+    Graph,
     decoder,
     encoder,
     genai_config,
@@ -25,6 +32,7 @@ from tests.language_models import (
     genai_folder,
     seq2seq_files,
     tokenizer,
+    value,
     write,
 )
 
@@ -280,6 +288,71 @@ def test_a_search_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_pa
     onnxq.quantize_folder(folder, out, progress=lambda step, done, total: steps.append(step), resume=True, **options)
     assert opens(out / "model.onnx") and not kept.exists()
     assert "model.onnx: search" in steps and "model.onnx: diagnose" not in steps  # what was measured is known
+
+
+KILLED = """
+import os, signal, sys
+import onnxq
+def watch(step, done, total):
+    if "finetune (loss" in step and done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+onnxq.quantize_folder(sys.argv[1], sys.argv[2], calibration=sys.argv[3], finetune=True, epochs=4, preset="w4",
+                      benchmark=False, progress=watch)
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.text
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_finetuning_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_path: Path) -> None:
+    folder, out, whole = genai_folder(tmp_path / "in"), tmp_path / "out", tmp_path / "whole"
+    texts = prompts(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), str(out), str(texts)], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not out.exists() and Path(f"{out}.finetune").is_file()
+    learning: dict[str, Any] = {"calibration": texts, "finetune": True, "epochs": 4, "preset": "w4", "benchmark": False}
+    result = onnxq.quantize_folder(folder, out, **learning)
+    assert any("went on from where an interrupted run had stopped" in line for line in result.warnings)
+    onnxq.quantize_folder(folder, whole, **learning)
+    assert (out / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "whole", texts.name}
+
+
+def stateful() -> onnx.ModelProto:
+    """A cell whose state goes in as ``before`` and comes out as ``behind``: names that nothing pairs."""
+    g = Graph()
+    joined = g.add("Concat", ["x", "before"], "joined", axis=-1)
+    g.add("Tanh", [g.linear(joined, "mixed", 2 * WIDTH, WIDTH)], "behind")
+    g.linear("behind", "y", WIDTH, WIDTH)
+    sides = [value(name, FLOAT, [1, WIDTH]) for name in ("x", "before", "y", "behind")]
+    return g.model(sides[:2], sides[2:])
+
+
+def test_states_are_carried_through_a_folder_of_one_graph(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"model.onnx": stateful(), "config.json": {}})
+    random = np.random.default_rng(0)
+    samples = [{"x": random.standard_normal((1, WIDTH)).astype(np.float32)} for _ in range(12)]
+    options: dict[str, Any] = {"calibration": samples, "preset": "w8a8", "benchmark": False}
+    with pytest.raises(onnxq.OnnxqError, match="before"):
+        onnxq.quantize_folder(folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    onnxq.quantize_folder(folder, tmp_path / "out", states={"behind": "before"}, **options)
+    alone = tmp_path / "alone.onnx"
+    onnxq.quantize(folder / "model.onnx", alone, states={"behind": "before"}, **options)
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == alone.read_bytes()
+    with pytest.raises(onnxq.OnnxqError, match="--state"):
+        onnxq.quantize_folder(folder, tmp_path / "more", states={"behind": "nothing"}, **options)
+    assert not (tmp_path / "more").exists()
+
+
+def test_states_are_of_a_folder_of_one_graph(tmp_path: Path) -> None:
+    pair = write(tmp_path / "pair", {**seq2seq_files(), "config.json": CONFIG})
+    with pytest.raises(
+        onnxq.OnnxqError, match="--state: is of one graph, and .* has [23]; quantize its files one by one"
+    ):
+        onnxq.quantize_folder(pair, tmp_path / "more", states={"logits": "input_ids"})
 
 
 def test_statistics_are_of_a_folder_of_one_graph(tmp_path: Path) -> None:

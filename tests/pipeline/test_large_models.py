@@ -115,6 +115,38 @@ def test_samples_and_limits_need_the_whole(llama: Path, tmp_path: Path) -> None:
     assert result.sqnr_db is not None
 
 
+@pytest.mark.parametrize("algorithm", ["gptq", None])
+def test_samples_go_through_a_large_model_part_by_part(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str | None
+) -> None:
+    random = np.random.default_rng(0)
+    feeds = [{"input_ids": random.integers(1024, size=(1, 64))} for _ in range(12)]
+    options = {"preset": "w4", "algorithm": algorithm, "sequential": True, "calibration": feeds, "benchmark": False}
+    # where a sample may show that a kernel must not round its input, levels are chosen; a large model is not run for it
+    first = onnxq.quantize(llama, tmp_path / "whole.onnx", accuracy_level=4, **options)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the whole float model was run")
+
+    monkeypatch.setattr(io, "to_bytes", small_only(io.to_bytes))
+    monkeypatch.setattr("onnxq.pipeline.job.probe", refuse)
+    monkeypatch.setattr("onnxq.pipeline.gate.compare_all", refuse)
+    monkeypatch.setattr("onnxq.pipeline.float_model.READ_UP_TO", 0)
+    result = onnxq.quantize(llama, tmp_path / "part.onnx", max_memory=TINY, **options)
+    assert onnx.load(tmp_path / "whole.onnx") == onnx.load(tmp_path / "part.onnx")
+    assert {row["algorithm"] for row in result.weights} == {row["algorithm"] for row in first.weights} >= {"gptq"}
+    assert any("layers were compared with it one by one" in line for line in result.warnings)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "part.onnx", "whole.onnx"]
+
+
+def small_only(plain):
+    def checked(model):
+        assert io.weights_bytes(model) < 4e6, "more than a layer was made bytes"
+        return plain(model)
+
+    return checked
+
+
 def test_a_spill_file_gives_arrays_back(tmp_path: Path) -> None:
     spill = Spill(tmp_path, smallest=16)
     arrays = [

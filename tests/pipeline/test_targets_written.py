@@ -137,7 +137,8 @@ def _conversions(found: Made) -> list[tuple[str, int, int]]:
 def test_nodes_with_wider_activations_read_what_was_8_bits_on_16_and_give_16_to_others_on_8() -> None:
     u8, u16 = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
     recipe = onnxq.Recipe(target="qnn", preset="w8a8", rules=(onnxq.Rule("s", preset="w8a16"),))
-    found = made(conv(), "qnn", None, recipe=recipe)
+    samples = feeds(count=10)
+    found = made(conv(), "qnn", None, recipe=recipe, calibration=samples)
     assert _conversions(found) == [("Conv", u8, u16), ("Add", u16, u8)]
     layer = next(node for node in found.of("Conv") if node.name == "s")
     x, w, b = (found.writers[name] for name in layer.input)
@@ -146,7 +147,7 @@ def test_nodes_with_wider_activations_read_what_was_8_bits_on_16_and_give_16_to_
     )
     everywhere = made(conv(), "qnn", None, recipe=onnxq.Recipe(target="qnn", preset="w8a16"))
     assert _conversions(everywhere) == []
-    (plain,) = (made(conv(), "qnn").result,)
+    plain = made(conv(), "qnn", calibration=samples).result
     assert found.result.sqnr_db is not None
     assert plain.sqnr_db is not None
     assert found.result.sqnr_db > plain.sqnr_db - 1
@@ -189,6 +190,70 @@ def test_layers_that_hurt_get_wider_activations_within_a_limit() -> None:
     wide = [rule.match for rule in onnxq.Recipe.from_yaml(result.recipe).rules if rule.preset == "w8a16"]
     assert wide == ["a"]
     assert result.plan.conversions
+
+
+def _wide(found: Made) -> set[str]:
+    """The nodes that read 16 bits."""
+    back = {
+        n.output[0]
+        for n in found.of("DequantizeLinear")
+        if found.types.get("".join(n.input[2:])) == onnx.TensorProto.UINT16
+    }
+    return {node.name for node in found.model.graph.node if back & set(node.input)} - {
+        node.name for node in found.of("QuantizeLinear")
+    }
+
+
+def uneven() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """Two branches, one a thousand times as large, that a Mul behind their Concat brings to one size."""
+    text = """g (float[1, 8, 10, 10] x) => (float[1, 4, 10, 10] y) {
+        [a] p = Conv (x, v) [b] q = Conv (x, w) [j] c = Concat <axis = 1> (p, q) [k] r = Relu (c) [n] d = Mul (r, size)
+        [s] y = Conv (d, u) }"""
+    size = np.repeat(np.array([1, 1e-3], np.float32), 4).reshape(1, 8, 1, 1)
+    layers = {"v": weights(4, 8, 1, 1), "w": 1000 * weights(4, 8, 1, 1, seed=1), "u": weights(4, 8, 1, 1, seed=2)}
+    return build(text, size=size, **layers), bounded((1, 8, 10, 10))
+
+
+def bounded(shape: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    """Samples whose range the first ones show."""
+    rng = np.random.default_rng(3)
+    return [{"x": rng.uniform(-1, 1, shape).astype(np.float32)} for _ in range(10)]
+
+
+def test_a_concat_of_very_different_sizes_has_16_bits_where_it_cannot_be_float() -> None:
+    model, samples = uneven()
+    found = made(model, "qnn", calibration=samples)
+    assert {"j", "n"} <= _wide(found)
+    assert not {"a", "b", "s"} & _wide(found)
+    assert "16-bit activations: value" in found.result.plan.nodes["j"].reason
+    assert found.result.sqnr_db is not None
+    assert found.result.sqnr_db > 25
+    asked = onnxq.Recipe(target="qnn", preset="w8a8", rules=(onnxq.Rule("*", preset="w8a8"),))
+    narrow = made(model, "qnn", None, recipe=asked, calibration=samples, force=True)
+    assert _wide(narrow) == set()
+    assert narrow.result.sqnr_db is not None
+    assert narrow.result.sqnr_db < 15
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "w8a16"])
+def test_masked_attention_keeps_its_logits_on_integers(preset: str) -> None:
+    text = """g (float[1, 6, 16] x, bool[1, 6, 6] m) => (float[1, 6, 16] y) {
+        q = MatMul (x, v) k = MatMul (x, w) t = Transpose <perm = [0, 2, 1]> (k) l = MatMul (q, t)
+        f = Where (m, none, low) [a] s = Add (l, f) [p] c = Softmax <axis = -1> (s) y = MatMul (c, x) }"""
+    numbers = {"none": np.array(0, np.float32), "low": np.array(np.finfo(np.float32).min)}
+    model = build(text, v=weights(16, 16) / 4, w=weights(16, 16, seed=1) / 4, **numbers)
+    samples = [{**feed, "m": np.tril(np.ones((1, 6, 6), bool))} for feed in bounded((1, 6, 16))]
+    found = made(model, "qnn", preset, calibration=samples)
+    assert found.result.sqnr_db is not None
+    assert found.result.sqnr_db > (25 if preset == "w8a8" else 35)
+    assert {"a", "p"} <= _wide(found)
+
+
+def test_a_target_without_the_runtimes_own_operators_gets_no_lstm_of_them() -> None:
+    text = """g (float[5, 1, 32] x) => (float[5, 1, 1, 64] y) { [l] y, h, c = LSTM <hidden_size = 64> (x, w, r) }"""
+    model = build(text, w=weights(1, 256, 32), r=weights(1, 256, 64))
+    assert made(model, "cpu", calibration=feeds((5, 1, 32))).of("DynamicQuantizeLSTM")
+    assert {node.domain for node in made(model, "openvino", calibration=feeds((5, 1, 32))).model.graph.node} == {""}
 
 
 def test_8_bit_pairs_are_of_the_standard() -> None:

@@ -66,13 +66,13 @@ class Builder:
             forget(array)
         return edit.add_initializer(self.graph, self.names.value(name), array, dtype)
 
-    def scale(self, value: str, params: QParams) -> ir.Value:
+    def scale(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Scale as the operators take it: a scalar, or one entry a channel."""
-        return self.constant(f"{value}_scale", shaped(params.scale))
+        return self.constant(f"{value}_scale{suffix}", shaped(params.scale))
 
-    def zero_point(self, value: str, params: QParams) -> ir.Value:
+    def zero_point(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Zero point of the same shape."""
-        return self.constant(f"{value}_zero_point", shaped(params.zero_point), params.spec.dtype)
+        return self.constant(f"{value}_zero_point{suffix}", shaped(params.zero_point), params.spec.dtype)
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""
@@ -118,9 +118,13 @@ class Builder:
     def quantize(self, value: ir.Value, params: QParams, output: str) -> ir.Node:
         """QuantizeLinear of an activation."""
         base = value.name or output
+        return self.onto(value, self.scale(base, params), self.zero_point(base, params), params, output)
+
+    def onto(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, params: QParams, output: str) -> ir.Node:
+        """QuantizeLinear on a grid whose constants are there."""
         return self.node(
             "QuantizeLinear",
-            [value, self.scale(base, params), self.zero_point(base, params)],
+            [value, scale, zero_point],
             output,
             dtype=IR_TYPES[params.spec.dtype],
             shape=value.shape,

@@ -206,8 +206,7 @@ def _gemm_to_float(operands: list[Inputs], bias: ir.Value | None) -> Inputs:
 
 def _attributes(node: ir.Node) -> list[ir.Attr]:
     """The attributes that the integer operator takes over."""
-    drop = {"Gemm": {"beta", "transA"}, "Concat": set[str]()}.get(node.op_type, set[str]())
-    kept = [attribute for name, attribute in node.attributes.items() if name not in drop]
+    kept = [a for name, a in node.attributes.items() if (node.op_type, name) != ("Gemm", "beta")]
     if node.op_type == "Softmax":
         version = node.version or (node.graph.opset_imports.get("", 13) if node.graph is not None else 13)
         kept = [a for a in kept if a.name != "opset"] + [ir.AttrInt64("opset", version)]

@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from onnxq.graph import names, walk
 from onnxq.graph.prepare.folding import deduplicate, fold_affine, fold_constants, lift_constants
-from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, stacks
+from onnxq.graph.prepare.neighbours import ahead, axes_pairs, focus, hoist, line_convs, pool_order, right_sides, stacks
 from onnxq.graph.prepare.operators import (
     bounds,
     broadcast,
+    gather_nd,
     gelu,
     gemm,
     hard_swish,
@@ -36,6 +37,7 @@ from onnxq.graph.prepare.whole import (
     ir_version,
     loop_constants,
     lower_opset,
+    on_integers,
     opset,
     shapes,
     widen,
@@ -81,6 +83,7 @@ STEPS = {
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
     "functions": "inlining its functions",
+    "gather_nd": "writing GatherND as Gather",
     "bounds": "writing Max and Min as Clip",
     "hard_swish": "joining HardSwish",
     "hoist": "moving arithmetic and activations to the layer they follow",
@@ -88,18 +91,25 @@ STEPS = {
     "pool_order": "moving PRelu behind a pool",
     "stacks": "reducing without a stack",
     "focus": "joining the phases of an image in one operator",
+    "right_sides": "multiplying with constants on the right",
     "axes_pairs": "dropping axes that are put in and taken out",
     "softmax_axis": "joining the axes behind a Softmax",
     "unit_axes": "transposing without axes of one element",
     "broadcast": "spreading constants",
     "line_convs": "computing convolutions over one axis as those over two",
     "narrow_convs": "computing several positions of narrow layers at a time",
+    "on_integers": "narrowing masks, and dividing instead of Reciprocal",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
 
 
 def prepare(
-    model: ir.Model, *, min_opset: int = 13, without: Collection[str] = (), widened: Collection[ir.DataType] = ()
+    model: ir.Model,
+    *,
+    min_opset: int = 13,
+    without: Collection[str] = (),
+    widened: Collection[ir.DataType] = (),
+    integers: bool = False,
 ) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
@@ -110,6 +120,7 @@ def prepare(
             keeps its own and a note says so.
         without: keys of `STEPS` that are left out.
         widened: element types that become float32 inside (see `onnxq.graph.prepare.whole.widen`).
+        integers: it is to be run on integers alone (see `onnxq.graph.prepare.whole.on_integers`).
 
     Returns:
         What was done, and notes on what could not be.
@@ -141,6 +152,8 @@ def prepare(
         shapes.recall(model, ranks)
     _simplify(model, report, without)
     _speed_up(model, report, without)
+    if integers:
+        count.update(_run({"on_integers": on_integers.run}, model, without))
     count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)
@@ -164,7 +177,9 @@ _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
     "loop_constants": loop_constants.run,
     "folding": fold_constants.run,
+    "right_sides": right_sides.run,
     "gemm": gemm.run,
+    "gather_nd": gather_nd.run,
     "bounds": bounds.run,
     "hard_swish": hard_swish.run,
     "hoist": hoist.run,

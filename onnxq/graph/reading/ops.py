@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 
 MICROSOFT = "com.microsoft"
@@ -69,8 +70,6 @@ class OpRow:
 def _refuse_gemm(node: ir.Node) -> str | None:
     if walk.attr_float(node, "alpha", 1.0) != 1.0 or walk.attr_float(node, "beta", 1.0) != 1.0:
         return "alpha or beta is not 1, which the integer kernel does not take"
-    if walk.attr_int(node, "transA", 0):
-        return "transA = 1: only layers that read their input as it lies are put on integers"
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = walk.const_array(node.inputs[2])
         weight = walk.const_array(node.inputs[1])
@@ -171,6 +170,9 @@ OPS: dict[str, OpRow] = {
 ROW = "onnxq.row"
 """Key of a node's metadata for a row that it has instead of its operator's (see `onnxq.graph.emit.wrapped`)."""
 
+_SMALLEST_LEFT, _LEFT_WORK = 1024, 16.0
+"""Elements of a constant on the left, and its rows × columns ÷ (rows + columns), from which integers pay there."""
+
 KEEP_FLOAT = "onnxq.keep_float"
 """Key of a node's metadata for why it has to stay float; for nodes that a pass has added."""
 
@@ -227,6 +229,24 @@ def bias_behind(node: ir.Node) -> ir.Node | None:
     bias = next((array for value in user.inputs if (array := walk.const_array(value)) is not None), None)
     fits = bias is not None and bias.shape == weight.shape[1:] and bias.dtype == weight.dtype
     return user if fits else None
+
+
+def why_left(node: ir.Node) -> str | None:
+    """Why the constant of a MatMul stays on its left side, where no kernel takes integers; None where it has none."""
+    left = walk.const_array(walk.input_at(node, 0)) if node.op_type == "MatMul" else None
+    if left is None or walk.is_constant(walk.input_at(node, 1)):
+        return None
+    if left.ndim < 2:
+        return "its left operand is a constant vector, and one row is multiplied faster in float"
+    if not pays_turned(left):
+        return "its left operand is constant, and so small that turning the product around costs what integers save"
+    return "its left operand is constant; kernels for integers take the constant on the right"
+
+
+def pays_turned(left: Array) -> bool:
+    """Whether integers save more on a product with such a left side than two transpositions take."""
+    rows, columns = left.shape[-2:]
+    return left.size >= _SMALLEST_LEFT and rows * columns >= _LEFT_WORK * (rows + columns)
 
 
 def scalings_beside(node: ir.Node) -> list[ir.Node]:

@@ -67,6 +67,9 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
     """
     if position is None:
         position = 0 if at_run_time.is_table(node) else _POSITIONS.get(node.op_type)
+        if node.op_type == "MatMul" and (found := weight_of(node, 1)) is not None:
+            return found
+        position = 0 if node.op_type == "MatMul" else position
     value = walk.input_at(node, position) if position is not None else None
     if value is None:
         return None
@@ -85,6 +88,8 @@ def weight_of(node: ir.Node, position: int | None = None) -> Weight | None:
         )
     if (looked_up := _looked_up(node, producer)) is not None:
         return looked_up
+    if producer is not None and _is_turned_at_load(producer):
+        producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
     if (stored := _dequantized(producer)) is not None and producer is not None:
         return Weight(node, stored, walk.const_array(producer.inputs[1]), dequantized=True)
     if producer is not None and producer.op_type == "Transpose" and walk.is_constant(producer.inputs[0]):
@@ -131,6 +136,12 @@ def _looked_up(node: ir.Node, producer: ir.Node | None) -> Weight | None:
     if table is None or stored is None or not walk.is_constant(stored) or stored.dtype in walk.FLOATS:
         return None
     return Weight(node, stored, scale, None, None, block, True, table)
+
+
+def _is_turned_at_load(node: ir.Node) -> bool:
+    """Whether a node transposes what another one unfolds, for a product with its constant on the left."""
+    made = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+    return _dequantized(made) is not None
 
 
 def _dequantized(node: ir.Node | None) -> ir.Value | None:

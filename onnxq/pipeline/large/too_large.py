@@ -9,6 +9,7 @@ from onnxq.core import scratch
 from onnxq.core.mapped import Spill
 from onnxq.errors import OnnxqError
 from onnxq.pipeline.float_model import Prepared
+from onnxq.pipeline.transformation import uses_awq
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import Target
 
@@ -17,14 +18,17 @@ _SIDE_BY_SIDE = 4
 weights a second time, and both levels of optimization are compared."""
 
 
-def is_large(recipe: Recipe, target: Target, prepared: Prepared) -> bool:
+def is_large(recipe: Recipe, target: Target, prepared: Prepared, *, samples: bool) -> bool:
     """Whether a model is quantized with one layer in memory, for which its recipe must need nothing of the whole.
 
     Args:
-        recipe: names a preset; there are neither samples nor statistics.
+        recipe: names a preset; there are no statistics.
         target: what will run the model.
         prepared: the float model.
+        samples: there are some, which then have to go through the model part by part (``sequential``).
     """
+    if recipe.sequential != samples or (samples and uses_awq(recipe)):
+        return False
     if _SIDE_BY_SIDE * prepared.size <= recipe.max_memory * 2**30 or target.provider or not target.is_here:
         return False
     if prepared.has_qdq or prepared.folded_weights:

@@ -6,7 +6,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.spec import Granularity, PerAxis, PerBlock, PerTensor, PerToken, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import ATTENTION, GATHER, LSTM, SPLIT, TENSOR, TOKEN, DynamicRewrite
-from onnxq.graph.reading.ops import MICROSOFT
+from onnxq.graph.reading.ops import MICROSOFT, why_left
 from onnxq.graph.types import FLOAT32, Node
 from onnxq.plan.decisions import DYNAMIC, STORAGE, NodePlan
 from onnxq.plan.placement.select import Choice
@@ -70,7 +70,7 @@ def plan_dynamic(node: Node, preset: Preset, recipe: Recipe, target: Target, cho
             return planner.attention()
         case "com.microsoft", name if name in _TABLES:
             return planner.stored(
-                f"com.microsoft.{name} computes in float",
+                f"com.microsoft.Q{name} has one scale a table and is slower than float",
                 {i: PerAxis(0) for i in _TABLES[name]},
             )
         case "" | "ai.onnx", name if name in _NO_KERNEL:
@@ -99,8 +99,8 @@ class _Planner:
         node = self._node
         weight = walk.const_array(walk.input_at(node, 1))
         if weight is None:
-            if walk.is_constant(walk.input_at(node, 0)):
-                return "its left operand is constant; integer kernels take the constant on the right"
+            if (left := why_left(node)) is not None:
+                return left
             return "both operands are activations: quantizing both at each inference costs what the product saves"
         if walk.is_constant(walk.input_at(node, 0)):
             return "all its inputs are constant"

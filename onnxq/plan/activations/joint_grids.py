@@ -24,16 +24,17 @@ _TYPICAL = 0.5
 """The sample that stands for a value: half of the others are quieter."""
 
 
-def joint_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
+def joint_values(model: Model, plan: Plan, statistics: Statistics, *, layers: bool = False) -> dict[str, str]:
     """Find outputs of integer Concats on whose grid an input would have less than `LEAST_SQNR_DB`.
 
     Args:
         model: the prepared model.
         plan: its plan.
         statistics: of the values that the plan calibrates.
+        layers: also find those that a layer reads, directly or moved, which can have more bits but not be float.
 
     Returns:
-        By name of the output, what is wrong with it; none that a layer reads, directly or moved.
+        By name of the output, what is wrong with it.
     """
     found = {}
     for node in walk.all_nodes(model.graph):
@@ -41,7 +42,9 @@ def joint_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, 
         if node.op_type != "Concat" or decided is None or decided.action != INTEGER:
             continue
         worst = _worst_input(node, plan, statistics)
-        if worst is not None and worst[0] < LEAST_SQNR_DB and not any(map(_is_layer, _readers(node.outputs[0]))):
+        if worst is None or worst[0] >= LEAST_SQNR_DB:
+            continue
+        if layers or not any(map(_is_layer, _readers(node.outputs[0]))):
             found[node.outputs[0].name or ""] = (
                 f"joins values of very different size: on one grid {worst[1]!r} has {max(worst[0], 0.0):.0f} dB, "
                 f"and {LEAST_SQNR_DB:.0f} are needed"

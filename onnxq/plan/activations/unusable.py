@@ -37,6 +37,12 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
         least = decision.least if isinstance(decision, Calibrated) else None
         if name not in found and (reason := _nothing_seen(statistics.get(name), least or 0.0)):
             found[name] = reason
+    return {**wide_logits(model, plan, statistics), **found}
+
+
+def wide_logits(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
+    """The inputs of Softmax and Sigmoid that reach too far for 8 bits, with the values that share their grids."""
+    found: dict[str, str] = {}
     for node in walk.all_nodes(model.graph):
         if node.op_type not in _OF_LOGITS or not node.inputs[0] or node.inputs[0].name not in plan.values:
             continue  # whether it computes on integers itself or reads what an integer node before it wrote

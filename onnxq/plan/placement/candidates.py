@@ -18,6 +18,7 @@ from onnxq.graph.reading.ops import (
     clamp_bounds,
     is_weight,
     row_of,
+    why_left,
 )
 from onnxq.graph.types import FLOAT32, Graph, Node, Value
 from onnxq.graph.views import inner
@@ -186,8 +187,8 @@ def _refusal(node: Node, target: Target, dtypes: Mapping[str, str]) -> str | Non
             return f"its weight of shape {weight.shape} is no matrix"
         if weight is not None and weight.ndim < 3 and node.op_type in ("Conv", "ConvTranspose"):
             return "it has no spatial axis; the runtime moves the channels of an integer convolution behind those"
-        if node.op_type == "MatMul" and walk.is_constant(node.inputs[0]):
-            return "its left operand is constant"
+        if (left := why_left(node)) is not None:
+            return left
     if not positions or all(walk.is_constant(value) for value in values):
         if any(value is not None and not walk.is_constant(value) for value in node.inputs):
             return "the numbers that it would quantize are constant"

@@ -31,6 +31,8 @@ def mean_kind(node: Node) -> str | None:
     weight = walk.const_array(node.inputs[1]) if row is not None and is_weight(node, row) else None
     if weight is None or weight.ndim > _LARGEST_RANK or (node.op_type == "Conv" and weight.ndim < 3):
         return None  # a Conv without an axis to go along is allowed, and pooling is not
+    if node.op_type == "Gemm" and walk.attr_int(node, "transA"):
+        return None  # its channels lie along the first axis
     return {"Conv": "image", "Gemm": "rows"}.get(node.op_type)
 
 

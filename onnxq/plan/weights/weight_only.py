@@ -12,7 +12,7 @@ from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import WeightRewrite
-from onnxq.graph.reading.ops import STORABLE
+from onnxq.graph.reading.ops import STORABLE, why_left
 from onnxq.graph.types import FLOAT16, FLOAT32, Node
 from onnxq.plan.decisions import STORAGE, WEIGHT, NodePlan
 from onnxq.plan.placement.select import Choice
@@ -283,8 +283,8 @@ def matrix_of(node: Node) -> Array | str:
     if value is None or array is None:
         if node.op_type == "Gather":
             return "its table is not constant"
-        if node.op_type == "MatMul" and walk.const_array(node.inputs[0]) is not None:
-            return "its left operand is the constant one, and kernels read packed weights on the right"
+        if (left := why_left(node)) is not None:
+            return left
         return "neither of its operands is constant: there is no weight to pack"
     if value.dtype not in (FLOAT32, FLOAT16):
         return f"its weight is {value.dtype.name.lower() if value.dtype else 'of unknown type'}, not float32 or float16"

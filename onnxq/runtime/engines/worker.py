@@ -44,10 +44,12 @@ Arrays = dict[str, Any]
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """Providers that come as a package of their own: the module that knows where the library is."""
 
+# A Snapdragon 8 Gen 3: the simulator's default is the oldest chip, which neither rounds well nor gathers by int64.
 _SIMULATED = {"soc_model": "57"} if platform.machine() in ("x86_64", "AMD64") else {}
-"""A Snapdragon 8 Gen 3: the simulator's default is the oldest chip, which neither rounds well nor gathers by int64."""
 _DEFAULTS = {"QNNExecutionProvider": {"offload_graph_io_quantization": "0", **_SIMULATED}}
 """Options of a provider where the caller gives none: here that it takes Q and DQ at inputs and outputs as well."""
+
+_THREADS = {"OpenVINOExecutionProvider": "num_of_threads"}  # providers that have threads of their own
 
 _LONGEST = 1 << 34
 """Bytes of an array; more is no array but a broken stream."""
@@ -103,11 +105,10 @@ class _Worker:
 
     def __init__(self) -> None:
         self._ort: Any = None
-        self._provider, self._threads, self._plugin = "", 1, False
+        self._provider, self._threads, self._plugin, self._count = "", 1, False, 0
         self._options: dict[str, str] = {}
         self._models: dict[int, Any] = {}
         self._sessions: dict[int, Any] = {}
-        self._count = 0
         self._folder: Any = None
 
     def open(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -119,8 +120,9 @@ class _Worker:
         built_in = set(self._ort.get_available_providers())
         self._provider = self._named(head["provider"])
         self._plugin = self._provider not in built_in
-        self._options = {**_DEFAULTS.get(self._provider, {}), **head.get("options", {})}
         self._threads = int(head.get("threads") or 1)
+        counted = {name: str(self._threads) for key, name in _THREADS.items() if key == self._provider}
+        self._options = {**_DEFAULTS.get(self._provider, {}), **counted, **head.get("options", {})}
         return {
             "runtime": f"onnxruntime {self._ort.__version__}",
             "provider": self._provider,
@@ -139,8 +141,9 @@ class _Worker:
         for provider in known:
             if name.lower() in (provider.lower(), provider.removesuffix("ExecutionProvider").lower()):
                 return str(provider)
-        there = ", ".join(known)
-        raise RuntimeError(f"provider {name!r} is not in the onnxruntime of {sys.executable}; it has {there}")
+        raise RuntimeError(
+            f"provider {name!r} is not in the onnxruntime of {sys.executable}; it has {', '.join(known)}"
+        )
 
     def _device(self) -> str:
         if self._provider == "QNNExecutionProvider":
@@ -201,8 +204,7 @@ class _Worker:
                 given.setdefault("backend_path", importlib.import_module("onnxruntime_qnn").get_qnn_htp_path())
             options.add_provider_for_devices(devices, given)
             return self._ort.InferenceSession(model, options)
-        providers = [(self._provider, given)]
-        return self._ort.InferenceSession(model, options, providers=providers)
+        return self._ort.InferenceSession(model, options, providers=[(self._provider, given)])
 
     def refused(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Open the model once more, with everything logged, and read what is not on the provider, and why."""
@@ -355,10 +357,9 @@ def _reasons(log: str) -> Iterator[tuple[str, str]]:
         detail[re.sub(r"_\d+$", "", name)] = detail[name] = f"{kind} fails validation with error code {code}"
     for match in _FAILED.finditer(log):
         members = _UNIT.findall(match[1])
-        reason = match[2].strip()
         more = next((detail[name] for _, name in members if name in detail), "")
         for _, name in members:
-            yield name, more or reason
+            yield name, more or match[2].strip()
 
 
 _PLACED = re.compile(r"Node\(s\) placed on \[(\w+)\]")
@@ -391,7 +392,7 @@ def main() -> None:
         try:
             write_message(out, *verbs[head["verb"]](head, arrays))
         except Exception as error:  # whatever it is, the other side is told
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = re.split(r"Exception from \S+: ", " ".join(str(error).split()))[-1] or type(error).__name__
             write_message(out, {"error": text[:2000]})
 
 

@@ -233,6 +233,34 @@ def matmul(two_activations: bool = False, opset: int = 17) -> onnx.ModelProto:
     return net.model(["batch", 6, 24], [y], opset)
 
 
+def left(weight: Sequence[int] = (48, 40), opset: int = 17) -> onnx.ModelProto:
+    """MatMul on (batch, 40, 12) with its constant on the left, behind another one."""
+    net = Net()
+    rows, columns = weight
+    y = net.op("MatMul", ["x", net.const((net.generator.normal(size=(12, 12)) / 4).astype(np.float32))], name="first")
+    w = net.const((net.generator.normal(size=(rows, columns)) / 6).astype(np.float32))
+    y = net.op("MatMul", [w, y], name="target")
+    return net.model(["batch", columns, 12], [y], opset)
+
+
+def column(opset: int = 17) -> onnx.ModelProto:
+    """MatMul on (batch, 6, 24) with a constant matrix, then with a vector."""
+    net = Net()
+    y = net.op("MatMul", ["x", net.const((net.generator.normal(size=(24, 16)) / 5).astype(np.float32))], name="first")
+    y = net.op("MatMul", [y, net.const((net.generator.normal(size=16) / 4).astype(np.float32))], name="target")
+    return net.model(["batch", 6, 24], [y], opset)
+
+
+def turned_gemm(opset: int = 17) -> onnx.ModelProto:
+    """Gemm that reads its input transposed; the batch of 2 is its depth."""
+    net = Net()
+    w, b = net.generator.normal(size=(2, 16)), net.generator.normal(size=16)
+    inputs = ["x", net.const(w.astype(np.float32)), net.const(b.astype(np.float32))]
+    y = net.op("Gemm", inputs, name="target", transA=1)
+    y = net.op("Gemm", [y, net.const((net.generator.normal(size=(16, 10)) / 4).astype(np.float32))])
+    return net.model([2, 24], [y], opset)
+
+
 def conv_nd(rank: int, opset: int = 17) -> onnx.ModelProto:
     """Two convolutions in 1 or 3 dimensions."""
     net = Net()
@@ -257,6 +285,9 @@ def every(opset: int) -> dict[str, onnx.ModelProto]:
         "Gemm last": gemm(last=True, opset=opset),
         "MatMul": matmul(opset=opset),
         "MatMul two activations": matmul(two_activations=True, opset=opset),
+        "MatMul left": left(opset=opset),
+        "MatMul vector": column(opset),
+        "Gemm transA": turned_gemm(opset),
         "Conv 1-D": conv_nd(1, opset),
         "Conv 3-D": conv_nd(3, opset),
         "ArgMax": arg_max(opset),

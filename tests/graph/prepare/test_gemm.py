@@ -27,11 +27,12 @@ def test_gemm_has_one_form(transpose: int, alpha: float, beta: float, bias: tupl
     assert set(model.graph.initializers) == {"w", "b"}
 
 
-def test_a_transposed_activation_stays() -> None:
+def test_a_transposed_activation_is_transposed_by_a_node() -> None:
     text = "g (float[4,N] x) => (float[N,6] y) { y = Gemm <transA = 1, transB = 1> (x, w) }"
     model, _ = prepared(build(text, w=weights(6, 4)))
-    assert walk.attr_int(model.graph[0], "transA") == 1
-    assert walk.attr_int(model.graph[0], "transB") == 0
+    assert [node.op_type for node in model.graph] == ["Transpose", "Gemm"]
+    assert not walk.attr_int(model.graph[1], "transA")
+    assert not walk.attr_int(model.graph[1], "transB")
 
 
 def test_a_computed_weight_stays_as_it_is() -> None:

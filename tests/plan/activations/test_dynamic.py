@@ -27,9 +27,9 @@ def planned(text: str, *, preset: str = "w8a8-dynamic", opset: int = 17, ir: int
     ("text", "action", "reason"),
     [
         (
-            "g (float[96,4] x) => (float[64,4] y) { [n] y = MatMul (w, x) }",
+            "g (float[4,4] x) => (float[512,4] y) { [n] y = MatMul (narrow, x) }",
             "storage",
-            "its left operand is constant; integer kernels take the constant on the right",
+            "its left operand is constant, and so small that turning the product around costs what integers save",
         ),
         (
             "g (float[64,64] x) => (float[64,64] y) { [n] y = MatMul (x, x) }",
@@ -37,7 +37,7 @@ def planned(text: str, *, preset: str = "w8a8-dynamic", opset: int = 17, ir: int
             "both operands are activations: quantizing both at each inference costs what the product saves",
         ),
         (
-            "g (float[4,1024] x) => (float[4] y) { [n] y = MatMul (x, vector) }",
+            "g (float[1024] x) => (float y) { [n] y = MatMul (x, vector) }",
             "float",
             "its weight of shape (1024,) is no matrix",
         ),

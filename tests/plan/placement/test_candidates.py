@@ -43,12 +43,6 @@ REASONS = {
     "half element-wise": (HALF, "[t] y = Add (x, one)", HALVES, "its input is float16"),
     "double": (DOUBLE, "[t] y = Gemm (x, w, b)", {"w": np.ones((4, 3)), "b": np.ones(3)}, "its input is double"),
     "alpha": (MATRIX, "[t] y = Gemm <alpha = 0.5> (x, x2)", {}, "alpha or beta is not 1"),
-    "transA": (
-        "g (float[4,N] x) => (float[N,3] y)",
-        "[t] y = Gemm <transA = 1> (x, w)",
-        {"w": weights(4, 3)},
-        "transA = 1: only layers that read their input as it lies are put on integers",
-    ),
     "Gemm's computed bias": (MATRIX, "[t] y = Gemm (x, w, p)", {"w": weights(4, 3)}, "its bias is not constant"),
     "bias matrix": (
         "g (float[2,4] x) => (float[2,3] y)",
@@ -56,12 +50,23 @@ REASONS = {
         {"w": weights(4, 3), "b": weights(2, 3)},
         "its bias of shape (2, 3) is not one value a column",
     ),
-    "vector": (MATRIX, "[t] y = MatMul (x, w)", {"w": weights(4)}, "its weight of shape (4,) is no matrix"),
+    "vector": (
+        "g (float[4] x) => (float y)",
+        "[t] y = MatMul (x, w)",
+        {"w": weights(4)},
+        "its weight of shape (4,) is no matrix",
+    ),
     "left": (
         "g (float[4,N] x) => (float[3,N] y)",
         "[t] y = MatMul (w, x)",
         {"w": weights(3, 4)},
-        "its left operand is constant",
+        "its left operand is constant, and so small that turning the product around costs what integers save",
+    ),
+    "left vector": (
+        "g (float[B,4,N] x) => (float[B,N] y)",
+        "[t] y = MatMul (w, x)",
+        {"w": weights(4)},
+        "its left operand is a constant vector, and one row is multiplied faster in float",
     ),
     "linear": (
         HEAD,
