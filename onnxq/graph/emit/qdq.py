@@ -57,7 +57,8 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
         hold_pools(builder)
         join_gelus(builder)
         hold_layout(builder)
-        settle(builder.graph, builder.names)
+        if style.settled:
+            settle(builder.graph, builder.names)
     common.store_weights(builder, rewrite, nodes)
 
 
