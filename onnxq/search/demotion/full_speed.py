@@ -102,6 +102,8 @@ class FullSpeed:
         """The start, or that of the models which differ from it by what costs no time that is closest to float."""
         best = start
         for trial in self._trials.made.values():
+            if trial.recipe.reconstructs != start.recipe.reconstructs:
+                continue  # what blocks learned is of that model alone
             if trial.name.startswith(f"{start.name} (") and self._closer(trial, best):
                 best = trial
         return best
