@@ -139,7 +139,8 @@ def test_ort_6430_what_does_not_load_is_not_written(tmp_path: Path, monkeypatch:
 
 def test_ort_5849_a_loss_through_optimizations_points_to_the_safe_target() -> None:
     def compared(ratio: float) -> Comparison:
-        output = OutputComparison(ratio, 1.0, 0.1, None, None, True, 0, 0, samples=1, mismatched=0)
+        levels = ((1.0, 10 ** (-ratio / 10)),)
+        output = OutputComparison(ratio, 1.0, 0.1, None, None, True, 0, 0, samples=1, mismatched=0, levels=levels)
         return Comparison({"y": output}, 1, ratio, None, None)
 
     verdict = gate.Verdict()

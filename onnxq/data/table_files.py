@@ -135,7 +135,7 @@ def _array(column: Any) -> Array:
     values = column if isinstance(column, np.ndarray) else np.asarray(column)
     if values.dtype == object and len(values) and not isinstance(values[0], str):
         try:
-            return np.stack([np.asarray(entry) for entry in values])
+            return np.stack([entry if isinstance(entry, str) else _array(entry) for entry in values])
         except ValueError:
             return values
     return values
@@ -184,9 +184,11 @@ class _ArrowColumn:
 
 def is_frame(given: object) -> bool:
     """Whether it is a data frame of pandas, polars or another library: columns by name, that can be sliced."""
-    return hasattr(given, "columns") and hasattr(given, "__getitem__") and hasattr(given, "__dataframe__")
+    exchanged = hasattr(given, "__dataframe__") or hasattr(given, "__arrow_c_stream__")  # polars 2 has the second alone
+    return exchanged and hasattr(given, "columns") and hasattr(given, "__getitem__")
 
 
 def frame_columns(frame: Any) -> dict[str, Array]:
     """The columns of a data frame as arrays."""
-    return {str(name): np.asarray(frame[name].to_numpy()) for name in frame.columns}
+    names = getattr(frame, "column_names", None) or frame.columns  # of a table of pyarrow, columns are the arrays
+    return {str(name): np.asarray(frame[name].to_numpy()) for name in names}

@@ -92,16 +92,17 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
     rounded, biases = None, used if recipe.bias_correct else None
-    if compensates(recipe):
-        rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
-        with clock.step("rewrite"):
-            solution = with_rounded(job, plan, solution, biases, rounded)
-    keep = wide_nodes(job, used, warnings)
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
         check_learning(job)
         allowance = Allowance(60.0 * recipe.minutes)
-    if recipe.learns or (recipe.reconstructs and goes_first(plan)):
+    layers_first = recipe.reconstructs and goes_first(plan)
+    if compensates(recipe) or (recipe.reconstructs and not layers_first):  # blocks go on from there
+        rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
+        with clock.step("rewrite"):
+            solution = with_rounded(job, plan, solution, biases, rounded)
+    keep = wide_nodes(job, used, warnings)
+    if recipe.learns or layers_first:
         half = allowance.keeping(30.0 * recipe.minutes)
         solution, learned = refine(job, plan, solution, biases, allowance=half)
         warnings += learned

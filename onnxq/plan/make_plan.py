@@ -24,6 +24,7 @@ from onnxq.graph.types import Graph, Model, Node, Value
 from onnxq.plan.activations.activation_grids import activation_spec, check_float8, of_width
 from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
+from onnxq.plan.activations.second_grids import Sources, with_conversions
 from onnxq.plan.activations.value_decisions import decide_values
 from onnxq.plan.activations.value_wishes import kept_float, with_wishes
 from onnxq.plan.decisions import (
@@ -112,7 +113,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
         whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable, seen.low_sqnr))
-        return _as_wished(whole, recipe, spec, graph)
+        return _as_wished(whole, recipe, spec, graph, seen.sources)
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -162,14 +163,20 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
         nodes = _with_biases(nodes, found, selection)
     notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
-    return Plan(ordered, values, notes, frozenset(found.guarded))
+    return with_conversions(Plan(ordered, values, notes, frozenset(found.guarded)), recipe, graph, seen.sources)
 
 
-def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph) -> Plan:
+def _at_inference(target: Target) -> tuple[str, ...]:
+    """Operators whose weights are integers beside static layers; all but Gather become ONNX Runtime's own."""
+    return ("Gather", "LSTM", "Attention") if target.own_operators else ("Gather",)
+
+
+def _as_wished(plan: Plan, recipe: Recipe, spec: TensorSpec, graph: Graph, sources: Sources) -> Plan:
     """A plan with what the recipe says of values and weights."""
     values, in_vain = with_wishes(plan.values, recipe, spec, named_weights(recipe, graph))
     nodes, idle = with_weight_wishes(plan.nodes, recipe, graph)
-    return replace(plan, nodes=nodes, values=values, notes=(*plan.notes, *in_vain, *idle))
+    plan = replace(plan, nodes=nodes, values=values, notes=(*plan.notes, *in_vain, *idle))
+    return with_conversions(plan, recipe, graph, sources)
 
 
 def _presets(recipe: Recipe) -> list[Preset]:
@@ -307,7 +314,7 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
         if isinstance(planned, NodePlan):
             return [planned]
         reason = planned
-    elif not by_user and node.op_type in ("Gather", "LSTM", "Attention") and preset.activations == "static":
+    elif not by_user and node.op_type in _at_inference(target) and preset.activations == "static":
         # A table, or what has an integer kernel in this form alone; what moves activations stays as it is.
         planned = plan_dynamic(node, preset, recipe, target, choice)
         if isinstance(planned, NodePlan):

@@ -79,6 +79,8 @@ def _grid(node: Node, array: Array, spec: TensorSpec, rule: ValueRule) -> QParam
     where = f"value rule {rule.match!r}: is of a weight, "
     if rule.method is not None:
         raise RecipeError(f"{where}whose range is that of its elements; leave method out")
+    if rule.convert is not None:
+        raise RecipeError(f"{where}which has one grid; leave convert out")
     if rule.bits is not None:
         raise RecipeError(f"{where}whose bits a rule for its node says; leave bits out")
     if rule.quantize is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxq.errors import RecipeError
-from onnxq.recipe.values import check_choice, check_types, field_types, plain, rule_mappings, shown
+from onnxq.recipe.values import check_choice, check_types, field_types, names, plain, rule_mappings, shown
 
 METHODS = ("minmax", "percentile", "entropy", "mse", "average")
 
@@ -28,6 +28,8 @@ class ValueRule:
             a channel.
         zero_point: integer that stands for zero; likewise.
         bits: of its integers: 8, or 16 between Q and DQ.
+        convert: bits of a second grid, 8 or 16, from which some nodes read what the first one left of the value.
+        readers: names or patterns of these nodes; without them, all that read the value on integers.
         quantize: False leaves the value float, and with it the nodes that would need its integers.
     """
 
@@ -40,6 +42,8 @@ class ValueRule:
     zero_point: int | tuple[int, ...] | None = None
     quantize: bool | None = None
     bits: int | None = None
+    convert: int | None = None
+    readers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         where = f"value rule {self.match!r}"
@@ -62,13 +66,20 @@ class ValueRule:
             raise RecipeError(f"{where}: {' and '.join(chosen)} say the same thing twice; leave one out")
         if self.scale is not None and self.symmetric is not None:
             raise RecipeError(f"{where}: scale and zero_point say where the grid lies; leave symmetric out")
-        if self.bits not in (None, 8, 16):
-            raise RecipeError(f"{where}: {self.bits} bits have no kernel for activations; write 8 or 16")
+        for width in (self.bits, self.convert):
+            if width not in (None, 8, 16):
+                raise RecipeError(f"{where}: {width} bits have no kernel for activations; write 8 or 16")
+        if self.convert is not None and self.convert == self.bits:
+            raise RecipeError(f"{where}: bits and convert are both {self.bits}; a second grid has another width")
+        if self.readers is not None and self.convert is None and self.quantize is None:
+            raise RecipeError(f"{where}: readers say who reads a second grid; give convert, 8 or 16, too")
+        if self.readers is not None:
+            object.__setattr__(self, "readers", names(f"{where}: readers", self.readers))
         if self.quantize is True:
             raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
         if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
             raise RecipeError(
-                f"{where}: says nothing; give range, method, symmetric, min_range, scale, bits or quantize"
+                f"{where}: says nothing; give range, method, symmetric, min_range, scale, bits, convert or quantize"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from onnxq.data.feeds import Feed
@@ -105,13 +105,14 @@ class Mixing:
         """Whether there are layers whose errors can be found."""
         return self._bench is not None
 
-    def find_damage(self, like: Recipe, form: str, *others: str) -> None:
+    def find_damage(self, like: Recipe, form: str, *others: str, only: Collection[str] | None = None) -> None:
         """What a form of each layer alone does to the outputs, after what it, and others, do to the layer's own.
 
         Args:
             like: a recipe; where it rounds weights by how they are used, layers have such weights.
             form: whose damage is wanted.
             others: forms whose errors at the layer itself are wanted.
+            only: names of layers; None takes all.
         """
         assert self._bench is not None
         bench, left = self._bench, self._trials.seconds_left
@@ -121,10 +122,11 @@ class Mixing:
             for layer in self.layers.values():
                 known = layer.forms.items()
                 layer.forms = {name: replace(found, sqnr_db=None, model_db=None) for name, found in known}
+        chosen = {name: layer for name, layer in self.layers.items() if only is None or name in only}
         bench.deadline = time.monotonic() + _LAYERS_SHARE * left
-        layers.measure_errors(bench, self.layers, (form, *others), self._sample, self._job.clock)
+        layers.measure_errors(bench, chosen, (form, *others), self._sample, self._job.clock)
         bench.deadline = time.monotonic() + _DAMAGE_SHARE * left
-        layers.measure_damage(bench, self.layers, form, self._sample, self._job.clock)
+        layers.measure_damage(bench, chosen, form, self._sample, self._job.clock)
 
     def form(self, trial: Candidate, name: str) -> str:
         """The form that a layer has in a candidate."""

@@ -33,6 +33,7 @@ from onnxq.pipeline.deliver.asked_of_target import (
     check_shapes,
     default_preset,
 )
+from onnxq.pipeline.deliver.on_engine import check_python
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
@@ -220,8 +221,8 @@ def open_job(
     destination = _destination(model, output, given.preset, options.inputs(model, source))
     if given.preset == "auto" and not target.is_here and engine is None:
         given = given.override(preset=default_preset(target, data is not None or saved is not None))
-    wide = any(preset.activation_bits == 16 for preset in given.presets) or any(v.bits == 16 for v in given.values)
-    if wide and not target.provider:
+    wide = any(16 in (rule.bits, rule.convert) for rule in given.values)
+    if (wide or any(preset.activation_bits == 16 for preset in given.presets)) and not target.provider:
         prepared.notes.append(SLOW_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         prepared.notes.append(NO_FASTER_4)
@@ -268,6 +269,7 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
     if asked is None or asked == RunsOn() or asked.engine == RAY:
+        check_python(target, options.engine_python)
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)

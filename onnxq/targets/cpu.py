@@ -127,7 +127,7 @@ HALVES = {
     # Here it puts none: an operator without a kernel is refused.
     "bfloat16": Ops(
         frozenset(
-            "Cast Concat Expand Flatten Gather GatherElements GatherND Identity LayerNormalization Reshape "
+            "Cast Concat Flatten Gather GatherElements GatherND Identity LayerNormalization Reshape "
             "ScatterElements ScatterND SimplifiedLayerNormalization Slice Split Squeeze Transpose Unsqueeze".split()
         )
     ),

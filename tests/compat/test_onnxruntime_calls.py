@@ -14,6 +14,7 @@ import onnxruntime
 import onnxruntime.quantization as theirs
 import pytest
 
+import onnxq
 from onnxq.compat import onnxruntime as ours
 from onnxq.compat.onnxruntime import matmul_nbits_quantizer as nbits
 from onnxq.compat.onnxruntime.wishes import MEANINGS, wishes_of
@@ -246,8 +247,18 @@ def test_grids_of_single_tensors(root: Path, tmp_path: Path) -> None:
 
 def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> None:
     model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
-    with pytest.raises(ValueError, match="activation_type QFLOAT8E4M3FN: weights of 8 bits"):
-        ours.quantize_static(model, output, Digits(root), activation_type=ours.QuantType.QFLOAT8E4M3FN)
+    float8, int4, int16 = ours.QuantType.QFLOAT8E4M3FN, ours.QuantType.QInt4, ours.QuantType.QInt16
+    with pytest.raises(ValueError, match="weight_type QInt8: .* QFLOAT8E4M3FN with itself"):
+        ours.quantize_static(model, output, Digits(root), activation_type=float8)
+    with pytest.raises(ValueError, match="quant_format QOperator: no engine has such operators for float8"):
+        eight = {"activation_type": float8, "weight_type": float8}
+        ours.quantize_static(model, output, Digits(root), quant_format=ours.QuantFormat.QOperator, **eight)
+    with pytest.raises(ValueError, match="weight_type QInt4: .* weights of 4 bits with 16"):
+        ours.quantize_static(model, output, Digits(root), weight_type=int4)
+    with pytest.raises(ValueError, match="reduce_range: is for processors, and these types are for qnn"):
+        ours.quantize_static(model, output, Digits(root), activation_type=int16, weight_type=int4, reduce_range=True)
+    with pytest.raises(ValueError, match="weight_type QFLOAT8E4M3FN"):
+        ours.quantize_dynamic(model, output, weight_type=float8)
     with pytest.raises(ValueError, match=r"quant_format: is 'qdq', not a QuantFormat; pass a member"):
         ours.quantize_static(model, output, Digits(root), quant_format="qdq")
     assert not output.exists()
@@ -274,6 +285,87 @@ def test_sixteen_bits_of_activations(root: Path, tmp_path: Path, caplog: pytest.
     assert zeros == {onnx.TensorProto.UINT16}
     with pytest.raises(ValueError, match="weight_type QInt16: weights of 8 bits"):
         ours.quantize_static(model, output, Digits(root), weight_type=ours.QuantType.QInt16)
+
+
+def four_layers(path: Path) -> ours.CalibrationDataReader:
+    """A model of Conv and Gemm with fixed shapes, and samples."""
+    rng = np.random.default_rng(5)
+    shapes = {"w": (8, 4, 3, 3), "v": (8, 8, 3, 3), "u": (8, 8, 3, 3), "t": (512, 10)}
+    weights = [
+        onnx.numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    graph = onnx.parser.parse_graph(
+        """g (float[1,4,8,8] x) => (float[1,10] y, float[1,8,8,8] z) {
+        [one] a = Conv <pads = [1,1,1,1]> (x, w) [act] r = Relu (a) [two] b = Conv <pads = [1,1,1,1]> (r, v)
+        [three] z = Conv <pads = [1,1,1,1]> (r, u) [flat] f = Flatten (b) [last] y = Gemm (f, t) }"""
+    )
+    graph.initializer.extend(weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
+    samples = [{"x": rng.normal(size=(1, 4, 8, 8)).astype(np.float32)} for _ in range(8)]
+
+    class Samples(ours.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(samples)
+
+        def get_next(self) -> Any:
+            return next(self._left, None)
+
+    return Samples()
+
+
+def test_types_for_other_engines(tmp_path: Path) -> None:
+    model, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    types = ours.QuantType
+    wide = {"activation_type": types.QUInt16}
+    for options, integers in (
+        ({**wide, "weight_type": types.QInt4}, {"w": "INT4", "v": "INT4", "t": "INT4"}),
+        (
+            {**wide, "extra_options": {"TensorQuantOverrides": {"v": [{"quant_type": types.QInt4}]}}},
+            {"w": "INT8", "v": "INT4", "t": "INT8"},
+        ),
+        (
+            {
+                "activation_type": types.QFLOAT8E4M3FN,
+                "weight_type": types.QFLOAT8E4M3FN,
+                "calibrate_method": ours.CalibrationMethod.Distribution,
+            },
+            {"w": "FLOAT8E4M3FN", "t": "FLOAT8E4M3FN"},
+        ),
+    ):
+        ours.quantize_static(model, output, four_layers(model), **options)
+        kinds = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(output).graph.initializer}
+        assert {name: kinds[f"{name}_quantized"] for name in integers} == integers
+
+
+def test_float8_is_compared_and_undone_as_it_is_written(tmp_path: Path) -> None:
+    model, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    eight = {"activation_type": ours.QuantType.QFLOAT8E4M3FN, "weight_type": ours.QuantType.QFLOAT8E4M3FN}
+    ours.quantize_static(model, output, four_layers(model), **eight)
+    samples = [{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype(np.float32)} for i in range(4)]
+    found = onnxq.compare(model, output, data=samples)
+    assert found.sqnr_db is not None and 20 < found.sqnr_db < 60
+    assert any(line.startswith("float8: compared with the optimizations") for line in found.warnings)
+    undone = onnxq.dequantize(output, tmp_path / "float.onnx")
+    assert undone.sqnr_db is not None and undone.sqnr_db > 15
+    assert not any("does not run here" in line for line in undone.warnings)
+
+
+def test_readers_of_another_width(tmp_path: Path) -> None:
+    model, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    types = ours.QuantType
+    overrides = {"r": [{"quant_type": types.QUInt8, "convert": {"quant_type": types.QUInt16, "recv_nodes": {"three"}}}]}
+    ours.quantize_static(
+        model,
+        output,
+        four_layers(model),
+        activation_type=types.QUInt8,
+        extra_options={"TensorQuantOverrides": overrides},
+    )
+    read = ours.tensor_quant_overrides(output, model)
+    assert read["r"][0]["quant_type"] is types.QUInt8
+    assert read["r"][0]["convert"] == {"quant_type": types.QUInt16, "recv_nodes": {"three"}}
+    assert not any("convert" in entry for name, entries in read.items() if name != "r" for entry in entries)
 
 
 def test_types_by_number_and_words_by_name(root: Path, tmp_path: Path) -> None:
@@ -306,7 +398,14 @@ def test_a_weight_may_have_a_scale_a_channel(root: Path, tmp_path: Path) -> None
         ({"nothing": [{"symmetric": True}]}, "tensor 'nothing' is not present in the model"),
         ({first.input[1]: [{"rmax": 1.0}]}, "rmin and rmax belong together"),
         ({first.input[1]: [{"axis": 0, "rmin": -1.0, "rmax": 1.0}, {"symmetric": True}]}, "say the same of each"),
-        ({first.input[1]: [{"quant_type": ours.QuantType.QInt4}]}, "quant_type has no equal here"),
+        ({first.input[1]: [{"quant_type": ours.QuantType.QInt4}]}, "4 bits go with activations of 16; pass activation"),
+        ({first.input[1]: [{"quant_type": ours.QuantType.QInt16}]}, "quant_type has no equal here"),
+        ({"image": [{"convert": {"recv_nodes": {"a"}}}]}, "pass a mapping with quant_type and recv_nodes"),
+        (
+            {"image": [{"convert": {"quant_type": ours.QuantType.QUInt8}}]},
+            "converts 8 bits to QUInt8; pass a type of 16",
+        ),
+        ({"image": [{"convert": {"quant_type": ours.QuantType.QUInt16, "scale": 1.0}}]}, "scale of convert: its range"),
     ):
         with pytest.raises(ours.UnsupportedError, match=said):
             long_scales(TensorQuantOverrides=wrong)

@@ -43,6 +43,44 @@ def test_one_input_takes_all_columns_of_numbers_but_the_labels() -> None:
     assert reader.labels.tolist() == [1, 0]  # type: ignore[union-attr]
 
 
+class ArrowFrame:
+    """A frame as polars 2 has it: lists of lists are arrays of objects in arrays of objects."""
+
+    columns = ("x", "label")
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> None:
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> Any:
+        rows = np.empty(2, object)
+        for index in range(2):
+            rows[index] = np.empty(3, object)
+            rows[index][:] = [np.full(4, index + 0.5) for _ in range(3)]
+        values = rows if name == "x" else np.array([1, 0])
+
+        class Column:
+            def to_numpy(self) -> Any:
+                return values
+
+        return Column()
+
+
+def test_frames_that_are_known_by_arrow_and_lists_of_lists() -> None:
+    feeds = list(open_reader(ArrowFrame(), [InputSpec("x", FLOAT, (None, 3, 4))]))
+    assert [feed["x"].shape for feed in feeds] == [(1, 3, 4)] * 2
+    assert feeds[1]["x"].dtype == FLOAT and (feeds[1]["x"] == 1.5).all()
+
+
+@tables
+def test_a_table_of_arrow_is_a_frame() -> None:
+    import pyarrow
+
+    table = pyarrow.table({"a": [1, 2], "b": [0.5, 1.5], "c": [7.0, 8.0], "label": [0, 1]})
+    reader = open_reader(table, FEATURES)
+    assert [feed["float_input"].tolist() for feed in reader] == [[[1, 0.5, 7]], [[2, 1.5, 8]]]
+    assert reader.labels.tolist() == [0, 1]  # type: ignore[union-attr]
+
+
 def test_an_input_a_column_is_how_skl2onnx_writes_models() -> None:
     inputs = [InputSpec("age", INT, (None, 1)), InputSpec("job", np.dtype(np.str_), (None, 1))]
     feeds = list(open_reader(Frame(job=["a", "b"], age=[3.0, 4.0]), inputs))

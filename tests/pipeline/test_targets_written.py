@@ -137,7 +137,7 @@ def _conversions(found: Made) -> list[tuple[str, int, int]]:
 def test_nodes_with_wider_activations_read_what_was_8_bits_on_16_and_give_16_to_others_on_8() -> None:
     u8, u16 = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
     recipe = onnxq.Recipe(target="qnn", preset="w8a8", rules=(onnxq.Rule("s", preset="w8a16"),))
-    samples = feeds(count=20)
+    samples = feeds(count=10)
     found = made(conv(), "qnn", None, recipe=recipe, calibration=samples)
     assert _conversions(found) == [("Conv", u8, u16), ("Add", u16, u8)]
     layer = next(node for node in found.of("Conv") if node.name == "s")
@@ -211,7 +211,13 @@ def uneven() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
         [s] y = Conv (d, u) }"""
     size = np.repeat(np.array([1, 1e-3], np.float32), 4).reshape(1, 8, 1, 1)
     layers = {"v": weights(4, 8, 1, 1), "w": 1000 * weights(4, 8, 1, 1, seed=1), "u": weights(4, 8, 1, 1, seed=2)}
-    return build(text, size=size, **layers), feeds()
+    return build(text, size=size, **layers), bounded((1, 8, 10, 10))
+
+
+def bounded(shape: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    """Samples whose range the first ones show."""
+    rng = np.random.default_rng(3)
+    return [{"x": rng.uniform(-1, 1, shape).astype(np.float32)} for _ in range(10)]
 
 
 def test_a_concat_of_very_different_sizes_has_16_bits_where_it_cannot_be_float() -> None:
@@ -236,11 +242,18 @@ def test_masked_attention_keeps_its_logits_on_integers(preset: str) -> None:
         f = Where (m, none, low) [a] s = Add (l, f) [p] c = Softmax <axis = -1> (s) y = MatMul (c, x) }"""
     numbers = {"none": np.array(0, np.float32), "low": np.array(np.finfo(np.float32).min)}
     model = build(text, v=weights(16, 16) / 4, w=weights(16, 16, seed=1) / 4, **numbers)
-    samples = [{**feed, "m": np.tril(np.ones((1, 6, 6), bool))} for feed in feeds((1, 6, 16), 60)]
+    samples = [{**feed, "m": np.tril(np.ones((1, 6, 6), bool))} for feed in bounded((1, 6, 16))]
     found = made(model, "qnn", preset, calibration=samples)
     assert found.result.sqnr_db is not None
     assert found.result.sqnr_db > (25 if preset == "w8a8" else 35)
     assert {"a", "p"} <= _wide(found)
+
+
+def test_a_target_without_the_runtimes_own_operators_gets_no_lstm_of_them() -> None:
+    text = """g (float[5, 1, 32] x) => (float[5, 1, 1, 64] y) { [l] y, h, c = LSTM <hidden_size = 64> (x, w, r) }"""
+    model = build(text, w=weights(1, 256, 32), r=weights(1, 256, 64))
+    assert made(model, "cpu", calibration=feeds((5, 1, 32))).of("DynamicQuantizeLSTM")
+    assert {node.domain for node in made(model, "openvino", calibration=feeds((5, 1, 32))).model.graph.node} == {""}
 
 
 def test_8_bit_pairs_are_of_the_standard() -> None:
@@ -387,8 +400,11 @@ def test_an_engine_in_a_python_that_has_none(digits: Path, tmp_path: Path) -> No
     out = tmp_path / "x.onnx"
     with pytest.raises(EngineError, match="openvino: /nonexistent/python|openvino: cannot be started"):
         onnxq.quantize(digits, out, target="openvino", preset="w8a8", engine_python="/nonexistent/python")
-    with pytest.raises(RecipeError, match="--engine-python: target cuda has no engine in a Python"):
-        onnxq.quantize(digits, out, target="cuda", preset="fp16", engine_python="/nonexistent/python")
+    for target, preset in (("cuda", "fp16"), ("cpu", "w8")):
+        with pytest.raises(RecipeError, match=f"--engine-python: target {target} has no engine in a Python"):
+            onnxq.quantize(digits, out, target=target, preset=preset, engine_python="/nonexistent/python")
+        with pytest.raises(RecipeError, match=f"--engine-python: target {target} has no engine in a Python"):
+            onnxq.lint(digits, target=target, engine_python="/nonexistent/python")
     assert not out.exists()
 
 

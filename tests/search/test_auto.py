@@ -552,6 +552,8 @@ def test_float_cleaned_up_is_taken_before_a_search_and_remembered(
     times.models = {"float": 4.0, "w8a8": 3.9, "mixed": 3.9, "cleaned": 2.0}
     first = auto("convnet")
     assert first.preset == "cleaned" and first.coverage.get("integer", 0) == 0
+    (row,) = (row for row in first.candidates if row["name"] == "cleaned")
+    assert (row["options"], row["recipe"]) == (None, None), "no option gives it: -p w8 would store weights in 8 bits"
     searched = [row["name"] for row in first.candidates if "(" in row["name"]]
     assert all("of float weights" in name or name == "w8 (gptq)" for name in searched), (
         "nothing slower is worth a search, but for its size"
@@ -597,6 +599,43 @@ def test_what_is_given_is_what_the_table_calls_chosen_and_is_inside_the_budget(
     assert (result.comparison.sqnr_db or 0.0) >= options.get("min_sqnr", -np.inf)
     refused = {row["name"] for row in result.candidates if "the budget is" in row["verdict"]}
     assert result.preset not in refused
+
+
+SPECTRUM = """g (float[N,1,1,1280] x) => (float[N,16,1,17] y) {
+    [bands] a = Conv <strides = [1,64]> (x, filters) [square] b = Mul (a, a) [floor] c = Add (b, least)
+    [log] d = Log (c) [tenth] e = Mul (d, tenth) [first] f = Conv <pads = [0,1,0,1]> (e, w1) [relu] r = Relu (f)
+    [second] h = Conv <pads = [0,1,0,1]> (r, w2) [third] y = Conv <pads = [0,1,0,1]> (h, w3) }"""
+
+
+def spectrum() -> onnx.ModelProto:
+    """Filters in front of a logarithm: they are as fast in float, and 8 bits of theirs hide what is quiet."""
+    turns = np.linspace(8, 120, 32)[:, None] * np.arange(256) / 256
+    filters = (np.hanning(256) ** 2 * np.sin(2 * np.pi * turns)).astype(np.float32)[:, None, None]
+    layers = {"w1": weights(64, 32, 1, 3), "w2": weights(64, 64, 1, 3), "w3": weights(16, 64, 1, 3)}
+    return build(SPECTRUM, filters=filters, least=np.float32(1e-8), tenth=np.float32(0.1), **layers)
+
+
+def tones(count: int = 12) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(3)
+    time = np.arange(1280) / 256
+    found = []
+    for _ in range(count):
+        pitches, loudness = generator.uniform(8, 120, (3, 1)), generator.uniform(0.1, 1, (3, 1))
+        sound = (loudness * np.sin(2 * np.pi * pitches * time)).sum(axis=0) + 1e-4 * generator.normal(size=1280)
+        found.append({"x": sound.astype(np.float32)[None, None, None]})
+    return found
+
+
+def test_stored_weights_become_float_again_where_they_are_what_costs_accuracy(times: Times) -> None:
+    times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "mixed": 1.0}
+    result = onnxq.quantize(spectrum(), calibration=tones(), threads=1, min_sqnr=25.0, cache=False)
+    rows = {row["name"]: row for row in result.candidates}
+    (name,) = [name for name in rows if name.endswith("1 float weights)")]
+    assert rows[name]["verdict"] == "chosen"
+    assert rows[name]["sqnr_db"] > rows["w8a8"]["sqnr_db"] + 10
+    forms = {choice["node"]: choice for choice in result.choices}
+    assert forms["bands"]["choice"] == "float" and "its weight costs accuracy" in forms["bands"]["reason"]
+    assert {forms[node]["choice"] for node in ("first", "second", "third")} == {"w8a8"}
 
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a8-token", "mixed")

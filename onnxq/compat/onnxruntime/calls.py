@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import api
+from onnxq.compat.onnxruntime.asked_types import form_of, preset_of, ranges_of, target_of
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
     QuantConfig,
@@ -36,19 +37,8 @@ from onnxq.targets import target_named
 
 logger = logging.getLogger("onnxq.compat.onnxruntime")
 
-_RANGES = {
-    CalibrationMethod.MinMax: "minmax",
-    CalibrationMethod.Entropy: "entropy",
-    CalibrationMethod.Percentile: "percentile",
-    CalibrationMethod.Distribution: "minmax",  # beside float8, ends as far from zero on both sides
-}
-_FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
-_BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
 _OLDEST = 11
 """The operator set that onnxruntime's quantizer, and its pre-processing with it, raises older models to."""
-
-_PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16"}
-"""By bits of activations and weights."""
 
 
 def quantize_static(
@@ -80,8 +70,8 @@ def quantize_static(
         per_channel: scales of weights by output channel.
         reduce_range: weights of 7 bits, for processors without VNNI (target ``cpu-avx2``).
         activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps. Or 16, for
-            NPUs; a CPU has no kernels for those.
-        weight_type: 8 bits; written as symmetric int8.
+            NPUs; a CPU has no kernels for those. Or float8, with weights of float8, for TensorRT.
+        weight_type: 8 bits; written as symmetric int8. Or 4, with activations of 16, for QNN: symmetric int4.
         nodes_to_quantize: only these nodes, faster or not.
         nodes_to_exclude: nodes that stay float.
         use_external_data_format: weights go into a file beside the model, whatever its size.
@@ -97,22 +87,19 @@ def quantize_static(
         UnsupportedError: a wish that has no equal here; a ValueError.
         OnnxqError: as `onnxq.quantize`; nothing was written.
     """
-    preset = _preset(activation_type, weight_type)
+    preset = preset_of(activation_type, weight_type)
     method = as_member(CalibrationMethod, calibrate_method, "calibrate_method")
     cache = None if calibration_cache_path is None else Path(calibration_cache_path)
     if calibration_data_reader is None and (cache is None or not cache.is_file()):
         raise UnsupportedError(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
-    extra_options, rules, values = weights_apart(model_input, extra_options)
-    wishes = {"preset": preset, "range": _RANGES[method], "rules": rules, **wishes_of(extra_options)}
+    extra_options, rules, values = weights_apart(model_input, extra_options, preset)
+    wishes = {"preset": preset, "rules": rules, **wishes_of(extra_options)}
     wishes["values"] = [*wishes.get("values", []), *values]
-    if method is CalibrationMethod.Distribution:
-        wishes["symmetric"] = True
-    if wishes.pop("average", False) and method is CalibrationMethod.MinMax:
-        wishes["range"] = "average"
-    wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
-    wishes["format"] = _FORMATS[as_member(QuantFormat, quant_format, "quant_format")]
+    wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
+    wishes |= ranges_of(preset, method, average=wishes.pop("average", False))
+    wishes["target"] = target_of(wishes, reduce_range)
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:
         if not cache.is_file():
@@ -121,7 +108,9 @@ def quantize_static(
         wishes["statistics"] = cache
     wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
     wishes["external_data"] = use_external_data_format
-    return _settled(_quantized(model_input, model_output, wishes, calibration=samples, per_channel=per_channel))
+    if preset != "fp8":  # whose weights have one scale
+        wishes["per_channel"] = per_channel
+    return _settled(_quantized(model_input, model_output, wishes, calibration=samples))
 
 
 def quantize_dynamic(
@@ -154,7 +143,8 @@ def quantize_dynamic(
         UnsupportedError: a wish that has no equal here; a ValueError.
         OnnxqError: as `onnxq.quantize`; nothing was written.
     """
-    _preset(QuantType.QUInt8, weight_type)
+    if preset_of(QuantType.QUInt8, weight_type) != "w8a8":
+        raise UnsupportedError(f"weight_type {weight_type}: activations of 8 bits at inference; pass QInt8 or QUInt8")
     wishes = {**wishes_of(extra_options), "preset": "w8a8-dynamic"}
     for static in (
         "average",
@@ -261,24 +251,6 @@ def quant_pre_process(
 
 def _limit(external: bool) -> dict[str, int]:
     return {"threshold": 0} if external else {}
-
-
-def _preset(activation: Any, weight: Any) -> str:
-    """The preset of two types.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    kinds = [as_member(QuantType, activation, "activation_type"), as_member(QuantType, weight, "weight_type")]
-    bits = [_BITS.get(kind.name, 0) for kind in kinds]
-    preset = _PRESETS.get((bits[0], bits[1]))
-    if preset is None:
-        argument, kind = ("weight_type", kinds[1]) if bits[0] in (8, 16) else ("activation_type", kinds[0])
-        raise UnsupportedError(
-            f"{argument} {kind}: weights of 8 bits (QInt8, QUInt8) go with activations of 8 or 16; for 4 bits use "
-            'MatMulNBitsQuantizer, or for NPUs onnxq.quantize(preset="w4a16", target="qnn")'
-        )
-    return preset
 
 
 def _samples(model: Source, reader: Any) -> Reader:

@@ -24,7 +24,7 @@ _OF_WEIGHTS = {"quant_type", "symmetric", "reduce_range", "axis", "rmin", "rmax"
 
 
 def weights_apart(
-    model: Source, extra_options: Mapping[str, Any] | None
+    model: Source, extra_options: Mapping[str, Any] | None, preset: str = "w8a8"
 ) -> tuple[dict[str, Any], list[dict[str, object]], list[dict[str, object]]]:
     """Options whose overrides are of activations alone, and rules for the other tensors: of their nodes, and of values.
 
@@ -49,11 +49,33 @@ def weights_apart(
         options[_OVERRIDES] = given = {key: kept for key, kept in given.items() if key != name}
         readers = [node.name for node in value.consumers() if node.name]
         by_channel = any("axis" in entry for entry in entries)
-        rules += [{"match": literal(reader), "per_channel": by_channel} for reader in readers]
-        grid = _grid(name, entries)
+        small = _of_four_bits(name, entries, preset)
+        rules += [{"match": literal(reader), "per_channel": by_channel, **small} for reader in readers]
+        grid = {} if small else _grid(name, entries)
         if grid:
             values.append({"match": literal(name), **grid})
     return options, rules, values
+
+
+def _of_four_bits(name: str, entries: Sequence[Mapping[str, Any]], preset: str) -> dict[str, Any]:
+    """The keys of a node's rule for a weight of 4 bits; none for others.
+
+    Raises:
+        UnsupportedError: activations have no 16 bits, or the grid is given.
+    """
+    kinds = [getattr(entry.get("quant_type"), "name", "") for entry in entries]
+    if not any(kind in ("QInt4", "QUInt4") for kind in kinds):
+        return {}
+    where = f"extra_options[{_OVERRIDES!r}]: weight {name!r}"
+    if preset not in ("w8a16", "w4a16"):
+        raise UnsupportedError(
+            f"{where}: 4 bits go with activations of 16; pass activation_type=QuantType.QUInt16, or use "
+            "MatMulNBitsQuantizer"
+        )
+    more = sorted({key for entry in entries for key in entry} - {"quant_type", "axis", "symmetric"})
+    if more or len(set(kinds) - {""}) > 1:
+        raise UnsupportedError(f"{where}: {more[0] if more else 'its channels differ'}: 4 bits find their own grid")
+    return {"preset": "w4a16"}
 
 
 def _grid(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

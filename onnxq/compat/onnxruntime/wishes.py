@@ -64,7 +64,7 @@ def _least_range(value: Any) -> Wishes:
     return {} if value is None else {"values": [{"match": "*", "min_range": float(value)}]}
 
 
-_OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", "reduce_range"}
+_OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", "reduce_range", "convert"}
 
 
 def _overrides(value: Any) -> Wishes:
@@ -96,6 +96,8 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
     kind = getattr(given.get("quant_type"), "name", "QInt8")
     if kind not in ("QInt8", "QUInt8", "QInt16", "QUInt16"):
         raise UnsupportedError(f"{name!r}: quant_type {kind} is no type of an activation here; pass 8 or 16 bits")
+    if "convert" in given and shift:
+        raise UnsupportedError(f"{name!r}: convert is of activations, and this is a weight; leave it out")
     if ("scale" in given) != ("zero_point" in given):
         raise UnsupportedError(f"{name!r}: Must provide both 'scale' and 'zero_point', since they belong together")
     if "scale" in given and (more := sorted({"symmetric", "reduce_range", "rmin", "rmax"} & set(given))):
@@ -116,7 +118,25 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
         rule["zero_point"] += shift or 128  # the same grid, counted as the other type
     if "rmin" in given:
         rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
-    return rule
+    return {**rule, **_conversion(name, given["convert"], 16 if "bits" in rule else 8)} if "convert" in given else rule
+
+
+def _conversion(name: str, given: Any, bits: int) -> dict[str, Any]:
+    """The keys of a value rule for a second grid that some nodes read.
+
+    Raises:
+        UnsupportedError: it has no equal here.
+    """
+    if not isinstance(given, Mapping) or "quant_type" not in given:
+        raise UnsupportedError(f"{name!r}: convert is {given!r}; pass a mapping with quant_type and recv_nodes")
+    if more := sorted(set(given) - {"quant_type", "recv_nodes"}):
+        raise UnsupportedError(f"{name!r}: {more[0]} of convert: its range is calibrated here; leave it out")
+    kind = getattr(given["quant_type"], "name", str(given["quant_type"]))
+    to = {"QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}.get(kind)
+    if to is None or to == bits:
+        raise UnsupportedError(f"{name!r}: converts {bits} bits to {kind}; pass a type of {24 - bits} bits")
+    readers = given.get("recv_nodes")
+    return {"bits": bits, "convert": to, **({"readers": sorted(map(literal, readers))} if readers else {})}
 
 
 def literal(name: str) -> str:
@@ -175,7 +195,8 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "MinimumRealRange": (_least_range, "`onnxq.ValueRule(min_range=…)`"),
     "TensorQuantOverrides": (
         _overrides,
-        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits",
+        "`onnxq.ValueRule` for each tensor; of a weight, `axis`: a scale a channel; of activations also 16 bits, and "
+        "`convert` with `quant_type` and `recv_nodes`; of weights also 4 bits, whose grid is found here",
     ),
     "BlockSize": (_only(0, "MatMulNBitsQuantizer packs weights in blocks"), "no"),
 }

@@ -11,7 +11,7 @@ from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.types import Node
+from onnxq.graph.types import Node, Value
 from onnxq.graph.views.counterparts import bare_name
 from onnxq.pipeline.float_model import Source
 
@@ -33,12 +33,14 @@ def tensor_quant_overrides(model: Source, float_model: Source | None = None) -> 
 
     Returns:
         By the name of the float tensor one entry, or one a channel, of which the first has ``axis``: ``quant_type``,
-        ``scale`` (float32) and ``zero_point``. Biases of 32 bits are left out: they follow from the others.
+        ``scale`` (float32) and ``zero_point``, and ``convert`` where some nodes read a second grid. Biases of 32 bits
+        are left out: they follow from the others.
 
     Raises:
         ModelError: the model cannot be read, or has no such grid.
     """
     found: dict[str, list[dict[str, Any]]] = {}
+    second: dict[str, dict[str, Any]] = {}
     for node in walk.all_nodes(io.load(model).graph):
         value = node.inputs[0] if node.inputs else None
         if value is None or not value.name:
@@ -52,8 +54,14 @@ def tensor_quant_overrides(model: Source, float_model: Source | None = None) -> 
                 integers = walk.const_array(value)
                 zero = np.zeros(scale.shape, np.uint8 if integers is None else integers.dtype)
             kind = _TYPES.get(zero.dtype)
-            if kind is not None:
+            source = None if constant else _first_grid(value)
+            if kind is not None and source is not None:
+                second[source] = {"quant_type": kind, "recv_nodes": _readers(node)}
+            elif kind is not None:
                 found.setdefault(bare_name(value.name) if constant else value.name, _entries(node, scale, zero, kind))
+    for name, converted in second.items():
+        if name in found:
+            found[name][0]["convert"] = converted
     if float_model is not None:
         found = _of(float_model, found)
     if not found:
@@ -72,6 +80,23 @@ def _of(model: Source, found: dict[str, list[dict[str, Any]]]) -> dict[str, list
         if len(entries) > 1 and len(entries) in shape and shape[entries[0]["axis"] % len(shape)] != len(entries):
             entries[0]["axis"] = shape.index(len(entries))
     return kept
+
+
+def _first_grid(value: Value) -> str | None:
+    """The name of the value that a QuantizeLinear rounds again, where it reads the result of a DequantizeLinear."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    while node is not None and node.op_type in ("DequantizeLinear", "Clip"):
+        source = walk.input_at(node, 0)
+        node = source.producer() if source is not None else None
+    first = walk.input_at(node, 0) if node is not None and node.op_type == "QuantizeLinear" else None
+    return first.name if first is not None else None
+
+
+def _readers(quantizer: Node) -> set[str]:
+    backs = [user for user in quantizer.outputs[0].consumers() if user.op_type == "DequantizeLinear"]
+    return {user.name for back in backs for user in back.outputs[0].consumers() if user.name}
 
 
 def _entries(node: Node, scale: Array, zero: Array, kind: QuantType) -> list[dict[str, Any]]:

@@ -24,6 +24,19 @@ _SHORT = 1 << 16
 """Bytes up to which a constant is its own key."""
 
 
+_LONG, _HEAD, _TAIL = 80, 40, 32
+"""Characters beyond which a name of ours is made of those at both ends of what it is called after."""
+
+
+def shortened(name: str) -> str:
+    """A name for what is ours alone, of bounded length.
+
+    Names of TensorFlow's exporters may have hundreds of characters, and each pair of Q and DQ would repeat them ten
+    times: more bytes than a small layer saves.
+    """
+    return name if len(name) <= _LONG else f"{name[:_HEAD]}~{name[-_TAIL:]}"
+
+
 class Builder:
     """Makes nodes for any graph of a model, and initializers of the main graph, each distinct constant once.
 
@@ -66,13 +79,13 @@ class Builder:
             forget(array)
         return edit.add_initializer(self.graph, self.names.value(name), array, dtype)
 
-    def scale(self, value: str, params: QParams) -> ir.Value:
+    def scale(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Scale as the operators take it: a scalar, or one entry a channel."""
-        return self.constant(f"{value}_scale", shaped(params.scale))
+        return self.constant(shortened(f"{value}_scale{suffix}"), shaped(params.scale))
 
-    def zero_point(self, value: str, params: QParams) -> ir.Value:
+    def zero_point(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Zero point of the same shape."""
-        return self.constant(f"{value}_zero_point", shaped(params.zero_point), params.spec.dtype)
+        return self.constant(shortened(f"{value}_zero_point{suffix}"), shaped(params.zero_point), params.spec.dtype)
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""
@@ -103,7 +116,7 @@ class Builder:
             self.graph.opset_imports.setdefault(domain, 1)
         if name is None:
             stem = output.removesuffix("_Output")
-            name = self.names.node(stem if stem.endswith(op_type) else f"{output}_{op_type}")
+            name = self.names.node(shortened(stem if stem.endswith(op_type) else f"{output}_{op_type}"))
         return ir.Node(domain, op_type, inputs, attributes or [], outputs=[value], name=name)
 
     def place_after(self, value: ir.Value, nodes: list[ir.Node]) -> None:
@@ -118,9 +131,13 @@ class Builder:
     def quantize(self, value: ir.Value, params: QParams, output: str) -> ir.Node:
         """QuantizeLinear of an activation."""
         base = value.name or output
+        return self.onto(value, self.scale(base, params), self.zero_point(base, params), params, output)
+
+    def onto(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, params: QParams, output: str) -> ir.Node:
+        """QuantizeLinear on a grid whose constants are there."""
         return self.node(
             "QuantizeLinear",
-            [value, self.scale(base, params), self.zero_point(base, params)],
+            [value, scale, zero_point],
             output,
             dtype=IR_TYPES[params.spec.dtype],
             shape=value.shape,

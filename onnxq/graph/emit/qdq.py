@@ -57,7 +57,8 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
         hold_pools(builder)
         join_gelus(builder)
         hold_layout(builder)
-        settle(builder.graph, builder.names)
+        if style.settled:
+            settle(builder.graph, builder.names)
     common.store_weights(builder, rewrite, nodes)
 
 
@@ -194,9 +195,12 @@ class _QdqEmitter:
         if not readers:
             return
         builder = self._builder
-        q = builder.quantize(back, found.params, builder.names.value(f"{name}_QuantizeLinear_Converted"))
+        grid = builder.scale(name, found.params, "_convert"), builder.zero_point(name, found.params, "_convert")
+        q = builder.onto(back, *grid, found.params, builder.names.value(f"{name}_QuantizeLinear_Converted"))
         converted = builder.names.value(f"{name}_DequantizeLinear_Converted")
-        dq = builder.dequantize(q.outputs[0], found.params, converted, name)
+        dq = builder.node(
+            "DequantizeLinear", [q.outputs[0], *grid], converted, dtype=ir.DataType.FLOAT, shape=back.shape
+        )
         builder.place_after(back, [q, dq])
         self.integers[id(dq.outputs[0])] = q.outputs[0]
         for user in readers:

@@ -23,12 +23,15 @@ class Style:
         float_bias: leave biases as they are.
         dedicated: give each reader of a value a pair of its own.
         own_pairs: write them as the runtime's own operators.
+        settled: move Transposes beside products to where they cost least; without, every value has the name and the
+            axes of the float model's.
     """
 
     steered: bool = True
     float_bias: bool = False
     dedicated: bool = False
     own_pairs: bool = False
+    settled: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from onnxq.core.dtypes import QType
 from onnxq.data.feeds import InputSpec
 from onnxq.errors import RecipeError, TargetError
 from onnxq.graph.types import Model
+from onnxq.plan.activations.activation_grids import WIDE
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import WHOLE, Target
@@ -35,11 +36,12 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     if (recipe.format or target.formats[0]) == "qoperator":
         pairs = [key for key in ("float_bias", "dedicated_pairs", "own_pairs") if getattr(recipe, key)]
         pairs += [preset.name for preset in recipe.presets if preset.activation_bits == 16]
-        pairs += ["value rule of 16 bits" for rule in recipe.values if rule.bits == 16]
+        pairs += ["value rule of 16 bits" for rule in recipe.values if rule.bits == 16 or rule.convert]
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
-    if target.provider and QType.UINT16 not in target.activations and any(rule.bits == 16 for rule in recipe.values):
-        raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave bits out of the value rules")
+    wide = any(WIDE in (rule.bits, rule.convert) for rule in recipe.values)
+    if target.provider and QType.UINT16 not in target.activations and wide:
+        raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave them out of the value rules")
     if recipe.unsigned_weights or recipe.asymmetric_weights:
         key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
         if target.provider:
@@ -64,7 +66,7 @@ def check_float8(recipe: Recipe, target: Target) -> None:
     other = next((p.name for p in recipe.presets if not p.float8 and p.activations == "static"), None)
     if other is not None:
         raise RecipeError(f"--preset fp8: does not go together with {other} in one model; leave one of them out")
-    if any(rule.bits or rule.zero_point or rule.symmetric is False for rule in recipe.values):
+    if any(rule.bits or rule.convert or rule.zero_point or rule.symmetric is False for rule in recipe.values):
         raise RecipeError("--preset fp8: float8 has no zero point and no other width; leave both out of value rules")
     if recipe.finetune:
         raise RecipeError("--finetune: learns integers, and fp8 has none; use it with w8a8")

@@ -16,7 +16,7 @@ from onnxq.graph import edit, walk
 from onnxq.graph.emit.apply import use_own_pair
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
-from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, Style
 from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
@@ -32,7 +32,7 @@ from onnxq.verify.loss import share
 
 if TYPE_CHECKING:
     from onnxq.qat.graph_module import GraphModule, Grid
-    from onnxq.qat.parameters import Bias, Integers
+    from onnxq.qat.parameters import Integers
     from onnxq.qat.reconstruction import Reconstructed
 
 _FEEDS = 64
@@ -124,9 +124,12 @@ def reconstructed(
 
 
 def _emitted(model: Model, rewrite: Rewrite) -> Model:
-    """A copy of the model as the rewrite makes it, in QDQ whatever will be written."""
+    """A copy of the model as the rewrite makes it, in QDQ whatever will be written.
+
+    Values have the float model's axes: blocks meet where each stands for one of its values.
+    """
     copy = model.clone()
-    emit_qdq(copy, rewrite)
+    emit_qdq(copy, rewrite, Style(settled=False))
     emit_dynamic(copy, rewrite)
     use_own_pair(copy)
     return copy
@@ -252,10 +255,12 @@ class _Link:
             return
         whole = values.astype(np.float32)  # where it was learned already, it stays the nearer integer
         start = whole + np.clip(np.clip(steps, spec.qmin, spec.qmax) - whole, -_NEARER, _NEARER)
-        part.start_from(start.T if part.original.shape != values.shape else start)
+        turned = part.original.tobytes() != values.tobytes()
+        part.start_from((start.T if turned else start).reshape(part.original.shape))
 
     def _part(self, tensor: QTensor) -> Integers | None:
-        for values in (tensor.values, np.ascontiguousarray(tensor.values.T)):  # a Gemm's may have been turned
+        # a Gemm's may have been turned, and a Conv's over single positions is a matrix
+        for values in (tensor.values, np.ascontiguousarray(tensor.values.T)):
             found = self._integers.get((values.dtype.name, values.tobytes()))
             if found is not None:
                 return found
@@ -295,24 +300,32 @@ class _Link:
         for position, tensor in change.constants.items():
             part = self._part(tensor)
             if part is not None:
-                array = part.array()
-                same = array.shape == tensor.values.shape and part.original.tobytes() == tensor.values.tobytes()
-                found[position] = QTensor(array if same else np.ascontiguousarray(array.T), tensor.params)
+                same = part.original.tobytes() == tensor.values.tobytes()
+                array = np.ascontiguousarray(part.array() if same else part.array().T)
+                found[position] = QTensor(array.reshape(tensor.values.shape), tensor.params)
         return found
 
     def _node(self, name: str, change: NodeRewrite, source: QParams | None) -> NodeRewrite:
         constants = self._constants(change)
         if change.bias is None or source is None:
             return replace(change, constants=constants)
-        bias = self._bias(name)
         scale = change.bias.params.scale.astype(np.float64)
-        real = change.bias.values * scale if bias is None else bias.real.detach().cpu().numpy().astype(np.float64)
+        learned = self._bias(name)
+        real = change.bias.values * scale if learned is None else learned
         scale_x = float(source.scale.reshape(()))
         return replace(change, constants=constants, bias=quantize_bias(real, scale_x, constants[1].params.scale))
 
-    def _bias(self, name: str) -> Bias | None:
+    def _bias(self, name: str) -> Array | None:
+        """The bias that a layer has learned, float64; a product adds it as a float."""
         node = self._nodes.get(name)
-        return None if node is None or len(node.inputs) < 3 else self.module.biases.get(node.inputs[2])
+        if node is None or len(node.inputs) < 3:
+            return None
+        if node.op_type == "MatMulIntegerToFloat":
+            found = self.module.floats.get(node.inputs[6]) if len(node.inputs) > 6 else None
+        else:
+            bias = self.module.biases.get(node.inputs[2])
+            found = None if bias is None else bias.real
+        return None if found is None else found.detach().cpu().numpy().astype(np.float64)
 
     def _set_bias(self, node: Node) -> None:
         """A bias that the kernel adds as a float stands in the model itself."""

@@ -16,6 +16,7 @@ from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
 from onnxq.search.demotion.full_speed import OUT_OF_REACH, FullSpeed
+from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter
 from onnxq.search.demotion.worth import by_bytes, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
@@ -39,6 +40,8 @@ _SPARABLE = 30.0
 _ROOM = 0.5
 """Share of the noise allowed that 8-bit weights may make by themselves: with more of it a layer that keeps them, and
 computes in float, is hardly better than one on integers, and float weights are what helps."""
+
+_STORED_BETTER = f"{STORED} (gptq)"
 
 _MOST_TRIES = 6
 """Models that are built to find how many layers have to be given back."""
@@ -92,30 +95,33 @@ class Demoting:
         kept = None
         if start is not None:
             kept = self._full_speed.run(start)
+            least = self._full_speed.refined(start)
+            if kept is None and (better := self._with_float_weights(least)) is not None:
+                least = better
+                kept = None if better.refused else better
             if kept is None and self._nearly_as_fast(start):
                 kept = self._spare_weights()
             if kept is None:
-                kept = self._give_back(start)
+                kept = self._give_back(least)
         if kept is None and (self._worth_sparing() or self._has_grown()):
             kept = self._spare_weights()
         if kept is None:  # none is surely inside; the one that is farthest inside serves
             kept = min(self._barely, key=trials.loss, default=None)
-        if kept is not None:
+        found = [kept, trials.made.get(_STORED_BETTER)]
+        new = [trial for trial in found if trial is not None and trial.timing is None and not trial.refused]
+        if new:
             leaders = chooser.ranked(trials.outcomes())
-            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), *new])
 
     # Layers given back.
 
-    def _give_back(self, start: Candidate) -> Candidate | None:
-        """The start with the layers that do most damage in a gentler form, or in float; None if none is inside."""
+    def _give_back(self, least: Candidate) -> Candidate | None:
+        """A candidate with the layers that do most damage in a gentler form, or in float; None if none is inside."""
         trials, mixing = self._trials, self._mixing
-        least = self._full_speed.refined(start)
         room = self._weights_leave_room(least)
         mixing.find_damage(least.recipe, STATIC, *(FORMS if room else ()))
-        forms = {name: mixing.form(least, name) for name in mixing.layers}
-        static = [layer for layer in chooser.by_damage(mixing.layers.values()) if forms[layer.name] == STATIC]
-        as_it_is = {name: LayerChoice(form, f"as in {start.name}") for name, form in forms.items()}
-        as_it_is |= self._trials.reasons.get(start.name, {})
+        as_it_is = self._as_they_are(least)
+        static = [layer for layer in chooser.by_damage(mixing.layers.values()) if as_it_is[layer.name].form == STATIC]
         gentle = {layer.name: chooser.gentler(layer) for layer in static}
         # Stored weights come last, and need time of their own.
         spare = _SPARE_SHARE * trials.seconds_left if self._stored_misses() else 0.0
@@ -127,6 +133,54 @@ class Demoting:
             floats = dict.fromkeys(gentle, FLOAT)
             kept = self._fewest(static, floats, plan, "float")
         return kept
+
+    def _with_float_weights(self, start: Candidate) -> Candidate | None:
+        """The start with float weights in layers that compute in float anyway; None where that is no better.
+
+        They cost bytes and no time, and may be what costs accuracy: filters in front of a logarithm, for instance.
+        """
+        trials, mixing = self._trials, self._mixing
+        choices = self._as_they_are(start)
+        stored = [layer for layer in mixing.layers.values() if choices[layer.name].form == STORED]
+        if not stored or self._stored_are_quiet():
+            return None
+        if trials.out_of_time("stored weights were not tried in float"):
+            return None
+        mixing.find_damage(start.recipe, STORED, only=[layer.name for layer in stored])
+        chosen = that_matter(stored, self._weights(stored), self._allowed(start), start.size, self._job.prepared.size)
+        if not chosen:
+            return None
+        for layer in chosen:
+            error = layer.forms[STORED].error_db
+            choices[layer.name] = LayerChoice(FLOAT, f"stored in 8 bits its weight costs accuracy ({error:.1f} dB)")
+        what = f"{len(chosen)} float weights)"
+        name = f"{start.name[:-1]}, {what}" if start.name.endswith(")") else f"{start.name} ({what}"
+        trial = mixing.build(name, STATIC, choices, start.recipe)
+        if trial is None or trial.session is None:
+            return None
+        trials.compare([trial])
+        return trial if not trial.refused or trials.loss(trial) < trials.loss(start) else None
+
+    def _allowed(self, start: Candidate) -> float:
+        """Noise at the outputs, relative to the signal, that a candidate may have for the limits."""
+        found = None if start.comparison is None else start.comparison.sqnr_db
+        return float(10 ** (-(found or 0.0) / 10)) / max(self._confidence.excess(start), 1.0)
+
+    def _stored_are_quiet(self) -> bool:
+        """Whether all weights in 8 bits make so little noise that those of a part of the layers do not matter."""
+        stored = self._trials.made.get(STORED)
+        return stored is not None and stored.comparison is not None and self._confidence.excess(stored) < LITTLE
+
+    def _as_they_are(self, trial: Candidate) -> dict[str, LayerChoice]:
+        """The forms of the layers in a candidate, with their reasons where there are some."""
+        forms = {name: self._mixing.form(trial, name) for name in self._mixing.layers}
+        as_it_is = {name: LayerChoice(form, f"as in {trial.name}") for name, form in forms.items()}
+        return as_it_is | self._trials.reasons.get(trial.name, {})
+
+    def _weights(self, layers: Sequence[Layer]) -> list[Hashable]:
+        """What layers read as their weights, by name."""
+        nodes = {node.name or "": node for node in self._job.prepared.model.graph}
+        return [_weight_of(nodes[layer.name]) for layer in layers]
 
     def _weights_leave_room(self, like: Candidate) -> bool:
         """Whether 8-bit weights, rounded as those of a trial, cost so little alone that others need not be float."""
@@ -142,7 +196,7 @@ class Demoting:
     def _stored_better(self) -> Candidate | None:
         """Stored weights that were rounded by how they are used; None where there are none."""
         trials = self._trials
-        name, stored = f"{STORED} (gptq)", trials.made.get(STORED)
+        name, stored = _STORED_BETTER, trials.made.get(STORED)
         packs = stored is not None and bool(stored.plan.counts(WEIGHT))  # which would need other statistics
         if name not in trials.made and stored is not None and not packs and self._full_speed.leaves_open("gptq"):
             self._full_speed.like(name, stored, stored.recipe.override(algorithm="gptq"))
@@ -201,13 +255,12 @@ class Demoting:
         order = by_bytes(chooser.by_damage(mixing.layers.values(), STORED), STORED)
         inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
-        nodes = {node.name or "": node for node in self._job.prepared.model.graph}
-        weights = [_weight_of(nodes[layer.name]) for layer in order]
-        affordable = _affordable(order, weights, stored.size, largest)
+        weights = self._weights(order)
+        count = affordable(order, weights, stored.size, largest)
         left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
-        if not self._has_grown() and left[affordable] > _DOUBT / max(self._confidence.excess(stored), 1.0):
+        if not self._has_grown() and left[count] > _DOUBT / max(self._confidence.excess(stored), 1.0):
             return None
-        order = order[:affordable]
+        order = order[:count]
         as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
         start = _Start(STORED, as_it_is, stored)
         return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
@@ -273,7 +326,11 @@ class Demoting:
         return self._mixing.build(name, start.base, choices, start.trial.recipe)
 
     def _too_coarse(self) -> Candidate | None:
-        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside."""
+        """The fastest candidate with static layers that is outside the accuracy budget and faster than all inside.
+
+        Times of so short an alternation tell a few percent as little as nothing: of those about as fast as the fastest
+        it is the one that is closest to float.
+        """
         inside = chooser.ranked(self._trials.outcomes())
         reached = max((outcome.ratio for outcome in inside), default=0.0) * (1 + chooser.NOISE)
         ratios = {
@@ -281,10 +338,13 @@ class Demoting:
             for trial in self._trials.made.values()
             if trial.name in (STATIC, MIXED) and trial.refused and trial.comparison is not None and trial.timing
         }
-        fastest = max(sorted(ratios), key=lambda name: ratios[name], default=None)
-        if fastest is None or ratios[fastest] <= reached or self._job.data is None:
+        fastest = max(ratios.values(), default=0.0)
+        if fastest <= reached or self._job.data is None:
             return None
-        return self._trials.made[fastest]
+        least = max(reached, fastest * (1 - chooser.SMALL_GAIN - chooser.NOISE))
+        made = self._trials.made
+        tied = [name for name in sorted(ratios, key=lambda name: (-ratios[name], name)) if ratios[name] >= least]
+        return made[min(tied, key=lambda name: self._trials.loss(made[name]))]
 
 
 def _weight_of(node: Node) -> Hashable:
@@ -293,22 +353,3 @@ def _weight_of(node: Node) -> Hashable:
         value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
     }
     return max(sizes, key=lambda name: sizes[name], default=node.name)
-
-
-def _affordable(order: Sequence[Layer], weights: Sequence[Hashable], size: int, largest: float) -> int:
-    """How many layers of a model of stored weights can have float ones before the file is too large.
-
-    Args:
-        order: the layers.
-        weights: what each reads; what several read is in the file once.
-        size: bytes of the model.
-        largest: bytes of a file that will do.
-    """
-    seen: set[Hashable] = set()
-    for count, (layer, weight) in enumerate(zip(order, weights, strict=True)):
-        if FLOAT in layer.forms and STORED in layer.forms and weight not in seen:
-            size += layer.forms[FLOAT].size - layer.forms[STORED].size
-        seen.add(weight)
-        if size > largest:
-            return count
-    return len(order)

@@ -15,6 +15,9 @@ from onnxq.graph import walk
 from onnxq.graph.emit.channels.channels_last import settle
 from onnxq.graph.files import io
 from onnxq.graph.reading.ops import is_pointwise
+from onnxq.graph.views.plain_graph import PlainGraph
+from onnxq.pipeline.learned import reconstructing
+from onnxq.qat.network_blocks import Block, Facts
 from onnxq.recipe.recipe import FORMATS
 from tests.graph.build import Array, build, run, weights
 
@@ -70,6 +73,32 @@ def test_what_a_float_node_reads_is_rounded_once(form: str) -> None:
         expected = outputs(given, feed, LEVELS[0])
         for level in LEVELS:
             assert sqnr_db(expected, outputs(quantized, feed, level)) > 33
+
+
+@pytest.mark.torch
+def test_blocks_that_learn_meet_at_values_of_the_float_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.qat import reconstruction
+
+    seen, original = [], reconstruction.find_blocks
+
+    def find_blocks(graph: PlainGraph, facts: Facts, least: int) -> list[Block]:
+        seen.append(facts.teachers)
+        return original(graph, facts, least)
+
+    monkeypatch.setattr(reconstruction, "find_blocks", find_blocks)
+    given = build(MOBILE, **WEIGHTS)
+    judged = []
+    monkeypatch.setattr(reconstructing, "_worse", lambda job, plain, learned: judged.append(learned.clone()))
+    plain, learned = (quantize(given, "p0", "p1", reconstruct=way) for way in (False, True))
+    assert set("dfkm") <= set(seen[0])  # products and what comes behind, with the channels where float has them
+    assert kinds(learned) == kinds(plain)
+    constants = [{t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (plain, learned)]
+    assert not np.array_equal(*(each["b1_1"] for each in constants))  # a bias that a product adds has learned
+    for feed in feeds(8)[6:]:
+        written = outputs(learned, feed, LEVELS[0])
+        # the bias is written in whole steps, so that a value in the middle of two may be rounded otherwise
+        assert sqnr_db(outputs(io.to_proto(judged[0]), feed, LEVELS[0]), written) > 45
+        assert sqnr_db(outputs(given, feed, LEVELS[0]), written) > 33
 
 
 def test_diagnosis_finds_the_layer_and_its_weight() -> None:

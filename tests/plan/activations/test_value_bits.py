@@ -53,6 +53,69 @@ def test_one_value_has_sixteen_bits(target: str) -> None:
         assert 10 * np.log10(np.square(one).sum() / np.square(one - other).sum()) > 20
 
 
+SPLIT = """g (float[1,8,9,9] x) => (float[1,8,9,9] y, float[1,8,9,9] z) {
+    [one] a = Conv <pads = [1,1,1,1]> (x, w) [act] r = Relu (a) [two] y = Conv <pads = [1,1,1,1]> (r, v)
+    [three] z = Conv <pads = [1,1,1,1]> (r, u) }"""
+
+
+def split(values: Any, target: str = "qnn") -> onnx.ModelProto:
+    proto = build(SPLIT, opset=21, w=weights(8, 8, 3, 3), v=weights(8, 8, 3, 3), u=weights(8, 8, 3, 3))
+    recipe = onnxq.Recipe.from_mapping({"preset": "w8a8", "include": ["*"], "values": values})
+    made = onnxq.quantize(proto, recipe=recipe, calibration=FEEDS, benchmark=False, threads=1, target=target).model
+    assert made is not None
+    return made
+
+
+def read_as(proto: onnx.ModelProto) -> dict[str, list[str]]:
+    """Types of the integers behind the first input of each Conv, from where they are read to where they came about."""
+    writers = {name: node for node in proto.graph.node for name in node.output}
+    zeros = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    found: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            kinds, before = [], writers.get(node.input[0])
+            while before is not None and before.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                if before.op_type == "QuantizeLinear":
+                    kinds.append(onnx.TensorProto.DataType.Name(zeros[before.input[2]]))
+                before = writers.get(before.input[0])
+            found[node.name] = kinds
+    return found
+
+
+@pytest.mark.parametrize("target", ["cpu", "qnn"])
+def test_some_readers_take_a_second_grid(target: str) -> None:
+    plain = split([], target)
+    assert {tuple(kinds) for kinds in read_as(plain).values()} == {("UINT8",)}
+    wish = {"match": "r", "bits": 8, "convert": 16, "readers": ["thr*"]}
+    proto = split([wish], target)
+    assert read_as(proto) == {"one": ["UINT8"], "two": ["UINT8"], "three": ["UINT16", "UINT8"]}
+    everyone = split([{"match": "r", "convert": 16}], target)
+    assert read_as(everyone) == {"one": ["UINT8"], "two": ["UINT16", "UINT8"], "three": ["UINT16", "UINT8"]}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    other = onnxruntime.InferenceSession(plain.SerializeToString(), providers=["CPUExecutionProvider"])
+    for one, two in zip(session.run(None, FEEDS[0]), other.run(None, FEEDS[0]), strict=True):
+        # What the first grid left is exact on the second one to 1/256 of a step, and so are the outputs.
+        assert np.abs(one - two).max() <= np.abs(two).max() * 0.01
+
+
+def test_second_grids_that_make_no_sense() -> None:
+    for values, said in (
+        ([{"match": "r", "convert": 4}], "4 bits have no kernel for activations; write 8 or 16"),
+        ([{"match": "r", "bits": 8, "convert": 8}], "bits and convert are both 8; a second grid has another width"),
+        ([{"match": "r", "readers": ["two"]}], "readers say who reads a second grid; give convert, 8 or 16, too"),
+        ([{"match": "r", "convert": 16, "readers": ["tow"]}], "readers: 'tow' matches no node; did you mean 'two'"),
+        ([{"match": "w", "convert": 16}], "is of a weight"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            split(values)
+    with pytest.raises(TargetError, match="takes no activations of 16 bits"):
+        split([{"match": "r", "convert": 16}], "tensorrt")
+    recipe = onnxq.Recipe.from_mapping({"preset": "w8a8", "values": [{"match": "r", "convert": 8}]})
+    proto = build(SPLIT, opset=21, w=weights(8, 8, 3, 3), v=weights(8, 8, 3, 3), u=weights(8, 8, 3, 3))
+    result = onnxq.quantize(proto, recipe=recipe, calibration=FEEDS, benchmark=False, threads=1, target="qnn")
+    assert any("'r' has 8 bits already, so that convert has no effect" in line for line in result.warnings)
+
+
 def test_engines_that_take_every_value_heed_rules() -> None:
     plain = quantized([], target="qnn")
     ranged = quantized([{"match": "x", "range": [-10, 10]}, {"match": "w", "range": [-2, 2]}], target="qnn")

@@ -10,9 +10,11 @@ from typing import Any, cast
 import pytest
 
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.choice import FLOAT, STATIC, STORED, Form, Layer
+from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Form, Layer, Outcome
 from onnxq.search.demotion.confidence import Confidence, errors_for
+from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.demotion.fewest import Attempt, fewest
+from onnxq.search.demotion.stored_weights import affordable, that_matter
 from onnxq.search.demotion.worth import by_bytes, lost_times
 
 
@@ -85,3 +87,73 @@ def test_a_search_ends_where_fewer_layers_would_save_no_time() -> None:
     steep = fewest(left, 1.2, attempt, [1.0 + index for index in range(65)])
     assert flat is not None and steep is not None and flat >= steep >= 30
     assert len(first) < len(tried)
+
+
+def stored(name: str, db: float, size: int) -> Layer:
+    return Layer(name, "Conv", {FLOAT: Form(1.0, size=100 + size), STORED: Form(1.0, model_db=db, size=100)})
+
+
+def test_stored_weights_go_together_with_what_reads_them_too() -> None:
+    layers = [stored("a", 20.0, 1000), stored("b", 60.0, 1000), stored("c", 30.0, 10), stored("quiet", 70.0, 1)]
+    weights = ["w", "w", "v", "u"]
+    chosen = that_matter(layers, weights, 1e-4, 10_000, 20_000)
+    assert [found.name for found in chosen] == ["c", "a", "b"]  # by noise for each byte
+    assert [found.name for found in that_matter(layers, weights, 1e-4, 10_000, 10_500)] == ["c"]
+    assert not that_matter(layers, weights, 1.0, 10_000, 20_000)
+    assert not that_matter([Layer("unknown", "Conv", {STORED: Form(1.0)})], ["w"], 1e-4, 10_000, 20_000)
+
+
+def test_a_weight_that_several_read_is_paid_once() -> None:
+    layers = [stored("a", 20.0, 1000), stored("b", 25.0, 1000), stored("c", 30.0, 1000)]
+    assert affordable(layers, ["w", "w", "v"], 10_000, 11_500) == 2
+    assert affordable(layers, ["w", "u", "v"], 10_000, 11_500) == 1
+
+
+@pytest.mark.parametrize(
+    ("static", "mixed", "start"),
+    [
+        (2.0, 2.1, STATIC),  # about as fast: the one that is closer to float
+        (2.0, 2.4, MIXED),
+        (2.1, 2.0, STATIC),
+        (2.0, 1.4, STATIC),
+        (1.0, 1.0, None),  # no faster than float
+    ],
+)
+def test_a_search_starts_from_the_closest_of_the_fastest(static: float, mixed: float, start: str | None) -> None:
+    def made(ratio: float, loss: float) -> SimpleNamespace:
+        comparison = SimpleNamespace(loss=loss)
+        return SimpleNamespace(comparison=comparison, timing=SimpleNamespace(ratio=ratio), refused="outside")
+
+    found = {STATIC: made(static, 0.03), MIXED: made(mixed, 0.04)}
+    for name, trial in found.items():
+        trial.name = name
+    job = cast(Any, SimpleNamespace(data=object()))
+    trials = cast(
+        Any,
+        SimpleNamespace(
+            made=found, outcomes=lambda: [Outcome(FLOAT, 1.0, 1)], loss=lambda trial: trial.comparison.loss
+        ),
+    )
+    chosen = Demoting(job, trials, cast(Any, None))._too_coarse()
+    assert (None if chosen is None else chosen.name) == start
+
+
+@pytest.mark.parametrize("refused", ["", "outside"])
+@pytest.mark.parametrize("given_back", [True, False])
+def test_stored_weights_that_are_inside_are_timed_whatever_else_was_found(
+    monkeypatch: pytest.MonkeyPatch, refused: str, given_back: bool
+) -> None:
+    """They may be as fast as layers given back, in a file that is a quarter as large."""
+    start = SimpleNamespace(name=STATIC, timing=object(), refused="outside")
+    kept = SimpleNamespace(name="mixed (3 float)", timing=None, refused="")
+    stored = SimpleNamespace(name="w8 (gptq)", timing=None, refused=refused)
+    timed: list[Any] = []
+    trials = SimpleNamespace(made={"w8 (gptq)": stored}, outcomes=list, time=timed.extend, loss=float)
+    demoting = Demoting(cast(Any, None), cast(Any, trials), cast(Any, SimpleNamespace(measured=True)))
+    found = {"_too_coarse": start, "_with_float_weights": None, "_give_back": kept if given_back else None}
+    found |= {"_nearly_as_fast": False, "_worth_sparing": False, "_has_grown": False}
+    for name, value in found.items():
+        monkeypatch.setattr(demoting, name, lambda *_, value=value: value)
+    monkeypatch.setattr(demoting, "_full_speed", SimpleNamespace(run=lambda _: None, refined=lambda trial: trial))
+    demoting.run()
+    assert timed == [kept] * given_back + [stored] * (not refused)
