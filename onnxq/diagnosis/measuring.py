@@ -13,6 +13,7 @@ from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader, open_reader
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.graph.files import io
+from onnxq.graph.reading.optimized import has_float8
 from onnxq.graph.reading.output_facts import OutputFact, facts_of_file
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
@@ -65,13 +66,13 @@ def compare(
         ModelError: a model cannot be loaded, or the outputs are not those of one model.
         RecipeError: there is no data, no such metric, or it cannot be had from these models and data.
     """
-    reference, actual = _runnable(float_model), _runnable(quantized_model)
+    (reference, _), (actual, optimize) = _runnable(float_model), _runnable(quantized_model)
     found = data if data is not None else find_calibration(float_model)
     if found is None:
         raise RecipeError("compare: no data was given and no calibration_data/<model stem>.npz was found")
     found = with_tokens(found, float_model)
     before = open_session(reference, threads=threads, label=_called(float_model, "float model"))
-    after = open_session(actual, threads=threads, label=_called(quantized_model, "quantized model"))
+    after = open_session(actual, optimize=optimize, threads=threads, label=_called(quantized_model, "quantized model"))
     names, others = ([spec.name for spec in session.input_specs] for session in (before, after))
     if set(names) != set(others):
         raise ModelError(
@@ -87,6 +88,10 @@ def compare(
             after = EngineSession(after, engine)
         result = _compared(before, after, reader, facts_of_file(reference, reader.states))
     result.warnings.extend(reader.notes)
+    if not optimize:
+        result.warnings.append(
+            "float8: compared with the optimizations of onnxruntime's CPU provider off, which take it for integers"
+        )
     return result if metric is None else replace(result, metric=metric_of(result, metric))
 
 
@@ -107,9 +112,10 @@ def _called(source: Source, otherwise: str) -> str:
     return os.fspath(source) if is_path(source) else otherwise
 
 
-def _runnable(source: Source) -> Path | bytes:
+def _runnable(source: Source) -> tuple[Path | bytes, bool]:
+    """What a session opens, and whether it may be optimized."""
     model = io.load(source)
-    return Path(source) if is_path(source) else io.to_bytes(model)
+    return Path(source) if is_path(source) else io.to_bytes(model), not has_float8(model)
 
 
 @checked

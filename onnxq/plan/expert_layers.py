@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from onnxq.core.spec import TensorSpec
 from onnxq.errors import RecipeError
+from onnxq.graph import walk
 from onnxq.graph.emit.rewrite import WeightRewrite
 from onnxq.graph.experts import holds_experts, stacks_of
 from onnxq.graph.types import Node
+from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.decisions import WEIGHT, NodePlan
 from onnxq.plan.placement.select import Choice
 from onnxq.plan.weights.constants import Weights
@@ -30,9 +32,12 @@ from onnxq.targets import Target
 def plan_packed(
     node: Node, preset: Preset, recipe: Recipe, target: Target, choice: Choice, opset: int, *, inside: bool = False
 ) -> NodePlan | str:
-    """As `plan_weight`, experts too."""
+    """As `plan_weight`, experts too; a table that no kernel unpacks along its axis is scaled once gathered."""
     if not holds_experts(node):
-        return plan_weight(node, preset, recipe, target, choice, opset, inside=inside)
+        planned = plan_weight(node, preset, recipe, target, choice, opset, inside=inside)
+        if isinstance(planned, str) and node.op_type == "Gather" and walk.attr_int(node, "axis"):
+            return plan_dynamic(node, preset, recipe, target, choice)
+        return planned
     if preset.weights != "blocks":
         return "experts in one node are packed in blocks alone: with w8, w4 or w2"
     stacks = stacks_of(node)

@@ -33,6 +33,7 @@ from onnxq.pipeline.deliver.asked_of_target import (
     check_shapes,
     default_preset,
 )
+from onnxq.pipeline.deliver.on_engine import check_python
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
@@ -268,6 +269,7 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     """What the user wants models to be run and timed on; None where that is this process, or the target's own."""
     asked = options.runs_on
     if asked is None or asked == RunsOn() or asked.engine == RAY:
+        check_python(target, options.engine_python)
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)

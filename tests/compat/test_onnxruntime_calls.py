@@ -14,6 +14,7 @@ import onnxruntime
 import onnxruntime.quantization as theirs
 import pytest
 
+import onnxq
 from onnxq.compat import onnxruntime as ours
 from onnxq.compat.onnxruntime import matmul_nbits_quantizer as nbits
 from onnxq.compat.onnxruntime.wishes import MEANINGS, wishes_of
@@ -335,6 +336,19 @@ def test_types_for_other_engines(tmp_path: Path) -> None:
         ours.quantize_static(model, output, four_layers(model), **options)
         kinds = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(output).graph.initializer}
         assert {name: kinds[f"{name}_quantized"] for name in integers} == integers
+
+
+def test_float8_is_compared_and_undone_as_it_is_written(tmp_path: Path) -> None:
+    model, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    eight = {"activation_type": ours.QuantType.QFLOAT8E4M3FN, "weight_type": ours.QuantType.QFLOAT8E4M3FN}
+    ours.quantize_static(model, output, four_layers(model), **eight)
+    samples = [{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype(np.float32)} for i in range(4)]
+    found = onnxq.compare(model, output, data=samples)
+    assert found.sqnr_db is not None and 20 < found.sqnr_db < 60
+    assert any(line.startswith("float8: compared with the optimizations") for line in found.warnings)
+    undone = onnxq.dequantize(output, tmp_path / "float.onnx")
+    assert undone.sqnr_db is not None and undone.sqnr_db > 15
+    assert not any("does not run here" in line for line in undone.warnings)
 
 
 def test_readers_of_another_width(tmp_path: Path) -> None:

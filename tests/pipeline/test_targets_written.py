@@ -400,8 +400,11 @@ def test_an_engine_in_a_python_that_has_none(digits: Path, tmp_path: Path) -> No
     out = tmp_path / "x.onnx"
     with pytest.raises(EngineError, match="openvino: /nonexistent/python|openvino: cannot be started"):
         onnxq.quantize(digits, out, target="openvino", preset="w8a8", engine_python="/nonexistent/python")
-    with pytest.raises(RecipeError, match="--engine-python: target cuda has no engine in a Python"):
-        onnxq.quantize(digits, out, target="cuda", preset="fp16", engine_python="/nonexistent/python")
+    for target, preset in (("cuda", "fp16"), ("cpu", "w8")):
+        with pytest.raises(RecipeError, match=f"--engine-python: target {target} has no engine in a Python"):
+            onnxq.quantize(digits, out, target=target, preset=preset, engine_python="/nonexistent/python")
+        with pytest.raises(RecipeError, match=f"--engine-python: target {target} has no engine in a Python"):
+            onnxq.lint(digits, target=target, engine_python="/nonexistent/python")
     assert not out.exists()
 
 

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
+from onnxq.graph import walk
 from onnxq.graph.names import scopes
 
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
@@ -22,6 +24,9 @@ _QGEMM_FLOAT = 7
 _TYPES = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 _ADDED = re.compile(r"(_token_\d+|/duplicated|/MatMulAddFusion\w*|_transformed)+$")
 """What ONNX Runtime appends to the name of a node that it replaces."""
+
+
+_FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 
 
 def user_name(name: str) -> str:
@@ -77,3 +82,13 @@ def dequantized_layers(path: Path) -> list[str]:
         for node in nodes
         if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in unfolded
     ]
+
+
+def has_float8(model: ir.Model) -> bool:
+    """Whether Q and DQ of a model are of float8, which the optimizations of the CPU provider take for integers."""
+    for node in walk.all_nodes(model.graph):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            values = (walk.input_at(node, 0), walk.input_at(node, 2))
+            if any(value is not None and value.dtype in _FLOAT8 for value in values):
+                return True
+    return False

@@ -156,7 +156,11 @@ def _rows(tracker: Tracker, node: ir.Node) -> None:
             scale = tracker.array(behind.inputs[0])
         elif scale is not None and scale.size != 1:
             continue
-        if scale is None or walk.attr_int(gather, "axis") != 0:
+        axis = walk.attr_int(gather, "axis")
+        whole = scale is not None and (scale.size == 1 or scale.ndim == table.ndim)
+        if scale is None or (axis and not whole):
+            continue
+        if axis and scale.size > 1 and (behind is None or walk.attr_int(behind, "axis") != axis):
             continue
         if scale.ndim == 1 and scale.size > 1:
             scale = scale.reshape(-1, *(1,) * (table.ndim - 1))

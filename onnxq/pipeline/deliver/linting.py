@@ -14,7 +14,7 @@ from onnxq.graph.files.io import Source
 from onnxq.graph.names import make_unique
 from onnxq.graph.prepare.whole import shapes
 from onnxq.graph.types import Model
-from onnxq.pipeline.deliver.on_engine import engine_of
+from onnxq.pipeline.deliver.on_engine import check_python, engine_of
 from onnxq.pipeline.float_model import is_path
 from onnxq.pipeline.job import contents
 from onnxq.recipe.arguments import checked
@@ -55,7 +55,9 @@ def lint(
     if place is not None:
         saving.check_destination(place, (model,))
     python = None if engine_python is None else os.fspath(engine_python)
-    return _lint(model, target_named(target), place, sizes("--fix-dim", fix_dims), python)
+    asked = target_named(target)
+    check_python(asked, python)
+    return _lint(model, asked, place, sizes("--fix-dim", fix_dims), python)
 
 
 def _lint(

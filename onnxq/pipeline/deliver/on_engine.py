@@ -75,6 +75,16 @@ class EngineWord:
         }
 
 
+def check_python(target: Target, python: object) -> None:
+    """Refuse a Python for a target whose engine cannot be had from one.
+
+    Raises:
+        RecipeError: that is so.
+    """
+    if python is not None and target.provider not in _INSTALL:
+        raise RecipeError(f"--engine-python: target {target.name} has no engine in a Python; leave it out")
+
+
 def engine_of(target: Target, python: str | None, threads: int = 1) -> Engine | str:
     """The engine that runs a target's models, or why there is none here.
 
@@ -93,9 +103,8 @@ def engine_of(target: Target, python: str | None, threads: int = 1) -> Engine | 
             f"{target.name}: not verified on the engine itself; npm install onnxruntime-web, and name its folder with "
             f"--engine web --node-modules node_modules, or in the environment as {NODE_MODULES}"
         )
+    check_python(target, python)
     if provider not in _INSTALL:
-        if python is not None:
-            raise RecipeError(f"--engine-python: target {target.name} has no engine in a Python; leave it out")
         return f"{target.name}: not verified on the engine itself, which is not here; numbers are those of the CPU"
     module = _MODULES.get(provider)
     if python is None and (module is None or importlib.util.find_spec(module) is None):

@@ -33,6 +33,9 @@ MIN_ELEMENTS = 1024
 _ROWS_A_SCALE = 16
 """Rows from which a matrix in a stack has a scale for each column: fewer would not pay for theirs."""
 
+_ELEMENTS_A_SCALE = 8
+"""Elements of a slice of a table, of those along another axis than the first, from which its scale pays."""
+
 _NO_KERNEL = {
     "Conv": "an integer convolution that quantizes its input at inference is slower than the float one",
     "ConvTranspose": "onnxruntime has no integer ConvTranspose",
@@ -174,7 +177,7 @@ class _Planner:
         return self._plan(ATTENTION, {1: self._spec(PerAxis(1) if self._per_channel else PerTensor())})
 
     def table(self) -> NodePlan | str:
-        """Gather of whole rows from a constant table: rows are gathered as integers, and scaled once gathered."""
+        """Gather from a constant table: slices are gathered as integers, and scaled once gathered."""
         node = self._node
         value = walk.input_at(node, 0)
         table = walk.const_array(value)
@@ -182,17 +185,23 @@ class _Planner:
             return "it only moves elements"
         if value.dtype != FLOAT32:
             return f"its table is {_named(value.dtype)}; only float32 tables are stored as integers"
-        if walk.attr_int(node, "axis"):
-            return "it does not gather whole rows"
         if table.ndim < 2 or table.size < MIN_ELEMENTS:
             return f"its table has fewer than {MIN_ELEMENTS} elements or no rows"
         others = [user for user in value.consumers() if user.op_type not in ("Gather", "MatMul", "Gemm")]
         if others:
             return f"its table is also read by {others[0].op_type} {others[0].name!r}, which needs it in float"
-        stacked = table.ndim > 2 and table.shape[-2] >= _ROWS_A_SCALE  # matrices: a scale for each column of each
-        granularity = PerBlock(table.ndim - 2, table.shape[-2]) if stacked else PerAxis(0)
+        axis = walk.attr_int(node, "axis") % table.ndim
+        if axis and table.size // table.shape[axis] < _ELEMENTS_A_SCALE:
+            return "its scales, one a slice, would take what the integers of its table save"
+        # of matrices a scale for each column of each
+        stacked = table.ndim > 2 and table.shape[-2] >= _ROWS_A_SCALE and axis == 0
+        granularity = PerBlock(table.ndim - 2, table.shape[-2]) if stacked else PerAxis(axis)
         spec = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
-        return self._plan(GATHER, {0: spec}, "rows of the table are stored as int8 and scaled once gathered")
+        return self._plan(
+            GATHER,
+            {0: spec},
+            f"{'slices' if axis else 'rows'} of the table are stored as int8 and scaled once gathered",
+        )
 
     def stored(self, reason: str, positions: dict[int, Granularity]) -> NodePlan | str:
         """Weights that are only stored as integers, of operators that the general rule for storage does not know."""

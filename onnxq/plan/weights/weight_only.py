@@ -199,9 +199,9 @@ def block_spec(node: Node, shape: tuple[int, int], bits: int, recipe: Recipe, ch
         RecipeError: the block size has no kernel.
     """
     size = recipe.block_size if choice.rule.block_size is None else choice.rule.block_size
-    if size is None:
-        size = _DEFAULT_BLOCK[bits]
     allowed = block_sizes(bits)
+    if size is None:  # a block that is longer than the rows would be filled up with zeros
+        size = min(_DEFAULT_BLOCK[bits], next((block for block in allowed if block >= shape[1]), allowed[-1]))
     if size and size not in allowed:
         raise RecipeError(
             f"{node.op_type} {node.name!r}: block size {size} has no kernel at {bits} bits (K = {shape[1]}); use "

@@ -41,6 +41,8 @@ _ROOM = 0.5
 """Share of the noise allowed that 8-bit weights may make by themselves: with more of it a layer that keeps them, and
 computes in float, is hardly better than one on integers, and float weights are what helps."""
 
+_STORED_BETTER = f"{STORED} (gptq)"
+
 _MOST_TRIES = 6
 """Models that are built to find how many layers have to be given back."""
 
@@ -105,9 +107,11 @@ class Demoting:
             kept = self._spare_weights()
         if kept is None:  # none is surely inside; the one that is farthest inside serves
             kept = min(self._barely, key=trials.loss, default=None)
-        if kept is not None:
+        found = [kept, trials.made.get(_STORED_BETTER)]
+        new = [trial for trial in found if trial is not None and trial.timing is None and not trial.refused]
+        if new:
             leaders = chooser.ranked(trials.outcomes())
-            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), kept])
+            trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), *new])
 
     # Layers given back.
 
@@ -192,7 +196,7 @@ class Demoting:
     def _stored_better(self) -> Candidate | None:
         """Stored weights that were rounded by how they are used; None where there are none."""
         trials = self._trials
-        name, stored = f"{STORED} (gptq)", trials.made.get(STORED)
+        name, stored = _STORED_BETTER, trials.made.get(STORED)
         packs = stored is not None and bool(stored.plan.counts(WEIGHT))  # which would need other statistics
         if name not in trials.made and stored is not None and not packs and self._full_speed.leaves_open("gptq"):
             self._full_speed.like(name, stored, stored.recipe.override(algorithm="gptq"))

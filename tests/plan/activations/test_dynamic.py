@@ -63,8 +63,13 @@ def planned(text: str, *, preset: str = "w8a8-dynamic", opset: int = 17, ir: int
         ),
         (
             "g (int64[4] i) => (float[64,4] y) { [n] y = Gather <axis = 1> (w, i) }",
+            "dynamic",
+            "slices of the table are stored as int8 and scaled once gathered",
+        ),
+        (
+            "g (int64[4] i) => (float[4,4] y) { [n] y = Gather <axis = 1> (flat, i) }",
             "float",
-            "it does not gather whole rows",
+            "its scales, one a slice, would take what the integers of its table save",
         ),
         (
             "g (int64[4] i) => (float[4,4] y) { [n] y = Gather (small, i) }",
@@ -79,7 +84,7 @@ def test_a_node_that_does_not_says_why(text: str, action: str, reason: str) -> N
     feed = {"x": np.ones((4, 4), np.float32), "i": np.zeros(4, np.int64)}
     arrays = {
         "w": W, "vector": weights(1024), "column": weights(64, 1), "narrow": weights(512, 4),
-        "kernel": weights(64, 64, 1, 1), "small": weights(8, 4),
+        "kernel": weights(64, 64, 1, 1), "small": weights(8, 4), "flat": weights(4, 512),
     }  # fmt: skip
     used = {name: array for name, array in arrays.items() if f"{name}," in text or f"{name})" in text}
     feeds = [{"i": feed["i"]}] if "x)" not in text and "x," not in text else None

@@ -29,11 +29,11 @@ def einsum(equation: str, shape: tuple[int, ...], swapped: bool = False, rank: i
 
 CASES = {
     "left": (
-        build("g (float[N, 64, S] x) => (float[N, 48, S] y) { [layer] y = MatMul (w, x) }", w=weights(48, 64)),
+        build("g (float[N, 64, S] x) => (float[N, 16, S] y) { [layer] y = MatMul (w, x) }", w=weights(16, 64)),
         {0: PerAxis(0)},
     ),
     "left stack": (
-        build("g (float[N, 64, S] x) => (float[3, 48, S] y) { [layer] y = MatMul (w, x) }", w=weights(3, 48, 64)),
+        build("g (float[N, 64, S] x) => (float[3, 16, S] y) { [layer] y = MatMul (w, x) }", w=weights(3, 16, 64)),
         {0: PerBlock(2, 64)},
     ),
     "right stack": (
@@ -157,14 +157,26 @@ def test_each_matrix_of_a_stack_has_its_own_scales_when_rows_are_gathered_at_inf
     assert result.plan.nodes["experts"].weights[0].granularity == PerBlock(1, 64)
 
 
-def test_a_stack_that_is_not_looked_up_by_its_first_axis_stays_float() -> None:
+@pytest.mark.parametrize("preset", ["w8a8", "w8a8-dynamic", "w8", "w4"])
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_a_table_that_is_looked_up_along_another_axis_is_stored_by_slices(preset: str, axis: int) -> None:
     text = (
-        "g (float[6, N, 64] x, int64[K] ids) => (float[6, N, K] y) {"
-        " [experts] w = Gather <axis = 2> (all, ids) [layer] y = MatMul (x, w) }"
+        "g (float[N, 64] x, int64[2, K] ids) => (float y, float[N, 32] z) {"
+        f" [table] y = Gather <axis = {axis}> (all, ids) z = MatMul (x, w) }}"
     )
-    model = build(text, all=weights(6, 64, 48))
-    with pytest.raises(onnxq.RecipeError, match=r"its table of shape \(6, 64, 48\) is not looked up by rows"):
-        onnxq.quantize(model, preset="w4", benchmark=False)
+    model = build(text, all=weights(6, 40, 48), w=weights(64, 32))
+    feeds = [{"x": weights(3, 64, seed=i), "ids": np.array([[1, -1, 7], [0, 3, 3]])} for i in range(4)]
+    result = onnxq.quantize(model, preset=preset, calibration=feeds, benchmark=False)
+    assert result.plan.nodes["table"].weights[0].granularity == PerAxis(axis % 3)
+    assert result.model is not None
+    assert "table" in {weight["node"] for weight in onnxq.inspect(result.model).weights}
+    back = onnxq.dequantize(result.model).model
+    assert back is not None
+    expected, *others = (run(m.SerializeToString(), feeds[0])["y"] for m in (model, result.model, back))
+    for got in others:
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= 0.5 / 127 + 1e-6
+    np.testing.assert_array_equal(*others)
 
 
 @pytest.mark.parametrize(("shape", "stored"), [((1, 4096), False), ((1, 1024), False), ((4, 1024), True)])

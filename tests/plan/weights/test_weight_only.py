@@ -125,6 +125,16 @@ def test_rules_give_layers_their_own_bits_and_blocks() -> None:
     assert result.bits_per_weight == pytest.approx((64 * 64 * 5 + 64 * 32 * 8.5) / (64 * 96))
 
 
+@pytest.mark.parametrize(("inputs", "block"), [(16, 16), (24, 32), (64, 64), (100, 128), (512, 128)])
+def test_blocks_are_no_longer_than_the_rows(inputs: int, block: int) -> None:
+    """A block that is filled up with zeros would make the file larger."""
+    model = layer(inputs, 256)
+    result = result_of(model, preset="w8", include=["layer"])
+    (packed,) = (node for node in result.model.graph.node if node.op_type == "MatMulNBits")
+    assert {a.name: a.i for a in packed.attribute}["block_size"] == block
+    assert result.size_after < result.size_before
+
+
 def test_three_bits_are_said_to_be_stored_as_four() -> None:
     result = result_of(layer(), bits=3)
     assert result.plan.nodes["layer"].reason == "3 bits: 8 levels on the grid of 4-bit storage"

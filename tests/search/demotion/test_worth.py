@@ -136,3 +136,24 @@ def test_a_search_starts_from_the_closest_of_the_fastest(static: float, mixed: f
     )
     chosen = Demoting(job, trials, cast(Any, None))._too_coarse()
     assert (None if chosen is None else chosen.name) == start
+
+
+@pytest.mark.parametrize("refused", ["", "outside"])
+@pytest.mark.parametrize("given_back", [True, False])
+def test_stored_weights_that_are_inside_are_timed_whatever_else_was_found(
+    monkeypatch: pytest.MonkeyPatch, refused: str, given_back: bool
+) -> None:
+    """They may be as fast as layers given back, in a file that is a quarter as large."""
+    start = SimpleNamespace(name=STATIC, timing=object(), refused="outside")
+    kept = SimpleNamespace(name="mixed (3 float)", timing=None, refused="")
+    stored = SimpleNamespace(name="w8 (gptq)", timing=None, refused=refused)
+    timed: list[Any] = []
+    trials = SimpleNamespace(made={"w8 (gptq)": stored}, outcomes=list, time=timed.extend, loss=float)
+    demoting = Demoting(cast(Any, None), cast(Any, trials), cast(Any, SimpleNamespace(measured=True)))
+    found = {"_too_coarse": start, "_with_float_weights": None, "_give_back": kept if given_back else None}
+    found |= {"_nearly_as_fast": False, "_worth_sparing": False, "_has_grown": False}
+    for name, value in found.items():
+        monkeypatch.setattr(demoting, name, lambda *_, value=value: value)
+    monkeypatch.setattr(demoting, "_full_speed", SimpleNamespace(run=lambda _: None, refined=lambda trial: trial))
+    demoting.run()
+    assert timed == [kept] * given_back + [stored] * (not refused)

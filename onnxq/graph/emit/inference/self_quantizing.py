@@ -77,17 +77,17 @@ def attention(
 
 
 def gather(builder: common.Builder, node: ir.Node, tensor: QTensor) -> None:
-    """Gather rows of integers and their scales, and multiply; the table is never unfolded as a whole.
+    """Gather integers, along any axis, and their scales, and multiply; the table is never unfolded as a whole.
 
     Args:
         builder: of the model.
         node: the Gather; the one of integers takes its name.
-        tensor: the table, with a scale for each row.
+        tensor: the table, with a scale for each row or slice.
     """
     graph, base, indices = node.graph, _name(node.inputs[0], node), node.inputs[1]
     assert graph is not None
     output = node.outputs[0]
-    axis = [ir.AttrInt64("axis", 0)]
+    axis = [ir.AttrInt64("axis", walk.attr_int(node, "axis"))]
     names = builder.names
     name = output.name or node.name
     rows = builder.node(
