@@ -35,7 +35,7 @@ def render(results: dict[str, Any]) -> str:
         ]
         parts += [_table(shown)]
     if others:
-        parts += ["## Where w8a8 costs less", _table(others)]
+        parts += ["## Measured with w8 and w8a8 alone", _table(others)]
     if few:
         parts += ["## Fewer bits, every layer on integers", _table(few)]
     errors = [f"- {row['model']}, {row['way']}: {row['error']}" for row in rows if row["error"] is not None]

@@ -22,7 +22,7 @@ from onnxq.runtime.synthetic import runnable_feed, within
 from onnxq.verify.compare import compare
 
 LOW_DB = 10.0
-"""On made-up inputs ranges clip more than on real ones; below this a warning is due all the same."""
+"""On synthetic inputs ranges clip more than on real ones; below this a warning is due all the same."""
 
 
 _NOT_HERE = "not compared with the quantized model, which does not run here"
@@ -40,7 +40,7 @@ def dequantize(
     """Give a quantized model its floats back, so that it can be quantized anew.
 
     Weights become the real numbers that their integers stand for, activations are not rounded any more. Inputs and
-    outputs keep names and types. The result is run beside the model on a made-up sample before it is written.
+    outputs keep names and types. The result is run beside the model on a synthetic sample before it is written.
 
     Args:
         model: path or ``onnx.ModelProto``, quantized by whatever tool; never changed.
@@ -101,7 +101,7 @@ def _compared(
     threads: int | None,
     warnings: list[str],
 ) -> float | None:
-    """SQNR of the quantized model against the float one on a made-up sample; None where none runs.
+    """SQNR of the quantized model against the float one on a synthetic sample; None where none runs.
 
     Args:
         original: the quantized model, or None where it does not load.
@@ -126,7 +126,7 @@ def _compared(
         raise VerificationError(f"dequantize: the float model does not run, nothing was written: {error}") from None
     if comparison.sqnr_db is not None and comparison.sqnr_db < LOW_DB:
         warnings.append(
-            f"on a made-up sample the quantized model has {comparison.sqnr_db:.1f} dB against the float one; compare "
-            "them on real ones with onnxq compare"
+            f"on a synthetic sample the quantized model has {comparison.sqnr_db:.1f} dB against the float one; compare "
+            "them on real samples with onnxq compare"
         )
     return comparison.sqnr_db

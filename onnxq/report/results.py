@@ -294,7 +294,7 @@ class DequantizeResult:
         output: the file that was written; None where only `model` was asked for.
         rewritten: quantized operators, Q and DQ nodes among them, that were given a float form, by type.
         left: operators that are quantized still, by type.
-        sqnr_db: the quantized model against the float one, worst output, on a made-up sample; None where none runs.
+        sqnr_db: the quantized model against the float one, worst output, on a synthetic sample; None where none runs.
         warnings: one line each.
         model: the float model where a model, not a path, was given; else None.
     """
@@ -319,7 +319,7 @@ class DequantizeResult:
     def summary(self) -> str:
         """What was rewritten, as text."""
         rewritten = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "stored weights"
-        ratio = "" if self.sqnr_db is None else f"\nthe quantized model on a made-up sample: {decibels(self.sqnr_db)}"
+        ratio = "" if self.sqnr_db is None else f"\nthe quantized model on a synthetic sample: {decibels(self.sqnr_db)}"
         return f"{self.output or 'float model'}: {rewritten}{ratio}"
 
 

@@ -45,7 +45,7 @@ def test_what_loses_little_gets_no_further_rows(one: Path, monkeypatch: pytest.M
     rows = json.loads(one.read_text())["rows"]
     assert [each["way"] for each in rows] == ["w8", "w8a8"] and not any(each["error"] for each in rows)
     assert all("file" not in each and each["score"] == 0.5 for each in rows)
-    assert "## Where w8a8 costs less" in one.with_suffix(".md").read_text()
+    assert "## Measured with w8 and w8a8 alone" in one.with_suffix(".md").read_text()
 
 
 def test_a_run_goes_on_with_the_rows_that_are_missing(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_few_bits_have_a_table_of_their_own() -> None:
     rows += [row("quark adaquant", error="no Quark"), row("w8", model="other"), row("w8a8", model="other")]
     text = learned_tables.render({"machine": {}, "rows": rows})
     first, second = text.split("## Fewer bits")
-    first, others = first.split("## Where w8a8 costs less")
+    first, others = first.split("## Measured with w8 and w8a8 alone")
     assert "w8a8 AdaRound" in first and "W4A4 plain" not in first and "W4A4 plain" in second
     assert first.index("w8a8 AdaRound") < first.index("quark adaquant") and "exact" in first
     assert first.count("digits_net") == 1 and "other" in others and "- digits_net, quark adaquant: no Quark" in second

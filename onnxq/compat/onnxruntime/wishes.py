@@ -157,7 +157,7 @@ MEANINGS: dict[str, tuple[Meaning, str]] = {
     "CalibPercentile": (lambda value: {"percentile": float(value)}, "`percentile`"),
     "CalibMaxIntermediateOutputs": (_none, "not needed: memory does not grow with the samples"),
     "CalibStridedMinMax": (_none, "not needed: memory does not grow with the samples"),
-    "EnableSubgraph": (_none, "always: bodies of If, Loop and Scan are quantized"),
+    "EnableSubgraph": (_none, "always: subgraphs of If, Loop and Scan are quantized"),
     "DefaultTensorType": (_none, "not needed: types and shapes come from a run"),
     "DisableShapeInference": (_none, "not needed: types and shapes come from a run"),
     "MatMulConstBOnly": (_exclude_products, "MatMuls of two activations are left out"),

@@ -335,4 +335,4 @@ def test_the_made_up_sample_stays_inside_what_the_model_takes(format: str) -> No
     assert small.model is not None
     back = onnxq.dequantize(small.model)
     assert back.sqnr_db is not None and back.sqnr_db > 20
-    assert not any("made-up" in warning for warning in back.warnings)
+    assert not any("synthetic" in warning for warning in back.warnings)
