@@ -98,7 +98,7 @@ def readable_files(folder: Path, by_class: dict[str, list[Path]], check: Callabl
         try:
             check(entry[0])
         except Exception as error:  # whatever a decoder raises at a damaged file
-            bad.append(f"{entry[0].name} ({str(error).replace(str(entry[0]), 'the file') or type(error).__name__})")
+            bad.append(f"{entry[0].name} ({_without_path(error, entry[0]) or type(error).__name__})")
         else:
             good.append(entry)
     if bad:
@@ -114,6 +114,11 @@ def readable_files(folder: Path, by_class: dict[str, list[Path]], check: Callabl
         )
     labels = np.array([label for _, label in good], np.int64) if classes else None
     return MediaFiles([path for path, _ in good], labels, notes)
+
+
+def _without_path(error: Exception, path: Path) -> str:
+    """What a decoder said of a file that is named already."""
+    return str(error).replace(f"'{path}'", "it").replace(str(path), "it")
 
 
 def _all_numbers(names: list[str]) -> bool:

@@ -14,6 +14,7 @@ from onnxq.data.feeds import Feed
 from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
+from onnxq.graph.reading.optimized import has_float8
 from onnxq.graph.views.isolate import Isolated, Unit
 from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
 from onnxq.graph.views.tail import tail
@@ -234,7 +235,7 @@ def _rank(finding: Finding, index: int) -> tuple[bool, float, int]:
 
 def _opened(model: Model, label: str, threads: int | None, engine: Engine | None) -> Session:
     if engine is None:
-        return session_of(model, threads=threads, label=label)
+        return session_of(model, optimize=not has_float8(model), threads=threads, label=label)
     return EngineSession(open_session(io.to_bytes(model), threads=threads, label=label), engine)
 
 

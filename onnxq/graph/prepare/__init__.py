@@ -30,6 +30,7 @@ from onnxq.graph.prepare.operators import (
     unit_axes,
 )
 from onnxq.graph.prepare.whole import (
+    branches,
     drop_unused,
     eliminate,
     functions,
@@ -79,6 +80,7 @@ STEPS = {
     "gemm": "rewriting its fully connected layers",
     "gelu": "joining Gelu",
     "eliminate": "dropping Identity, Dropout and Cast",
+    "branches": "taking in the branches that are always taken",
     "loop_constants": "reading what loops do not change from outside",
     "unused": "dropping what nothing reads",
     "deduplicate": "joining equal constants",
@@ -170,11 +172,12 @@ def prepare(
 
 _Pass = Callable[[ir.Model], int]
 
-_BEFORE: dict[str, _Pass] = {"eliminate": eliminate.run, "folding": fold_constants.run}
+_BEFORE: dict[str, _Pass] = {"branches": branches.run, "eliminate": eliminate.run, "folding": fold_constants.run}
 """Before all else: the converter does better where shapes are known, and so does inference."""
 
 _PASSES: dict[str, _Pass] = {
     "eliminate": eliminate.run,
+    "branches": branches.run,
     "loop_constants": loop_constants.run,
     "folding": fold_constants.run,
     "right_sides": right_sides.run,
