@@ -64,7 +64,7 @@ class Sample:
 
 
 @dataclass
-class Outcome:
+class BlockResult:
     """How a block came out.
 
     Attributes:
@@ -119,7 +119,7 @@ class BlockLearner:
 
     def learn(
         self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance | None = None
-    ) -> Outcome:
+    ) -> BlockResult:
         """Learn.
 
         Args:
@@ -139,13 +139,13 @@ class BlockLearner:
             self._module.drop = 0.0
             self._module.eval()
 
-    def _learn(self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance) -> Outcome:
+    def _learn(self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance) -> BlockResult:
         config, parts = self._config, self._parts
         self._energy = _energies(samples)
         size = self._batch_size(samples)
         best = self.error(held_out)
         count = config.iterations
-        outcome = Outcome(best, best, planned=count)
+        outcome = BlockResult(best, best, planned=count)
         waited = 0
         optimizer = torch.optim.Adam(parts.groups(config, rounds=self._rounds))
         first = [group["lr"] for group in optimizer.param_groups]

@@ -106,7 +106,7 @@ class Finetuning:
 
 
 @dataclass
-class Outcome:
+class FinetuningResult:
     """How it went.
 
     Attributes:
@@ -128,7 +128,7 @@ class Outcome:
     weights: int = 0
 
 
-def finetune(task: Finetuning) -> Outcome:
+def finetune(task: Finetuning) -> FinetuningResult:
     """Learn; deterministic by seed on one machine, as long as time is not what ends it."""
     before = torch.get_num_threads()
     torch.set_num_threads(task.config.threads)
@@ -165,11 +165,11 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.groups, betas=(0.9, 0.99))
         self.first = [group["lr"] for group in self.groups]
 
-    def go(self) -> Outcome:
+    def go(self) -> FinetuningResult:
         allowance = Allowance(60.0 * self.config.minutes, by_clock=self.device.type != "cpu")
         epochs = self.config.epochs or max(3, min(60, math.ceil(_STEPS / max(len(self.train), 1))))
         best, kept = self._held_out()[0], self._copy()
-        outcome = Outcome(best, best, weights=self.weights)
+        outcome = FinetuningResult(best, best, weights=self.weights)
         begin, waited = 0, 0
         known = self._load()
         if known is not None:

@@ -20,7 +20,7 @@ from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
 from onnxq.graph.types import Model
 from onnxq.graph.views.plain_graph import limits_behind, plain_graph, replace_constants
-from onnxq.qat.block_learning import BlockLearner, Outcome, Sample
+from onnxq.qat.block_learning import BlockLearner, BlockResult, Sample
 from onnxq.qat.block_parts import LearningConfig
 from onnxq.qat.computing_time import Allowance
 from onnxq.qat.graph_module import GraphModule
@@ -85,7 +85,7 @@ class Reconstructed:
         late: blocks for which no time was left.
     """
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[BlockResult] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     late: int = 0
@@ -158,7 +158,7 @@ def layers_of(module: GraphModule) -> frozenset[int]:
 
 def _learn(
     task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, how: tuple[int, bool]
-) -> Outcome | None:
+) -> BlockResult | None:
     learner = BlockLearner(task.module, block, task.config, how[0], rounds=how[1])
     if not learner.learns:
         return None

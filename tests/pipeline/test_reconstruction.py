@@ -138,16 +138,16 @@ def test_a_loss_that_is_not_finite_keeps_the_best_state(monkeypatch: pytest.Monk
 
 @needs_torch
 def test_what_is_worse_in_the_whole_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxq.qat.block_learning import BlockLearner, Outcome
+    from onnxq.qat.block_learning import BlockLearner, BlockResult
 
-    def spoil(self: BlockLearner, *arguments: Any) -> Outcome:
+    def spoil(self: BlockLearner, *arguments: Any) -> BlockResult:
         import torch
 
         self._parts.settle()
         with torch.no_grad():
             for part in self._parts.integers:
                 part.latent += 2.0
-        return Outcome(1.0, 0.5, 1)
+        return BlockResult(1.0, 0.5, 1)
 
     monkeypatch.setattr(BlockLearner, "learn", spoil)
     result = quantized(reconstruct=True)

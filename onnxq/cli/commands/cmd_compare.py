@@ -126,7 +126,7 @@ def command(
 
 
 def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_drop: float | None) -> Iterator[str]:
-    from onnxq.search.within.score import TOP1, Metric
+    from onnxq.search.within.score import TOP1, TaskMetric
     from onnxq.verify.budget import Limits
 
     for name, output in result.outputs.items():
@@ -136,5 +136,5 @@ def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_
         return
     if metric in (None, TOP1):
         yield from Limits(max_drop=max_drop).failures(result)
-    elif not (fall := Metric(metric).fall(result)) <= max_drop:
-        yield f"{Metric(metric).change(fall)} and --max-drop allows {max_drop:g}"
+    elif not (fall := TaskMetric(metric).fall(result)) <= max_drop:
+        yield f"{TaskMetric(metric).change(fall)} and --max-drop allows {max_drop:g}"

@@ -32,7 +32,7 @@ from onnxq.verify.kinds.output_kinds import normalized_axis
 
 if TYPE_CHECKING:
     from onnxq.qat.distillation import Target
-    from onnxq.qat.finetuning import Outcome
+    from onnxq.qat.finetuning import FinetuningResult
 
 _MOST = 4096
 """Samples to learn from, at most."""
@@ -119,7 +119,7 @@ class _Samples:
 
 def _learned(
     job: Job, chosen: Candidate, data: Data, graph: PlainGraph
-) -> tuple[Outcome, Mapping[tuple[int, int], tuple[str, Array]]]:
+) -> tuple[FinetuningResult, Mapping[tuple[int, int], tuple[str, Array]]]:
     from onnxq.qat.finetuning import FinetuneConfig, Finetuning, finetune, has_device, start_from
     from onnxq.qat.graph_module import GraphModule
 
@@ -257,7 +257,7 @@ def _signature(job: Job, chosen: Candidate, data: Data) -> str:
     return digest.hexdigest()
 
 
-def _said(outcome: Outcome, minutes: float) -> list[str]:
+def _said(outcome: FinetuningResult, minutes: float) -> list[str]:
     said = []
     if not outcome.finite:
         said.append("--finetune: a loss was NaN or infinite; it stopped there and kept the best state before")

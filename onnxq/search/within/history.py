@@ -17,7 +17,7 @@ GIVEN_UP = "given up for lack of time"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What one recipe gives.
 
     Attributes:
@@ -87,7 +87,7 @@ class Step:
     """
 
     tried: str
-    outcome: Outcome
+    outcome: StepOutcome
     seconds: float
     inside: bool
     verdict: str

@@ -16,8 +16,8 @@ from onnxq.plan.placement.estimate import estimated_us
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.within.history import Outcome
-from onnxq.search.within.score import Metric
+from onnxq.search.within.history import StepOutcome
+from onnxq.search.within.score import TaskMetric
 from onnxq.targets import WHOLE, Target
 from onnxq.verify.budget import Limits, fall
 from onnxq.verify.compare import Comparison, compare
@@ -37,7 +37,7 @@ def wider_than(recipe: Recipe, target: Target) -> str | None:
     return next((name for name in target.presets if PRESETS[name].activation_bits == QType.UINT16.bits), None)
 
 
-class Judge:
+class LimitsJudge:
     """Measures models against the limits; the float model's score is taken once.
 
     Attributes:
@@ -46,7 +46,7 @@ class Judge:
         before: score of the float model by the user's metric; None with the default one.
     """
 
-    def __init__(self, job: Job, data: Data, metric: Metric, limits: Limits) -> None:
+    def __init__(self, job: Job, data: Data, metric: TaskMetric, limits: Limits) -> None:
         """Open the float model and score it.
 
         Args:
@@ -67,14 +67,14 @@ class Judge:
         with self.job.clock.step("metric"):
             return self.metric.of(session)
 
-    def judge(self, chosen: Candidate) -> Outcome:
+    def judge(self, chosen: Candidate) -> StepOutcome:
         """The outcome of a model that was verified."""
         if chosen.verdict.comparison is None:
-            return Outcome(failure="; ".join(chosen.verdict.failures) or "it was not compared")
+            return StepOutcome(failure="; ".join(chosen.verdict.failures) or "it was not compared")
         session = open_session(chosen.content, threads=self.job.threads) if self.before is not None else None
         return self.outcome(chosen, chosen.verdict.comparison, session)
 
-    def measure(self, built: Candidate) -> Outcome:
+    def measure(self, built: Candidate) -> StepOutcome:
         """The outcome of a model."""
         session = open_session(built.content, threads=self.job.threads, label="quantized model")
         held_out = self.data.held_out
@@ -82,7 +82,7 @@ class Judge:
             comparison = compare(self.float, session, held_out, labels=held_out.labels)
         return self.outcome(built, comparison, session)
 
-    def outcome(self, built: Candidate, comparison: Comparison, session: Session | None) -> Outcome:
+    def outcome(self, built: Candidate, comparison: Comparison, session: Session | None) -> StepOutcome:
         """Figures of a model by which it is judged."""
         drop: float | None = None
         if self.before is not None and session is not None:
@@ -94,7 +94,7 @@ class Judge:
             drop = found[1] if found is not None else None
         failure = "" if comparison.finite else "an output is NaN or infinite where float is finite"
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
-        return Outcome(drop, comparison.sqnr_db, cost, built.size, failure, loss=comparison.loss)
+        return StepOutcome(drop, comparison.sqnr_db, cost, built.size, failure, loss=comparison.loss)
 
     def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
         """By node, the estimated microseconds that an inference takes longer where it alone is left float, or wider.
@@ -117,7 +117,7 @@ class Judge:
         plan = make_plan(prepared.model, recipe, job.target, seen)
         return estimated_us(prepared.model, plan, job.target, seen.shapes)
 
-    def can_tell(self, outcome: Outcome) -> bool:
+    def can_tell(self, outcome: StepOutcome) -> bool:
         """Whether the limits are on figures that this kind of model has."""
         missing_drop = self.limits.max_drop is not None and outcome.drop is None
         missing_sqnr = self.limits.min_sqnr is not None and outcome.sqnr_db is None
@@ -129,7 +129,7 @@ class Judge:
         """The limits in words."""
         return str(self.limits)
 
-    def figures(self, outcome: Outcome) -> str:
+    def figures(self, outcome: StepOutcome) -> str:
         """An outcome in words."""
         if outcome.failure:
             return outcome.failure

@@ -52,7 +52,7 @@ Function = Callable[[Runner], float]
 
 
 @dataclass(frozen=True)
-class Metric:
+class TaskMetric:
     """What a model is scored by.
 
     Attributes:
@@ -111,7 +111,7 @@ class Metric:
         return score
 
 
-def search_metric(given: str | Function | None, max_drop: float | None, min_sqnr: float | None) -> Metric:
+def search_metric(given: str | Function | None, max_drop: float | None, min_sqnr: float | None) -> TaskMetric:
     """What the user asked to measure by.
 
     Args:
@@ -123,22 +123,24 @@ def search_metric(given: str | Function | None, max_drop: float | None, min_sqnr
         RecipeError: there is no such metric, or no limit that it could be held to.
     """
     if given is None:
-        return Metric()
+        return TaskMetric()
     if given == SQNR:
         if min_sqnr is None or max_drop is not None:
             raise RecipeError("--metric sqnr: the limit of SQNR is --min-sqnr, in dB; use that, without --max-drop")
-        return Metric(SQNR)
+        return TaskMetric(SQNR)
     if max_drop is None:
         raise RecipeError("--metric: there is no limit to hold it to; pass --max-drop")
     if given == TOP1 or given in FIGURES:
-        return Metric(str(given))
+        return TaskMetric(str(given))
     if isinstance(given, str):
-        return Metric(given, _imported(given))
+        return TaskMetric(given, _imported(given))
     if not callable(given):
         raise RecipeError(
             f"metric: is a {type(given).__name__}; pass one of {_NAMES}, 'module:function' or a function of a runner"
         )
-    return Metric(f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}", given)
+    return TaskMetric(
+        f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}", given
+    )
 
 
 def _imported(text: str) -> Function:

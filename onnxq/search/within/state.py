@@ -12,7 +12,7 @@ from typing import Any
 from onnxq.core import atomic
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.history import StepOutcome, Suspect
 
 _FORMAT = 1
 
@@ -52,18 +52,18 @@ class SearchState:
         """Seconds of search so far; while answers come from the file, those that it says had passed then."""
         return self._passed + time.monotonic() - self._since
 
-    def outcome(self, recipe: Recipe, seconds: float) -> Outcome | None:
+    def outcome(self, recipe: Recipe, seconds: float) -> StepOutcome | None:
         """What a recipe gave, if it was tried, and was not broken off in much less time than there is now."""
         known = self._outcomes.get(recipe.to_yaml())
         if known is None:
             return None
-        outcome = Outcome(**known["outcome"])
+        outcome = StepOutcome(**known["outcome"])
         if outcome.gave_up and seconds > _MORE_TIME * known["seconds"]:
             return None
         self._set_clock(known["passed"])
         return outcome
 
-    def put_outcome(self, recipe: Recipe, outcome: Outcome, seconds: float) -> None:
+    def put_outcome(self, recipe: Recipe, outcome: StepOutcome, seconds: float) -> None:
         """Remember what a recipe gave in the time that it was allowed."""
         self._outcomes[recipe.to_yaml()] = {
             "outcome": asdict(outcome),
@@ -107,7 +107,7 @@ class SearchState:
             fits = found["format"] == _FORMAT and found["key"] == self._key
             outcomes, suspects = dict(found["outcomes"]), dict(found["suspects"])
             for known in outcomes.values():
-                _check(Outcome(**known["outcome"]), float(known["seconds"]), float(known["passed"]))
+                _check(StepOutcome(**known["outcome"]), float(known["seconds"]), float(known["passed"]))
             for entry in (entry for entries in suspects.values() for entry in entries):
                 _check(Suspect(**entry))
             statistics = {str(key): float(seconds) for key, seconds in found.get("statistics", {}).items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
-from onnxq.search.within.history import GIVEN_UP, KEPT, Outcome, Step, Suspect
+from onnxq.search.within.history import GIVEN_UP, KEPT, Step, StepOutcome, Suspect
 from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
@@ -46,14 +46,14 @@ class Found:
         late: the time was over before the search was, so that a longer one may find more.
     """
 
-    inside: list[tuple[Recipe, Outcome]]
+    inside: list[tuple[Recipe, StepOutcome]]
     best: Recipe
-    outcome: Outcome
+    outcome: StepOutcome
     history: list[Step] = field(default_factory=list)
     late: bool = False
 
 
-Attempt = Callable[[Recipe, float], Outcome]
+Attempt = Callable[[Recipe, float], StepOutcome]
 """Builds and measures a recipe in so many seconds, or gives up."""
 
 Diagnose = Callable[[Recipe], Sequence[Suspect]]
@@ -118,7 +118,7 @@ class _RecipeSearch:
     _clock: Callable[[], float]
     _budget: float
     _means: Means
-    _known: dict[Recipe, Outcome] = field(default_factory=dict)
+    _known: dict[Recipe, StepOutcome] = field(default_factory=dict)
     _history: list[Step] = field(default_factory=list)
     _late: bool = False
 
@@ -131,7 +131,7 @@ class _RecipeSearch:
 
     # Attempts.
 
-    def _try(self, words: str, recipe: Recipe, against: Recipe | None = None, share: float = 1.0) -> Outcome:
+    def _try(self, words: str, recipe: Recipe, against: Recipe | None = None, share: float = 1.0) -> StepOutcome:
         """Attempt a recipe once; ``against`` is what it has to beat to be worth keeping."""
         if recipe in self._known:
             return self._known[recipe]
@@ -151,10 +151,10 @@ class _RecipeSearch:
         self._history.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
         return outcome
 
-    def _inside(self, outcome: Outcome) -> bool:
+    def _inside(self, outcome: StepOutcome) -> bool:
         return outcome.shortfall(self._limits) <= 0.0
 
-    def _better(self, outcome: Outcome, than: Outcome) -> bool:
+    def _better(self, outcome: StepOutcome, than: StepOutcome) -> bool:
         """Whether an outcome is closer to the limits; SQNR decides where the metric does not tell them apart."""
         missing, before = outcome.shortfall(self._limits), than.shortfall(self._limits)
         if missing != before:
@@ -309,7 +309,7 @@ class _RecipeSearch:
         return Found(inside, best, outcome, self._history, self._late)
 
 
-def _db(outcome: Outcome) -> float:
+def _db(outcome: StepOutcome) -> float:
     return -math.inf if outcome.sqnr_db is None or math.isnan(outcome.sqnr_db) else outcome.sqnr_db
 
 

@@ -27,10 +27,10 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search.within.deadline import Deadline, LateError
-from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.history import StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
-from onnxq.search.within.limits import Judge, wider_than
-from onnxq.search.within.score import Metric
+from onnxq.search.within.limits import LimitsJudge, wider_than
+from onnxq.search.within.score import TaskMetric
 from onnxq.search.within.state import SearchState
 from onnxq.search.within.strategy import Change, Found, Means, search
 from onnxq.search.within.suspects import suspects_of
@@ -65,7 +65,7 @@ class SearchOptions:
         cache: take what an earlier run with the same model, samples and machine has chosen.
     """
 
-    metric: Metric
+    metric: TaskMetric
     state: Path | None = None
     resume: bool = False
     cache: bool = False
@@ -98,7 +98,7 @@ def with_limits(
         return first
     if job.data is None:
         return _judged_alone(gated, options.metric, limits, first) if own else first
-    work = Judge(gated, job.data, options.metric, limits)
+    work = LimitsJudge(gated, job.data, options.metric, limits)
     outcome = work.judge(first)
     if not work.can_tell(outcome):
         return first
@@ -123,7 +123,7 @@ def _first(job: Job, known: Statistics | None, *, timed: bool) -> Candidate:
     return make(job, timed=timed)
 
 
-def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Candidate) -> Candidate:
+def _judged_alone(job: Job, metric: TaskMetric, limits: Limits, first: Candidate) -> Candidate:
     """Without samples nothing can be searched; a metric that brings its own can be held to its limit."""
     if limits.max_drop is None or metric.function is None:
         raise RecipeError(f"--metric {metric.name}: needs samples; pass --calibration")
@@ -140,7 +140,9 @@ def _judged_alone(job: Job, metric: Metric, limits: Limits, first: Candidate) ->
 class _LimitSearch:
     """One search, and the models that it builds."""
 
-    def __init__(self, job: Job, options: SearchOptions, work: Judge, first: Candidate, outcome: Outcome) -> None:
+    def __init__(
+        self, job: Job, options: SearchOptions, work: LimitsJudge, first: Candidate, outcome: StepOutcome
+    ) -> None:
         self._job, self._options, self._work = job, options, work
         self._start = job.recipe
         self._first = first
@@ -172,7 +174,7 @@ class _LimitSearch:
 
     # What the search asks for.
 
-    def _attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+    def _attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
         self._count += 1
         self._job.clock.report("search")(self._count, None)
         known = self._state.outcome(recipe, seconds)
@@ -182,15 +184,15 @@ class _LimitSearch:
             again = 0.0 if _rewrites(recipe) in self._statistics else self._state.paid(_rewrites(recipe))
             outcome = self._measured(recipe, Deadline(self._job.clock, seconds + again))
         except LateError:
-            outcome = Outcome(failure="given up: it takes longer than there is time", gave_up=True)
+            outcome = StepOutcome(failure="given up: it takes longer than there is time", gave_up=True)
         except OnnxqError as error:
-            outcome = Outcome(failure=str(error))
+            outcome = StepOutcome(failure=str(error))
         except Exception as error:  # one recipe that fails must not take the others with it
-            outcome = Outcome(failure=f"internal error, {type(error).__name__}: {error}")
+            outcome = StepOutcome(failure=f"internal error, {type(error).__name__}: {error}")
         self._state.put_outcome(recipe, outcome, seconds)
         return outcome
 
-    def _measured(self, recipe: Recipe, clock: Clock) -> Outcome:
+    def _measured(self, recipe: Recipe, clock: Clock) -> StepOutcome:
         """The outcome of a recipe; where the runtime refuses its model, of the one with the nodes float that it needs.
 
         Raises:
@@ -365,7 +367,7 @@ def _rewrites(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.equalize, recipe.smooth, recipe.outliers, tuple(rule.smooth for rule in recipe.rules if rule.smooth))
 
 
-def _key(job: Job, work: Judge, options: SearchOptions) -> str:
+def _key(job: Job, work: LimitsJudge, options: SearchOptions) -> str:
     """What a state belongs to: the model, the samples and everything that was asked for."""
     parts = [
         __version__,

@@ -10,9 +10,9 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job, open_data
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.within.history import Outcome
-from onnxq.search.within.limits import Judge
-from onnxq.search.within.score import Metric
+from onnxq.search.within.history import StepOutcome
+from onnxq.search.within.limits import LimitsJudge
+from onnxq.search.within.score import TaskMetric
 from onnxq.targets import target_named
 from onnxq.verify.budget import Limits
 from tests.graph.build import build, weights
@@ -21,12 +21,12 @@ from tests.search.within.test_within_limits import LAYERS, feeds, network
 RECIPE = Recipe(preset="w8a8")
 
 
-def judge(model: object = None, samples: object = None, **limits: float) -> Judge:
+def judge(model: object = None, samples: object = None, **limits: float) -> LimitsJudge:
     target = target_named("cpu")
     prepared = load_and_prepare(network() if model is None else model, target, Clock(None))  # type: ignore[arg-type]
     data = open_data(feeds() if samples is None else samples, prepared)
     job = Job(prepared, RECIPE, target, data, None, Clock(None), ExitStack(), 1, 0.1, 1.0)
-    return Judge(job, data, Metric(), Limits(**limits))
+    return LimitsJudge(job, data, TaskMetric(), Limits(**limits))
 
 
 def test_a_layer_between_integers_costs_more_in_float_than_the_last_one() -> None:
@@ -54,14 +54,19 @@ def test_a_node_that_is_not_there_has_no_price() -> None:
 def test_figures_in_words() -> None:
     made = judge(max_drop=0.5, min_sqnr=20.0)
     assert made.asked == "--max-drop 0.5 and --min-sqnr 20"
-    assert made.figures(Outcome(1.5, 18.26)) == "top1 falls by 1.5 points; SQNR is 18.3 dB"
-    assert made.figures(Outcome(failure="broken")) == "broken"
-    assert made.figures(Outcome()) == "nothing could be measured"
+    assert made.figures(StepOutcome(1.5, 18.26)) == "top1 falls by 1.5 points; SQNR is 18.3 dB"
+    assert made.figures(StepOutcome(failure="broken")) == "broken"
+    assert made.figures(StepOutcome()) == "nothing could be measured"
 
 
 @pytest.mark.parametrize(
     ("outcome", "can"),
-    [(Outcome(1.0, 9.0), True), (Outcome(None, 9.0), False), (Outcome(1.0, None), False), (Outcome(failure="x"), True)],
+    [
+        (StepOutcome(1.0, 9.0), True),
+        (StepOutcome(None, 9.0), False),
+        (StepOutcome(1.0, None), False),
+        (StepOutcome(failure="x"), True),
+    ],
 )
-def test_whether_the_limits_are_on_figures_that_there_are(outcome: Outcome, can: bool) -> None:
+def test_whether_the_limits_are_on_figures_that_there_are(outcome: StepOutcome, can: bool) -> None:
     assert judge(max_drop=0.5, min_sqnr=20.0).can_tell(outcome) is can

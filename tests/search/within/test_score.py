@@ -9,7 +9,7 @@ import pytest
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.runtime.session import open_session
-from onnxq.search.within.score import Metric, Runner, search_metric
+from onnxq.search.within.score import Runner, TaskMetric, search_metric
 from onnxq.verify.compare import Comparison
 from tests.graph.build import build
 
@@ -38,11 +38,11 @@ def test_a_refused_feed_keeps_its_own_message() -> None:
 
 @pytest.mark.parametrize(("given", "name"), [(None, "top1"), ("top1", "top1"), ("perplexity", "perplexity")])
 def test_names_stand_for_the_comparison_with_float(given: str | None, name: str) -> None:
-    assert search_metric(given, 0.5, None) == Metric(name)
+    assert search_metric(given, 0.5, None) == TaskMetric(name)
 
 
 def test_sqnr_is_limited_in_decibels() -> None:
-    assert search_metric("sqnr", None, 20.0) == Metric("sqnr")
+    assert search_metric("sqnr", None, 20.0) == TaskMetric("sqnr")
 
 
 def test_a_function_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,12 +68,12 @@ def test_a_module_that_fails_is_named() -> None:
     ],
 )
 def test_a_drop_in_words(name: str, drop: float, words: str) -> None:
-    assert Metric(name).change(drop) == words
+    assert TaskMetric(name).change(drop) == words
 
 
 def test_the_fall_of_a_figure_is_in_its_own_units() -> None:
     found = Comparison({}, 1, 30.0, None, None, {"float": 0.9, "quantized": 0.88}, {"float": 15.0, "quantized": 15.5})
-    assert Metric("accuracy").fall(found) == pytest.approx(2.0)
-    assert Metric("perplexity").fall(found) == pytest.approx(0.5)
+    assert TaskMetric("accuracy").fall(found) == pytest.approx(2.0)
+    assert TaskMetric("perplexity").fall(found) == pytest.approx(0.5)
     with pytest.raises(RecipeError, match="--metric divergence: cannot be given"):
-        Metric("divergence").fall(found)
+        TaskMetric("divergence").fall(found)

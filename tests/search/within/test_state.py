@@ -11,7 +11,7 @@ import pytest
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe
-from onnxq.search.within.history import Outcome, Suspect
+from onnxq.search.within.history import StepOutcome, Suspect
 from onnxq.search.within.state import SearchState
 
 RECIPE = Recipe(preset="w8a8")
@@ -20,7 +20,7 @@ VALUES: list[Any] = [None, True, -1, 1.5, "text", [], {}, [1], {"a": 1}, float("
 
 def written(path: Path) -> dict[str, Any]:
     state = SearchState(path, "key", resume=False)
-    state.put_outcome(RECIPE, Outcome(0.1, 30.0, 5.0, 100), 3.0)
+    state.put_outcome(RECIPE, StepOutcome(0.1, 30.0, 5.0, 100), 3.0)
     state.put_suspects(RECIPE, [Suspect("conv", 0.1, "mse", price=2.0)])
     found: dict[str, Any] = json.loads(path.read_text())
     return found
@@ -37,7 +37,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 def test_any_damage_is_one_line_or_a_state_that_works(tmp_path: Path) -> None:
     path, chance = tmp_path / "s.json", random.Random(0)
     content = written(path)
-    assert SearchState(path, "key", resume=True).outcome(RECIPE, 1.0) == Outcome(0.1, 30.0, 5.0, 100)
+    assert SearchState(path, "key", resume=True).outcome(RECIPE, 1.0) == StepOutcome(0.1, 30.0, 5.0, 100)
     refused = 0
     for _ in range(400):
         damaged = json.loads(json.dumps(content))

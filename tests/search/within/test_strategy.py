@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.within.history import GIVEN_UP, Outcome, Suspect
+from onnxq.search.within.history import GIVEN_UP, StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import learned, unlearned
 from onnxq.search.within.state import SearchState
 from onnxq.search.within.strategy import Found, Means, search
@@ -42,18 +42,18 @@ class Network:
     def floats(self, recipe: Recipe) -> set[str]:
         return {rule.match for rule in recipe.rules if rule.quantize is False or rule.preset == "w8a16"}
 
-    def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+    def attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
         self.asked.append(recipe)
         self.now += self.seconds
         left = self.floats(recipe)
         if self.fails_without_nodes and left == set(self.order):
-            return Outcome(failure="nothing would be quantized")
+            return StepOutcome(failure="nothing would be quantized")
         drop = sum(points for node, points in self.damage.items() if node not in left)
         won = self.free.get(recipe.range, 0.0)
         won += sum(points for name, points in self.free.items() if getattr(recipe, name, False) is True)
         drop = max(0.0, drop - won)
         cost = 100.0 + sum(self.price.get(node, 1.0) for node in left)
-        return Outcome(drop, 40.0 - drop, cost, 1000 + len(left))
+        return StepOutcome(drop, 40.0 - drop, cost, 1000 + len(left))
 
     def diagnose(self, recipe: Recipe) -> list[Suspect]:
         return [Suspect(n, self.damage.get(n, 0.0), price=self.price.get(n, 1.0)) for n in self.order]
@@ -165,10 +165,10 @@ def test_what_was_broken_off_is_not_taken_for_a_failure(first: int, count: int, 
     """An attempt that is given up says nothing: the search is then late, whatever else it found."""
 
     class Slow(Network):
-        def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+        def attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
             outcome = super().attempt(recipe, seconds)
             if first < len(self.asked) <= first + count:
-                return Outcome(failure="given up", gave_up=True)
+                return StepOutcome(failure="given up", gave_up=True)
             return outcome
 
     network = Slow(dict.fromkeys(NODES[:9], damage), NODES)
@@ -185,10 +185,10 @@ def test_giving_up_in_the_descent_does_not_end_in_fewer_nodes() -> None:
     """With 4 of 8 nodes float the time is over: fewer were not enough, so nothing below 4 is looked at again."""
 
     class Slow(Network):
-        def attempt(self, recipe: Recipe, seconds: float) -> Outcome:
+        def attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
             if len(self.floats(recipe)) >= 4:
                 self.asked.append(recipe)
-                return Outcome(failure="given up", gave_up=True)
+                return StepOutcome(failure="given up", gave_up=True)
             return super().attempt(recipe, seconds)
 
     network = Slow(dict.fromkeys(NODES[:8], 1.0), NODES)
@@ -217,7 +217,9 @@ def test_no_recipe_is_tried_twice_and_the_way_is_always_the_same() -> None:
 
 def test_a_model_that_fails_is_never_chosen() -> None:
     limits = Limits(min_sqnr=10.0)
-    found = search(START, limits, lambda r, s: Outcome(sqnr_db=99.0, failure="broken"), lambda r: [], lambda: 0.0, 1.0)
+    found = search(
+        START, limits, lambda r, s: StepOutcome(sqnr_db=99.0, failure="broken"), lambda r: [], lambda: 0.0, 1.0
+    )
     assert not found.inside
     assert found.history[0].to_dict()["verdict"] == "broken"
 
@@ -225,23 +227,23 @@ def test_a_model_that_fails_is_never_chosen() -> None:
 @pytest.mark.parametrize(
     ("outcome", "limits", "missing"),
     [
-        (Outcome(0.4, 20.0), Limits(0.5, 20.0), 0.0),
-        (Outcome(0.7, 20.0), Limits(0.5), 0.2),
-        (Outcome(0.7, 18.0), Limits(None, 20.0), 2.0),
-        (Outcome(None, 18.0), Limits(0.5), float("inf")),
-        (Outcome(0.0, None), Limits(None, 1.0), float("inf")),
-        (Outcome(float("nan"), 18.0), Limits(0.5), float("inf")),
-        (Outcome(-1.0, 18.0, failure="x"), Limits(0.5), float("inf")),
+        (StepOutcome(0.4, 20.0), Limits(0.5, 20.0), 0.0),
+        (StepOutcome(0.7, 20.0), Limits(0.5), 0.2),
+        (StepOutcome(0.7, 18.0), Limits(None, 20.0), 2.0),
+        (StepOutcome(None, 18.0), Limits(0.5), float("inf")),
+        (StepOutcome(0.0, None), Limits(None, 1.0), float("inf")),
+        (StepOutcome(float("nan"), 18.0), Limits(0.5), float("inf")),
+        (StepOutcome(-1.0, 18.0, failure="x"), Limits(0.5), float("inf")),
     ],
 )
-def test_how_far_outside_the_limits(outcome: Outcome, limits: Limits, missing: float) -> None:
+def test_how_far_outside_the_limits(outcome: StepOutcome, limits: Limits, missing: float) -> None:
     assert outcome.shortfall(limits) == pytest.approx(missing)
 
 
 def test_worst_nodes_get_ranges_of_their_own() -> None:
-    def attempt(recipe: Recipe, seconds: float) -> Outcome:
+    def attempt(recipe: Recipe, seconds: float) -> StepOutcome:
         own = recipe.rule_for(["bad"]).range
-        return Outcome(0.0 if own == "minmax" and recipe.range == "mse" else 1.0, 20.0, 1.0, 1)
+        return StepOutcome(0.0 if own == "minmax" and recipe.range == "mse" else 1.0, 20.0, 1.0, 1)
 
     suspects = [Suspect("bad", 1.0)]
     found = search(START, Limits(0.5), attempt, lambda recipe: suspects, lambda: 0.0, 1.0)
@@ -257,7 +259,7 @@ def continued(path: Path, network: Network, die_at: int | None, *, resume: bool)
     state = SearchState(path, "key", resume=resume)
     made = 0
 
-    def attempt(recipe: Recipe, seconds: float) -> Outcome:
+    def attempt(recipe: Recipe, seconds: float) -> StepOutcome:
         nonlocal made
         known = state.outcome(recipe, seconds)
         if known is not None:
@@ -303,7 +305,7 @@ def test_without_resume_a_search_starts_anew(tmp_path: Path) -> None:
 
 def test_a_state_of_something_else_is_not_used_and_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    SearchState(path, "one", resume=False).put_outcome(START, Outcome(1.0), 1.0)
+    SearchState(path, "one", resume=False).put_outcome(START, StepOutcome(1.0), 1.0)
     state = SearchState(path, "two", resume=True)
     assert state.outcome(START, 1.0) is None
     assert "another model, data or recipe" in state.note
@@ -338,7 +340,7 @@ def test_a_state_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
 )
 def test_a_state_with_damaged_records_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
     path = tmp_path / "state"
-    SearchState(path, "k", resume=False).put_outcome(START, Outcome(1.0, 30.0, 5.0, 7), 10.0)
+    SearchState(path, "k", resume=False).put_outcome(START, StepOutcome(1.0, 30.0, 5.0, 7), 10.0)
     content = json.loads(path.read_text())
     (known,) = content["outcomes"].values()
     known.update(damage)
@@ -355,7 +357,7 @@ def test_statistics_that_an_earlier_process_gathered_are_paid_for_once(
     first = SearchState(tmp_path / "state", "k", resume=False)
     now[0] += 10.0
     first.pay(("equalize",), 8.0)
-    first.put_outcome(START, Outcome(1.0), 20.0)
+    first.put_outcome(START, StepOutcome(1.0), 20.0)
     assert first.clock() == 10.0
     again = SearchState(tmp_path / "state", "k", resume=True)
     assert again.outcome(START, 20.0) is not None
@@ -367,6 +369,6 @@ def test_statistics_that_an_earlier_process_gathered_are_paid_for_once(
 
 def test_an_attempt_that_was_broken_off_is_made_again_with_more_time(tmp_path: Path) -> None:
     state = SearchState(tmp_path / "state", "k", resume=False)
-    state.put_outcome(START, Outcome(failure="given up", gave_up=True), 10.0)
+    state.put_outcome(START, StepOutcome(failure="given up", gave_up=True), 10.0)
     assert state.outcome(START, 10.0) is not None
     assert state.outcome(START, 30.0) is None
