@@ -39,7 +39,7 @@ from onnxq.plan.decisions import (
 )
 from onnxq.plan.expert_layers import plan_packed
 from onnxq.plan.given import Given, as_trained, fix, folded_bounds, insist, spread
-from onnxq.plan.placement.candidates import QuantizableNode, Survey, survey
+from onnxq.plan.placement.candidates import Quantizable, Survey, survey
 from onnxq.plan.placement.cost import Shapes, node_costs
 from onnxq.plan.placement.halves import values_to_see
 from onnxq.plan.placement.place import ahead_of_work, place, pointwise_layers, why_float
@@ -236,13 +236,13 @@ def _means(nodes: Iterable[Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(kinds["image"]), tuple(kinds["rows"])
 
 
-def _touched(candidate: QuantizableNode) -> list[Value]:
+def _touched(candidate: Quantizable) -> list[Value]:
     read = [candidate.node.inputs[i] for i in activation_positions(candidate.node, candidate.row)]
     written = [] if candidate.row.kind is Kind.READING else candidate.outputs
     return [value for value in (*read, *written) if value is not None]
 
 
-def _writes(candidate: QuantizableNode, name: str) -> bool:
+def _writes(candidate: Quantizable, name: str) -> bool:
     return any(value.name == name for value in candidate.outputs)
 
 
@@ -336,13 +336,11 @@ def _node_plans(node: Node, context: _Context) -> list[NodePlan]:
     return [NodePlan(name, op_type, FLOAT, reason or "", float_us=costs_of[0], int_us=costs_of[1])]
 
 
-def _weight_specs(
-    candidate: QuantizableNode, recipe: Recipe, target: Target, selection: Selection
-) -> dict[int, TensorSpec]:
-    node, row = candidate.node, candidate.row
+def _weight_specs(found: Quantizable, recipe: Recipe, target: Target, selection: Selection) -> dict[int, TensorSpec]:
+    node, row = found.node, found.row
     specs: dict[int, TensorSpec] = {}
     if row.weight is not None and is_weight(node, row):
-        specs[row.weight] = _weight_spec(node, row.weight, recipe, target, candidate.choice)
+        specs[row.weight] = _weight_spec(node, row.weight, recipe, target, found.choice)
     for position in activation_positions(node, row):
         if walk.is_constant(node.inputs[position]):
             specs[position] = activation_spec(recipe, target)

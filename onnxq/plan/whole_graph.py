@@ -32,7 +32,7 @@ from onnxq.plan.decisions import (
     Plan,
     SharedWith,
 )
-from onnxq.plan.placement.candidates import QUANTIZED_OPS, QuantizableNode, Survey, dtype_of, fold_clamps
+from onnxq.plan.placement.candidates import QUANTIZED_OPS, Quantizable, Survey, dtype_of, fold_clamps
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
@@ -177,7 +177,7 @@ def _survey(model: Model, asked: Whole, masked: Mapping[str, float]) -> Survey:
         if reason is not None or not isinstance(row, OpRow):
             found.kept[name] = reason or f"{asked.target.name} does not run {node.op_type} on integers"
         else:
-            found.candidates[name] = QuantizableNode(node, row, choice)
+            found.candidates[name] = Quantizable(node, row, choice)
     return found
 
 
@@ -200,7 +200,7 @@ def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float])
     return None
 
 
-def _weights(candidate: QuantizableNode, asked: Whole) -> dict[int, TensorSpec]:
+def _weights(candidate: Quantizable, asked: Whole) -> dict[int, TensorSpec]:
     """Grids of the constants of a node."""
     node, row = candidate.node, candidate.row
     specs: dict[int, TensorSpec] = {}
@@ -277,7 +277,7 @@ class _Values:
         elif read or output.uses() or not _left_float(output, node, asked):
             self._decide(name, self._written(writer, output))
 
-    def _written(self, writer: QuantizableNode, output: Value) -> Decision:
+    def _written(self, writer: Quantizable, output: Value) -> Decision:
         node, row, spec = writer.node, writer.row, self._specs[writer.node.name or ""]
         if row.kind is Kind.PASSING and output is node.outputs[0]:
             source = node.inputs[0]

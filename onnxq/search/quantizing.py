@@ -91,9 +91,7 @@ class Options:
     used: UsedAs | None = None
     report: str | os.PathLike[str] | None = None
     external_data: bool = False
-    kept_as: str | os.PathLike[str] | None = (
-        None  # what an interrupted run goes on from is named so; else as the output
-    )
+    kept_as: str | os.PathLike[str] | None = None  # names what an interrupted run goes on from; else as the output
 
     def inputs(self, model: Source, calibration: object) -> list[object]:
         """What the run reads, for `onnxq.graph.files.saving.check_destination`."""

@@ -30,7 +30,7 @@ PLACE = {
     "ray_address",
 }  # of `onnxq.RunsOn`
 OF_THE_COMMAND_LINE = {"model", "output", "recipe", "as_json", "verbose", "help_all", "custom_ops"} | IMAGES | PLACE
-PASSED_ON = {"recipe_file", "used"}  # made of the argument ``recipe``; given by the folder that a model is in
+PASSED_ON = {"recipe_file", "used", "kept_as"}  # made of the argument ``recipe``; given by a model's folder
 
 
 def named_by_the_command() -> set[str]:

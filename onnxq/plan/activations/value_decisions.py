@@ -10,7 +10,7 @@ from onnxq.graph.reading.ops import Kind, activation_positions, gives_float, row
 from onnxq.graph.types import Graph, Node
 from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
 from onnxq.plan.decisions import INTEGER, Calibrated, Decision, Derived, NodePlan, SharedWith
-from onnxq.plan.placement.candidates import QuantizableNode, Survey, joined_rule
+from onnxq.plan.placement.candidates import Quantizable, Survey, joined_rule
 from onnxq.plan.placement.select import Selection
 from onnxq.recipe.recipe import Recipe
 
@@ -61,7 +61,7 @@ def decide_values(
 
 
 def _decide_outputs(
-    candidate: QuantizableNode,
+    candidate: Quantizable,
     spec: TensorSpec,
     recipe: Recipe,
     selection: Selection,

@@ -35,7 +35,7 @@ _STRUCTURAL = frozenset("Constant Identity Shape Size If Loop Scan".split())
 
 
 @dataclass
-class QuantizableNode:
+class Quantizable:
     """A node that can run on integers, with the Relu or Clip that can be folded into it.
 
     Attributes:
@@ -69,11 +69,11 @@ class Survey:
         guarded: those of ``kept`` that stay float for the sake of accuracy.
     """
 
-    candidates: dict[str, QuantizableNode] = field(default_factory=dict)
+    candidates: dict[str, Quantizable] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     order: list[Node] = field(default_factory=list)
-    folded: dict[str, QuantizableNode] = field(default_factory=dict)
+    folded: dict[str, Quantizable] = field(default_factory=dict)
     guarded: set[str] = field(default_factory=set)
 
     def guard(self, name: str, reason: str) -> None:
@@ -131,7 +131,7 @@ def survey(
         if reason is not None or row is None:
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:
-            found.candidates[node.name or ""] = QuantizableNode(node, row, choice)
+            found.candidates[node.name or ""] = Quantizable(node, row, choice)
     _leave_masks(found, masked_values(graph))
     if trained is None and any(node.name in found.present and not _only_weights(node) for node in found.order):
         _leave_to_its_maker(found)
@@ -297,7 +297,7 @@ def fold_clamps(found: Survey, symmetric: bool, *, drop: bool = True) -> None:
                 found.kept[name] = candidate.choice.reason or alone
 
 
-def joined_rule(candidate: QuantizableNode, selection: Selection) -> Rule:
+def joined_rule(candidate: Quantizable, selection: Selection) -> Rule:
     """The rule for the value a candidate writes: the clamp's where one is folded in."""
     if candidate.clamp is None:
         return candidate.choice.rule

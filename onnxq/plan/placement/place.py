@@ -9,7 +9,7 @@ from onnxq.graph import walk
 from onnxq.graph.reading.ops import Kind, activation_positions, bias_behind, gives_float, is_pointwise, scalings_beside
 from onnxq.graph.reading.patterns import Match
 from onnxq.graph.types import Graph, Value
-from onnxq.plan.placement.candidates import QuantizableNode, Survey
+from onnxq.plan.placement.candidates import Quantizable, Survey
 from onnxq.plan.placement.cost import Shapes, elements, kernel_is_slower, layout_us, node_costs
 from onnxq.plan.placement.partition import Link, partition
 from onnxq.targets import Target
@@ -82,7 +82,7 @@ def place(
 
 
 def _joined(
-    candidates: list[QuantizableNode],
+    candidates: list[Quantizable],
     costs: list[tuple[float, float]],
     target: Target,
     shapes: Shapes,
@@ -114,7 +114,7 @@ def _joined(
     return result
 
 
-def _is_heavy(candidate: QuantizableNode, shapes: Shapes, target: Target) -> bool:
+def _is_heavy(candidate: Quantizable, shapes: Shapes, target: Target) -> bool:
     """Whether a layer runs on integers whatever stands around it: it is faster there, and smaller.
 
     A product of two activations has no weight that becomes smaller, and has to earn its place.
@@ -125,7 +125,7 @@ def _is_heavy(candidate: QuantizableNode, shapes: Shapes, target: Target) -> boo
     return weight is not None and weight.size >= SMALL_WEIGHT
 
 
-def _costs_more_than_it_saves(candidate: QuantizableNode) -> bool:
+def _costs_more_than_it_saves(candidate: Quantizable) -> bool:
     """Whether a matrix is so small that scales, biases and two nodes more take what its integers save.
 
     A Conv of that size stands among others on integers, as a depthwise one, and would cost conversions as float.
@@ -134,7 +134,7 @@ def _costs_more_than_it_saves(candidate: QuantizableNode) -> bool:
     return weight is not None and weight.size < SMALL_WEIGHT
 
 
-def why_float(candidate: QuantizableNode, working: set[int], shapes: Shapes, target: Target) -> str:
+def why_float(candidate: Quantizable, working: set[int], shapes: Shapes, target: Target) -> str:
     """Why a candidate that could run on integers does not."""
     as_float, as_int = node_costs(candidate.node, candidate.row, shapes, target.costs)
     if _costs_more_than_it_saves(candidate):
@@ -162,7 +162,7 @@ def ahead_of_work(found: Survey) -> set[int]:
 
 
 def _links(
-    candidates: list[QuantizableNode],
+    candidates: list[Quantizable],
     target: Target,
     shapes: Shapes,
     units: Sequence[Match],
