@@ -24,7 +24,7 @@ _MOVING = frozenset("GatherND Identity ScatterND Trilu TopK".split())
 """Operators without a row that give numbers which they read; their first output shares the grid of the first input."""
 
 _NEVER = frozenset("Cast CastLike ConstantOfShape Dropout If Loop Scan Shape Size".split())
-"""Operators that are never wrapped: they change types, make constants or hold bodies."""
+"""Operators that are never wrapped: they change types, make constants or hold subgraphs."""
 
 
 def mark_rows(model: ir.Model, op_types: Container[str]) -> int:

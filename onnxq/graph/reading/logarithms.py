@@ -26,7 +26,7 @@ def before_logs(graph: ir.Graph) -> set[str]:
     """Names of the Conv, Gemm and MatMul nodes with a constant weight whose results reach a Log in this way.
 
     Args:
-        graph: the main graph; those in bodies are looked at too.
+        graph: the main graph; those in subgraphs are looked at too.
     """
     reached = ahead_of_logs(graph)
     return {node.name or "" for node in reached if node.op_type in _LAYERS and walk.is_constant(walk.input_at(node, 1))}

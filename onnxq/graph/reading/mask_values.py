@@ -24,7 +24,7 @@ def masked_values(graph: ir.Graph) -> dict[str, float]:
     """Find the values that hold mask numbers, and what is made from them by adding or choosing.
 
     Args:
-        graph: a graph whose constants are folded; bodies inside it are not looked into.
+        graph: a graph whose constants are folded; subgraphs inside it are not looked into.
 
     Returns:
         The lowest mask number by name of the value.

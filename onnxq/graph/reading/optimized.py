@@ -70,8 +70,8 @@ def dequantized_layers(path: Path) -> list[str]:
         path: a model that ONNX Runtime saved after its optimizations.
 
     Returns:
-        The names before the runtime renamed them, in graph order, layers in bodies behind those around them; an unnamed
-        layer gives its output's name.
+        The names before the runtime renamed them, in graph order, layers in subgraphs behind those around them; an
+        unnamed layer gives its output's name.
     """
     graphs = scopes(onnx.load(path, load_external_data=False).graph)
     constants = {tensor.name for graph in graphs for tensor in graph.initializer}

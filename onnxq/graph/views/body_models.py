@@ -35,7 +35,7 @@ class BodyModel:
 
 
 def bodies_of(model: ir.Model) -> list[tuple[ir.Node, str]]:
-    """The nodes of the main graph that hold bodies, once for each body, with the name of its attribute."""
+    """The nodes of the main graph that hold subgraphs, once for each body, with the name of its attribute."""
     return [(node, name) for node in model.graph for name, _ in walk.subgraphs(node)]
 
 

@@ -46,7 +46,7 @@ def may_draw(model: bytes | Path) -> bool:
 
 
 def drawing_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes that draw random numbers, also in bodies and functions; Dropout left in training mode is one."""
+    """The nodes that draw random numbers, also in subgraphs and functions; Dropout left in training mode is one."""
     return [node for graph in _graphs(model) for node in graph if _draws(node)]
 
 

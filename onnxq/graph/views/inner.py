@@ -54,13 +54,13 @@ def why_hidden(chain: Chain, version: int) -> str:
 
 
 def own_values(body: ir.Graph) -> list[ir.Value]:
-    """The values that a body computes or is given for each run, without those of bodies inside it."""
+    """The values that a body computes or is given for each run, without those of subgraphs inside it."""
     values = [*body.inputs, *(output for node in body for output in node.outputs)]
     return [value for value in values if value.name]
 
 
 def float_names(model: ir.Model) -> list[str]:
-    """Names of all float32 values of bodies that can be handed out."""
+    """Names of all float32 values of subgraphs that can be handed out."""
     version = walk.opset(model)
     return [
         value.name or ""
@@ -72,11 +72,11 @@ def float_names(model: ir.Model) -> list[str]:
 
 
 def expose(model: ir.Model, names: Iterable[str], *, shapes: bool = False) -> dict[str, str]:
-    """Let a model also give values of its bodies.
+    """Let a model also give values of its subgraphs.
 
     Args:
         model: changed in place.
-        names: values of bodies; those that are none, hold no real numbers, or cannot be handed out, are left out.
+        names: values of subgraphs; those that are none, hold no real numbers, or cannot be handed out, are left out.
         shapes: give not the arrays but their shapes.
 
     Returns:

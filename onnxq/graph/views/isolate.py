@@ -351,7 +351,7 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Whether a node of a model, or of its bodies, is quantized."""
+    """Whether a node of a model, or of its subgraphs, is quantized."""
     return any(map(_is_quantized, walk.all_nodes(model.graph)))
 
 

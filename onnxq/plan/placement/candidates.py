@@ -64,7 +64,7 @@ class Survey:
         candidates: by node name, in graph order.
         kept: reason by node name, for float nodes that cannot or may not run on integers.
         present: nodes that hold or touch quantized tensors already.
-        order: every node that computes with real numbers, those of bodies behind the node that holds them.
+        order: every node that computes with real numbers, those of subgraphs behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
         guarded: those of ``kept`` that stay float for the sake of accuracy.
     """
@@ -99,7 +99,7 @@ def survey(
     symmetric: bool,
     trained: Collection[str] | None = None,
 ) -> Survey:
-    """Look at every node, those in bodies included.
+    """Look at every node, those in subgraphs included.
 
     Args:
         graph: main graph of the prepared model.

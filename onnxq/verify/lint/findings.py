@@ -102,7 +102,7 @@ class Pair:
 
 
 def pairs_of(model: Model) -> Iterator[Pair]:
-    """Every Q and DQ of a model, bodies included, of either domain."""
+    """Every Q and DQ of a model, subgraphs included, of either domain."""
     for node in walk.all_nodes(model.graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not node.inputs or node.inputs[0] is None:
             continue

@@ -302,7 +302,7 @@ class _Halver:
         return result
 
     def _settle_outputs(self) -> None:
-        """Outputs of the model, and of bodies, that became 16 bits and have to be float32."""
+        """Outputs of the model, and of subgraphs, that became 16 bits and have to be float32."""
         for graph in walk.all_graphs(self._model.graph):
             main = graph is self._model.graph
             for position, value in enumerate(list(graph.outputs)):
