@@ -20,7 +20,7 @@ from onnxq.pipeline.deliver.linting import lint
 from onnxq.pipeline.float_model import Source, is_path
 from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
-from onnxq.recipe.foreign import Converted, convert
+from onnxq.recipe.foreign import ForeignRecipe, convert
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.report.results import CalibrateResult, QuantizeResult
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
@@ -269,7 +269,7 @@ def calibrate(
     return result
 
 
-def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Converted:
+def convert_config(config: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> ForeignRecipe:
     """Turn another tool's configuration into a recipe.
 
     Args:

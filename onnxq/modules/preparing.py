@@ -39,7 +39,7 @@ _MOST_FEEDS = 512
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModuleOrigin:
     """What a prepared module was made of: plain data, so that the module can be copied and pickled.
 
     Attributes:
@@ -120,7 +120,7 @@ def prepare(
     found = QuantizedModule(module, parts)
     found.notes += [*exported.notes, *job.prepared.notes]
     bare = replace(chosen, model=None, content=b"", statistics=None)
-    found.origin = Origin(exported.graph, job.recipe, samples, bare)
+    found.origin = ModuleOrigin(exported.graph, job.recipe, samples, bare)
     return found
 
 

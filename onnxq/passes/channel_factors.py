@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer
 from onnxq.graph.types import Graph, Node, Value
 from onnxq.passes.pairs import input_channels, reads_channels, writer
 
@@ -45,7 +45,7 @@ class Factors:
     Numbers are 0 where a channel has to stay as it is.
     """
 
-    written: list[tuple[Layer, Array]] = field(default_factory=list)
+    written: list[tuple[AffineLayer, Array]] = field(default_factory=list)
     read: list[tuple[Node, Value, Array]] = field(default_factory=list)
     axes: dict[str, int] = field(default_factory=dict)
     rounding: list[tuple[Node, Value, Array]] = field(default_factory=list)

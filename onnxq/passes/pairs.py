@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, layer_of
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, layer_of
 from onnxq.graph.types import Graph, Node
 
 _HOMOGENEOUS = frozenset(
@@ -29,7 +29,7 @@ class Pair:
         repeat: inputs of the second layers that one channel became on the way (a flattened image).
     """
 
-    first: Layer
+    first: AffineLayer
     seconds: list[Node]
     between: list[Node] = field(default_factory=list)
     repeat: int = 1
@@ -48,7 +48,7 @@ def find_pairs(graph: Graph) -> list[Pair]:
     return found
 
 
-def writer(node: Node) -> Layer | None:
+def writer(node: Node) -> AffineLayer | None:
     """The layer a node is, if its weight and bias can be scaled by output channel."""
     layer = layer_of(node.outputs[0]) if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
     if layer is None:
@@ -64,7 +64,7 @@ def writer(node: Node) -> Layer | None:
     return layer
 
 
-def _follow(first: Layer) -> Pair | None:
+def _follow(first: AffineLayer) -> Pair | None:
     value, between, repeat = first.output, [], 1
     channel_last = first.node.op_type in ("MatMul", "Gemm")
     while True:
@@ -101,7 +101,7 @@ def _follow(first: Layer) -> Pair | None:
     return Pair(first, seconds, between, repeat)
 
 
-def _through(node: Node, first: Layer, channel_last: bool) -> tuple[bool, int] | None:
+def _through(node: Node, first: AffineLayer, channel_last: bool) -> tuple[bool, int] | None:
     """(channels lie last, factor of `Pair.repeat`; negative where not known yet) behind a node; None where it mixes."""
     match node.op_type:
         case "PRelu":
@@ -148,7 +148,7 @@ def _reduced(node: Node, channel_last: bool) -> tuple[bool, int] | None:
     return (False, 1) if walk.attr_int(node, "keepdims", 1) else (True, 1)
 
 
-def _per_channel(slope: Array, first: Layer, channel_last: bool) -> bool:
+def _per_channel(slope: Array, first: AffineLayer, channel_last: bool) -> bool:
     if slope.size == 1:
         return True
     axis = -1 if channel_last else -(first.weight.ndim - 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from onnxq.algorithms.channels.recovered import LEAST, Link, recovered_scales
+from onnxq.algorithms.channels.recovered import LEAST, ChangedWeight, recovered_scales
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import ModelError
@@ -111,7 +111,7 @@ def _between_layers(model: Model, quantized: Counterparts) -> bool:
             np.zeros(shape, np.int64) if numbers is None else numbers.reshape(shape)
             for numbers, shape in zip((written, read), shapes, strict=True)
         ]
-        links.append(Link(first, second, numbered[0], numbered[1]))
+        links.append(ChangedWeight(first, second, numbered[0], numbered[1]))
     scales = recovered_scales(links, count)
     if not (scales != 1).any():
         return False

@@ -67,7 +67,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Weight:
+class IntegerWeight:
     """A constant weight on integers.
 
     Attributes:
@@ -99,7 +99,7 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph, self.drop = graph, 0.0
         self.grids: dict[str, Grid] = {}
-        self.weights: dict[str, Weight] = {}
+        self.weights: dict[str, IntegerWeight] = {}
         self.biases: dict[str, Bias] = {}
         self.floats: dict[str, nn.Parameter] = {}
         self._scales: dict[str, Scale] = {}
@@ -225,7 +225,7 @@ class GraphModule(nn.Module):
                     if node.op_type == "MatMulIntegerToFloat":
                         pair = (3, 5)
                     reads = self._reads[node.index]
-                    self.weights[name] = Weight(
+                    self.weights[name] = IntegerWeight(
                         self._integers[name],
                         self._scales.get(_at(reads, pair[0])),
                         self._zeros.get(_at(reads, pair[1])),

@@ -33,7 +33,7 @@ _SAME_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelContents:
     """What is in a model; see `onnxq.report.results.Inspection`."""
 
     facts: dict[str, Any]
@@ -50,7 +50,7 @@ class _State:
     reason: str = ""
 
 
-def inspect_model(model: ir.Model, size: int) -> Found:
+def inspect_model(model: ir.Model, size: int) -> ModelContents:
     """Describe a model.
 
     Args:
@@ -100,7 +100,7 @@ def inspect_model(model: ir.Model, size: int) -> Found:
         "outputs": [_signature(value) for value in model.graph.outputs],
         "initializers": entries,
     }
-    return Found(facts, nodes, weights, dict(sorted(coverage.items())))
+    return ModelContents(facts, nodes, weights, dict(sorted(coverage.items())))
 
 
 @dataclass

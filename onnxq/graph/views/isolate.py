@@ -34,7 +34,7 @@ _SMALL_INTEGERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """Where a QuantizeLinear puts an activation: (low, high) are the ends of its range, units of the value."""
 
     scale: float
@@ -63,7 +63,7 @@ class Unit:
     value: str
     output: str
     arriving: str
-    grid: Grid | None = None
+    grid: ActivationGrid | None = None
     rounds_inputs: bool = False
     weight: tuple[Array, Array] | None = None
 
@@ -363,7 +363,7 @@ def _is_quantized(node: ir.Node) -> bool:
     )
 
 
-def _grid(node: ir.Node | None) -> Grid | None:
+def _grid(node: ir.Node | None) -> ActivationGrid | None:
     """The grid of a QuantizeLinear or DequantizeLinear with one scale."""
     if node is None:
         return None
@@ -376,7 +376,7 @@ def _grid(node: ir.Node | None) -> Grid | None:
         return None
     ends = np.iinfo(dtype)
     step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
-    return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
+    return ActivationGrid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
 
 
 def _distance(pair: tuple[Array, Array]) -> float:
