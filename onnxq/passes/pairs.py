@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.prepare.folding.affine_layer import AffineLayer, layer_of
 from onnxq.graph.types import Graph, Node
 
@@ -15,7 +15,7 @@ _HOMOGENEOUS = frozenset(
     "Relu LeakyRelu PRelu Identity Dropout MaxPool AveragePool GlobalAveragePool GlobalMaxPool Pad Flatten Reshape "
     "Squeeze ReduceMean ReduceMax".split()
 )
-_SPATIAL = frozenset("MaxPool AveragePool GlobalAveragePool GlobalMaxPool Pad".split())
+_SPATIAL = traits.POOLS | {"Pad"}
 
 
 @dataclass
@@ -50,7 +50,7 @@ def find_pairs(graph: Graph) -> list[Pair]:
 
 def writer(node: Node) -> AffineLayer | None:
     """The layer a node is, if its weight and bias can be scaled by output channel."""
-    layer = layer_of(node.outputs[0]) if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
+    layer = layer_of(node.outputs[0]) if node.op_type in traits.LAYERS else None
     if layer is None:
         return None
     add = walk.only_use(node.outputs[0])
@@ -158,7 +158,7 @@ def _per_channel(slope: Array, first: AffineLayer, channel_last: bool) -> bool:
 
 def reads_channels(node: Node) -> bool:
     """Whether a node's weight can be scaled by input channel."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain != "":
+    if node.op_type not in traits.LAYERS or node.domain != "":
         return False
     if len(node.inputs) < 2 or (node.op_type == "Gemm" and walk.attr_int(node, "transA", 0)):
         return False

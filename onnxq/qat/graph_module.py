@@ -11,6 +11,7 @@ from torch import nn
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
+from onnxq.graph import traits
 from onnxq.graph.views.plain_graph import PlainGraph, PlainNode, limits_behind
 from onnxq.qat.fake_quantization import dequantize, quantize
 from onnxq.qat.parameters import RANGES, Bias, Integers, Scale, ZeroPoint, as_tensor
@@ -34,8 +35,6 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 
 _FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError)
 """What torch functions raise on inputs that they cannot compute with."""
-
-_LAYERS = ("Conv", "Gemm", "ConvTranspose", "MatMul")
 
 
 @dataclass
@@ -195,7 +194,7 @@ class GraphModule(nn.Module):
         """DequantizeLinear of int32 constants that are biases at the scale of a layer's products."""
         constants = self.graph.constants
         for node in self.graph.nodes:
-            if node.op_type not in _LAYERS or len(node.inputs) < 3:
+            if node.op_type not in traits.LAYERS or len(node.inputs) < 3:
                 continue
             x, w, b = (self._producers.get(name) for name in node.inputs[:3])
             if x is None or w is None or b is None:

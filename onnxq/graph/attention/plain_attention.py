@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import walk
+from onnxq.graph.traits import Trait, having
 
 _SWAP_LAST, _HEADS_FIRST, _KEYS_DOWN = (0, 1, 3, 2), (0, 2, 1, 3), (0, 2, 3, 1)
-_SAME = frozenset({"Identity", "Dropout"})
+_SAME = having(Trait.COPIES)
 
 
 @dataclass(frozen=True)

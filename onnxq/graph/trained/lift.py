@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array, QType
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.reading.ops import Kind, activation_positions, clamp_bounds, row_of
 from onnxq.graph.trained.given_grids import GivenGrid, grid_of, wide
 
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
-_ARRANGED = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"})
+_LAYERS = traits.LAYERS - {"ConvTranspose"}
+_ARRANGED = traits.MOVING | {"Identity"}
 
 
 @dataclass

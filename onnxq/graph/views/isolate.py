@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
@@ -26,7 +26,7 @@ _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
     "GatherBlockQuantized DynamicQuantizeMatMul MatMulIntegerToFloat LSTM GRU RNN".split()
 )
-_PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE DynamicQuantizeLSTM QAttention".split())
+_PACKED = traits.PACKED | {"DynamicQuantizeLSTM", "QAttention"}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.emit.wrapped import row_for
 from onnxq.graph.reading.ops import activation_positions
 from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.targets import INPUTS, WHOLE, Target
 from onnxq.verify.lint.findings import GridNode, LintFinding, dequantizer, pairs_of, readers
 
-_LAYERS = frozenset("Conv ConvTranspose Gemm MatMul".split())
+_LAYERS = traits.LAYERS
 _BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 _WIDE = ("int16", "uint16", "int4", "uint4")
-_FREE = frozenset("Cast Constant DequantizeLinear If Loop QuantizeLinear Scan Shape Size".split())
+_FREE = traits.STRUCTURAL | traits.CONVERSIONS | {"Cast"}
 _INTEGER_OPS = frozenset(
     "ConvInteger DynamicQuantizeLSTM DynamicQuantizeLinear DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat "
     "QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
@@ -159,7 +159,7 @@ def _wrapped(node: Node) -> list[Value | None]:
     return [node.inputs[position] for position in positions]
 
 
-_MOVES = frozenset("Flatten MaxPool Reshape Slice Squeeze Transpose Unsqueeze".split())
+_MOVES = traits.MOVING | {"MaxPool", "Slice"}
 
 
 def _is_open(value: Value) -> bool:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTED = traits.LAYERS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.prepare.folding.affine_layer import AffineLayer, constant_operand, layer_of, set_bias, set_weight
 
 _COPY_LIMIT = 64 * 1024
@@ -50,7 +50,7 @@ def _affine_of(node: ir.Node) -> _Affine | None:
         return None
     if node.op_type == "BatchNormalization":
         return _batch_normalization(node)
-    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+    if node.op_type not in traits.ARITHMETIC:
         return None
     operand = constant_operand(node)
     if operand is None or not walk.is_float(node.inputs[operand[2]]):

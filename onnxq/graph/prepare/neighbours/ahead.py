@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.prepare.folding.affine_layer import AffineLayer, constant_operand, layer_of, set_bias, set_weight
 from onnxq.graph.reading import patterns
 
@@ -61,7 +61,7 @@ class _Operand:
 
 
 def _fold(node: ir.Node, names: walk.Names, whole: set[int]) -> bool:
-    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain != "" or node.op_type not in traits.LAYERS:
         return False
     layer, data = _layer(node), node.inputs[0]
     if layer is None or data is None:
@@ -108,7 +108,7 @@ def _is_alone(step: ir.Node, data: ir.Value, reader: ir.Node) -> bool:
 
 def _operand(step: ir.Node, axis: int | None, channels: int) -> _Operand | None:
     """What is combined, where it is one number, or one a channel along a known axis of that many."""
-    if step.op_type not in ("Add", "Sub", "Mul", "Div"):
+    if step.op_type not in traits.ARITHMETIC:
         return None
     operand = constant_operand(step)
     if operand is None or operand[0].dtype != ir.DataType.FLOAT or not np.isfinite(operand[1]).all():
