@@ -28,7 +28,8 @@ from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
-from onnxq.search.quantizing import Options, open_job
+from onnxq.search.quantizing import open_job
+from onnxq.search.run_options import Options
 
 if TYPE_CHECKING:
     from onnxq.qat.trainable.exporting import Exported

@@ -26,7 +26,8 @@ from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.quantizing import Options, open_job, result_of
+from onnxq.search.quantizing import open_job, result_of
+from onnxq.search.run_options import Options
 from onnxq.verify.compare import Patience, compare_all
 from onnxq.verify.reference import Reference
 
