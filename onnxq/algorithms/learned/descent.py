@@ -15,7 +15,7 @@ from onnxq.core.affine import expand_blocks, to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, PerTensor, QParams, QTensor
 
-_COLUMNS = 64
+_COLUMNS = 128
 """Columns after whose changes the others are told, in one product."""
 
 _FEWEST_ROWS, _MOST_ROWS, _SYSTEM_BYTES = 128, 1024, 1 << 27
@@ -216,22 +216,27 @@ class _Descent:
     def _descend(self) -> None:
         """Coordinate descent: each column in turn takes the best level while all others stay."""
         diagonal = np.maximum(np.diagonal(self.hessian), np.finfo(np.float32).tiny)
+        qmin, qmax = np.float32(self.spec.qmin), np.float32(self.spec.qmax)
         count = len(self.steps)
         for start in range(0, count, _COLUMNS):
             part = slice(start, min(start + _COLUMNS, count))
-            ahead: Array = self.pull[part].copy()
-            moved = np.zeros_like(ahead)
+            moved = np.zeros((part.stop - start, self.steps.shape[1]), np.float32)
             inner = self.hessian[part, part]
             for column in range(part.stop - start):
                 j = start + column
                 index = min(j // self.size, len(self.scale) - 1)
                 scale, zero = self.scale[index], self.zero[index]
-                new = self.steps[j] - ahead[column] / (diagonal[j] * scale)
-                new = np.clip(np.rint(new + zero), self.spec.qmin, self.spec.qmax) - zero
-                moved[column] = (new - self.steps[j]) * scale
+                pull = self.pull[j]
+                if column:
+                    pull = pull + inner[column, :column] @ moved[:column]
+                new = self.steps[j] - pull / (diagonal[j] * scale)
+                new += zero
+                np.rint(new, out=new)
+                np.clip(new, qmin, qmax, out=new)
+                new -= zero
+                np.subtract(new, self.steps[j], out=moved[column])
+                moved[column] *= scale
                 self.steps[j] = new
-                if moved[column].any():
-                    ahead[column + 1 :] += inner[column + 1 :, column, None] * moved[column]
             if moved.any():
                 self.error[part] += moved
                 self.pull += self.hessian[:, part] @ moved
