@@ -374,7 +374,7 @@ class RandomGraph:
             self.node("Cast", self.node("Relu", y) or y, to=TensorProto.FLOAT)
 
     def branch(self) -> None:
-        """An If whose bodies read a value, and a weight, of the graph around it."""
+        """An If whose subgraphs read a value, and a weight, of the graph around it."""
         if (x := self.float(at_least=1)) is None:
             return
         weight = self.weight(self.values[x].shape[-1], 4, fan=self.values[x].shape[-1])

@@ -11,7 +11,7 @@ Tested where the code is, and not again here:
     ORT#25890 transB: graph/emit/test_operators.py, plan/test_bias.py
     ORT#11660, #11576 which Relu and Clip may go: plan/test_candidates.py, plan/test_solve.py
     ORT#7144, #19850, TensorRT#3293 models from training: plan/test_quantized_input.py
-    ORT#9796 no dynamic GRU, ORT#8488 bodies, a fused model that crashed: graph/emit/test_inference_operators.py
+    ORT#9796 no dynamic GRU, ORT#8488 subgraphs, a fused model that crashed: graph/emit/test_inference_operators.py
     ModelOpt's success that quantized nothing: plan/test_build.py (a_plan_that_quantizes_nothing…)
 """
 

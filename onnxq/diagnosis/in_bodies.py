@@ -48,7 +48,7 @@ class InBodies:
 def look_into_bodies(
     reference: Model, quantized: Model, feeds: Sequence[Feed], threads: int | None, take_apart: TakeApart
 ) -> InBodies:
-    """Look at the quantized nodes in the bodies of a model.
+    """Look at the quantized nodes in the subgraphs of a model.
 
     Args:
         reference: the float model.
@@ -86,7 +86,7 @@ def look_into_bodies(
 def _look(
     before: Model, after: Model, runs: list[Feed], threads: int | None, take_apart: TakeApart
 ) -> tuple[list[Finding], list[str]]:
-    """Findings of a body's own nodes and of bodies in it, and why others could not be looked into."""
+    """Findings of a body's own nodes and of subgraphs in it, and why others could not be looked into."""
     reference, apart = take_apart(before, before, after, runs[0], threads)
     findings: list[Finding] = []
     if apart.units:

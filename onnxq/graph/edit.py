@@ -22,7 +22,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType
     """Add a constant to a graph.
 
     Args:
-        graph: the graph that holds it; it is visible in the bodies inside too.
+        graph: the graph that holds it; it is visible in the subgraphs inside too.
         name: a name that is free in the whole model (see `onnxq.graph.walk.Names`).
         array: its contents; not copied.
         dtype: ONNX element type; None takes the array's.
@@ -95,7 +95,7 @@ def can_be_output(value: ir.Value, graph: ir.Graph) -> bool:
 
 
 def remove_node(node: ir.Node) -> None:
-    """Take a node whose outputs nothing reads any more out of its graph; its bodies stop reading outer values too."""
+    """Take a node whose outputs nothing reads any more out of its graph; its subgraphs read no outer values either."""
     graph = node.graph
     assert graph is not None
     for _, body in walk.subgraphs(node):

@@ -24,7 +24,7 @@ def name_unnamed(proto: onnx.GraphProto, graph: ir.Graph) -> None:
 
 
 def scopes(proto: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """A graph and all bodies inside it, outer before inner."""
+    """A graph and all subgraphs inside it, outer before inner."""
     found = [proto]
     for node in proto.node:
         for body in _bodies(node):
@@ -59,7 +59,7 @@ def _name_unnamed(proto: onnx.GraphProto, graph: ir.Graph, taken: set[str], coun
 def make_unique(model: ir.Model) -> int:
     """Rename every node and value whose name an earlier one has; graph inputs and outputs keep theirs.
 
-    ONNX lets sibling bodies use the same names; afterwards a name means one thing in the whole model.
+    ONNX lets sibling subgraphs use the same names; afterwards a name means one thing in the whole model.
 
     Returns:
         How many were renamed.

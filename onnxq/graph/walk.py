@@ -16,7 +16,7 @@ _BODIES = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 
 def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
-    """The bodies a node holds (If, Loop, Scan), each with the name of its attribute."""
+    """The subgraphs a node holds (If, Loop, Scan), each with the name of its attribute."""
     found: list[tuple[str, ir.Graph]] = []
     for attribute in node.attributes.data.values():  # the plain dict: this is asked of every node, again and again
         kind = attribute.type
@@ -43,7 +43,7 @@ def nodes_with_path(graph: ir.Graph, path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Every node of a graph and of all bodies inside it, outer before inner."""
+    """Every node of a graph and of all subgraphs inside it, outer before inner."""
     for _, node in nodes_with_path(graph):
         yield node
 
@@ -60,7 +60,7 @@ def nodes_to_rewrite(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
 
 
 def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """A graph and all bodies inside it, outer before inner."""
+    """A graph and all subgraphs inside it, outer before inner."""
     yield graph
     for node in list(graph):
         for _, body in subgraphs(node):
@@ -68,7 +68,7 @@ def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 
 def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Inputs, initializers and node outputs of a graph and of all bodies inside it; each once."""
+    """Inputs, initializers and node outputs of a graph and of all subgraphs inside it; each once."""
     for scope in all_graphs(graph):
         yield from scope.inputs
         yield from (value for value in scope.initializers.values() if not value.is_graph_input())
@@ -127,7 +127,7 @@ def tensor_of(attribute: ir.Attr) -> ir.TensorProtocol | None:
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read the value, those in bodies that capture it among them; each once."""
+    """The nodes that read the value, those in subgraphs that capture it among them; each once."""
     return list(value.consumers())
 
 
@@ -215,7 +215,7 @@ def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
 
 
 class Names:
-    """Names of values and nodes that are free in the whole model, bodies included.
+    """Names of values and nodes that are free in the whole model, subgraphs included.
 
     ONNX lets a body see the names outside it, so a name is free only if no graph of the model uses it.
     """

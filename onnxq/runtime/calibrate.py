@@ -82,7 +82,7 @@ def calibrate(
 
     Args:
         model: the prepared model; unchanged.
-        values: names of the float values wanted, of the main graph, its inputs or bodies. A value of a body that no
+        values: names of the float values wanted, of the main graph, its inputs or subgraphs. A value of a body that no
             sample runs has a statistic of nothing.
         reader: feeds, in a fixed order; batch size and dynamic axes may change from one to the next.
         run: threads, provider, progress, where to go on.
@@ -195,7 +195,7 @@ def _stream(gathering: Gathering, reader: Iterable[Feed], run: Run) -> None:
 
 
 def _augmented(model: Model, values: list[str], run: Run) -> Augmented:
-    """The model with further outputs; without values of bodies where the runtime does not take it with them."""
+    """The model with further outputs; without values of subgraphs where the runtime does not take it with them."""
     augmented = with_outputs(model, values)
     if augmented.inner:
         try:

@@ -33,7 +33,7 @@ def probe(model: Model, feed: Feed, *, threads: int | None = None) -> dict[str, 
         threads: threads an operator may use; None lets the runtime choose.
 
     Returns:
-        By name: the inputs, then the values in graph order, then the float32 values of bodies that were run.
+        By name: the inputs, then the values in graph order, then the float32 values of subgraphs that were run.
         Sequences and optional values are left out, and so are values that the runtime cannot give as outputs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Looking at graphs and changing them: bodies, constants, consumers, attributes, names."""
+"""Looking at graphs and changing them: subgraphs, constants, consumers, attributes, names."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def shortened(name: str) -> str:
 class Builder:
     """Makes nodes for any graph of a model, and initializers of the main graph, each distinct constant once.
 
-    Bodies see the constants of the main graph, and the runtime takes them for constants there too.
+    Subgraphs see the constants of the main graph, and the runtime takes them for constants there too.
     """
 
     def __init__(self, model: ir.Model, *, joins_equal: bool = True) -> None:
@@ -277,7 +277,7 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
     """
     done: dict[tuple[int, int], ir.Value] = {}
     if rewrite.storage:
-        nodes = {**{node.name or "": node for node in walk.all_nodes(builder.graph)}, **nodes}  # bodies among them
+        nodes = {**{node.name or "": node for node in walk.all_nodes(builder.graph)}, **nodes}  # subgraphs among them
     for name, constants in rewrite.storage.items():
         for position, tensor in constants.items():
             original = nodes[name].inputs[position]
@@ -310,7 +310,7 @@ def store_weights(builder: Builder, rewrite: Rewrite, nodes: dict[str, ir.Node])
 
 
 def folded_first(graph: ir.Graph, rewrite: Rewrite) -> dict[str, ir.Node]:
-    """Nodes by name, bodies included, after every clamp that a range replaces is gone."""
+    """Nodes by name, subgraphs included, after every clamp that a range replaces is gone."""
     nodes = {node.name or "": node for node in walk.all_nodes(graph)}
     for name, change in rewrite.nodes.items():
         if change.folds is not None:
@@ -319,7 +319,7 @@ def folded_first(graph: ir.Graph, rewrite: Rewrite) -> dict[str, ir.Node]:
 
 
 def inputs_of(graph: ir.Graph) -> list[ir.Value]:
-    """Inputs of a graph and of the bodies inside it."""
+    """Inputs of a graph and of the subgraphs inside it."""
     return [value for scope in walk.all_graphs(graph) for value in scope.inputs]
 
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnxq.errors import ModelError
 
 _DEEPEST = 30
-"""Bodies within bodies; protobuf reads 100 messages within messages, and each body takes three."""
+"""Subgraphs within subgraphs; protobuf reads 100 messages within messages, and each body takes three."""
 
 _INLINED = 10_000
 _INLINED_OF_WRITTEN = 100
@@ -24,7 +24,7 @@ _TRIPS = 1 << 20
 
 
 def nesting(content: bytes) -> int:
-    """How deep bodies lie within bodies in the bytes of a model, which need not be one; stops early at damage."""
+    """How deep subgraphs lie within subgraphs in the bytes of a model, which need not be one; stops early at damage."""
     path = {0: 7, 1: 1, 2: 5}  # model → graph → node → attribute → graph (6) or graphs (11) → node …
     pending, deepest = [(0, len(content), 0, 0)], 0
     while pending:
@@ -84,7 +84,7 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def check_depth(graph: onnx.GraphProto, where: str) -> None:
-    """Refuse bodies that lie deeper within one another than readers of protobuf go.
+    """Refuse subgraphs that lie deeper within one another than readers of protobuf go.
 
     Raises:
         ModelError: they do.
@@ -98,7 +98,7 @@ def check_depth(graph: onnx.GraphProto, where: str) -> None:
 
 
 def too_deep(depth: int) -> str:
-    """What to say of bodies within bodies that protobuf does not read."""
+    """What to say of subgraphs within subgraphs that protobuf does not read."""
     return (
         f"subgraphs of If, Loop or Scan lie more than {_DEEPEST} deep within one another (at least {depth}), and "
         "readers of protobuf stop there, the runtime's too; export the model with fewer levels"
@@ -153,7 +153,7 @@ def check_functions(proto: onnx.ModelProto, where: str) -> None:
 
 
 def _counted(nodes: Sequence[onnx.NodeProto], known: set[tuple[str, str]]) -> tuple[int, Counter[tuple[str, str]]]:
-    """Nodes with those in bodies, and the calls of functions among them."""
+    """Nodes with those in subgraphs, and the calls of functions among them."""
     count, calls, pending = 0, Counter[tuple[str, str]](), [nodes]
     while pending:
         for node in pending.pop():

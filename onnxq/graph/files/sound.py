@@ -105,7 +105,7 @@ def _check_nodes(
     scope: _Scope,
     outer: frozenset[str] = frozenset(),
 ) -> None:
-    """Check names, attributes and bodies of the nodes of one graph or function."""
+    """Check names, attributes and subgraphs of the nodes of one graph or function."""
     known = set(given)
     for node in nodes:
         for name in filter(None, node.output):
@@ -198,7 +198,7 @@ def _is_sorted(nodes: Sequence[onnx.NodeProto]) -> bool:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, what its bodies take from outside included."""
+    """What a node reads, what its subgraphs take from outside included."""
     found = set(filter(None, node.input))
     for body in bodies(node):
         inner = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}

@@ -14,7 +14,7 @@ _LARGEST = 2**40
 
 
 def settle(model: ir.Model) -> int:
-    """Make unknown what is impossible, in the main graph, its bodies and the functions.
+    """Make unknown what is impossible, in the main graph, its subgraphs and the functions.
 
     Returns:
         How many values were changed.

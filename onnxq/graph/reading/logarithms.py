@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 
 _LINEAR_OR_POWER = frozenset(
     "Abs Add Cast Clip Concat Conv Div Flatten Gather Gemm Identity MatMul Max Mul Neg Pad Pow ReduceL2 ReduceSum "
@@ -19,14 +19,14 @@ _LINEAR_OR_POWER = frozenset(
 An activation ends the search: behind one lies a network that was trained, whose numbers are of one size.
 """
 
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_LAYERS = traits.LAYERS - {"ConvTranspose"}
 
 
 def before_logs(graph: ir.Graph) -> set[str]:
     """Names of the Conv, Gemm and MatMul nodes with a constant weight whose results reach a Log in this way.
 
     Args:
-        graph: the main graph; those in bodies are looked at too.
+        graph: the main graph; those in subgraphs are looked at too.
     """
     reached = ahead_of_logs(graph)
     return {node.name or "" for node in reached if node.op_type in _LAYERS and walk.is_constant(walk.input_at(node, 1))}

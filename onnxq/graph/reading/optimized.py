@@ -8,13 +8,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.names import scopes
+from onnxq.graph.traits import Trait, having
 
-_LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-_INTEGER = frozenset(
-    "QGemm MatMulInteger MatMulIntegerToFloat ConvInteger DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention".split()
-)
+_LAYERS = traits.LAYERS - {"ConvTranspose"} | {"FusedConv", "FusedGemm", "FusedMatMul"}
+_INTEGER = having(Trait.ROUNDS_AT_INFERENCE) | {"QGemm"}
 _GIVES_OTHERS = frozenset("DequantizeLinear Cast Shape Size ArgMax ArgMin".split())
 """Operators that read integers and give none of that grid."""
 
@@ -70,8 +69,8 @@ def dequantized_layers(path: Path) -> list[str]:
         path: a model that ONNX Runtime saved after its optimizations.
 
     Returns:
-        The names before the runtime renamed them, in graph order, layers in bodies behind those around them; an unnamed
-        layer gives its output's name.
+        The names before the runtime renamed them, in graph order, layers in subgraphs behind those around them; an
+        unnamed layer gives its output's name.
     """
     graphs = scopes(onnx.load(path, load_external_data=False).graph)
     constants = {tensor.name for graph in graphs for tensor in graph.initializer}

@@ -18,7 +18,7 @@ class Origin:
     """The nodes of a graph before it is prepared.
 
     Attributes:
-        outputs: names of the values each named node writes, bodies included.
+        outputs: names of the values each named node writes, subgraphs included.
         followers: names of the nodes that read them.
         op_types: operator of each named node.
         repeated: names that several nodes have, such as nodes in the two branches of an If.

@@ -263,7 +263,7 @@ def _is_number(value: ir.Value, number: float | None) -> bool:
 
 
 def find(graph: ir.Graph, patterns: tuple[Pattern, ...] = PATTERNS) -> list[Match]:
-    """Find patterns in a graph, without the bodies inside it.
+    """Find patterns in a graph, without the subgraphs inside it.
 
     Args:
         graph: unchanged.

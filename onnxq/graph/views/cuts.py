@@ -123,6 +123,6 @@ def segment_model(
 
 
 def _read_by(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, its bodies included."""
+    """What a node reads, its subgraphs included."""
     inside: Iterable[ir.Node] = (inner for _, body in walk.subgraphs(node) for inner in walk.all_nodes(body))
     return [value for each in (node, *inside) for value in each.inputs if value is not None]

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.files import io
+from onnxq.graph.traits import Trait, having
 
-_LIKE = frozenset({"RandomNormalLike", "RandomUniformLike"})
-_SHAPED = frozenset({"RandomNormal", "RandomUniform"})
+_LIKE = having(Trait.DRAWS_LIKE)
+_SHAPED = having(Trait.DRAWS)
 _DRAWING = _LIKE | _SHAPED | {"Bernoulli", "Multinomial"}
 _DROPOUT = "Dropout"
 _NAMES = (b"RandomNormal", b"RandomUniform", b"Bernoulli", b"Multinomial", b"Dropout")
@@ -46,7 +47,7 @@ def may_draw(model: bytes | Path) -> bool:
 
 
 def drawing_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes that draw random numbers, also in bodies and functions; Dropout left in training mode is one."""
+    """The nodes that draw random numbers, also in subgraphs and functions; Dropout left in training mode is one."""
     return [node for graph in _graphs(model) for node in graph if _draws(node)]
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
+from onnxq.graph.traits import Trait, having
 
 Chain = tuple[tuple[ir.Node, ir.Graph], ...]
 """The way to a body: each node that holds the next body, outermost first."""
@@ -43,7 +44,7 @@ def why_hidden(chain: Chain, version: int) -> str:
     """
     kinds = [node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node, _ in chain]
     for kind in kinds:
-        if kind not in ("If", "Loop", "Scan"):
+        if kind not in having(Trait.HOLDS_GRAPHS):
             return f"{kind} does not hand out values of its subgraph"
     if "Scan" in kinds[:-1]:
         return f"{kinds[-1]} lies in the subgraph of a Scan, which hands out arrays of one shape only"
@@ -54,13 +55,13 @@ def why_hidden(chain: Chain, version: int) -> str:
 
 
 def own_values(body: ir.Graph) -> list[ir.Value]:
-    """The values that a body computes or is given for each run, without those of bodies inside it."""
+    """The values that a body computes or is given for each run, without those of subgraphs inside it."""
     values = [*body.inputs, *(output for node in body for output in node.outputs)]
     return [value for value in values if value.name]
 
 
 def float_names(model: ir.Model) -> list[str]:
-    """Names of all float32 values of bodies that can be handed out."""
+    """Names of all float32 values of subgraphs that can be handed out."""
     version = walk.opset(model)
     return [
         value.name or ""
@@ -72,11 +73,11 @@ def float_names(model: ir.Model) -> list[str]:
 
 
 def expose(model: ir.Model, names: Iterable[str], *, shapes: bool = False) -> dict[str, str]:
-    """Let a model also give values of its bodies.
+    """Let a model also give values of its subgraphs.
 
     Args:
         model: changed in place.
-        names: values of bodies; those that are none, hold no real numbers, or cannot be handed out, are left out.
+        names: values of subgraphs; those that are none, hold no real numbers, or cannot be handed out, are left out.
         shapes: give not the arrays but their shapes.
 
     Returns:

@@ -46,7 +46,7 @@ class Augmented:
 
 
 def with_outputs(model: Model, names: Iterable[str]) -> Augmented:
-    """Copy a model and append values, those of bodies among them, to its outputs.
+    """Copy a model and append values, those of subgraphs among them, to its outputs.
 
     Args:
         model: unchanged.

@@ -29,7 +29,7 @@ class PlainNode:
         outputs: names of the values that it gives; empty where one is left out.
         attributes: numbers, strings, lists of them and arrays, by name.
         bodies: whether it holds graphs (If, Loop, Scan); they are not handed out.
-        captured: outer values that its bodies read.
+        captured: outer values that its subgraphs read.
     """
 
     index: int
@@ -46,7 +46,7 @@ class PlainNode:
 
 @dataclass(frozen=True)
 class PlainGraph:
-    """A graph without its bodies.
+    """A graph without its subgraphs.
 
     Attributes:
         inputs: names of what a caller feeds.
@@ -125,7 +125,7 @@ def _plain(attribute: ir.Attr) -> Any:
 
 
 def _captured(node: ir.Node) -> list[str]:
-    """Values from outside that the bodies of a node read."""
+    """Values from outside that the subgraphs of a node read."""
     inside = {id(value) for _, body in walk.subgraphs(node) for value in walk.all_values(body)}
     found: dict[str, None] = {}
     for _, body in walk.subgraphs(node):

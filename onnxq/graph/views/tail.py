@@ -99,7 +99,7 @@ def typed(model: ir.Model, dtypes: Mapping[str, np.dtype[Any]]) -> ir.Model:
 
 
 def _dependents(graph: ir.Graph, value: ir.Value) -> set[int]:
-    """Ids of the nodes of a graph that depend on a value; bodies count with the node that holds them."""
+    """Ids of the nodes of a graph that depend on a value; subgraphs count with the node that holds them."""
     reached = {id(value)}
     found: set[int] = set()
     for node in graph:

@@ -28,7 +28,7 @@ def probed_values(model: Model, plan: Plan) -> list[str]:
 
 
 def never_run(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
-    """The values of bodies with integer nodes that no sample ran, each with the reason in words."""
+    """The values of subgraphs with integer nodes that no sample ran, each with the reason in words."""
     found: dict[str, str] = {}
     for body, _ in _with_integers(model, plan):
         names = [value.name or "" for value in own_values(body)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
@@ -26,12 +26,12 @@ from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.recipe import Rule
 from onnxq.targets import Target
 
-PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE".split())
+PACKED_OPS = traits.PACKED
 """Operators of ONNX Runtime that read packed weights: of GPTQ or AWQ, or of another tool."""
 QUANTIZED_OPS = PACKED_OPS | frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
-_STRUCTURAL = frozenset("Constant Identity Shape Size If Loop Scan".split())
+_STRUCTURAL = traits.STRUCTURAL | {"Identity"}
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Survey:
         candidates: by node name, in graph order.
         kept: reason by node name, for float nodes that cannot or may not run on integers.
         present: nodes that hold or touch quantized tensors already.
-        order: every node that computes with real numbers, those of bodies behind the node that holds them.
+        order: every node that computes with real numbers, those of subgraphs behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
         guarded: those of ``kept`` that stay float for the sake of accuracy.
     """
@@ -99,7 +99,7 @@ def survey(
     symmetric: bool,
     trained: Collection[str] | None = None,
 ) -> Survey:
-    """Look at every node, those in bodies included.
+    """Look at every node, those in subgraphs included.
 
     Args:
         graph: main graph of the prepared model.

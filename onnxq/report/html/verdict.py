@@ -21,7 +21,7 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     if why := result.get("refused"):
         return CHECK, f"The quantized model was refused and not written: {'; '.join(why)}."
     if result["preset"] == "float":
-        return CHECK, "No quantized candidate was better than the float model, which was given back as it is."
+        return CHECK, "No quantized candidate was better than the float model, which was returned unchanged."
     gains = [text for text in (_faster(result), _smaller(result)) if text]
     quality, good = _quality(result)
     ratio, grew = _ratio(result), result["size_bytes"]["after"] > result["size_bytes"]["before"]

@@ -50,7 +50,7 @@ def outputs(model: onnx.ModelProto, feed: dict[str, Array]) -> tuple[list[Array]
 
 
 def ops(graph: onnx.GraphProto) -> Counter[str]:
-    """How often each operator occurs, in bodies too."""
+    """How often each operator occurs, in subgraphs too."""
     count = Counter(node.op_type for node in graph.node)
     for node in graph.node:
         for attribute in node.attribute:

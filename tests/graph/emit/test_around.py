@@ -1,4 +1,4 @@
-"""What emitters do around the operators: bodies, shared constants, idle nodes, names and shapes of outputs."""
+"""What emitters do around the operators: subgraphs, shared constants, idle nodes, names and shapes of outputs."""
 
 from __future__ import annotations
 

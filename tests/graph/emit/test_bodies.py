@@ -173,7 +173,7 @@ def test_a_value_read_inside_and_outside_is_quantized_once(form: str) -> None:
     model = quantized(proto, feeds, form).model
     assert model is not None
     floats = [node.input[0] for node in nodes(model) if node.op_type == "QuantizeLinear"]
-    assert max(Counter(floats).values()) == 1  # "a" is read by two bodies
+    assert max(Counter(floats).values()) == 1  # "a" is read by two subgraphs
     body = scopes(model.graph)[1]
     made = {name for node in body.node for name in node.output}
     captured = {name for node in body.node for name in node.input if name and name not in made}

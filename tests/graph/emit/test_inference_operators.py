@@ -1,4 +1,4 @@
-"""LSTM, Attention, tables, and layers in bodies, with dynamic scales."""
+"""LSTM, Attention, tables, and layers in subgraphs, with dynamic scales."""
 
 from __future__ import annotations
 

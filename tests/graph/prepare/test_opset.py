@@ -1,4 +1,4 @@
-"""Raising the operator set keeps outputs, names and bodies; what cannot be raised stays, with a note."""
+"""Raising the operator set keeps outputs, names and subgraphs; what cannot be raised stays, with a note."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_bodies_are_raised_with_the_main_graph() -> None:
     assert ops(model)["Softmax"] == 2
 
 
-# Bodies of models as PyTorch exports them, whose outputs declare a type and no shape.
+# Subgraphs of models as PyTorch exports them, whose outputs declare a type and no shape.
 BARE = {
     "Loop": """g (float[2,3] x, int64 n, bool k) => (float[2,3] y, float[4,2,3] s) {
         y, s = Loop (n, k, x) <body = b (int64 i, bool c, float[2,3] a) => (bool e, float[2,3] h, float[2,3] o) {

@@ -1,4 +1,4 @@
-"""What a model says of its values is not believed: neither sizes nor ranks, in the main graph and in bodies."""
+"""What a model says of its values is not believed: neither sizes nor ranks, in the main graph and in subgraphs."""
 
 from __future__ import annotations
 

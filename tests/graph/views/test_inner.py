@@ -1,4 +1,4 @@
-"""Values of bodies handed out: the arrays that a straight computation gives, at every depth."""
+"""Values of subgraphs handed out: the arrays that a straight computation gives, at every depth."""
 
 from __future__ import annotations
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit.channels.pointwise import to_first, to_last, turned_shape
 
 _ALONE = frozenset(
     "Abs Clip Elu Erf Exp FastGelu Gelu HardSigmoid HardSwish LeakyRelu Max Mish Neg QuantizeLinear QuickGelu Relu "
     "Selu Sigmoid Softplus Softsign Sqrt Tanh".split()
 )
-_JOINING = frozenset("Add Div Max Min Mul Sub Sum".split())
+_JOINING = traits.ARITHMETIC | {"Max", "Min", "Sum"}
 """Operators that compute element by element, on one value or several."""
 
 _JOINED = frozenset("Clip HardSigmoid LeakyRelu Relu Sigmoid Tanh".split())

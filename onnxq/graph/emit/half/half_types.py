@@ -44,7 +44,7 @@ def half_places(node: ir.Node, version: int, kind: str) -> HalfPlaces | None:
         kind: "float16" or "bfloat16".
 
     Returns:
-        None where the operator is defined for float32 alone, is not known, holds bodies, touches sequences, or is a
+        None where the operator is defined for float32 alone, is not known, holds subgraphs, touches sequences, or is a
         QuantizeLinear or DequantizeLinear of an activation, whose kernels give and take float32.
     """
     if walk.subgraphs(node) or node.op_type in _TYPED_BY_ATTRIBUTE or any(map(_is_no_tensor, _values(node))):

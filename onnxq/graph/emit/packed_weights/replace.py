@@ -45,7 +45,7 @@ class Replacer:
         return self.made[key]
 
     def new(self, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
-        """An initializer of the main graph, which bodies see too."""
+        """An initializer of the main graph, which subgraphs see too."""
         plain = np.require(array, requirements="C")
         return self.builder.initializer(name, plain, dtype)
 

@@ -60,7 +60,7 @@ def drop_tail(model: ir.Model, also: Container[str] = ()) -> str:
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node and its bodies read."""
+    """What a node and its subgraphs read."""
     inside = [inner for _, body in walk.subgraphs(node) for inner in walk.all_nodes(body)]
     return [value for each in (node, *inside) for value in each.inputs if value is not None]
 

@@ -11,7 +11,7 @@ from onnxq.graph import walk
 
 
 def fix_dims(model: ir.Model, sizes: Mapping[str, int]) -> int:
-    """Replace named dimensions in the shapes of all values, bodies included.
+    """Replace named dimensions in the shapes of all values, subgraphs included.
 
     The shape of an output that has other symbols too is forgotten, so that it is inferred from what is fixed.
 

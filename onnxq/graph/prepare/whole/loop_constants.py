@@ -18,7 +18,7 @@ _LONGEST = 8
 
 
 def run(model: ir.Model) -> int:
-    """Let bodies read what they hand on unchanged from where it comes. Exact, however often the body runs.
+    """Let subgraphs read what they hand on unchanged from where it comes. Exact, however often the body runs.
 
     Stays where it is what the node gives as an output of a graph, or what the body hands on in another place too.
 
