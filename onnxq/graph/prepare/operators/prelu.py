@@ -28,8 +28,8 @@ def write_as_max(model: ir.Model) -> int:
     """Write PRelu of constant slopes as Max(x, slopes · x), or (1 − slopes) · Relu(x) + slopes · x, where x is large.
 
     Where no slope exceeds 1 it is the first, which is exact: the product is what PRelu gives below zero, and there the
-    larger one; above zero the value is. The second is exact below zero, and rounds in float32 above it. The last node has
-    the name of the PRelu. This comes last: other passes know PRelu as one operator.
+    larger one; above zero the value is. The second is exact below zero, and rounds in float32 above it. The last node
+    has the name of the PRelu. This comes last: other passes know PRelu as one operator.
 
     Returns:
         How many were rewritten.
