@@ -28,7 +28,6 @@ _ROUNDS, _ENOUGH = 3, 0.02
 takes some 4 % and the second 1 %, and none after that half a percent."""
 
 
-
 @dataclass(frozen=True, eq=False)
 class Streams:
     """What a layer reads: x in the float model, x̂ in the one whose earlier layers are quantized.
