@@ -9,7 +9,7 @@ from typing import Any
 from onnxq.report.command_lines import candidate_line
 from onnxq.report.html import drawing
 from onnxq.report.look_tables import schemes_tables
-from onnxq.report.words import decibels, in_bytes, shares, speed
+from onnxq.report.words import decibels, in_bytes, shares, speed, without_figures
 
 _WORST = 8
 _MOST_ROWS = 300
@@ -212,7 +212,7 @@ def stayed_float(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Reasons, the most frequent first, with the nodes that they are of."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in result["kept_float"]:
-        groups.setdefault(str(entry["reason"]).partition(": about ")[0], []).append(entry)
+        groups.setdefault(without_figures(str(entry["reason"])), []).append(entry)
     return [
         {
             "reason": reason,
