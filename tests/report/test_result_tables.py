@@ -141,7 +141,9 @@ def test_nodes_with_one_reason_are_one_row_whatever_their_times() -> None:
 
 def test_nodes_with_one_reason_are_one_row_whatever_their_errors() -> None:
     reason = "static costs accuracy here ({} dB), and the whole model missed the accuracy budget"
-    kept = [{"node": f"c{i}", "op_type": "Conv", "reason": reason.format(error)} for i, error in enumerate((37.6, 41.9))]
+    kept = [
+        {"node": f"c{i}", "op_type": "Conv", "reason": reason.format(error)} for i, error in enumerate((37.6, 41.9))
+    ]
     _, table = quantization_tables({**RESULT, "kept_float": kept})
     assert table.rows == [("2", "static costs accuracy here, and the whole model missed the accuracy budget", "c0, c1")]
     (row,) = stayed_float({"kept_float": kept})
