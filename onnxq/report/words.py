@@ -19,6 +19,11 @@ def without_figures(reason: str) -> str:
     return _FIGURES.sub("", reason)
 
 
+def three_digits(number: float) -> str:
+    """A number with three significant digits; those of a large one are never zeros behind an exponent."""
+    return f"{number:.0f}" if 1000 <= abs(number) < 1e6 else f"{number:.3g}"
+
+
 def speed(ratio: float | None, than: str = "float") -> str:
     """Say how a latency compares.
 
@@ -78,7 +83,7 @@ def latency(result: Mapping[str, Any]) -> str:
     if len(times) < 2 or result["latency_ratio"] is None:
         return speed(result["latency_ratio"])
     before, after = times["float"], times["quantized"]
-    return f"{before:.3g} ms -> {after:.3g} ms, {speed(times_faster(before, after))}"
+    return f"{three_digits(before)} ms -> {three_digits(after)} ms, {speed(times_faster(before, after))}"
 
 
 def times_faster(before: float, after: float) -> float | None:
