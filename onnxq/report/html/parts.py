@@ -257,7 +257,7 @@ def samples(evidence: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
     found = []
     for row in (evidence.get("outputs") or [])[:most]:
         given = row["input"]
-        entry: dict[str, Any] = {"number": row["sample"] + 1, "picture": "", "plot": "", "outputs": []}
+        entry: dict[str, Any] = {"number": row["sample"] + 1, "picture": "", "plot": "", "long": False, "outputs": []}
         if given is not None and "picture" in given:
             entry["picture"] = drawing.image(given["picture"])
             height, width = given["picture"]["shape"][:2]
