@@ -164,12 +164,12 @@ class _Descent:
     @property
     def levels(self) -> Array:
         """float32, (rows, in): whole numbers, zero point included."""
-        return (self.steps + self._spread(self.zero)).T
+        return np.asarray((self.steps + self._spread(self.zero)).T)
 
     @staticmethod
     def _costs(pull: Array, error: Array) -> Array:
         """The objective of each row, float64."""
-        return np.einsum("ir,ir->r", pull, error, dtype=np.float64)
+        return np.asarray(np.einsum("ir,ir->r", pull, error, dtype=np.float64))
 
     def _fit_scales(self) -> None:
         """The scales of least error for the integers: of each row the solution of A·δ = −g, δ the change.
