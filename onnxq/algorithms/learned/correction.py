@@ -24,8 +24,8 @@ _EXACT = 1024
 
 _DAMPING = 0.01
 _ROUNDS, _ENOUGH = 3, 0.02
-"""Rounds of descent after GPTQ at most, and what the last one has to take from the error for another: at 4 bits the first
-takes some 4 % and the second 1 %, and none after that half a percent."""
+"""Rounds of descent after GPTQ at most, and what the last one has to take from the error for another: at 4 bits the
+first takes some 4 % and the second 1 %, and none after that half a percent."""
 
 
 @dataclass(frozen=True, eq=False)
