@@ -18,6 +18,9 @@ from onnxq.qat.torch_ops.call import Tensor
 _PART_BYTES = 32 << 20
 """Bytes that the nodes of a part write, about; what gradients need of them is two to four times as much."""
 
+_LEAST_PARTS = 8
+"""Parts up to which a graph is run as one: there is memory for it, and computing twice takes a third more time."""
+
 _PARTS = 24
 """Parts at most: what lies between them stays in memory."""
 
@@ -65,7 +68,8 @@ class Recomputed:
             sizes: bytes that each node writes in a step.
         """
         self._module = module
-        count = max(1, min(_PARTS, sum(sizes) // _PART_BYTES))
+        count = min(_PARTS, sum(sizes) // _PART_BYTES)
+        count = count if count > _LEAST_PARTS else 1
         self._written = {name for node in module.graph.nodes for name in node.outputs}
         share, filled = sum(sizes) / count, 0
         self.parts: list[list[PlainNode]] = [[]]

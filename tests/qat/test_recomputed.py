@@ -51,7 +51,7 @@ def test_the_same_values_and_gradients_in_parts(monkeypatch: pytest.MonkeyPatch)
 
     for outputs in (["y", "b"], ["y", "d", "x"], ["y", "two"]):
         whole = learned(graph, outputs)
-        monkeypatch.setattr(recomputed, "_PART_BYTES", 8192)
+        monkeypatch.setattr(recomputed, "_PART_BYTES", 2048)
         parts = recomputed.Recomputed(graph, sizes)
         assert len(parts.parts) > 3 and [n for part in parts.parts for n in part] == list(graph.graph.nodes)
         found = learned(parts, outputs)
@@ -73,9 +73,9 @@ def test_less_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     feed = {"x": torch.ones(4, 1024)}
     graph.floats["w"].requires_grad_(True)
-    monkeypatch.setattr(recomputed, "_PART_BYTES", 1 << 17)
+    monkeypatch.setattr(recomputed, "_PART_BYTES", 1 << 15)
     parts = recomputed.Recomputed(graph, recomputed.written_bytes(graph, feed))
-    assert len(parts.parts) == 4
+    assert len(parts.parts) == 16
 
     def held(run: Any) -> int:
         """Bytes that wait for the way back."""
@@ -89,7 +89,7 @@ def test_less_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             run(feed, ["x16"])["x16"].sum()
         return sum(found.values())
 
-    assert held(parts) < 0.25 * held(graph)
+    assert held(parts) < 0.5 * held(graph)
 
 
 def test_a_small_graph_is_one_part() -> None:
