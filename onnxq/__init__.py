@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         QuantizeResult,
     )
     from onnxq.runtime.engines.places import RunsOn
+    from onnxq.search.run_options import QuantizeOptions
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
     from onnxq.verify.lint.findings import LintResult
@@ -73,6 +74,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
+    "QuantizeOptions",
     "QuantizeResult",
     "Recipe",
     "RecipeError",
@@ -115,6 +117,7 @@ _HOMES = {
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
+    "QuantizeOptions": "onnxq.search.run_options",
     "QuantizeResult": "onnxq.report.results",
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",

@@ -43,6 +43,7 @@ HOMES = {
     "threadpoolctl": ["core/processors.py"],
     "torch": ["qat"],
     "onnxscript": ["qat"],  # torch.onnx exports with it
+    "typing_extensions": ["api"],  # for the type checker alone: keywords by `Unpack` before Python 3.12
     "yaml": ["recipe"],
     "click": ["cli"],
     "rich": ["cli"],

@@ -30,6 +30,7 @@ PUBLIC = [
     "MissingExtraError",
     "ModelError",
     "OnnxqError",
+    "QuantizeOptions",
     "QuantizeResult",
     "Recipe",
     "RecipeError",

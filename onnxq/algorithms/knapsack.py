@@ -14,7 +14,7 @@ _STATES = 1 << 17
 
 
 @dataclass(frozen=True)
-class Choice:
+class StorageChoice:
     """One way to store a layer.
 
     Attributes:
@@ -26,7 +26,7 @@ class Choice:
     error: float
 
 
-def allocate(elements: Sequence[int], choices: Sequence[Sequence[Choice]], target_bits: float) -> list[int]:
+def allocate(elements: Sequence[int], choices: Sequence[Sequence[StorageChoice]], target_bits: float) -> list[int]:
     """Choose for each layer, for the smallest summed error with at most ``target_bits`` a weight on average.
 
     A multiple-choice knapsack, solved exactly: partial solutions that cost as much and err as much as another are

@@ -73,7 +73,7 @@ def gather(job: Job, chosen: Candidate, source: object) -> dict[str, Any]:
         )
         return found
     if chosen.model is None:
-        found["missing"].append("the float model was given back as it is: nothing in it is quantized")
+        found["missing"].append("the float model was returned unchanged: nothing in it is quantized")
         return found
     with job.clock.step("report"):
         for part in (_layers, _outputs):

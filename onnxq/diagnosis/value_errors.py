@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
-from onnxq.graph.views.isolate import Grid, Unit
+from onnxq.graph.views.isolate import ActivationGrid, Unit
 
 _SAMPLED = 1 << 16
 """Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""
@@ -45,7 +45,7 @@ class ErrorSum:
 class SeenRange:
     """What a value held, and how much of it a grid clips and rounds."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ActivationGrid) -> None:
         self._grid = grid
         self.low, self.high = math.inf, -math.inf
         self.clipped = self.count = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxq.core.dtypes import Array
 from onnxq.data.text.language_inputs import takes_text
-from onnxq.data.text.language_run import AFTER, ENCODER, FIRST, LanguageModel, Part, vocabulary_of
+from onnxq.data.text.language_run import AFTER, ENCODER, FIRST, LanguageGraph, LanguageModel, vocabulary_of
 from onnxq.data.text.prompts import longest
 from onnxq.errors import CalibrationError
 from onnxq.folders import layouts
@@ -79,7 +79,7 @@ def open_ensemble(
         CalibrationError: an input of one cannot be made from text.
     """
 
-    def part(graph: GraphFile | None) -> Part | None:
+    def part(graph: GraphFile | None) -> LanguageGraph | None:
         if graph is None:
             return None
         return part_of(open_session(place(graph.path), threads=threads), str(layout.file(graph.path)))

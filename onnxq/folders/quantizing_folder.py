@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,14 +30,14 @@ from onnxq.graph.files.io import weight_files
 from onnxq.graph.files.saving import copy, write_text
 from onnxq.pipeline.clock import Progress
 from onnxq.pipeline.planning import NothingToQuantizeError
-from onnxq.recipe.arguments import checked_options
-from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
+from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
 from onnxq.recipe.values import WORKLOADS
 from onnxq.report.folder_results import FolderResult, GraphResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
-from onnxq.search.quantizing import Options, quantize_by
+from onnxq.search.quantizing import quantize_by
 from onnxq.search.report_of_run import command_of_run
+from onnxq.search.run_options import Options, split_options
 from onnxq.search.used_as import UsedAs, check_generate
 from onnxq.verify.language.generation import Generated, compare_generated
 
@@ -146,19 +146,9 @@ def quantize_folder(
 
 def _split(options: Mapping[str, Any]) -> tuple[Recipe, Options]:
     """Options by where they go: into the recipe, or into each run."""
-    known = {field.name for field in fields(Options)} - {"recipe_file", "used", "external_data", "kept_as"}
-    named = checked_options("quantize_folder", options)
-    recipe = named.pop("recipe", None)
-    if named.pop("external_data", None):
+    if options.get("external_data"):
         raise RecipeError("--external-data: is of one ONNX file; pass the file instead of its folder")
-    unknown = [name for name in named if name not in known and name not in RECIPE_OPTIONS]
-    if unknown:
-        raise RecipeError(
-            f"quantize_folder: no option {unknown[0]!r}; {there_are(unknown[0], [*RECIPE_OPTIONS, *known])}"
-        )
-    given = Recipe.given(recipe).override(**{name: named[name] for name in RECIPE_OPTIONS if name in named})
-    file = None if isinstance(recipe, Recipe) else recipe
-    return given, Options(**{name: named[name] for name in named if name in known}, recipe_file=file)
+    return split_options("quantize_folder", options)
 
 
 def _rows(layout: Layout, options: Options) -> list[Array]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.matrices import low_rank_branches, matrices_of
 from onnxq.graph.reading.ops import MICROSOFT
 
@@ -17,10 +17,10 @@ STACKS = (2, 4, 6)
 _SCORES = (1, 14)
 """Inputs of MoE and QMoE with the scores of experts."""
 
-_POINTWISE = frozenset({"Softmax", "Sigmoid", "Cast", "Identity", "Add", "Sub", "Mul", "Div"})
+_POINTWISE = traits.ARITHMETIC | {"Cast", "Identity", "Sigmoid", "Softmax"}
 """What may stand between a layer and the choice of the largest of its outputs."""
 
-_SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+_SHAPING = traits.RESHAPING
 
 
 def holds_experts(node: ir.Node) -> bool:

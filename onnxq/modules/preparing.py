@@ -28,7 +28,8 @@ from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
-from onnxq.search.quantizing import Options, open_job
+from onnxq.search.quantizing import open_job
+from onnxq.search.run_options import Options
 
 if TYPE_CHECKING:
     from onnxq.qat.trainable.exporting import Exported
@@ -39,7 +40,7 @@ _MOST_FEEDS = 512
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModuleOrigin:
     """What a prepared module was made of: plain data, so that the module can be copied and pickled.
 
     Attributes:
@@ -120,7 +121,7 @@ def prepare(
     found = QuantizedModule(module, parts)
     found.notes += [*exported.notes, *job.prepared.notes]
     bare = replace(chosen, model=None, content=b"", statistics=None)
-    found.origin = Origin(exported.graph, job.recipe, samples, bare)
+    found.origin = ModuleOrigin(exported.graph, job.recipe, samples, bare)
     return found
 
 

@@ -18,7 +18,7 @@ from onnxq.graph.files import io, saving
 from onnxq.graph.reading.output_facts import output_facts
 from onnxq.graph.views.exported_module import with_constants
 from onnxq.graph.views.plain_graph import replace_constants
-from onnxq.modules.preparing import Origin
+from onnxq.modules.preparing import ModuleOrigin
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.gate import Compared, verify
 from onnxq.pipeline.job import Job, contents
@@ -26,7 +26,8 @@ from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.quantizing import Options, open_job, result_of
+from onnxq.search.quantizing import open_job, result_of
+from onnxq.search.run_options import Options
 from onnxq.verify.compare import Patience, compare_all
 from onnxq.verify.reference import Reference
 
@@ -93,7 +94,7 @@ def export(
     need_torch("onnxq.qat.export")
     from onnxq.qat.trainable.quantized_module import QuantizedModule
 
-    if not isinstance(module, QuantizedModule) or not isinstance(module.origin, Origin):
+    if not isinstance(module, QuantizedModule) or not isinstance(module.origin, ModuleOrigin):
         raise RecipeError(
             f"export: a {type(module).__name__} is not what onnxq.qat.prepare returns; prepare the module, train that, "
             "and export it"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.types import Node, Value
 from onnxq.passes.heads import attention_values, before_expand, before_reshape, read_only_by
 
@@ -25,10 +25,10 @@ _NORMS: dict[tuple[str, str], tuple[int, ...]] = {
 }
 """Normalizations over the last axis, and the inputs that scale and shift their first output."""
 
-_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Abs", "Neg", "Dropout"})
+_HOMOGENEOUS = traits.HOMOGENEOUS
 """Operators with f(s·x) = s·f(x) for s > 0."""
 
-_MOVING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_MOVING = traits.RESHAPING
 """Operators that leave the order of elements as it is."""
 
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer
+from onnxq.graph import traits, walk
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer
+from onnxq.graph.traits import Trait, having
 from onnxq.graph.types import Graph, Node, Value
 from onnxq.passes.pairs import input_channels, reads_channels, writer
 
-_ALONE = frozenset({"Relu", "LeakyRelu", "Identity", "Dropout", "Abs", "Neg"})
-_POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
-_REDUCTIONS = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL1", "ReduceL2"})
+_ALONE = traits.HOMOGENEOUS - {"PRelu"}
+_POOLS = traits.POOLS
+_REDUCTIONS = having(Trait.REDUCES)
 _SAME = frozenset({"Add", "Sub", "Sum", "Max", "Min"})
 _STANDARD = ("", "ai.onnx")
 
@@ -45,7 +46,7 @@ class Factors:
     Numbers are 0 where a channel has to stay as it is.
     """
 
-    written: list[tuple[Layer, Array]] = field(default_factory=list)
+    written: list[tuple[AffineLayer, Array]] = field(default_factory=list)
     read: list[tuple[Node, Value, Array]] = field(default_factory=list)
     axes: dict[str, int] = field(default_factory=dict)
     rounding: list[tuple[Node, Value, Array]] = field(default_factory=list)
@@ -128,7 +129,7 @@ class _Walk:
 
     def _layer(self, node: Node) -> bool:
         """Take a layer in; whether it was one."""
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type not in traits.LAYERS:
             return False
         self._read(node)
         layer = writer(node)

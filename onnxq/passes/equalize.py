@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, set_bias, set_weight
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, set_bias, set_weight
 from onnxq.graph.types import Model, Node
 from onnxq.passes.pairs import Pair, find_pairs, writer
 
@@ -138,7 +138,7 @@ class _Weights:
     """The weights and biases of all pairs in float64, until they are written back."""
 
     def __init__(self, pairs: list[Pair]) -> None:
-        self._layers: dict[int, Layer] = {}
+        self._layers: dict[int, AffineLayer] = {}
         self._nodes: dict[int, Node] = {}
         self._weight: dict[int, Array] = {}
         self._bias: dict[int, Array] = {}
@@ -160,7 +160,7 @@ class _Weights:
     def step(self, pair: Pair) -> float:
         """Equalize one pair; returns the largest |log s|."""
         key = id(pair.first.node)
-        layer = Layer(pair.first.node, self._weight[key], pair.first.channels, pair.first.rank, pair.first.add)
+        layer = AffineLayer(pair.first.node, self._weight[key], pair.first.channels, pair.first.rank, pair.first.add)
         written = _by_output(layer)
         read = np.zeros(layer.channels)
         for node in pair.seconds:
@@ -181,7 +181,7 @@ class _Weights:
         """Largest ratio of the widest to the narrowest channel over the weights that write channels."""
         worst = 1.0
         for key, layer in self._layers.items():
-            rows = _by_output(Layer(layer.node, self._weight[key], layer.channels, layer.rank, layer.add))
+            rows = _by_output(AffineLayer(layer.node, self._weight[key], layer.channels, layer.rank, layer.add))
             used = rows[rows > 0]
             if used.size:
                 worst = max(worst, float(used.max() / used.min()))
@@ -195,7 +195,7 @@ class _Weights:
             new = self._weight[key].astype(np.float32)
             if old is None or np.array_equal(old, new):
                 continue
-            layer = self._layers.get(key) or Layer(node, old, 0, None)
+            layer = self._layers.get(key) or AffineLayer(node, old, 0, None)
             set_weight(layer, new, names)
             changed.append(node.name or "")
         for key, layer in self._layers.items():
@@ -206,7 +206,7 @@ class _Weights:
         return changed
 
 
-def _by_output(layer: Layer) -> Array:
+def _by_output(layer: AffineLayer) -> Array:
     """Largest |weight| of each output channel."""
     weight, node = layer.weight, layer.node
     match node.op_type:
@@ -238,7 +238,7 @@ def _pads(node: Node) -> bool:
     return walk.attr_str(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(walk.attr_ints(node, "pads", ()))
 
 
-def _seconds_with_bias(pair: Pair) -> list[tuple[Layer, Array]]:
+def _seconds_with_bias(pair: Pair) -> list[tuple[AffineLayer, Array]]:
     found = []
     for node in pair.seconds:
         layer = writer(node)
@@ -248,7 +248,7 @@ def _seconds_with_bias(pair: Pair) -> list[tuple[Layer, Array]]:
     return found
 
 
-def _sum_over(layer: Layer, constant: Array) -> Array:
+def _sum_over(layer: AffineLayer, constant: Array) -> Array:
     """What a constant input, (inputs,), adds to each output channel."""
     weight, node = layer.weight.astype(np.float64), layer.node
     if node.op_type == "Conv":

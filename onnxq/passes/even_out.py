@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxq.algorithms.channels.even_channels import Evened, Part, Seen, Weight, search_even
+from onnxq.algorithms.channels.even_channels import Evened, ReadingLayer, SampleExtremes, SharedValue, search_even
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, set_bias, set_weight
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, set_bias, set_weight
 from onnxq.graph.types import Model, Node
 from onnxq.passes.channel_factors import Factors
 from onnxq.passes.equalize import scaled_inputs
@@ -41,7 +41,9 @@ def rounded(factors: Factors, layers: Collection[str]) -> Factors:
     return replace(factors, rounding=[read for read in factors.read if read[0].name in layers and read[2].any()])
 
 
-def even_out(model: Model, factors: Factors, seen: Mapping[str, tuple[Part, Part]]) -> dict[str, Evened]:
+def even_out(
+    model: Model, factors: Factors, seen: Mapping[str, tuple[SampleExtremes, SampleExtremes]]
+) -> dict[str, Evened]:
     """Choose factors for each group of values and write them into the layers' weights.
 
     Args:
@@ -63,7 +65,7 @@ def even_out(model: Model, factors: Factors, seen: Mapping[str, tuple[Part, Part
         places = np.full(count, -1)
         places[group.numbers] = np.arange(group.numbers.size)
         values = [
-            Seen(seen[name], places[readers[name][0][1]], tuple(_weight(node) for node, _ in readers[name]))
+            SharedValue(seen[name], places[readers[name][0][1]], tuple(_weight(node) for node, _ in readers[name]))
             for name in group.values
         ]
         evened = search_even(values, group.numbers.size)
@@ -103,7 +105,7 @@ def _groups(factors: Factors) -> list[_Group]:
     return [_Group(np.array(sorted(members[first])), tuple(values)) for first, values in names.items()]
 
 
-def _weight(node: Node) -> Weight:
+def _weight(node: Node) -> ReadingLayer:
     """The weight as (outputs, inputs of each, kernel), of some of its outputs."""
     array = walk.const_array(node.inputs[1])
     assert array is not None
@@ -112,7 +114,7 @@ def _weight(node: Node) -> Weight:
     array = grouped.reshape(-1, *grouped.shape[2:])
     if groups == 1 and len(array) > _MOST_OUTPUTS:
         array = array[np.linspace(0, len(array) - 1, _MOST_OUTPUTS).astype(int)]
-    return Weight.of(array, groups)
+    return ReadingLayer.of(array, groups)
 
 
 def by_groups(node: Node, weight: Array) -> Array:
@@ -137,7 +139,7 @@ def write_factors(model: Model, factors: Factors, scales: Array) -> None:
     names = walk.Names(model)
     inputs = {id(node): scales[numbers] for node, _, numbers in factors.read}
     outputs = {id(layer.node): scales[numbers] for layer, numbers in factors.written}
-    layers = {id(node): Layer(node, np.zeros(0), 0, None) for node, _, _ in factors.read}
+    layers = {id(node): AffineLayer(node, np.zeros(0), 0, None) for node, _, _ in factors.read}
     layers |= {id(layer.node): layer for layer, _ in factors.written}
     for key, layer in layers.items():
         array = walk.const_array(layer.node.inputs[1])

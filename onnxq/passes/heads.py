@@ -11,14 +11,14 @@ import math
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.types import Node, Value
 
 _STANDARD = ("", "ai.onnx")
 _STEPS = 16
 """Nodes between an output projection and what repeats the heads of its values, at most."""
 
-_PASSED = frozenset({"Reshape", "Transpose", "Identity", "Dropout", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
+_PASSED = traits.MOVING | {"Cast", "Dropout", "Identity"}
 
 
 def read_only_by(value: Value | None, node: Node) -> bool:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, layer_of
+from onnxq.graph import traits, walk
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, layer_of
 from onnxq.graph.types import Graph, Node
 
 _HOMOGENEOUS = frozenset(
     "Relu LeakyRelu PRelu Identity Dropout MaxPool AveragePool GlobalAveragePool GlobalMaxPool Pad Flatten Reshape "
     "Squeeze ReduceMean ReduceMax".split()
 )
-_SPATIAL = frozenset("MaxPool AveragePool GlobalAveragePool GlobalMaxPool Pad".split())
+_SPATIAL = traits.POOLS | {"Pad"}
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Pair:
         repeat: inputs of the second layers that one channel became on the way (a flattened image).
     """
 
-    first: Layer
+    first: AffineLayer
     seconds: list[Node]
     between: list[Node] = field(default_factory=list)
     repeat: int = 1
@@ -48,9 +48,9 @@ def find_pairs(graph: Graph) -> list[Pair]:
     return found
 
 
-def writer(node: Node) -> Layer | None:
+def writer(node: Node) -> AffineLayer | None:
     """The layer a node is, if its weight and bias can be scaled by output channel."""
-    layer = layer_of(node.outputs[0]) if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
+    layer = layer_of(node.outputs[0]) if node.op_type in traits.LAYERS else None
     if layer is None:
         return None
     add = walk.only_use(node.outputs[0])
@@ -64,7 +64,7 @@ def writer(node: Node) -> Layer | None:
     return layer
 
 
-def _follow(first: Layer) -> Pair | None:
+def _follow(first: AffineLayer) -> Pair | None:
     value, between, repeat = first.output, [], 1
     channel_last = first.node.op_type in ("MatMul", "Gemm")
     while True:
@@ -101,7 +101,7 @@ def _follow(first: Layer) -> Pair | None:
     return Pair(first, seconds, between, repeat)
 
 
-def _through(node: Node, first: Layer, channel_last: bool) -> tuple[bool, int] | None:
+def _through(node: Node, first: AffineLayer, channel_last: bool) -> tuple[bool, int] | None:
     """(channels lie last, factor of `Pair.repeat`; negative where not known yet) behind a node; None where it mixes."""
     match node.op_type:
         case "PRelu":
@@ -148,7 +148,7 @@ def _reduced(node: Node, channel_last: bool) -> tuple[bool, int] | None:
     return (False, 1) if walk.attr_int(node, "keepdims", 1) else (True, 1)
 
 
-def _per_channel(slope: Array, first: Layer, channel_last: bool) -> bool:
+def _per_channel(slope: Array, first: AffineLayer, channel_last: bool) -> bool:
     if slope.size == 1:
         return True
     axis = -1 if channel_last else -(first.weight.ndim - 1)
@@ -158,7 +158,7 @@ def _per_channel(slope: Array, first: Layer, channel_last: bool) -> bool:
 
 def reads_channels(node: Node) -> bool:
     """Whether a node's weight can be scaled by input channel."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain != "":
+    if node.op_type not in traits.LAYERS or node.domain != "":
         return False
     if len(node.inputs) < 2 or (node.op_type == "Gemm" and walk.attr_int(node, "transA", 0)):
         return False

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from onnxq.algorithms.channels.recovered import LEAST, Link, recovered_scales
+from onnxq.algorithms.channels.recovered import LEAST, ChangedWeight, recovered_scales
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import ModelError
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.prepare.folding.affine_layer import constant_operand
 from onnxq.graph.types import Model, Node
 from onnxq.graph.views.counterparts import Counterparts
@@ -64,7 +64,7 @@ def weight_fit(model: Model, quantized: Counterparts) -> dict[str, float]:
     """SQNR in dB of each layer's weight in the quantized model against the one here, by the layer's name."""
     found = {}
     for node in model.graph:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.name:
+        if node.op_type in traits.LAYERS and node.name:
             before, after = walk.const_array(walk.input_at(node, 1)), quantized.constant(node, 1)
             if before is not None and after is not None and before.size and np.isfinite(before).all():
                 found[node.name] = float(sqnr_db(before, after))
@@ -111,7 +111,7 @@ def _between_layers(model: Model, quantized: Counterparts) -> bool:
             np.zeros(shape, np.int64) if numbers is None else numbers.reshape(shape)
             for numbers, shape in zip((written, read), shapes, strict=True)
         ]
-        links.append(Link(first, second, numbered[0], numbered[1]))
+        links.append(ChangedWeight(first, second, numbered[0], numbered[1]))
     scales = recovered_scales(links, count)
     if not (scales != 1).any():
         return False

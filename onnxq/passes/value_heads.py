@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from onnxq.graph import walk
 from onnxq.graph.attention.cache_ports import attentions
-from onnxq.graph.attention.plain_attention import Seen, find_sites, flat_behind, flat_of
+from onnxq.graph.attention.plain_attention import RunFacts, find_sites, flat_behind, flat_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.passes.rotate import Heads
 
 _GIVEN_OUT = "the model gives its values out, and they would change"
 
 
-def value_heads(model: Model, seen: Seen) -> tuple[list[Heads], list[str]]:
+def value_heads(model: Model, seen: RunFacts) -> tuple[list[Heads], list[str]]:
     """Every pair of projections that can be turned head by head, and why others cannot.
 
     Args:

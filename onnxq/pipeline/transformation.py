@@ -11,7 +11,7 @@ from itertools import islice
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError, RecipeError
-from onnxq.graph.attention.plain_attention import Seen
+from onnxq.graph.attention.plain_attention import RunFacts
 from onnxq.graph.edit import copy_of
 from onnxq.graph.prepare import prepare
 from onnxq.graph.types import Model
@@ -156,7 +156,7 @@ def turned_copy(model: Model, feed: Feed, threads: int | None) -> tuple[Model, R
     """
     shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
     turned = copy_of(model)
-    heads, reasons = value_heads(turned, Seen(shapes))
+    heads, reasons = value_heads(turned, RunFacts(shapes))
     return turned, rotate(turned, heads), reasons
 
 

@@ -10,7 +10,7 @@ from onnxq.core.affine import params_from_range, quantize
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.errors import CalibrationError
 from onnxq.graph import walk
-from onnxq.graph.emit.rewrite import Converted, DynamicRewrite, NodeRewrite, Rewrite, read_by
+from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, SecondGrid, read_by
 from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.spilled import spill_of
 from onnxq.graph.types import Model, Node
@@ -89,7 +89,7 @@ def solve(
     clamps = _clamps(plan, nodes)
     ranges = _Ranges(plan, statistics, percentile, clamps)
     values = {name: ranges.params(name) for name in plan.values}
-    converted = {name: Converted(ranges.second(name), found.readers) for name, found in plan.conversions.items()}
+    converted = {name: SecondGrid(ranges.second(name), found.readers) for name, found in plan.conversions.items()}
     notes: list[str] = []
     known = {**(given.weights if given is not None else {}), **on_given_grids(nodes, plan.nodes)}
     weights = Weights(known, spill_of(model))

@@ -103,7 +103,7 @@ def _given(node: Node, array: Array, spec: TensorSpec, rule: ValueRule, where: s
     channels = array.shape[axis] if axis is not None else 1
     if max(scales.size, zeros.size) > 1 and not {scales.size, zeros.size} <= {1, channels}:
         raise RecipeError(
-            f"{where}with {channels} channels, and has {scales.size} scales and {zeros.size} zero points; give one of "
+            f"{where}with {channels} channels, and has {scales.size} scales and {zeros.size} zero points; pass one of "
             "each, or one a channel"
         )
     by_channel = max(scales.size, zeros.size) > 1 and axis is not None

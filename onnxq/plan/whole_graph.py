@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, QParams, TensorSpec
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
@@ -38,12 +38,12 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import WHOLE, Target
 
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+_PRODUCTS = traits.LAYERS - {"ConvTranspose"}
 """Operators that have kernels for float8."""
 
-_STRUCTURAL = frozenset("Constant If Loop Scan Shape Size".split())
+_STRUCTURAL = traits.STRUCTURAL
 
-_CUTTING = frozenset({"Clip", "Relu"})
+_CUTTING = traits.CLAMPS
 
 _FIXED_16 = {"HardSigmoid": (1.0 / 65536, 0), "Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
 """(scale, zero point) that HTP wants of these in uint16."""
@@ -223,7 +223,7 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
     axis = channel_axis(node, array.ndim) if per_channel and node.op_type in target.per_channel else None
     bits = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
-    layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    layer = node.op_type in traits.LAYERS
     small = bits <= 4 and QType.INT4 in target.weights and layer
     dtype = QType.INT4 if small else target.weight
     used = None if small else min(bits, target.weight_bits)

@@ -14,7 +14,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputKind:
     """What an output holds.
 
     Attributes:
@@ -32,7 +32,7 @@ class Target:
     labelled: bool = False
 
 
-def distance(target: Target, expected: Tensor, got: Tensor) -> Tensor:
+def distance(target: OutputKind, expected: Tensor, got: Tensor) -> Tensor:
     """The loss of one batch, a number of about the same size whatever the kind.
 
     Classes and positions: Kullback-Leibler divergence, in nats. Probabilities: the same of each alone. Embeddings: one
@@ -55,14 +55,14 @@ def squares(expected: Tensor, got: Tensor, scale: float) -> Tensor:
     return ((got - expected) ** 2).mean() / max(scale, _TINY)
 
 
-def labelled(target: Target, got: Tensor, labels: Tensor) -> Tensor:
+def labelled(target: OutputKind, got: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy with classes that are known."""
     assert target.axis is not None
     logs = _log_classes(got, target).movedim(target.axis, -1)
     return functional.nll_loss(logs.reshape(-1, logs.shape[-1]), labels.reshape(-1))
 
 
-def _log_classes(values: Tensor, target: Target) -> Tensor:
+def _log_classes(values: Tensor, target: OutputKind) -> Tensor:
     assert target.axis is not None
     if target.normalized:
         logs: Tensor = torch.log(values.clamp(min=_TINY))

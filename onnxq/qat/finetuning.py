@@ -22,7 +22,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.qat.batches import batches
 from onnxq.qat.computing_time import Allowance
-from onnxq.qat.distillation import Target, distance, labelled, squares
+from onnxq.qat.distillation import OutputKind, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.parameters import as_tensor
@@ -102,7 +102,7 @@ class Finetuning:
 
     student: GraphModule
     teacher: GraphModule
-    targets: Mapping[str, Target]
+    targets: Mapping[str, OutputKind]
     samples: Sequence[Feed]
     held_out: Sequence[Feed]
     labels: Sequence[Array] | None = None

@@ -11,6 +11,7 @@ from torch import nn
 
 from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError
+from onnxq.graph import traits
 from onnxq.graph.views.plain_graph import PlainGraph, PlainNode, limits_behind
 from onnxq.qat.fake_quantization import dequantize, quantize
 from onnxq.qat.parameters import RANGES, Bias, Integers, Scale, ZeroPoint, as_tensor
@@ -34,8 +35,6 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 
 _FAILURES = (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError)
 """What torch functions raise on inputs that they cannot compute with."""
-
-_LAYERS = ("Conv", "Gemm", "ConvTranspose", "MatMul")
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Weight:
+class IntegerWeight:
     """A constant weight on integers.
 
     Attributes:
@@ -99,7 +98,7 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph, self.drop = graph, 0.0
         self.grids: dict[str, Grid] = {}
-        self.weights: dict[str, Weight] = {}
+        self.weights: dict[str, IntegerWeight] = {}
         self.biases: dict[str, Bias] = {}
         self.floats: dict[str, nn.Parameter] = {}
         self._scales: dict[str, Scale] = {}
@@ -195,7 +194,7 @@ class GraphModule(nn.Module):
         """DequantizeLinear of int32 constants that are biases at the scale of a layer's products."""
         constants = self.graph.constants
         for node in self.graph.nodes:
-            if node.op_type not in _LAYERS or len(node.inputs) < 3:
+            if node.op_type not in traits.LAYERS or len(node.inputs) < 3:
                 continue
             x, w, b = (self._producers.get(name) for name in node.inputs[:3])
             if x is None or w is None or b is None:
@@ -225,7 +224,7 @@ class GraphModule(nn.Module):
                     if node.op_type == "MatMulIntegerToFloat":
                         pair = (3, 5)
                     reads = self._reads[node.index]
-                    self.weights[name] = Weight(
+                    self.weights[name] = IntegerWeight(
                         self._integers[name],
                         self._scales.get(_at(reads, pair[0])),
                         self._zeros.get(_at(reads, pair[1])),

@@ -42,6 +42,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             check = _CHECKS.get(name)
             if check is not None and (value is not None or signature.parameters[name].default is not None):
                 bound.arguments[name] = check(f"{function.__name__}: {name}", plain(value))
+            elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = checked_options(function.__name__, value)
         return function(*bound.args, **bound.kwargs)
 
     return call

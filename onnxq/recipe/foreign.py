@@ -28,7 +28,7 @@ _BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass
-class Converted:
+class ForeignRecipe:
     """A recipe, and what was not taken over.
 
     Attributes:
@@ -42,7 +42,7 @@ class Converted:
     notes: list[str] = field(default_factory=list)
 
 
-def convert(path: str | Path) -> Converted:
+def convert(path: str | Path) -> ForeignRecipe:
     """Read a configuration.
 
     Raises:
@@ -61,7 +61,7 @@ def convert(path: str | Path) -> Converted:
     return converted(data, str(path))
 
 
-def converted(data: Any, where: str) -> Converted:
+def converted(data: Any, where: str) -> ForeignRecipe:
     """Read a configuration that is at hand.
 
     Raises:
@@ -174,7 +174,7 @@ _OLIVE_BLOCKS = {
 }
 
 
-def _olive(passes: Mapping[str, Any], where: str) -> Converted:
+def _olive(passes: Mapping[str, Any], where: str) -> ForeignRecipe:
     ours = []
     for name, entry in passes.items():
         for step in entry if isinstance(entry, list) else [entry]:
@@ -197,7 +197,7 @@ def _olive(passes: Mapping[str, Any], where: str) -> Converted:
         recipe, notes = _eight_bits(options, place, static=static)
     notes += options.left(_STATIC_IDLE)
     notes += [f"{where}: pass {other!r} quantizes too and was not taken over" for other, _, _ in ours[1:]]
-    return Converted(Recipe.from_mapping(recipe, place), "Olive", notes)
+    return ForeignRecipe(Recipe.from_mapping(recipe, place), "Olive", notes)
 
 
 def _blocks(options: _Options, algorithm: str | None, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -230,16 +230,16 @@ def _block_size(size: Any, where: str) -> int:
     return int(size)
 
 
-def _optimum(data: Mapping[str, Any], where: str) -> Converted:
+def _optimum(data: Mapping[str, Any], where: str) -> ForeignRecipe:
     options = _Options(data, where)
     static = bool(options.take("is_static"))
     recipe, notes = _eight_bits(options, where, static=static)
     if not static:
         options.take("format", "activations_symmetric")
-    return Converted(Recipe.from_mapping(recipe, where), "optimum", notes + options.left(_STATIC_IDLE))
+    return ForeignRecipe(Recipe.from_mapping(recipe, where), "optimum", notes + options.left(_STATIC_IDLE))
 
 
-def _transformers_js(data: Mapping[str, Any]) -> Converted:
+def _transformers_js(data: Mapping[str, Any]) -> ForeignRecipe:
     recipe: dict[str, Any] = {"preset": "w8a8-dynamic"}
     if data.get("per_channel") is not None:
         recipe["per_channel"] = bool(data["per_channel"])
@@ -249,10 +249,10 @@ def _transformers_js(data: Mapping[str, Any]) -> Converted:
     notes = []
     if isinstance(models, Mapping) and len(models) > 1:
         notes.append(f"holds {len(models)} models ({', '.join(map(str, models))}); one recipe serves them all")
-    return Converted(Recipe.from_mapping(recipe, "transformers.js"), "transformers.js", notes)
+    return ForeignRecipe(Recipe.from_mapping(recipe, "transformers.js"), "transformers.js", notes)
 
 
-def _quark(data: Mapping[str, Any], where: str) -> Converted:
+def _quark(data: Mapping[str, Any], where: str) -> ForeignRecipe:
     whole = data["global_quant_config"]
     weight, inputs = whole.get("weight"), whole.get("input_tensors")
     if isinstance(weight, list):
@@ -286,7 +286,7 @@ def _quark(data: Mapping[str, Any], where: str) -> Converted:
         notes.append(f"{where}: exclude names modules of PyTorch; check that the patterns fit the ONNX model's nodes")
     if data.get("layer_quant_config") or data.get("layer_type_quant_config"):
         notes.append(f"{where}: exceptions by layer not taken over; write them as rules")
-    return Converted(Recipe.from_mapping(recipe, where), "Quark", notes)
+    return ForeignRecipe(Recipe.from_mapping(recipe, where), "Quark", notes)
 
 
 def _entries(given: Any) -> list[Mapping[str, Any]]:

@@ -54,7 +54,7 @@ class ValueRule:
         if self.range is not None:
             object.__setattr__(self, "range", _ends(self.range, where))
         if (self.scale is None) != (self.zero_point is None):
-            raise RecipeError(f"{where}: scale and zero_point belong together; give both or neither")
+            raise RecipeError(f"{where}: scale and zero_point belong together; pass both or neither")
         for name, wanted in (("scale", int | float), ("zero_point", int)):
             object.__setattr__(self, name, _numbers(getattr(self, name), wanted, f"{where}: {name}"))
         if self.scale is not None and not all(0 < scale < math.inf for scale in _each(self.scale)):
@@ -72,14 +72,14 @@ class ValueRule:
         if self.convert is not None and self.convert == self.bits:
             raise RecipeError(f"{where}: bits and convert are both {self.bits}; a second grid has another width")
         if self.readers is not None and self.convert is None and self.quantize is None:
-            raise RecipeError(f"{where}: readers say who reads a second grid; give convert, 8 or 16, too")
+            raise RecipeError(f"{where}: readers say who reads a second grid; add convert, 8 or 16")
         if self.readers is not None:
             object.__setattr__(self, "readers", names(f"{where}: readers", self.readers))
         if self.quantize is True:
             raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
         if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
             raise RecipeError(
-                f"{where}: says nothing; give range, method, symmetric, min_range, scale, bits, convert or quantize"
+                f"{where}: says nothing; use range, method, symmetric, min_range, scale, bits, convert or quantize"
             )
 
 

@@ -23,6 +23,7 @@ from onnxq.errors import MissingExtraError, ModelError, OnnxqError, RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.names import make_unique
+from onnxq.graph.traits import Trait, having
 from onnxq.graph.types import Model
 from onnxq.runtime.session import session_of
 
@@ -38,7 +39,7 @@ TYPES = (*TRIED, "bart", "bert_keras", "conformer", "gpt2_tf", "gpt_neox", "phi"
 NORM_OPSET = 17
 """Operator set that has LayerNormalization, which the library writes whatever the model's own is."""
 
-_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
+_ATTENTION = having(Trait.ATTENDS) | {"GroupQueryAttention"}
 _SECONDS = 600
 _NEEDED = ("sympy",)
 

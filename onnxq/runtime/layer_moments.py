@@ -16,7 +16,7 @@ from onnxq.runtime.probe import InnerValues
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerInput:
     """What a layer sees.
 
     Attributes:
@@ -29,7 +29,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Stream:
+class SecondStream:
     """A second model that gives the values in another form.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stream:
 
 
 @dataclass
-class Moments:
+class LayerMoments:
     """Second moments of one layer.
 
     Attributes:
@@ -67,14 +67,14 @@ class Moments:
 
 def layer_moments(
     model: Model,
-    layers: Mapping[str, Seen],
+    layers: Mapping[str, LayerInput],
     feeds: Iterable[Feed],
     *,
     rows: int | Mapping[str, int],
-    stream: Stream | None = None,
+    stream: SecondStream | None = None,
     threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
-) -> dict[str, Moments]:
+) -> dict[str, LayerMoments]:
     """Run samples and sum up what each layer sees, sample by sample.
 
     Args:
@@ -97,7 +97,7 @@ def layer_moments(
     other = None
     if stream is not None:
         other = _Source(stream.model, {name: stream.values[name] for name in names if name in stream.values}, threads)
-    found: dict[str, Moments] = {}
+    found: dict[str, LayerMoments] = {}
     for index, feed in enumerate(feeds):
         values = clean.values(feed)
         moved = other.values(feed) if other is not None else {}
@@ -117,7 +117,13 @@ def layer_moments(
 
 
 def _add(
-    found: dict[str, Moments], layer: str, seen: Seen, value: Array, moved: Array | None, limit: int, both: bool
+    found: dict[str, LayerMoments],
+    layer: str,
+    seen: LayerInput,
+    value: Array,
+    moved: Array | None,
+    limit: int,
+    both: bool,
 ) -> None:
     given = value if moved is None else moved
     if given.shape != value.shape:
@@ -132,7 +138,7 @@ def _add(
     product = np.matmul(clean.swapaxes(1, 2), rows) if both else None
     if layer not in found:
         zeros, flat = np.zeros(square.shape, np.float64), np.zeros(square.shape[:2], np.float64)
-        found[layer] = Moments(zeros, zeros.copy() if both else None, flat, flat.copy(), 0)
+        found[layer] = LayerMoments(zeros, zeros.copy() if both else None, flat, flat.copy(), 0)
     entry = found[layer]
     entry.moment += square
     entry.mean += clean.sum(axis=1, dtype=np.float64)

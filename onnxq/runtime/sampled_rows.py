@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from onnxq.algorithms.channels.even_channels import Part
+from onnxq.algorithms.channels.even_channels import SampleExtremes
 from onnxq.core.dtypes import Array
 from onnxq.data.readers import Reader
 from onnxq.graph.views.outputs import Model, with_outputs
@@ -76,7 +76,7 @@ def sample_rows(
 
 def sample_channels(
     model: Model, axes: Mapping[str, int], reader: Reader, *, rows: int, feeds: int, threads: int | None = None
-) -> dict[str, tuple[Part, Part]]:
+) -> dict[str, tuple[SampleExtremes, SampleExtremes]]:
     """Run some of the samples, evenly spaced.
 
     Args:
@@ -101,7 +101,7 @@ def sample_channels(
     count = reader.count_feeds()
     chosen = set(np.linspace(0, count - 1, min(count, feeds)).astype(int).tolist())
     share = -(-rows // max(len(chosen), 1))
-    found: dict[str, list[Part]] = {}
+    found: dict[str, list[SampleExtremes]] = {}
     dropped: set[str] = set()
     for index, feed in enumerate(reader):
         if index > max(chosen, default=-1):
@@ -119,18 +119,18 @@ def sample_channels(
     }
 
 
-def _part(array: Array, axis: int, share: int) -> Part | None:
+def _part(array: Array, axis: int, share: int) -> SampleExtremes | None:
     if array.dtype != np.float32 or array.ndim <= axis or array.size == 0:
         return None
     others = tuple(other for other in range(array.ndim) if other != axis)
     lowest, highest = array.min(axis=others), array.max(axis=others)
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         return None
-    return Part(_some(np.moveaxis(array, axis, -1), share), lowest, highest)
+    return SampleExtremes(_some(np.moveaxis(array, axis, -1), share), lowest, highest)
 
 
-def _join(parts: list[Part]) -> Part:
-    return Part(
+def _join(parts: list[SampleExtremes]) -> SampleExtremes:
+    return SampleExtremes(
         np.concatenate([part.rows for part in parts]),
         np.min([part.lowest for part in parts], axis=0),
         np.max([part.highest for part in parts], axis=0),

@@ -6,9 +6,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from onnxq.graph.types import Model, Proto
 from onnxq.pipeline.caches.grouping import group_attention
 from onnxq.pipeline.caches.storing import store_caches
 from onnxq.pipeline.candidate import Candidate
-from onnxq.pipeline.clock import Clock, Progress
+from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import (
     NO_FASTER_4,
@@ -48,7 +48,6 @@ from onnxq.recipe.unused import refuse_unused
 from onnxq.report.growth import larger
 from onnxq.report.html.page import require_drawing, result_page
 from onnxq.report.results import QuantizeResult
-from onnxq.runtime.custom_ops import registered
 from onnxq.runtime.engines.places import RAY, WASM, WEB, RunsOn, spread_over, start, web_is_here
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.machine import machine_facts, versions
@@ -56,47 +55,14 @@ from onnxq.runtime.session import open_session
 from onnxq.search.choosing import choose
 from onnxq.search.remedies import what_helps
 from onnxq.search.report_of_run import command_of_run, place_of_report
+from onnxq.search.run_options import Options
 from onnxq.search.used_as import UsedAs, check_generate, generated, part_of, said_of_texts, texts_of, workload_of
-from onnxq.search.within.score import Function, search_metric
+from onnxq.search.within.score import search_metric
 from onnxq.search.within.state import forget
 from onnxq.search.within.within_limits import SearchOptions
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target, target_named
 from onnxq.verify.language.generation import Generated
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user can say of one run, beside the recipe; each is documented at `onnxq.quantize`."""
-
-    calibration: object = None
-    statistics: Statistics | str | os.PathLike[str] | None = None
-    force: bool = False
-    threads: int | None = None
-    benchmark: bool = True
-    seconds: float = 0.4
-    budget: float = 120.0
-    metric: str | Function | None = None
-    search_state: str | os.PathLike[str] | None = None
-    resume: bool = False
-    cache: bool = True
-    progress: Progress | None = None
-    recipe_file: str | os.PathLike[str] | None = None
-    states: Mapping[str, str] | None = None
-    engine_python: str | os.PathLike[str] | None = None
-    runs_on: RunsOn | None = None
-    tokenizer: str | os.PathLike[str] | None = None
-    generate: int | None = None
-    workload: str | None = None
-    used: UsedAs | None = None
-    report: str | os.PathLike[str] | None = None
-    external_data: bool = False
-    kept_as: str | os.PathLike[str] | None = None  # names what an interrupted run goes on from; else as the output
-
-    def inputs(self, model: Source, calibration: object) -> list[object]:
-        """What the run reads, for `onnxq.graph.files.saving.check_destination`."""
-        given = (self.calibration, self.statistics, self.recipe_file, self.metric, self.tokenizer)
-        return [model, calibration, *given, *registered()]
 
 
 def quantize_by(

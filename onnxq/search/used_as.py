@@ -14,8 +14,8 @@ from onnxq.data.text.language_run import (
     AFTER,
     ENCODER,
     FIRST,
+    LanguageGraph,
     LanguageModel,
-    Part,
     joined_ids,
     vocabulary_of,
 )
@@ -54,9 +54,11 @@ class UsedAs:
     most: int = LONGEST
 
 
-def part_of(session: Session, label: str) -> Part:
+def part_of(session: Session, label: str) -> LanguageGraph:
     """An open session as a graph of a language model."""
-    return Part(label, session.input_specs, session.output_specs, lambda feed: session.run(feed, _tensors(session)))
+    return LanguageGraph(
+        label, session.input_specs, session.output_specs, lambda feed: session.run(feed, _tensors(session))
+    )
 
 
 def _tensors(session: Session) -> list[str]:

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.algorithms import knapsack
-from onnxq.algorithms.knapsack import Choice, allocate
+from onnxq.algorithms.knapsack import StorageChoice, allocate
 from onnxq.errors import RecipeError
 
 
-def totals(elements: list[int], choices: list[list[Choice]], picks: tuple[int, ...] | list[int]) -> tuple[float, float]:
+def totals(
+    elements: list[int], choices: list[list[StorageChoice]], picks: tuple[int, ...] | list[int]
+) -> tuple[float, float]:
     """(bits, error) of a solution."""
     taken = [options[pick] for options, pick in zip(choices, picks, strict=True)]
     return sum(c.bits * n for c, n in zip(taken, elements, strict=True)), sum(c.error for c in taken)
@@ -33,7 +35,7 @@ layers = st.lists(
 @given(layers, st.floats(0, 1))
 def test_nothing_is_better(drawn: list[tuple[int, list[tuple[float, float]]]], where: float) -> None:
     elements = [size for size, _ in drawn]
-    choices = [[Choice(*option) for option in options] for _, options in drawn]
+    choices = [[StorageChoice(*option) for option in options] for _, options in drawn]
     every = [totals(elements, choices, picks) for picks in itertools.product(*(range(len(c)) for c in choices))]
     least = min(bits for bits, _ in every) / sum(elements)
     most = max(bits for bits, _ in every) / sum(elements)
@@ -45,12 +47,12 @@ def test_nothing_is_better(drawn: list[tuple[int, list[tuple[float, float]]]], w
     assert error <= best + 1e-7 * (1 + best)
 
 
-def transformer(seed: int, count: int) -> tuple[list[int], list[list[Choice]]]:
+def transformer(seed: int, count: int) -> tuple[list[int], list[list[StorageChoice]]]:
     """Layers of a few sizes, whose errors fall about fourfold with each bit."""
     rng = np.random.default_rng(seed)
     elements = [int(rng.choice([384 * 384, 384 * 1536, 30000 * 384])) for _ in range(count)]
     choices = [
-        [Choice(b + 0.5, float(size * scale * 4.0**-b * rng.uniform(0.8, 1.2))) for b in (2, 3, 4, 8)]
+        [StorageChoice(b + 0.5, float(size * scale * 4.0**-b * rng.uniform(0.8, 1.2))) for b in (2, 3, 4, 8)]
         for size, scale in zip(elements, np.exp(rng.normal(size=count) * 2), strict=True)
     ]
     return elements, choices
@@ -80,11 +82,11 @@ def test_a_budget_for_everything_buys_everything() -> None:
     assert allocate(elements, choices, 8.5) == [3] * 20
     assert allocate(elements, choices, 2.5) == [0] * 20
     assert allocate([], [], 4.0) == []
-    assert allocate([0, 5], [[Choice(4, 0)], [Choice(4, 1), Choice(8, 0)]], 8) == [0, 1]
+    assert allocate([0, 5], [[StorageChoice(4, 0)], [StorageChoice(4, 1), StorageChoice(8, 0)]], 8) == [0, 1]
 
 
 def test_more_bits_that_buy_nothing_are_not_spent() -> None:
-    assert allocate([10], [[Choice(8, 1.0), Choice(4, 1.0), Choice(3, 2.0)]], 9) == [1]
+    assert allocate([10], [[StorageChoice(8, 1.0), StorageChoice(4, 1.0), StorageChoice(3, 2.0)]], 9) == [1]
 
 
 def test_what_cannot_be_met_is_said() -> None:
@@ -94,4 +96,4 @@ def test_what_cannot_be_met_is_said() -> None:
     with pytest.raises(RecipeError, match="each of which needs one or more"):
         allocate([1], [[]], 4)
     with pytest.raises(RecipeError, match="not finite"):
-        allocate([1], [[Choice(4, float("nan"))]], 4)
+        allocate([1], [[StorageChoice(4, float("nan"))]], 4)

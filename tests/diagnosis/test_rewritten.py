@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.algorithms.channels.recovered import Link, recovered_scales
+from onnxq.algorithms.channels.recovered import ChangedWeight, recovered_scales
 from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.graph.views.counterparts import Counterparts
@@ -168,9 +168,9 @@ def test_factors_of_two_bits_with_a_layer_that_lies() -> None:
         before = rng.normal(0, 1, (widths[i + 1], widths[i]))
         exact = before * truth[numbers[i]] / truth[numbers[i + 1]][:, None]
         step = np.abs(exact).max(axis=1, keepdims=True) / (1.5 if i == 1 else 127)
-        links.append(Link(before[None, ..., None], (np.rint(exact / step) * step)[None, ..., None],
+        links.append(ChangedWeight(before[None, ..., None], (np.rint(exact / step) * step)[None, ..., None],
                           numbers[i + 1][None], numbers[i][None]))  # fmt: skip
     off = np.abs(np.log(recovered_scales(links, count) / truth))
     assert np.median(off) < 0.01 and np.quantile(off, 0.9) < 0.05
-    plain = [Link(link.before, link.before, link.outputs, link.inputs) for link in links]
+    plain = [ChangedWeight(link.before, link.before, link.outputs, link.inputs) for link in links]
     assert (recovered_scales(plain, count) == 1).all()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.algorithms.channels.even_channels import Evened, Part
+from onnxq.algorithms.channels.even_channels import Evened, SampleExtremes
 from onnxq.core.error_measures import sqnr_db
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
@@ -216,7 +216,7 @@ def test_one_sample_and_silent_channels_do_no_harm() -> None:
     factors = rounded(factors, {"b"})
     rows = np.abs(np.random.default_rng(0).normal(0, 1, (50, 8))).astype(np.float32) * SPREAD[:8]
     rows[:, 2] = 0
-    part = Part(rows, rows.min(axis=0), rows.max(axis=0))
+    part = SampleExtremes(rows, rows.min(axis=0), rows.max(axis=0))
     (found,) = even_out(model, factors, {"c": (part, part)}).values()
     assert np.isfinite(found.scales).all() and found.scales.max() / found.scales.min() < 2.0**17
     assert found.error < found.plain

@@ -10,7 +10,7 @@ import pytest
 
 import onnxq
 from onnxq.errors import RecipeError
-from onnxq.graph.attention.plain_attention import Seen
+from onnxq.graph.attention.plain_attention import RunFacts
 from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.graph.views.outputs import with_outputs
@@ -31,8 +31,8 @@ def loaded(content: bytes):
     return model
 
 
-def seen_of(model, feed) -> Seen:
-    return Seen({name: info.shape for name, info in probe(model, feed).items()})
+def seen_of(model, feed) -> RunFacts:
+    return RunFacts({name: info.shape for name, info in probe(model, feed).items()})
 
 
 def turned(model, feed, seed: int = 0):
@@ -171,7 +171,7 @@ def test_a_reader_that_is_not_linear_forbids_it(op_type: str, reason: str) -> No
     proto.graph.output.append(onnx.helper.make_tensor_value_info("odd", 1, ["b", "s", 32]))
     model, feed = loaded(proto.SerializeToString()), prompts(PLAIN, 1)[0]
     before = io.to_bytes(model)
-    heads, _ = value_heads(model, Seen({}))
+    heads, _ = value_heads(model, RunFacts({}))
     done = rotate(model, heads)
     assert done.streams == 0 and reason in done.reasons[0]
     assert io.to_bytes(model) == before

@@ -195,24 +195,24 @@ def test_models_that_gradients_cannot_pass_are_refused() -> None:
 @pytest.mark.torch
 def test_losses_are_zero_for_equals_and_known_for_others() -> None:
     torch = pytest.importorskip("torch")
-    from onnxq.qat.distillation import Target, distance, labelled
+    from onnxq.qat.distillation import OutputKind, distance, labelled
     from onnxq.verify import loss
 
     logits, other = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0]])
     p = torch.softmax(logits, 1)
     expected = float((p * (p.log() - np.log(1 / 3))).sum())
-    assert float(distance(Target(loss.CLASSES, 1), logits, other)) == pytest.approx(expected, rel=1e-5)
-    assert float(distance(Target(loss.CLASSES, 1, True), p, torch.full((1, 3), 1 / 3))) == pytest.approx(
+    assert float(distance(OutputKind(loss.CLASSES, 1), logits, other)) == pytest.approx(expected, rel=1e-5)
+    assert float(distance(OutputKind(loss.CLASSES, 1, True), p, torch.full((1, 3), 1 / 3))) == pytest.approx(
         expected, rel=1e-5
     )
-    assert float(distance(Target(loss.EMBEDDING), logits, 3 * logits)) == pytest.approx(0.0, abs=1e-6)
-    assert float(distance(Target(loss.VALUES, scale=2.0), logits, logits + 1)) == pytest.approx(0.5)
+    assert float(distance(OutputKind(loss.EMBEDDING), logits, 3 * logits)) == pytest.approx(0.0, abs=1e-6)
+    assert float(distance(OutputKind(loss.VALUES, scale=2.0), logits, logits + 1)) == pytest.approx(0.5)
     q = torch.tensor([0.25])
     kl = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    assert float(distance(Target(loss.PROBABILITIES), torch.tensor([0.5]), q)) == pytest.approx(kl, rel=1e-4)
-    assert float(labelled(Target(loss.CLASSES, 1), other, torch.tensor([1]))) == pytest.approx(np.log(3), rel=1e-5)
+    assert float(distance(OutputKind(loss.PROBABILITIES), torch.tensor([0.5]), q)) == pytest.approx(kl, rel=1e-4)
+    assert float(labelled(OutputKind(loss.CLASSES, 1), other, torch.tensor([1]))) == pytest.approx(np.log(3), rel=1e-5)
     for kind, axis in ((loss.CLASSES, 1), (loss.PROBABILITIES, None), (loss.EMBEDDING, None), (loss.VALUES, None)):
-        assert float(distance(Target(kind, axis), p, p)) == pytest.approx(0.0, abs=1e-6)
+        assert float(distance(OutputKind(kind, axis), p, p)) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.torch

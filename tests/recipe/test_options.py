@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import click
 import pytest
@@ -11,9 +12,10 @@ import pytest
 import onnxq
 from onnxq.cli.commands.cmd_quantize import command
 from onnxq.recipe.recipe import FORMATS, RANGES, RECIPE_OPTIONS, Recipe
+from onnxq.recipe.recipe_options import RecipeOptions
 from onnxq.recipe.unused import USES
 from onnxq.recipe.values import field_types
-from onnxq.search.quantizing import Options
+from onnxq.search.run_options import Options, RunOptions
 from onnxq.stats.ranges import RANGE_METHODS
 from onnxq.targets import TARGETS
 
@@ -38,9 +40,17 @@ def named_by_the_command() -> set[str]:
     return {SPELLED_OTHERWISE.get(name, name) for name in names} - OF_THE_COMMAND_LINE
 
 
+def taken_by_keyword() -> set[str]:
+    """What `onnxq.quantize` takes: what its signature names, and what `onnxq.QuantizeOptions` lists."""
+    named = set(inspect.signature(onnxq.quantize).parameters) - {"options"}
+    listed = set(onnxq.QuantizeOptions.__annotations__)
+    assert not named & listed
+    return named | listed
+
+
 def test_recipe_python_and_command_line_have_the_same_options() -> None:
     run = {field.name for field in fields(Options)} - PASSED_ON
-    takes = set(inspect.signature(onnxq.quantize).parameters)
+    takes = taken_by_keyword()
     assert {*RECIPE_OPTIONS, *run} - PLACE == takes - OF_THE_COMMAND_LINE
     assert {*RECIPE_OPTIONS, *run} - PLACE == named_by_the_command() | ONLY_FROM_PYTHON
 
@@ -71,4 +81,15 @@ def test_types_come_from_the_annotations() -> None:
 @pytest.mark.parametrize("name", RECIPE_OPTIONS)
 def test_every_option_is_documented(name: str) -> None:
     assert f"\n    {name}: " in (inspect.getdoc(Recipe) or "")
-    assert f"\n    {name}: " in (inspect.getdoc(onnxq.quantize) or "")
+    assert any(f"\n    {name}: " in (inspect.getdoc(place) or "") for place in (onnxq.quantize, RecipeOptions))
+
+
+@pytest.mark.parametrize("listed", [RecipeOptions, RunOptions])
+def test_every_option_by_keyword_is_documented(listed: type) -> None:
+    for name in listed.__annotations__:
+        assert f"\n    {name}: " in (inspect.getdoc(listed) or ""), name
+
+
+def test_an_option_that_is_none_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(onnxq.RecipeError, match="no option 'block_sise'.*block_size"):
+        onnxq.quantize("absent.onnx", tmp_path / "out.onnx", block_sise=32)  # type: ignore[call-arg]

@@ -37,7 +37,7 @@ _LEVELS, _WEIGHT_LEVELS = 255, 127
 
 
 @dataclass(frozen=True, eq=False)
-class Weight:
+class ReadingLayer:
     """A layer that reads channels.
 
     Attributes:
@@ -53,14 +53,14 @@ class Weight:
     groups: int
 
     @classmethod
-    def of(cls, weight: Array, groups: int) -> Weight:
+    def of(cls, weight: Array, groups: int) -> ReadingLayer:
         """From (outputs, inputs of each, kernel)."""
         magnitudes = np.abs(weight.astype(np.float64))
         return cls(magnitudes.max(axis=2, initial=0.0), np.square(magnitudes).sum(axis=2), weight.shape[2], groups)
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class SampleExtremes:
     """What some samples showed of a value.
 
     Attributes:
@@ -80,7 +80,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SharedValue:
     """A value that layers read on one grid.
 
     Attributes:
@@ -89,9 +89,9 @@ class Seen:
         weights: of its readers.
     """
 
-    parts: tuple[Part, Part]
+    parts: tuple[SampleExtremes, SampleExtremes]
     factors: Array
-    weights: tuple[Weight, ...]
+    weights: tuple[ReadingLayer, ...]
 
     def along(self, scales: Array) -> Array:
         """The scale of each channel."""
@@ -119,7 +119,7 @@ class Evened:
     plain: float
 
 
-def even_scales(values: Sequence[Seen], count: int, alpha: float, parts: Sequence[int] = (0, 1)) -> Array:
+def even_scales(values: Sequence[SharedValue], count: int, alpha: float, parts: Sequence[int] = (0, 1)) -> Array:
     """Scales max|x|^α / max|w|^(1−α), one for each factor, over all values and weights that it scales.
 
     Layers that read each channel by itself (depthwise) have a scale for each weight and do not count.
@@ -152,7 +152,7 @@ def even_scales(values: Sequence[Seen], count: int, alpha: float, parts: Sequenc
     return np.asarray(np.exp(np.clip(logs, -np.log(_LARGEST), np.log(_LARGEST))))
 
 
-def search_even(values: Sequence[Seen], count: int, alphas: Sequence[float] = ALPHAS) -> Evened:
+def search_even(values: Sequence[SharedValue], count: int, alphas: Sequence[float] = ALPHAS) -> Evened:
     """The exponent with the least noise in what the layers give.
 
     Noise of activations is that of 8 bits on one grid for the tensor. One half of the samples makes scales and grids
@@ -181,7 +181,7 @@ def _by_input(array: Array, groups: int) -> Array:
     return np.moveaxis(grouped, 2, 1).reshape(groups * each, outputs // groups)
 
 
-def _error(values: Sequence[Seen], count: int, alpha: float | None) -> float:
+def _error(values: Sequence[SharedValue], count: int, alpha: float | None) -> float:
     found = []
     for made, judged in ((0, 1), (1, 0)):
         scales = np.ones(count) if alpha is None else even_scales(values, count, alpha, (made,))
@@ -194,7 +194,7 @@ def _error(values: Sequence[Seen], count: int, alpha: float | None) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def _share(weight: Weight, along: Array, noise: Array, power: Array, spread: Array) -> float:
+def _share(weight: ReadingLayer, along: Array, noise: Array, power: Array, spread: Array) -> float:
     """Noise against signal in what a layer gives, in the mean over its groups; all of it is the most."""
     groups, each = weight.groups, weight.peaks.shape[1]
     apart = (groups, 1, each)
@@ -208,7 +208,7 @@ def _share(weight: Weight, along: Array, noise: Array, power: Array, spread: Arr
     return float(np.minimum(lost[heard] / signal[heard], 1.0).mean()) if heard.any() else 0.0
 
 
-def _rounding_noise(rows: Array, seen: Part, along: Array) -> Array:
+def _rounding_noise(rows: Array, seen: SampleExtremes, along: Array) -> Array:
     """Mean square of what rounding changes in each channel, on the grid of least error on samples that were seen."""
     scaled = [(array / along).astype(np.float32) for array in (rows, seen.rows)]
     low, high = min(float((seen.lowest / along).min()), 0.0), max(float((seen.highest / along).max()), 0.0)

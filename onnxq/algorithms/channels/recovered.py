@@ -27,7 +27,7 @@ _ACROSS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Link:
+class ChangedWeight:
     """A layer's weight before and after.
 
     Attributes:
@@ -54,7 +54,7 @@ class _Side:
     across: Array
 
     @classmethod
-    def of(cls, link: Link, *, rows: bool) -> _Side:
+    def of(cls, link: ChangedWeight, *, rows: bool) -> _Side:
         arrays = [link.before, link.after]
         numbers, across = link.outputs, link.inputs
         if not rows:
@@ -93,7 +93,7 @@ class _Mean:
         return np.asarray(found)
 
 
-def recovered_scales(links: Sequence[Link], count: int) -> Array:
+def recovered_scales(links: Sequence[ChangedWeight], count: int) -> Array:
     """What the channels of each factor were divided by.
 
     Args:

@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxq.algorithms.gptq import check_hessian, damped, gptq
 from onnxq.algorithms.groups import check_finite, check_layout, group_size
-from onnxq.algorithms.learned.descent import Integers, refine_integers
+from onnxq.algorithms.learned.descent import RoundedWeight, refine_integers
 from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.affine import expand_blocks, params_from_range, reduce_range
 from onnxq.core.dtypes import Array
@@ -87,7 +87,7 @@ def autoround(weight: Array, moment: Array, spec: TensorSpec, config: AutoRoundC
     if not config.rounds:
         return found.tensor()
     try:
-        other = Integers.of(gptq(weight, moment, spec), weight)
+        other = RoundedWeight.of(gptq(weight, moment, spec), weight)
         found, _ = found.better(other, found.pull(hessian)[1], other.pull(hessian)[1])
     except CalibrationError:
         pass  # H has no factor: what has been learned stands alone
@@ -99,7 +99,7 @@ def _extrema(weight: Array, spec: TensorSpec) -> tuple[Array, Array]:
     return np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
 
 
-def _sign_round(weight: Array, hessian: Array, spec: TensorSpec, config: AutoRoundConfig) -> Integers:
+def _sign_round(weight: Array, hessian: Array, spec: TensorSpec, config: AutoRoundConfig) -> RoundedWeight:
     """Algorithm 1 of the paper on the layer's own objective: the best of all iterations, row by row."""
     low, high = _extrema(weight, spec)
     offset = np.zeros_like(weight)
@@ -111,7 +111,7 @@ def _sign_round(weight: Array, hessian: Array, spec: TensorSpec, config: AutoRou
         scale, zero = (_spread(array, weight.shape, spec) for array in (params.scale, params.zero_point))
         with np.errstate(over="ignore", invalid="ignore"):
             raw = np.rint(weight / scale + offset) + zero
-        now = Integers(weight, params, np.clip(raw, spec.qmin, spec.qmax))
+        now = RoundedWeight(weight, params, np.clip(raw, spec.qmin, spec.qmax))
         gradient, errors = now.pull(hessian)
         best, least = (now, errors) if best is None else best.better(now, least, errors)
         if iteration == config.iterations:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.algorithms.gptq import damped
-from onnxq.algorithms.learned.descent import Integers, refine_integers
+from onnxq.algorithms.learned.descent import RoundedWeight, refine_integers
 from onnxq.algorithms.shrinkage import shrunk
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import QTensor
@@ -101,4 +101,4 @@ def refined(weight: Array, tensor: QTensor, moment: Array, rows: int) -> QTensor
         return tensor
     raised = damped(np.array(shrunk(moment, rows), np.float64), _DAMPING)
     hessian = (raised * (len(raised) / np.trace(raised))).astype(np.float32)
-    return refine_integers(Integers.of(tensor, weight), hessian, _ROUNDS).tensor()
+    return refine_integers(RoundedWeight.of(tensor, weight), hessian, _ROUNDS).tensor()

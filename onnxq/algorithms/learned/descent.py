@@ -26,7 +26,7 @@ _FARTHEST = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class Integers:
+class RoundedWeight:
     """A weight and the integers that stand for it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Integers:
     levels: Array
 
     @classmethod
-    def of(cls, tensor: QTensor, weight: Array) -> Integers:
+    def of(cls, tensor: QTensor, weight: Array) -> RoundedWeight:
         """The integers of a quantized weight."""
         return cls(weight, tensor.params, tensor.values.astype(np.float32))
 
@@ -65,7 +65,7 @@ class Integers:
         pull = error @ hessian
         return pull, np.einsum("ri,ri->r", pull, error, dtype=np.float64)
 
-    def better(self, other: Integers, mine: Array, theirs: Array) -> tuple[Integers, Array]:
+    def better(self, other: RoundedWeight, mine: Array, theirs: Array) -> tuple[RoundedWeight, Array]:
         """Of each row the integers with the smaller error; of a weight with one scale, those of the whole.
 
         Args:
@@ -87,10 +87,12 @@ class Integers:
             np.where(rows, other.params.scale, self.params.scale),
             np.where(rows, other.params.zero_point, self.params.zero_point),
         )
-        return Integers(self.weight, params, np.where(rows, other.levels, self.levels)), np.where(smaller, theirs, mine)
+        return RoundedWeight(self.weight, params, np.where(rows, other.levels, self.levels)), np.where(
+            smaller, theirs, mine
+        )
 
 
-def refine_integers(start: Integers, hessian: Array, rounds: int) -> Integers:
+def refine_integers(start: RoundedWeight, hessian: Array, rounds: int) -> RoundedWeight:
     """Fit scales and integers in turn.
 
     Args:
@@ -112,7 +114,7 @@ def refine_integers(start: Integers, hessian: Array, rounds: int) -> Integers:
     return best
 
 
-def _descend(given: Integers, hessian: Array) -> Integers:
+def _descend(given: RoundedWeight, hessian: Array) -> RoundedWeight:
     """Coordinate descent: each column in turn takes the best level while all others stay."""
     spec = given.params.spec
     levels = given.levels.copy()
@@ -139,10 +141,10 @@ def _descend(given: Integers, hessian: Array) -> Integers:
                 pull += moved @ hessian[part]
         if not changed:
             break
-    return Integers(given.weight, given.params, levels)
+    return RoundedWeight(given.weight, given.params, levels)
 
 
-def _with_scales(given: Integers, hessian: Array) -> Integers:
+def _with_scales(given: RoundedWeight, hessian: Array) -> RoundedWeight:
     """The scales of least error for the integers: of each row the solution of A·s = b.
 
     A_ij = c_i H c_jᵀ and b_i = c_i H wᵀ with c_i the steps from zero in block i.
@@ -170,10 +172,10 @@ def _with_scales(given: Integers, hessian: Array) -> Integers:
     return _scaled(given, np.linalg.solve(system, right[..., None])[..., 0])
 
 
-def _scaled(given: Integers, fitted: Array) -> Integers:
+def _scaled(given: RoundedWeight, fitted: Array) -> RoundedWeight:
     """The same integers with other scales, those that are out of reach left as they are."""
     old = given.params.scale.astype(np.float64)
     ratio = fitted / old
     usable = np.isfinite(ratio) & (ratio >= 1.0 / _FARTHEST) & (ratio <= _FARTHEST)
     scale = np.where(usable, fitted, old).astype(np.float32)
-    return Integers(given.weight, QParams(given.params.spec, scale, given.params.zero_point), given.levels)
+    return RoundedWeight(given.weight, QParams(given.params.spec, scale, given.params.zero_point), given.levels)

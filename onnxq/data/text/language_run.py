@@ -26,7 +26,7 @@ _WIDTHS = (64, 128, 96, 80, 256, 32, 112, 48, 192, 160, 16, 72, 40, 512, 24, 8, 
 
 
 @dataclass(frozen=True)
-class Part:
+class LanguageGraph:
     """One graph of a language model.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphPass:
     """One pass of one graph.
 
     Attributes:
@@ -68,7 +68,13 @@ class LanguageModel:
         inputs: how each part takes text.
     """
 
-    def __init__(self, first: Part, after: Part | None = None, encoder: Part | None = None, start: int = 0) -> None:
+    def __init__(
+        self,
+        first: LanguageGraph,
+        after: LanguageGraph | None = None,
+        encoder: LanguageGraph | None = None,
+        start: int = 0,
+    ) -> None:
         """Find out what the graphs take.
 
         Args:
@@ -99,7 +105,9 @@ class LanguageModel:
         """Whether tokens are decoded with a cache."""
         return AFTER in self.parts
 
-    def steps(self, ids: Array, count: int, follow: Sequence[int] | None = None, prefix: int = 1) -> Iterator[Step]:
+    def steps(
+        self, ids: Array, count: int, follow: Sequence[int] | None = None, prefix: int = 1
+    ) -> Iterator[GraphPass]:
         """Run a prompt, and then token by token what the model finds most likely.
 
         Args:
@@ -116,7 +124,7 @@ class LanguageModel:
         if ENCODER in self.parts:
             feed = self.inputs[ENCODER].feed(ids, 0, {})
             hidden = np.asarray(self.parts[ENCODER].run(feed)[0])
-            yield Step(ENCODER, feed, ids, None)
+            yield GraphPass(ENCODER, feed, ids, None)
             encoded = {ENCODED: hidden, ENCODED_MASK: np.ones(hidden.shape[:2], np.int64)}
             ids = np.full(max(prefix, 1), self._start, np.int64)
         feed = self.inputs[FIRST].feed(ids, 0, {}, encoded)
@@ -158,11 +166,11 @@ class LanguageModel:
         names = [spec.name for spec in graph.outputs]
         return dict(zip(names, graph.run(feed), strict=True))
 
-    def _step(self, part: str, feed: Feed, ids: Array, outputs: dict[str, Array]) -> Step:
+    def _step(self, part: str, feed: Feed, ids: Array, outputs: dict[str, Array]) -> GraphPass:
         logits = outputs.get(self.inputs[part].logits)
-        return Step(part, feed, ids, logits if isinstance(logits, np.ndarray) and logits.ndim == 3 else None)
+        return GraphPass(part, feed, ids, logits if isinstance(logits, np.ndarray) and logits.ndim == 3 else None)
 
-    def _next(self, step: Step) -> int:
+    def _next(self, step: GraphPass) -> int:
         if step.logits is None:
             raise CalibrationError(f"{self.parts[step.part].name}: gives no logits of (batch, tokens, classes)")
         return int(step.logits[0, -1].argmax())

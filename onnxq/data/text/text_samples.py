@@ -10,7 +10,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.data.sources import Source, SpoolSource
-from onnxq.data.text.language_run import AFTER, FIRST, LanguageModel, Part
+from onnxq.data.text.language_run import AFTER, FIRST, LanguageGraph, LanguageModel
 from onnxq.data.text.prompts import Prompts, is_text, open_prompts
 from onnxq.errors import CalibrationError, ModelError
 
@@ -67,7 +67,7 @@ def alone(label: str, inputs: Sequence[InputSpec], recurrence: Recurrence) -> La
         CalibrationError: an input cannot be made from text.
     """
     names = [spec.name for spec in recurrence.outputs]
-    return LanguageModel(Part(label, inputs, recurrence.outputs, lambda feed: recurrence.run(feed, names)))
+    return LanguageModel(LanguageGraph(label, inputs, recurrence.outputs, lambda feed: recurrence.run(feed, names)))
 
 
 def as_samples(calibration: object, model: Path | None, tokenizer: Path | None) -> object:

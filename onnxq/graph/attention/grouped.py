@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit
-from onnxq.graph.attention.plain_attention import Seen, Site, find_sites, flat_behind, flat_of, of_lengths_alone
+from onnxq.graph.attention.plain_attention import RunFacts, Site, find_sites, flat_behind, flat_of, of_lengths_alone
 from onnxq.graph.emit.common import Builder
 from onnxq.graph.prepare.whole import drop_unused
 
@@ -45,7 +45,7 @@ def is_only_causal(mask: Array) -> bool:
     return not mask[..., shown].any()
 
 
-def group(model: ir.Model, masks: Mapping[str, list[Array]], seen: Seen) -> dict[str, int]:
+def group(model: ir.Model, masks: Mapping[str, list[Array]], seen: RunFacts) -> dict[str, int]:
     """Write every plain attention whose mask is causal as GroupQueryAttention.
 
     Masks stay as they are, as an input of the operator, unless nothing but causality is in them.
@@ -85,7 +85,7 @@ def _says_nothing_more(site: Site, masks: Mapping[str, list[Array]]) -> bool:
     return site.mask is not None and of_lengths_alone(site.mask) and all(map(is_only_causal, masks[site.mask_name]))
 
 
-def _lengths(builder: Builder, site: Site, seen: Seen) -> tuple[ir.Value, ir.Value]:
+def _lengths(builder: Builder, site: Site, seen: RunFacts) -> tuple[ir.Value, ir.Value]:
     """(last position of each sample, tokens in all), int32, from the shapes of new and older keys."""
     source = flat_of(site.query, seen)
     axis = 1
@@ -141,7 +141,7 @@ def sequence_lengths(builder: Builder, source: ir.Value, axis: int, past: ir.Val
 class _Writer:
     """Writes sites of one model."""
 
-    def __init__(self, builder: Builder, seen: Seen, lengths: tuple[ir.Value, ir.Value]) -> None:
+    def __init__(self, builder: Builder, seen: RunFacts, lengths: tuple[ir.Value, ir.Value]) -> None:
         self._builder, self._seen, self._lengths = builder, seen, lengths
 
     def rewrite(self, site: Site, mask: ir.Value | None) -> str:

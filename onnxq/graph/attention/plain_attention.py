@@ -9,13 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import walk
+from onnxq.graph.traits import Trait, having
 
 _SWAP_LAST, _HEADS_FIRST, _KEYS_DOWN = (0, 1, 3, 2), (0, 2, 1, 3), (0, 2, 3, 1)
-_SAME = frozenset({"Identity", "Dropout"})
+_SAME = having(Trait.COPIES)
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunFacts:
     """What runs of the model showed: exporters compute much of it that is always the same.
 
     Attributes:
@@ -93,7 +94,7 @@ def factors_of(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[s
     return list(found)
 
 
-def find_sites(model: ir.Model, seen: Seen) -> list[Site]:
+def find_sites(model: ir.Model, seen: RunFacts) -> list[Site]:
     """Every attention in plain operators of the main graph, in order, whose parts can be told from each other.
 
     Args:
@@ -116,7 +117,7 @@ class _Heads:
 class _Reader:
     """Reads an attention backwards from its mixture."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: RunFacts) -> None:
         self._seen = seen
 
     def site(self, mixture: ir.Node) -> Site | None:
@@ -275,7 +276,7 @@ def of_lengths_alone(value: ir.Value) -> bool:
     return True
 
 
-def flat_of(value: ir.Value, seen: Seen) -> ir.Value | None:
+def flat_of(value: ir.Value, seen: RunFacts) -> ir.Value | None:
     """(batch, length, heads · size) that a value of (batch, heads, length, size) was made of; None if it was not."""
     turned = _producer(value)
     if turned is None or turned.op_type != "Transpose" or walk.attr_ints(turned, "perm") != _HEADS_FIRST:
@@ -289,7 +290,7 @@ def flat_of(value: ir.Value, seen: Seen) -> ir.Value | None:
     return shaped.inputs[0]
 
 
-def flat_behind(mixture: ir.Node, seen: Seen) -> ir.Node | None:
+def flat_behind(mixture: ir.Node, seen: RunFacts) -> ir.Node | None:
     """The Reshape to (batch, length, heads · size) behind a mixture that nothing else reads; None if there is none."""
     turned = walk.only_use(mixture.outputs[0])
     if turned is None or turned.op_type != "Transpose" or walk.attr_ints(turned, "perm") != _HEADS_FIRST:

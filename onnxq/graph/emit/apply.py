@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.packed_weights.packed import emit_weight_only
 from onnxq.graph.emit.qdq import emit_qdq
@@ -13,7 +13,6 @@ from onnxq.graph.emit.rewrite import Rewrite, Style
 from onnxq.graph.prepare.whole.lower_opset import NEWEST
 
 _DOMAIN = "com.microsoft"
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SINCE = 21
 """The operator set from which on ONNX's own pair takes 16 and 4 bits."""
 
@@ -59,7 +58,7 @@ def use_own_pair(model: ir.Model, *, everywhere: bool = False) -> int:
     version = walk.opset(model)
     moved = 0
     for node in walk.all_nodes(model.graph):
-        if node.op_type not in _PAIR or node.domain != "" or not node.attributes.keys() <= _ATTRIBUTES:
+        if node.op_type not in traits.CONVERSIONS or node.domain != "" or not node.attributes.keys() <= _ATTRIBUTES:
             continue
         zero_point = walk.input_at(node, 2)
         bits = zero_point.dtype.bitwidth if zero_point is not None and zero_point.dtype is not None else 8

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit.bodies import MOVED_PAST
 from onnxq.graph.emit.common import Builder, use_sum
 from onnxq.graph.emit.rewrite import Rewrite
@@ -21,7 +21,7 @@ from onnxq.graph.reading.ops import Kind, OpRow, activation_positions, row_of
 _NEEDS_NO_Q = frozenset({"MatMul", "Gemm"})
 """Operators whose integer kernels also give floats, so that a DQ at each input is enough."""
 
-_CLAMPS = frozenset({"Relu", "Clip"})
+_CLAMPS = traits.CLAMPS
 """What the range of a Q behind it does, so that the runtime removes it and sees the operator in front of it."""
 
 
@@ -112,7 +112,7 @@ def _copy(builder: Builder, value: ir.Value) -> ir.Node:
     return builder.node("Max", [value], name, dtype=ir.DataType.FLOAT, shape=value.shape)
 
 
-_ROUNDED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_ROUNDED_AT_LOAD = traits.LAYERS - {"MatMul"}
 """Layers whose float weight ONNX Runtime rounds to 8 bits, one scale for all, where they stand between a DQ and a Q."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit.common import Builder
 from onnxq.graph.reading import patterns
 from onnxq.graph.reading.ops import MICROSOFT
@@ -36,7 +36,7 @@ def keep_apart(model: ir.Model) -> int:
     return done
 
 
-_MOVERS = frozenset("Flatten Reshape Slice Squeeze Transpose Unsqueeze".split())
+_MOVERS = traits.MOVING | {"Slice"}
 
 
 def hold_pools(builder: Builder) -> None:

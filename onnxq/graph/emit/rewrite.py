@@ -91,7 +91,7 @@ class WeightRewrite:
 
 
 @dataclass(frozen=True, eq=False)
-class Converted:
+class SecondGrid:
     """A second grid of a value.
 
     Attributes:
@@ -127,7 +127,7 @@ class Rewrite:
     weights: dict[str, WeightRewrite] = field(default_factory=dict)
     channels: dict[str, QParams] = field(default_factory=dict)
     fixed: dict[str, tuple[int, int] | None] = field(default_factory=dict)
-    converted: dict[str, Converted] = field(default_factory=dict)
+    converted: dict[str, SecondGrid] = field(default_factory=dict)
 
     def read_by(self, node: str) -> dict[str, QParams]:
         """Parameters of the activations as a node reads them."""
@@ -139,7 +139,7 @@ class Rewrite:
         return (self.values[name], None) if own is None else (own, 1)
 
 
-def read_by(node: str, values: dict[str, QParams], converted: Mapping[str, Converted]) -> dict[str, QParams]:
+def read_by(node: str, values: dict[str, QParams], converted: Mapping[str, SecondGrid]) -> dict[str, QParams]:
     """Parameters of activations as a node reads them, which may be those of their second grid."""
     own = {name: found.params for name, found in converted.items() if node in found.readers}
     return {**values, **own} if own else values

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.ops import OPS, ROW, Kind, OpRow
 
 _LAYERS = {
@@ -23,7 +23,7 @@ _FIXED = {"HardSigmoid": (0.0, 1.0), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0
 _MOVING = frozenset("GatherND Identity ScatterND Trilu TopK".split())
 """Operators without a row that give numbers which they read; their first output shares the grid of the first input."""
 
-_NEVER = frozenset("Cast CastLike ConstantOfShape Dropout If Loop Scan Shape Size".split())
+_NEVER = traits.STRUCTURAL - {"Constant"} | {"Cast", "CastLike", "ConstantOfShape", "Dropout"}
 """Operators that are never wrapped: they change types, make constants or hold subgraphs."""
 
 

@@ -16,7 +16,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.in_order import each
 from onnxq.core.mapped import expect, forget
 from onnxq.errors import ModelError
-from onnxq.graph import names, walk
+from onnxq.graph import names, traits, walk
 
 _NO_SHAPE = "Field 'shape' of 'type' is required but missing"
 
@@ -42,7 +42,7 @@ _WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
 _NAN_INPUTS: dict[str, tuple[int, ...]] = {"Gather": (0,), "Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0, 1)}
 """Inputs where an infinity may be a mask but NaN is damage."""
 
-_MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Slice", "Split"})
+_MOVES = traits.MOVING | {"Cast", "Identity", "Slice", "Split"}
 """Operators that hand a weight on: whoever reads their outputs reads the weight."""
 
 

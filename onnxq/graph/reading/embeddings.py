@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 
 _NORMALIZATIONS = frozenset(
     "LayerNormalization SkipLayerNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization "
     "RMSNormalization LpNormalization EmbedLayerNormalization".split()
 )
-_MOVING = frozenset("Cast Flatten Gather Identity Reshape Slice Squeeze Transpose Unsqueeze".split())
+_MOVING = traits.MOVING | {"Cast", "Gather", "Identity", "Slice"}
 _POOLING = frozenset("ReduceMean ReduceSum".split())
 _ROOTS = frozenset("Sqrt Reciprocal ReduceL2 Pow".split())
 _STEPS = 40

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.prepare.whole import initializer_inputs, shapes
 from onnxq.graph.reading import at_run_time
 from onnxq.graph.reading.ops import STORABLE, Kind, OpRow, activation_positions, clamp_bounds, row_of
 from onnxq.graph.reading.weight_facts import granularity_of, weight_facts, weight_of
+from onnxq.graph.traits import Trait, having
 
 INTEGER, STORED, FLOAT = "integer", "stored", "float"
 """How a node computes: on integers; in float with weights that are stored as integers; in float."""
@@ -22,18 +23,16 @@ _ON_INTEGERS = {
     "QGemm": "Gemm", "MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv",
     "DynamicQuantizeMatMul": "MatMul", "DynamicQuantizeLSTM": "LSTM", "QAttention": "Attention",
 }  # fmt: skip
-_AT_RUN_TIME = frozenset(
-    "MatMulIntegerToFloat MatMulInteger ConvInteger DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention".split()
-)
+_AT_RUN_TIME = having(Trait.ROUNDS_AT_INFERENCE)
 _WEIGHT_ONLY = {"MatMulNBits": "MatMul", "MatMulBnb4": "MatMul", "GatherBlockQuantized": "Gather", "QMoE": "MoE"}
-_CONVERSIONS = frozenset("QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split())
-_STRUCTURAL = frozenset("Cast CastLike Constant ConstantOfShape If Identity Loop NonZero Range Scan Shape Size".split())
+_CONVERSIONS = traits.CONVERSIONS | {"DynamicQuantizeLinear"}
+_STRUCTURAL = traits.STRUCTURAL | {"Cast", "CastLike", "ConstantOfShape", "Identity", "NonZero", "Range"}
 _SAME_STEP = 0.5
 """A grid does a clamp's work if its ends are within half a step of the bounds."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelContents:
     """What is in a model; see `onnxq.report.results.Inspection`."""
 
     facts: dict[str, Any]
@@ -50,7 +49,7 @@ class _State:
     reason: str = ""
 
 
-def inspect_model(model: ir.Model, size: int) -> Found:
+def inspect_model(model: ir.Model, size: int) -> ModelContents:
     """Describe a model.
 
     Args:
@@ -100,7 +99,7 @@ def inspect_model(model: ir.Model, size: int) -> Found:
         "outputs": [_signature(value) for value in model.graph.outputs],
         "initializers": entries,
     }
-    return Found(facts, nodes, weights, dict(sorted(coverage.items())))
+    return ModelContents(facts, nodes, weights, dict(sorted(coverage.items())))
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 
 _LINEAR_OR_POWER = frozenset(
     "Abs Add Cast Clip Concat Conv Div Flatten Gather Gemm Identity MatMul Max Mul Neg Pad Pow ReduceL2 ReduceSum "
@@ -19,7 +19,7 @@ _LINEAR_OR_POWER = frozenset(
 An activation ends the search: behind one lies a network that was trained, whose numbers are of one size.
 """
 
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_LAYERS = traits.LAYERS - {"ConvTranspose"}
 
 
 def before_logs(graph: ir.Graph) -> set[str]:

@@ -6,15 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.mapped import forget
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 
 MASKING = -9000.0
 """A number from which on a constant that is added to logits, or stands in for them, is a mask."""
 
-_MOVING = frozenset(
-    "Cast Concat Expand Flatten Gather Identity Max Min Reshape Slice Split Squeeze Tile Transpose Trilu "
-    "Unsqueeze".split()
-)
+_MOVING = traits.MOVING | frozenset("Cast Concat Expand Gather Identity Max Min Slice Split Tile Trilu".split())
 
 
 _MAKING = frozenset(("Where", "Add", "Sub", "Mul", "ConstantOfShape"))

@@ -8,13 +8,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.names import scopes
+from onnxq.graph.traits import Trait, having
 
-_LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-_INTEGER = frozenset(
-    "QGemm MatMulInteger MatMulIntegerToFloat ConvInteger DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention".split()
-)
+_LAYERS = traits.LAYERS - {"ConvTranspose"} | {"FusedConv", "FusedGemm", "FusedMatMul"}
+_INTEGER = having(Trait.ROUNDS_AT_INFERENCE) | {"QGemm"}
 _GIVES_OTHERS = frozenset("DequantizeLinear Cast Shape Size ArgMax ArgMin".split())
 """Operators that read integers and give none of that grid."""
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.data.state_pairs import Tensor, state_pairs
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.embeddings import embedding_outputs
 
 SOFTMAX, SIGMOID, TANH, RELU, LINEAR, MIXED, UNKNOWN = "softmax", "sigmoid", "tanh", "relu", "linear", "mixed", ""
@@ -24,9 +24,7 @@ _CONVOLUTIONS = frozenset("Conv ConvTranspose BatchNormalization InstanceNormali
 _SAME_AXES = frozenset(
     "Identity Cast Add Sub Mul Div Neg Dropout Pad Resize Upsample Slice QuantizeLinear DequantizeLinear".split()
 )
-_OTHER_AXES = frozenset(
-    "Reshape Flatten Squeeze Unsqueeze Gather Expand ReduceMean ReduceSum GlobalAveragePool".split()
-)
+_OTHER_AXES = traits.RESHAPING | {"Expand", "Gather", "GlobalAveragePool", "ReduceMean", "ReduceSum"}
 _MOVING = _SAME_AXES | _OTHER_AXES | {"Transpose", "Concat", "Split"}
 _STEPS = 60
 
@@ -107,7 +105,7 @@ def _ending(value: ir.Value | None) -> tuple[str, int | None]:
             return _joined(moving)
         if not moving or kind not in _MOVING:
             return UNKNOWN, None
-        if kind in ("Add", "Sub", "Mul", "Div") and len(moving) > 1:
+        if kind in traits.ARITHMETIC and len(moving) > 1:
             # two values computed together: a residual stream, or coordinates in proportion to an anchor
             return LINEAR if kind in ("Add", "Sub") else UNKNOWN, None
         if kind == "Transpose":

@@ -6,15 +6,15 @@ import enum
 
 import onnx_ir as ir
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 
 _DEPTH = 12
 """Nodes that a gate may be made of; tanh approximations of GELU take nine."""
 
 _NEVER = frozenset("Relu Sigmoid HardSigmoid Softmax Softplus Abs Exp Sqrt ReduceL1 ReduceL2 ReduceSumSquare".split())
 _HARDLY = frozenset("Gelu HardSwish Mish Swish BiasGelu FastGelu QuickGelu".split())
-_MOVES = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Dropout MaxPool Slice Gather Expand".split())
-_POLYNOMIAL = frozenset("Mul Add Div Pow Neg Sub".split())
+_MOVES = traits.MOVING | {"Dropout", "Expand", "Gather", "Identity", "MaxPool", "Slice"}
+_POLYNOMIAL = traits.ARITHMETIC | {"Neg", "Pow"}
 
 
 class Sign(enum.Enum):

@@ -13,7 +13,7 @@ from onnxq.core.dtypes import Array, QType
 from onnxq.core.error_measures import sqnr_db
 from onnxq.core.packing import PACKED_BITS, unpack
 from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading import at_run_time
 from onnxq.graph.reading.ops import channel_axis
 
@@ -28,7 +28,7 @@ _SCALES = {
     "DynamicQuantizeLSTM": 8, "QAttention": 4, "MatMulNBits": 2, "GatherBlockQuantized": 2,
 }  # fmt: skip
 _ZERO_POINTS = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5, "MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3}
-_PACKED = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
+_PACKED = traits.PACKED - {"QMoE"}
 _LARGE = 1 << 24
 """Elements beyond which the error at int8 is not computed."""
 

@@ -16,7 +16,7 @@ _TYPES = {ir.DataType[name]: QType[name] for name in ("INT8", "UINT8", "INT4", "
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class GivenGrid:
     """Scale and zero point as a model gives them.
 
     Attributes:
@@ -35,7 +35,7 @@ class Grid:
     low: int
     high: int
 
-    def same_steps(self, other: Grid) -> bool:
+    def same_steps(self, other: GivenGrid) -> bool:
         """Whether scale, zero point and type are those of another grid."""
         return (
             self.dtype is other.dtype
@@ -44,7 +44,7 @@ class Grid:
             and np.array_equal(self.zero_point, other.zero_point)
         )
 
-    def shifted(self, dtype: QType) -> Grid | None:
+    def shifted(self, dtype: QType) -> GivenGrid | None:
         """The same reals as integers of another type, each moved by one number; None where they do not all fit.
 
         From int8 to uint8 that number is 128: 0 becomes 128, and the scale stays.
@@ -74,7 +74,7 @@ class Grid:
         return QParams(spec, self.scale.reshape(shape), self.zero_point.astype(self.dtype.numpy).reshape(shape))
 
 
-def grid_of(node: ir.Node) -> Grid | None:
+def grid_of(node: ir.Node) -> GivenGrid | None:
     """The grid of a QuantizeLinear or DequantizeLinear with constant parameters; None where it has another form.
 
     Scales in blocks, of another type than float32, and zero points that are computed have none.
@@ -91,7 +91,7 @@ def grid_of(node: ir.Node) -> Grid | None:
     zeros = np.zeros(scale.shape, np.int64) if zero is None else wide(zero)
     ends = TensorSpec(dtype)
     axis = walk.attr_int(node, "axis", 1) if scale.size > 1 else None
-    return Grid(dtype, scale.reshape(-1), zeros.reshape(-1), axis, ends.qmin, ends.qmax)
+    return GivenGrid(dtype, scale.reshape(-1), zeros.reshape(-1), axis, ends.qmin, ends.qmax)
 
 
 def _type_of(node: ir.Node) -> QType | None:

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array, QType
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.reading.ops import Kind, activation_positions, clamp_bounds, row_of
-from onnxq.graph.trained.given_grids import Grid, grid_of, wide
+from onnxq.graph.trained.given_grids import GivenGrid, grid_of, wide
 
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
-_ARRANGED = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"})
+_LAYERS = traits.LAYERS - {"ConvTranspose"}
+_ARRANGED = traits.MOVING | {"Identity"}
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Lifted:
         refused: how often a Q or DQ had to stay, by the reason.
     """
 
-    values: dict[str, Grid] = field(default_factory=dict)
+    values: dict[str, GivenGrid] = field(default_factory=dict)
     nodes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    weights: dict[str, tuple[Array, Grid]] = field(default_factory=dict)
+    weights: dict[str, tuple[Array, GivenGrid]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -135,7 +135,7 @@ def _arranged(integers: Array, node: ir.Node | None) -> Array:
     return integers
 
 
-def _why_not(grid: Grid | None, role: str, activation: QType, weight: QType) -> str | None:
+def _why_not(grid: GivenGrid | None, role: str, activation: QType, weight: QType) -> str | None:
     """Why a constant's grid cannot be kept; None where it can."""
     if grid is None:
         return f"a {role} has scales in blocks, or none that are constant"
@@ -151,7 +151,7 @@ def _why_not(grid: Grid | None, role: str, activation: QType, weight: QType) -> 
     return None
 
 
-def _reals(integers: Array, grid: Grid) -> Array | None:
+def _reals(integers: Array, grid: GivenGrid) -> Array | None:
     """float32 reals; None where the scales do not fit."""
     scale, zero = grid.scale, grid.zero_point
     if grid.axis is not None:
@@ -180,7 +180,9 @@ def _take_out(node: ir.Node, activation: QType, found: Lifted) -> None:
     if any((grid := grid_of(user)) is None or not grid.same_steps(given) for user in behind):
         found.refused["it is dequantized with other scales than it is quantized with"] += 1
         return
-    clipped = Grid(given.dtype, given.scale, given.zero_point, given.axis, max(low, given.low), min(high, given.high))
+    clipped = GivenGrid(
+        given.dtype, given.scale, given.zero_point, given.axis, max(low, given.low), min(high, given.high)
+    )
     grid = clipped.shifted(activation)
     if given.axis is not None:
         found.refused["an activation has scales for each channel, and integer kernels take one"] += 1

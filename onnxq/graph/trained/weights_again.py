@@ -15,7 +15,7 @@ from onnxq.core.spec import PerAxis, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.reading.matrices import matrices_of
 from onnxq.graph.reading.ops import Kind, activation_positions, channel_axis, row_of
-from onnxq.graph.trained.given_grids import Grid
+from onnxq.graph.trained.given_grids import GivenGrid
 from onnxq.graph.types import Model, Node
 
 _EXACT = 4e-6
@@ -23,7 +23,7 @@ _EXACT = 4e-6
 
 
 def find_again(
-    model: Model, weights: Mapping[str, tuple[Array, Grid]], activation: QType, weight: QType
+    model: Model, weights: Mapping[str, tuple[Array, GivenGrid]], activation: QType, weight: QType
 ) -> dict[tuple[str, int], QTensor]:
     """The trained constants of a model, by (node, input).
 
@@ -116,7 +116,7 @@ def _tensor(node: Node, values: Array, scale: Array, single: bool, dtype: QType)
     return QTensor(np.ascontiguousarray(values.astype(dtype.numpy)), QParams(spec, steps, np.zeros(shape, dtype.numpy)))
 
 
-def _operand(node: Node, position: int, weights: Mapping[str, tuple[Array, Grid]], dtype: QType) -> QTensor | None:
+def _operand(node: Node, position: int, weights: Mapping[str, tuple[Array, GivenGrid]], dtype: QType) -> QTensor | None:
     """A constant operand of an element-wise node that still is what was unfolded."""
     value = node.inputs[position]
     array = walk.const_array(value)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import walk
-
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+from onnxq.graph import traits, walk
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class _Taken:
         if tensor is not None:
             made = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
             self._constants.append(made)
-        elif producer is not None and producer.op_type in _PAIR:
+        elif producer is not None and producer.op_type in traits.CONVERSIONS:
             inputs = [None if read is None else self._from_outside(read) for read in producer.inputs]
             made = ir.Value(name=value.name, type=value.type)
             attributes = list(producer.attributes.values())

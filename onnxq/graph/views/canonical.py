@@ -52,7 +52,7 @@ def to_qdq(model: ir.Model) -> int:
     return done
 
 
-class Form:
+class FloatOperator:
     """A float operator: its type, its operands, and the grid of its result (None: the result is float)."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Form:
         self.op_type, self.operands, self.result, self.axes = op_type, operands, result, axes
 
 
-def float_form(node: ir.Node, *, with_bias: bool = False) -> Form | None:
+def float_form(node: ir.Node, *, with_bias: bool = False) -> FloatOperator | None:
     """What an integer operator is in float; None for other operators.
 
     Args:
@@ -72,28 +72,30 @@ def float_form(node: ir.Node, *, with_bias: bool = False) -> Form | None:
     match node.op_type:
         case "QLinearConv":
             bias: Triple | None = (i[8], None, None) if i[8] is not None else None
-            return Form("Conv", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], (None, i[6], i[7]), {1: 0})
+            return FloatOperator("Conv", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], (None, i[6], i[7]), {1: 0})
         case "QLinearMatMul":
             rank = walk.rank(i[3]) or 2
-            return Form("MatMul", [(i[0], i[1], i[2]), (i[3], i[4], i[5])], (None, i[6], i[7]), {1: rank - 1})
+            return FloatOperator("MatMul", [(i[0], i[1], i[2]), (i[3], i[4], i[5])], (None, i[6], i[7]), {1: rank - 1})
         case "MatMulIntegerToFloat" if node.domain == MICROSOFT and (with_bias or i[6] is None):
-            return Form("MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1})
+            return FloatOperator(
+                "MatMul", [(i[0], i[2], i[4]), (i[1], i[3], i[5])], None, {1: (walk.rank(i[1]) or 2) - 1}
+            )
         case "QGemm":
             axis = 0 if walk.outputs_first(node) else 1
             result: Triple | None = (None, i[7], i[8]) if i[7] is not None else None
             bias = (i[6], None, None) if i[6] is not None else None
-            return Form("Gemm", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], result, {1: axis})
+            return FloatOperator("Gemm", [(i[0], i[1], i[2]), (i[3], i[4], i[5]), bias], result, {1: axis})
         case "QLinearConcat":
             operands: list[Triple | ir.Value | None] = [
                 (node.inputs[k], node.inputs[k + 1], node.inputs[k + 2]) for k in range(2, len(node.inputs) - 2, 3)
             ]
-            return Form("Concat", operands, (None, i[0], i[1]), {})
+            return FloatOperator("Concat", operands, (None, i[0], i[1]), {})
         case "QLinearWhere":
-            return Form("Where", [i[0], (i[1], i[2], i[3]), (i[4], i[5], i[6])], (None, i[7], i[8]), {})
+            return FloatOperator("Where", [i[0], (i[1], i[2], i[3]), (i[4], i[5], i[6])], (None, i[7], i[8]), {})
         case name if name in _OPERANDS:
             count = _OPERANDS[name]
             each: list[Triple | ir.Value | None] = [(i[3 * k], i[3 * k + 1], i[3 * k + 2]) for k in range(count)]
-            return Form(name.removeprefix("QLinear"), each, (None, i[3 * count], i[3 * count + 1]), {})
+            return FloatOperator(name.removeprefix("QLinear"), each, (None, i[3 * count], i[3 * count + 1]), {})
     return None
 
 
@@ -126,7 +128,7 @@ def _around(
         grids[id(end)] = (scale, zero)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, form: Form, names: walk.Names) -> ir.Value:
+def _replace(graph: ir.Graph, node: ir.Node, form: FloatOperator, names: walk.Names) -> ir.Value:
     new: list[ir.Node] = []
     inputs: list[ir.Value | None] = []
     scales: list[ir.Value | None] = []

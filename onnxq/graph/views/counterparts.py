@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.reading.ops import channel_axis
@@ -16,7 +16,7 @@ from onnxq.graph.undo import real_weights
 from onnxq.graph.views.canonical import to_qdq
 
 _SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_dequantized", "_float", "_quant")
-_ROUNDING = frozenset("QuantizeLinear DequantizeLinear DynamicQuantizeLinear Identity Cast".split())
+_ROUNDING = traits.CONVERSIONS | {"Cast", "DynamicQuantizeLinear", "Identity"}
 _STEPS = 4
 """Nodes that stand between a product and the layer that rounds and reads it, at most."""
 

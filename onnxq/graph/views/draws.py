@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
 from onnxq.graph.files import io
+from onnxq.graph.traits import Trait, having
 
-_LIKE = frozenset({"RandomNormalLike", "RandomUniformLike"})
-_SHAPED = frozenset({"RandomNormal", "RandomUniform"})
+_LIKE = having(Trait.DRAWS_LIKE)
+_SHAPED = having(Trait.DRAWS)
 _DRAWING = _LIKE | _SHAPED | {"Bernoulli", "Multinomial"}
 _DROPOUT = "Dropout"
 _NAMES = (b"RandomNormal", b"RandomUniform", b"Bernoulli", b"Multinomial", b"Dropout")

@@ -20,7 +20,7 @@ _AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 
 
 @dataclass(frozen=True)
-class Norm:
+class BatchNorm:
     """A BatchNormalization.
 
     Attributes:
@@ -74,7 +74,7 @@ class ExportedGraph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: dict[str, Array]
-    norms: tuple[Norm, ...]
+    norms: tuple[BatchNorm, ...]
     dropouts: tuple[Dropout, ...]
 
 
@@ -144,7 +144,7 @@ def _owner(scopes: str) -> str:
     return parts[-2] if len(parts) > 1 else ""
 
 
-def _norm(node: ir.Node, names: set[str]) -> Norm | None:
+def _norm(node: ir.Node, names: set[str]) -> BatchNorm | None:
     mean = walk.input_at(node, 3)
     if node.op_type != "BatchNormalization" or mean is None or not (mean.name or "").endswith("running_mean"):
         return None
@@ -153,16 +153,16 @@ def _norm(node: ir.Node, names: set[str]) -> Norm | None:
     x = node.inputs[0]
     layer = None if x is None else x.producer()
     if x is None or layer is None or layer.op_type not in _AXIS or walk.only_use(x) is not node:
-        return Norm(module, epsilon=epsilon)
+        return BatchNorm(module, epsilon=epsilon)
     weight, bias = walk.input_at(layer, 1), walk.input_at(layer, 2)
     if weight is None or weight.name not in names:
-        return Norm(module, epsilon=epsilon)
+        return BatchNorm(module, epsilon=epsilon)
     group = layer.attributes["group"].as_int() if "group" in layer.attributes else 1
     turned = layer.attributes["transB"].as_int() if "transB" in layer.attributes else 0
     if (layer.op_type == "ConvTranspose" and group != 1) or (layer.op_type == "Gemm" and not turned):
-        return Norm(module, epsilon=epsilon)
+        return BatchNorm(module, epsilon=epsilon)
     named = bias.name if bias is not None and bias.name in names else ""
-    return Norm(module, weight.name or "", named or "", _AXIS[layer.op_type], epsilon)
+    return BatchNorm(module, weight.name or "", named or "", _AXIS[layer.op_type], epsilon)
 
 
 def randomized(exported: ExportedGraph, seed: int = 0) -> dict[str, Array]:

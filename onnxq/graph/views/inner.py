@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import edit, walk
+from onnxq.graph.traits import Trait, having
 
 Chain = tuple[tuple[ir.Node, ir.Graph], ...]
 """The way to a body: each node that holds the next body, outermost first."""
@@ -43,7 +44,7 @@ def why_hidden(chain: Chain, version: int) -> str:
     """
     kinds = [node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node, _ in chain]
     for kind in kinds:
-        if kind not in ("If", "Loop", "Scan"):
+        if kind not in having(Trait.HOLDS_GRAPHS):
             return f"{kind} does not hand out values of its subgraph"
     if "Scan" in kinds[:-1]:
         return f"{kinds[-1]} lies in the subgraph of a Scan, which hands out arrays of one shape only"

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
@@ -26,7 +26,7 @@ _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
     "GatherBlockQuantized DynamicQuantizeMatMul MatMulIntegerToFloat LSTM GRU RNN".split()
 )
-_PACKED = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE DynamicQuantizeLSTM QAttention".split())
+_PACKED = traits.PACKED | {"DynamicQuantizeLSTM", "QAttention"}
 _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul".split())
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
@@ -34,7 +34,7 @@ _SMALL_INTEGERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """Where a QuantizeLinear puts an activation: (low, high) are the ends of its range, units of the value."""
 
     scale: float
@@ -63,7 +63,7 @@ class Unit:
     value: str
     output: str
     arriving: str
-    grid: Grid | None = None
+    grid: ActivationGrid | None = None
     rounds_inputs: bool = False
     weight: tuple[Array, Array] | None = None
 
@@ -363,7 +363,7 @@ def _is_quantized(node: ir.Node) -> bool:
     )
 
 
-def _grid(node: ir.Node | None) -> Grid | None:
+def _grid(node: ir.Node | None) -> ActivationGrid | None:
     """The grid of a QuantizeLinear or DequantizeLinear with one scale."""
     if node is None:
         return None
@@ -376,7 +376,7 @@ def _grid(node: ir.Node | None) -> Grid | None:
         return None
     ends = np.iinfo(dtype)
     step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
-    return Grid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
+    return ActivationGrid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
 
 
 def _distance(pair: tuple[Array, Array]) -> float:

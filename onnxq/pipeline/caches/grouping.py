@@ -17,7 +17,7 @@ from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import walk
 from onnxq.graph.attention.cache_ports import Cache, add_caches, caches_of
 from onnxq.graph.attention.grouped import group
-from onnxq.graph.attention.plain_attention import Seen, factors_of, find_sites
+from onnxq.graph.attention.plain_attention import RunFacts, factors_of, find_sites
 from onnxq.graph.edit import copy_of
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import with_outputs
@@ -100,7 +100,7 @@ def _grouped(model: Model, feed: Feed, threads: int | None) -> tuple[Model | Non
     feeds, found = _variations(feed), probe(model, feed, threads=threads)
     shapes = {name: info.shape for name, info in found.items()}
     factors = _single_numbers(model, factors_of(model, shapes), feeds, threads)
-    seen = Seen(shapes, factors)
+    seen = RunFacts(shapes, factors)
     names = {site.mask_name for site in find_sites(model, seen) if site.mask is not None}
     if not names:
         return None, {}

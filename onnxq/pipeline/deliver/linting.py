@@ -20,7 +20,7 @@ from onnxq.pipeline.job import contents
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.values import sizes
 from onnxq.targets import WHOLE, Target, target_named
-from onnxq.verify.lint.findings import Finding, LintResult
+from onnxq.verify.lint.findings import LintFinding, LintResult
 from onnxq.verify.lint.fixes import Fixer
 from onnxq.verify.lint.rules import check
 
@@ -78,7 +78,7 @@ def _lint(
     return result
 
 
-def _checked(model: Model, target: Target, notes: list[str]) -> list[Finding]:
+def _checked(model: Model, target: Target, notes: list[str]) -> list[LintFinding]:
     shapes.remember_declared(model)
     shapes.infer(model, notes, folded=False)
     return check(model, target)
@@ -111,7 +111,7 @@ def _ask(result: LintResult, target: Target, source: Source, python: str | None)
             refused = engine.refused(content)
         except EngineError as error:
             why = f"the engine refuses the model: {error}"
-            result.findings.append(Finding("engine", "model", "", why, "quantize the float model for it"))
+            result.findings.append(LintFinding("engine", "model", "", why, "quantize the float model for it"))
             return
     layers = [r for r in refused if r.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     known = {finding.node for finding in result.findings}
@@ -120,7 +120,7 @@ def _ask(result: LintResult, target: Target, source: Source, python: str | None)
         if entry.node not in known:
             why = f"the engine leaves it to the CPU{f': {entry.reason}' if entry.reason else ''}"
             remedy = "no rule foresees this; change the model"
-            result.findings.append(Finding("engine", entry.node, entry.op_type, why, remedy, refuses=strict))
+            result.findings.append(LintFinding("engine", entry.node, entry.op_type, why, remedy, refuses=strict))
     taken = known - {entry.node for entry in refused}
     said = sorted(name for name in taken if any(f.node == name and f.rule == "placement" for f in result.findings))
     if said:

@@ -23,7 +23,7 @@ from onnxq.plan.decisions import DYNAMIC, INTEGER, STORAGE, Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.layer_moments import Moments, Seen, layer_moments
+from onnxq.runtime.layer_moments import LayerInput, LayerMoments, layer_moments
 from onnxq.stats.statistics import Statistics
 
 Rounded = Mapping[tuple[str, int], QTensor]
@@ -89,7 +89,9 @@ def compensated(job: Job, plan: Plan, rewrite: Rewrite) -> Rounded:
         copy = model.clone()
         emit(copy, rewrite, "qdq")
         places = {node.name or "": node for node in copy.graph}
-        seen = {name: Seen(_value(node, places.get(name)), matrices) for name, (node, matrices, _) in layers.items()}
+        seen = {
+            name: LayerInput(_value(node, places.get(name)), matrices) for name, (node, matrices, _) in layers.items()
+        }
         count = min(job.data.calibration.count_feeds(), _FEEDS)
         kept = max(1, count // _CHECKED)
         samples = job.data.calibration
@@ -235,7 +237,7 @@ def _pair(params: QParams) -> tuple[Array, Array]:
     return params.scale, params.zero_point
 
 
-def _rounded(node: Node, matrices: Matrices, tensor: QTensor, fit: Moments, check: Moments) -> Array | None:
+def _rounded(node: Node, matrices: Matrices, tensor: QTensor, fit: LayerMoments, check: LayerMoments) -> Array | None:
     """The integers of one layer: of those that several dampings give, the best on samples that they were not fitted to.
 
     With few samples, or many inputs, correlations are seen that are not there, and weights fitted to them are worse

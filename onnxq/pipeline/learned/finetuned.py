@@ -33,7 +33,7 @@ from onnxq.verify import loss
 from onnxq.verify.kinds.output_kinds import normalized_axis
 
 if TYPE_CHECKING:
-    from onnxq.qat.distillation import Target
+    from onnxq.qat.distillation import OutputKind
     from onnxq.qat.finetuning import FinetuningResult
 
 _MOST = 4096
@@ -215,9 +215,9 @@ def _samples(data: Data) -> _Samples:
     return _Samples(learn, judge, parts, note)
 
 
-def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None) -> dict[str, Target]:
+def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None) -> dict[str, OutputKind]:
     """What each output holds, by its name in the prepared model; ``labels`` are of all samples, ``feed`` is one."""
-    from onnxq.qat.distillation import Target
+    from onnxq.qat.distillation import OutputKind
 
     comparison = chosen.verdict.comparison
     assert comparison is not None
@@ -236,7 +236,7 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
         if normalized is not None and judged.kind in _SCORES:
             axis = normalized
         fits = labels is not None and axis is not None and _are_classes(labels, array, axis)
-        found[name] = Target(judged.kind, axis, normalized is not None, float(array.var()), fits)
+        found[name] = OutputKind(judged.kind, axis, normalized is not None, float(array.var()), fits)
     if not found:
         raise CalibrationError("--finetune: no output of the model is a finite float32 tensor that could be learned")
     return found

@@ -29,7 +29,7 @@ from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.qat.computing_time import Allowance
-from onnxq.runtime.layer_moments import Moments, Seen, Stream, layer_moments
+from onnxq.runtime.layer_moments import LayerInput, LayerMoments, SecondStream, layer_moments
 from onnxq.stats.statistics import Statistics
 
 _ROWS = 8192
@@ -70,7 +70,7 @@ def refine(
         raise RecipeError("--adaround: needs samples to learn from; pass --calibration")
     model, data, clock = job.prepared.model, job.data, job.clock
     nodes = {node.name or "": node for node in all_nodes(model.graph)}
-    layers: dict[str, Seen] = {}
+    layers: dict[str, LayerInput] = {}
     for node in model.graph:
         name = node.name or ""
         change: NodeRewrite | DynamicRewrite | None = solution.rewrite.nodes.get(name)
@@ -81,7 +81,7 @@ def refine(
         found = matrices_of(node)
         source = node.inputs[0] if node.inputs else None
         if change is not None and 1 in change.constants and found is not None and source is not None and source.name:
-            layers[name] = Seen(source.name, found)
+            layers[name] = LayerInput(source.name, found)
     if not layers:
         return solution, ["--adaround: no layer with a constant weight runs on integers, so nothing was learned"]
     count = min(data.calibration.count_feeds(), _FEEDS)
@@ -199,7 +199,7 @@ def learning_signature(job: Job, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def _stream(model: Model, solution: Solution, value: str) -> Stream:
+def _stream(model: Model, solution: Solution, value: str) -> SecondStream:
     """The model as it is so far, and where it holds a value that a layer reads."""
     copy = model.clone()
     emit_qdq(copy, solution.rewrite)
@@ -209,11 +209,11 @@ def _stream(model: Model, solution: Solution, value: str) -> Stream:
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "QuantizeLinear" and source is not None and source.name == value and node.outputs[0].name:
             places[value] = (node.outputs[0].name, solution.rewrite.values[value])
-    return Stream(copy, places)
+    return SecondStream(copy, places)
 
 
 def _distilled(
-    node: Node, solution: Solution, matrices: Matrices, moments: Moments, config: AdaRoundConfig | None
+    node: Node, solution: Solution, matrices: Matrices, moments: LayerMoments, config: AdaRoundConfig | None
 ) -> QTensor:
     """The weight of a layer that quantizes its input at inference, with its roundings learned.
 
@@ -243,7 +243,7 @@ def _distilled(
 
 
 def _learn(
-    node: Node, tensor: QTensor, matrices: Matrices, moments: Moments, correct: bool, config: AdaRoundConfig | None
+    node: Node, tensor: QTensor, matrices: Matrices, moments: LayerMoments, correct: bool, config: AdaRoundConfig | None
 ) -> tuple[QTensor, Array | None]:
     """Learn the roundings of one layer, group by group, at the scales it has; and what to add to its bias."""
     weight = const_array(node.inputs[1])

@@ -103,7 +103,7 @@ def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: Tenso
     if rule.bits is not None:
         spec = replace(spec, dtype=QType(f"{'' if spec.dtype.signed else 'u'}int{rule.bits}"))
     if isinstance(rule.scale, tuple) or isinstance(rule.zero_point, tuple):
-        raise RecipeError(f"value rule {rule.match!r}: is of an activation, which has one scale; give one number")
+        raise RecipeError(f"value rule {rule.match!r}: is of an activation, which has one scale; pass one number")
     if rule.scale is not None and rule.zero_point is not None:
         if not spec.qmin <= rule.zero_point <= spec.qmax:
             raise RecipeError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import (
     KEEP_FLOAT,
@@ -26,12 +26,12 @@ from onnxq.plan.placement.select import Choice, Selection
 from onnxq.recipe.recipe import Rule
 from onnxq.targets import Target
 
-PACKED_OPS = frozenset("MatMulNBits MatMulBnb4 GatherBlockQuantized QMoE".split())
+PACKED_OPS = traits.PACKED
 """Operators of ONNX Runtime that read packed weights: of GPTQ or AWQ, or of another tool."""
 QUANTIZED_OPS = PACKED_OPS | frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger".split()
 )
-_STRUCTURAL = frozenset("Constant Identity Shape Size If Loop Scan".split())
+_STRUCTURAL = traits.STRUCTURAL | {"Identity"}
 
 
 @dataclass

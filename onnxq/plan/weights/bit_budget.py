@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxq.algorithms.knapsack import Choice, allocate
+from onnxq.algorithms.knapsack import StorageChoice, allocate
 from onnxq.algorithms.rtn import rtn
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
@@ -38,7 +38,7 @@ class _Weight:
     matrix: Array
     nodes: list[NodePlan] = field(default_factory=list)
     options: list[tuple[int, int]] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[StorageChoice] = field(default_factory=list)
 
 
 def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None) -> Recipe:
@@ -72,7 +72,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics 
     choices = [weight.choices for weight in weights]
     for size, bits in _stored(nodes, plan):
         sizes.append(size)
-        choices.append([Choice(bits, 0.0)])
+        choices.append([StorageChoice(bits, 0.0)])
     picks = allocate(sizes, choices, recipe.target_bits)
     rules = [
         Rule(node.name, bits=weight.options[pick][0], block_size=weight.options[pick][1])
@@ -103,7 +103,7 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Sta
             form = weight.nodes[0].form
             cost = packed_bits(tensor, WeightRewrite(form, {}), 8 * weight.matrix.dtype.itemsize) / plain.size
             weight.options.append((bits, size))
-            weight.choices.append(Choice(cost, _noise(plain, tensor, moment)))
+            weight.choices.append(StorageChoice(cost, _noise(plain, tensor, moment)))
     return found
 
 

@@ -20,7 +20,7 @@ from onnxq.graph.views.plain_graph import plain_graph
 from onnxq.qat.parameters import as_tensor
 from onnxq.qat.trainable.exporting import Arguments
 from onnxq.qat.trainable.threading import Ranges, Threader, unused
-from onnxq.qat.trainable.tied_graph import Layer, TiedGraph
+from onnxq.qat.trainable.tied_graph import TiedGraph, TrainedWeight
 from onnxq.qat.trainable.ties import Place, Tie
 
 _NARROW = (torch.int8, torch.uint8, torch.int16, torch.float16, torch.bfloat16)
@@ -86,7 +86,7 @@ class QuantizedModule(nn.Module):
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self.to(device)
 
-    def _register(self, layers: Iterable[Layer]) -> None:
+    def _register(self, layers: Iterable[TrainedWeight]) -> None:
         """Make scales and zero points part of the state; only scales learn."""
         seen: set[int] = set()
         for grid in self.graph.grids.values():

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.views.exported_module import Dropout, ExportedGraph, Norm
+from onnxq.graph.views.exported_module import BatchNorm, Dropout, ExportedGraph
 from onnxq.graph.views.plain_graph import PlainGraph, PlainNode
 from onnxq.qat.graph_module import GraphModule
-from onnxq.qat.trainable.tied_graph import Dropped, Layer, Threads, WeightGrid, zero_points
+from onnxq.qat.trainable.tied_graph import Dropped, Threads, TrainedWeight, WeightGrid, zero_points
 from onnxq.qat.trainable.ties import BIAS, PARAMETER, SHIFT, WEIGHT, Place, Tie
 
 Ranges = Mapping[str, tuple[int, int]]
@@ -100,7 +100,7 @@ class Threader:
         if packed is None and weight.zero is not None:
             zero = weight.zero.base.detach().clone()
         latent = weight.integers.latent
-        layer = Layer(
+        layer = TrainedWeight(
             tie, WeightGrid(scale, zero, limits, axes), (node.index, position),
             (node.index, _SCALE_AT[node.op_type]), name, packed,
         )  # fmt: skip
@@ -163,7 +163,7 @@ class Threader:
             for weight in self.plain.weights.values()
         )
 
-    def _norms(self, known: Mapping[str, Norm]) -> None:
+    def _norms(self, known: Mapping[str, BatchNorm]) -> None:
         layers = {layer.integers[0]: layer for layer in self.threads.layers}
         for node in self.graph.nodes:
             made = [self.writers.get(name) for name in node.inputs[:3]]

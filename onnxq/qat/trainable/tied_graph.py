@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.views.exported_module import Norm
+from onnxq.graph.views.exported_module import BatchNorm
 from onnxq.graph.views.plain_graph import PlainGraph, PlainNode
 from onnxq.qat.fake_quantization import quantize
 from onnxq.qat.graph_module import GraphModule
@@ -85,7 +85,7 @@ class WeightGrid(nn.Module):
 
 
 @dataclass
-class Layer:
+class TrainedWeight:
     """A weight on integers that the module trains.
 
     Attributes:
@@ -145,12 +145,12 @@ class Threads:
         dropouts: the dropouts.
     """
 
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[TrainedWeight] = field(default_factory=list)
     floats: dict[Spot, Tie] = field(default_factory=dict)
     biases: dict[int, tuple[Tie | None, Array]] = field(default_factory=dict)
     steps: dict[int, tuple[Spot, Spot]] = field(default_factory=dict)
-    norms: dict[int, tuple[Layer, int]] = field(default_factory=dict)
-    alone: dict[int, Norm] = field(default_factory=dict)
+    norms: dict[int, tuple[TrainedWeight, int]] = field(default_factory=dict)
+    alone: dict[int, BatchNorm] = field(default_factory=dict)
     dropouts: list[Dropped] = field(default_factory=list)
 
 
@@ -283,7 +283,7 @@ class TiedGraph(GraphModule):
         super().step(node, values)
 
     def _with_norm(
-        self, node: PlainNode, values: Mapping[str, Tensor], parts: tuple[Layer, int], norm: nn.Module
+        self, node: PlainNode, values: Mapping[str, Tensor], parts: tuple[TrainedWeight, int], norm: nn.Module
     ) -> Tensor:
         """A layer on the weight that it will have when the norm is folded into it, and the norm behind it.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.graph.views.exported_module import Norm
+from onnxq.graph.views.exported_module import BatchNorm
 from onnxq.graph.views.plain_graph import PlainGraph
 
 Place = tuple[str, int]
@@ -44,14 +44,14 @@ class Tie:
 
     kind: str
     name: str
-    norm: Norm | None
+    norm: BatchNorm | None
     order: tuple[int, ...]
     shape: tuple[int, ...]
     constant: Array
     factor: Array | None = None
 
 
-def sources(constants: Mapping[str, Array], norms: Sequence[Norm]) -> dict[tuple[str, str], Array]:
+def sources(constants: Mapping[str, Array], norms: Sequence[BatchNorm]) -> dict[tuple[str, str], Array]:
     """Everything that a constant may come from, by kind and name."""
     found = {(PARAMETER, name): array for name, array in constants.items() if array.dtype == np.float32}
     for norm in norms:
@@ -76,7 +76,7 @@ _PARTS = ("weight", "bias", "running_mean", "running_var")
 
 def find_ties(
     graph: PlainGraph, random: PlainGraph, constants: tuple[Mapping[str, Array], Mapping[str, Array]],
-    norms: Sequence[Norm],
+    norms: Sequence[BatchNorm],
 ) -> dict[Place, Tie]:  # fmt: skip
     """The constants of a prepared graph that come from one parameter or norm.
 

@@ -15,9 +15,9 @@ from onnxq.search import choice as chooser
 from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
-from onnxq.search.demotion.full_speed import OUT_OF_REACH, FullSpeed
+from onnxq.search.demotion.full_speed import OUT_OF_REACH, WEIGHTS_MISS, FullSpeed
 from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter
-from onnxq.search.demotion.worth import by_bytes, lost_times
+from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trials
@@ -40,6 +40,9 @@ _SPARABLE = 30.0
 _ROOM = 0.5
 """Share of the noise allowed that 8-bit weights may make by themselves: with more of it a layer that keeps them, and
 computes in float, is hardly better than one on integers, and float weights are what helps."""
+
+_BETTER_ROUNDED = 4.0
+"""Factor by which weights that are rounded by how they are used make less noise, if it goes very well: 6 dB."""
 
 _STORED_BETTER = f"{STORED} (gptq)"
 
@@ -93,16 +96,10 @@ class Demoting:
         if not self._mixing.measured or (start is None and not self._worth_sparing()):
             return
         kept = None
-        if start is not None:
+        if start is not None and not self._weights_forbid(start):
             kept = self._full_speed.run(start)
-            least = self._full_speed.refined(start)
-            if kept is None and (better := self._with_float_weights(least)) is not None:
-                least = better
-                kept = None if better.refused else better
-            if kept is None and self._nearly_as_fast(start):
-                kept = self._spare_weights()
-            if kept is None:
-                kept = self._give_back(least)
+            if kept is None and not (self._rounded_better() and self._weights_forbid(start, 1.0)):
+                kept = self._by_layers(start)
         if kept is None and (self._worth_sparing() or self._has_grown()):
             kept = self._spare_weights()
         if kept is None:  # none is surely inside; the one that is farthest inside serves
@@ -112,6 +109,52 @@ class Demoting:
         if new:
             leaders = chooser.ranked(trials.outcomes())
             trials.time([*(trials.made[leader.name] for leader in leaders if leader.name != FLOAT), *new])
+
+    def _by_layers(self, start: Candidate) -> Candidate | None:
+        """A candidate with some layers in another form than in the start; None if none is inside."""
+        least = self._full_speed.refined(start)
+        if (better := self._with_float_weights(least)) is not None:
+            if not better.refused:
+                return better
+            least = better
+        kept = self._spare_weights() if self._nearly_as_fast(start) else None
+        return self._give_back(least) if kept is None else kept
+
+    def _rounded_better(self) -> bool:
+        """Whether static weights were rounded by how they are used, so that it is known what that is worth."""
+        return any(trial.recipe.algorithm == "gptq" and trial.comparison for trial in self._trials.made.values())
+
+    def _weights_forbid(self, start: Candidate, rounding: float = _BETTER_ROUNDED) -> bool:
+        """Whether 8-bit weights alone make so much noise that no model with static layers is inside and still faster.
+
+        They are a part of the noise of a static layer, and the only part of which it is known in advance that other
+        ranges do nothing about it.
+
+        Args:
+            start: a candidate with static layers.
+            rounding: factor by which other rounding may make less noise.
+        """
+        trials, stored = self._trials, self._trials.made.get(STORED)
+        if stored is None or stored.comparison is None or not trials.by_budget or self._job.data is None:
+            return False
+        known = [stored]
+        if rounding == 1.0 and (better := self._stored_better()) is not None and better.comparison is not None:
+            known.append(better)
+        excess = min(map(self._confidence.excess, known))
+        if excess <= WEIGHTS_MISS**2:
+            return False
+        self._mixing.find_damage(stored.recipe, STORED)
+        forms = self._as_they_are(start)
+        layers = chooser.by_damage(self._mixing.layers.values(), STORED)
+        static = [layer for layer in layers if forms[layer.name].form == STATIC]
+        order = by_time(static, STATIC, FLOAT, STORED)
+        floats = {layer.name: FLOAT for layer in layers}
+        times = self._times(order, floats, start)
+        if times is None:
+            return False
+        # What is not static can have float weights at no cost in time.
+        left = noise_left([*(layer for layer in layers if layer not in static), *order], STORED, floats)
+        return not self._gains(left[len(layers) - len(order) :], times, excess, _DOUBT * rounding)
 
     # Layers given back.
 
@@ -279,7 +322,7 @@ class Demoting:
         left, times = noise_left(order, start.base, forms), None
         if start.base == STATIC:
             times = self._times(order, forms, start.trial)
-            if times is not None and not self._gains(left, times, start.trial):
+            if times is not None and not self._gains(left, times, confidence.excess(start.trial)):
                 return None
 
         def attempt(count: int) -> Attempt | None:
@@ -306,9 +349,9 @@ class Demoting:
         found = fewest(left, confidence.excess(start.trial), attempt, times)
         return None if found is None else good[found]
 
-    def _gains(self, left: Sequence[float], times: Sequence[float], start: Candidate) -> bool:
+    def _gains(self, left: Sequence[float], times: Sequence[float], excess: float, doubt: float = _DOUBT) -> bool:
         """Whether a model would still be the fastest with as many layers given back as its errors ask for."""
-        need = _DOUBT / max(self._confidence.excess(start), 1.0)
+        need = doubt / max(excess, 1.0)
         count = next((index for index, share in enumerate(left) if share <= need), len(left) - 1)
         reached = max((outcome.ratio for outcome in self._trials.outcomes() if not outcome.refused), default=1.0)
         return times[count] < 1 / (reached * (1 + chooser.NOISE))

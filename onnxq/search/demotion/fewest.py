@@ -73,6 +73,8 @@ def fewest(
     while too_few < limit:
         if enough is None:
             count = _predicted(left, need, too_few, limit)
+            if too_few and times is None and _settled(too_few, limit, None):
+                count = limit  # what lies between would be no better by what matters
         elif _settled(too_few, enough, times):
             break
         else:

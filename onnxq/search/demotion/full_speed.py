@@ -16,7 +16,7 @@ OUT_OF_REACH = 1000.0, 30.0
 _LITTLE = 0.15
 """Share of the noise from which rounded weights are worth the seconds that better ones take."""
 
-_WEIGHTS_MISS = 1.5
+WEIGHTS_MISS = 1.5
 """Times the budget that stored weights lose from which other ranges are in vain."""
 
 _TRIES: tuple[tuple[str, dict[str, object]], ...] = (
@@ -78,7 +78,7 @@ class FullSpeed:
     def _weights_alone_miss(self) -> bool:
         """Whether 8-bit weights cost more than the budget by themselves: no range of activations brings that back."""
         stored = self._trials.made.get(STORED)
-        return stored is not None and self._trials.by_budget and self._confidence.excess(stored) > _WEIGHTS_MISS**2
+        return stored is not None and self._trials.by_budget and self._confidence.excess(stored) > WEIGHTS_MISS**2
 
     def like(self, name: str, model: Candidate, recipe: Recipe) -> Candidate | None:
         """A candidate that differs from another one in its recipe alone; None where it cannot be built."""

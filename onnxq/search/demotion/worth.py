@@ -19,6 +19,18 @@ def by_bytes(layers: Sequence[Layer], base: str) -> list[Layer]:
     return _by_worth(layers, base, prices)
 
 
+def by_time(layers: Sequence[Layer], base: str, form: str, noise: str) -> list[Layer]:
+    """Layers in the order of the noise that goes for the time which another form takes longer.
+
+    Args:
+        layers: to be ordered.
+        base: the form that they have.
+        form: the one that they get.
+        noise: the form whose noise counts.
+    """
+    return _by_worth(layers, noise, [_longer(layer, base, form) for layer in layers])
+
+
 def _by_worth(layers: Sequence[Layer], base: str, prices: Sequence[float]) -> list[Layer]:
     known = [max(price, 0.0) for price in prices]
     least = max(_LEAST * sum(known) / max(len(known), 1), 1e-9)

@@ -35,7 +35,7 @@ _LEARNED = 3
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What the search came to.
 
     Attributes:
@@ -90,7 +90,7 @@ def search(
     clock: Callable[[], float],
     budget: float,
     means: Means = _MEANS,
-) -> Found:
+) -> SearchResult:
     """Find the recipe that is expected to be fastest of those within the limits.
 
     First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, bias
@@ -122,7 +122,7 @@ class _RecipeSearch:
     _history: list[Step] = field(default_factory=list)
     _late: bool = False
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         if not self._inside(self._try("as given", self._start)):
             base = self._free()
             if not self._inside(self._known[base]):
@@ -297,7 +297,7 @@ class _RecipeSearch:
 
     # The result.
 
-    def _found(self) -> Found:
+    def _found(self) -> SearchResult:
         inside = [(recipe, outcome) for recipe, outcome in self._known.items() if self._inside(outcome)]
         inside.sort(key=lambda entry: (entry[1].cost, entry[1].size, -_db(entry[1])))
         if inside:
@@ -306,7 +306,7 @@ class _RecipeSearch:
             best, outcome = min(
                 self._known.items(), key=lambda entry: (entry[1].shortfall(self._limits), -_db(entry[1]))
             )
-        return Found(inside, best, outcome, self._history, self._late)
+        return SearchResult(inside, best, outcome, self._history, self._late)
 
 
 def _db(outcome: StepOutcome) -> float:

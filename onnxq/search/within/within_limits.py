@@ -32,7 +32,7 @@ from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 from onnxq.search.within.limits import LimitsJudge, wider_than
 from onnxq.search.within.score import TaskMetric
 from onnxq.search.within.state import SearchState
-from onnxq.search.within.strategy import Change, Found, Means, search
+from onnxq.search.within.strategy import Change, Means, SearchResult, search
 from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
@@ -278,7 +278,7 @@ class _LimitSearch:
 
     # The end.
 
-    def _finish(self, found: Found, *, timed: bool) -> Candidate:
+    def _finish(self, found: SearchResult, *, timed: bool) -> Candidate:
         job = self._job
         order = [recipe for recipe, _ in found.inside]
         if timed:
@@ -342,7 +342,7 @@ class _LimitSearch:
                 verdict.failures.append(self._work.figures(outcome))
         return chosen
 
-    def _told(self, chosen: Candidate, found: Found, recipe: Recipe) -> Candidate:
+    def _told(self, chosen: Candidate, found: SearchResult, recipe: Recipe) -> Candidate:
         """The choice with the trail that led to it."""
         trail = [step.to_dict() for step in found.history]
         for step, row in zip(found.history, trail, strict=True):

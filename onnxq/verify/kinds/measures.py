@@ -10,7 +10,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.verify import loss
 from onnxq.verify.kinds.flips import Flips, best_and_next, log_odds, log_probabilities, margin_of
-from onnxq.verify.kinds.moments import Moments, Noise
+from onnxq.verify.kinds.moments import ColumnMoments, Noise
 from onnxq.verify.loss import Judged
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -185,7 +185,7 @@ class ValueMeasure:
     def __init__(self) -> None:
         """Start with no sample."""
         self._noise, self._chosen = Noise(), Noise()
-        self._moments: list[Moments] = [Moments(), Moments()]
+        self._moments: list[ColumnMoments] = [ColumnMoments(), ColumnMoments()]
         self._broken = False
 
     def add(self, expected: Array, got: Array, rows: Array | None = None) -> None:
@@ -249,7 +249,7 @@ class ReconstructionMeasure:
 
     def __init__(self) -> None:
         """Start with no sample."""
-        self._misses, self._inputs = Moments(), Moments()
+        self._misses, self._inputs = ColumnMoments(), ColumnMoments()
         self._apart, self._residual, self._elements = 0.0, 0.0, 0
 
     def add(self, given: Array, expected: Array, got: Array) -> None:

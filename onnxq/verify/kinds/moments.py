@@ -57,7 +57,7 @@ class Noise:
         return math.sqrt(max(apart, 0.0) * self.samples / (self.samples - 1)) / self._sum
 
 
-class Moments:
+class ColumnMoments:
     """Mean and variance of columns, merged as Chan, Golub and LeVeque (1979) do."""
 
     def __init__(self) -> None:

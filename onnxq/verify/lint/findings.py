@@ -12,7 +12,7 @@ from onnxq.graph.types import Model, Node, Value
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """One thing that does not fit a target.
 
     Attributes:
@@ -52,7 +52,7 @@ class LintResult:
     """
 
     target: str
-    findings: list[Finding]
+    findings: list[LintFinding]
     fixed: dict[str, int] = field(default_factory=dict)
     output: str | None = None
     engine: str | None = None
@@ -81,7 +81,7 @@ class LintResult:
 
 
 @dataclass(frozen=True)
-class Pair:
+class GridNode:
     """A QuantizeLinear or DequantizeLinear.
 
     Attributes:
@@ -101,7 +101,7 @@ class Pair:
     kind: str
 
 
-def pairs_of(model: Model) -> Iterator[Pair]:
+def pairs_of(model: Model) -> Iterator[GridNode]:
     """Every Q and DQ of a model, subgraphs included, of either domain."""
     for node in walk.all_nodes(model.graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not node.inputs or node.inputs[0] is None:
@@ -111,7 +111,7 @@ def pairs_of(model: Model) -> Iterator[Pair]:
         typed = zero if zero is not None else (node.outputs[0] if is_quantize else node.inputs[0])
         kind = typed.dtype.name.lower() if typed.dtype is not None else ("uint8" if is_quantize else "")
         scale, zero_point = walk.const_array(walk.input_at(node, 1)), walk.const_array(zero)
-        yield Pair(node, is_quantize, walk.is_constant(node.inputs[0]), scale, zero_point, kind)
+        yield GridNode(node, is_quantize, walk.is_constant(node.inputs[0]), scale, zero_point, kind)
 
 
 def dequantizer(value: Value | None) -> Node | None:

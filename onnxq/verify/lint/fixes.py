@@ -19,7 +19,7 @@ from onnxq.graph.reading.ops import channel_axis
 from onnxq.graph.types import Model, Node
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.targets import Target
-from onnxq.verify.lint.findings import Finding, Pair, dequantizer, pairs_of, readers
+from onnxq.verify.lint.findings import GridNode, LintFinding, dequantizer, pairs_of, readers
 
 _BIAS = 2
 
@@ -32,9 +32,9 @@ class Fixer:
         self._builder = Builder(model, joins_equal=False)
         self.notes: list[str] = []
 
-    def fix(self, finding: Finding) -> bool:
+    def fix(self, finding: LintFinding) -> bool:
         """Whether a finding could be made right."""
-        makers: dict[str, Callable[[Finding], bool]] = {
+        makers: dict[str, Callable[[LintFinding], bool]] = {
             "activation-zero-point": self._zero_point,
             "weight-type": self._weight,
             "weight-zero-point": self._weight,
@@ -48,10 +48,10 @@ class Fixer:
         }
         return finding.fixable and finding.rule in makers and makers[finding.rule](finding)
 
-    def _pair(self, finding: Finding) -> Pair | None:
+    def _pair(self, finding: LintFinding) -> GridNode | None:
         return next((pair for pair in pairs_of(self._model) if pair.node.name == finding.node), None)
 
-    def _zero_point(self, finding: Finding) -> bool:
+    def _zero_point(self, finding: LintFinding) -> bool:
         """A grid around zero that reaches as far as the one that is there, for all that have these parameters."""
         pair = self._pair(finding)
         if pair is None or pair.scale is None or pair.zero_point is None or pair.scale.size != 1:
@@ -73,7 +73,7 @@ class Fixer:
                     other.node.replace_input_with(position, value)
         return True
 
-    def _weight(self, finding: Finding) -> bool:
+    def _weight(self, finding: LintFinding) -> bool:
         """The weight rounded once more, on the grid that the target takes."""
         pair = self._pair(finding)
         array = _unfolded(pair) if pair is not None else None
@@ -112,7 +112,7 @@ class Fixer:
         for value in inputs:
             edit.drop_unused_initializer(value)
 
-    def _bias(self, finding: Finding) -> bool:
+    def _bias(self, finding: LintFinding) -> bool:
         node = next((n for n in walk.all_nodes(self._model.graph) if n.name == finding.node), None)
         value = walk.input_at(node, _BIAS) if node is not None else None
         if node is None or value is None or node.graph is None:
@@ -144,7 +144,7 @@ class Fixer:
         edit.drop_unused_initializer(value)
         return True
 
-    def _placement(self, finding: Finding) -> bool:
+    def _placement(self, finding: LintFinding) -> bool:
         """Q and DQ with the grid of its input behind what only moves numbers."""
         node = next((n for n in self._model.graph if n.name == finding.node), None)
         source = dequantizer(walk.input_at(node, 0)) if node is not None else None
@@ -171,7 +171,7 @@ class Fixer:
             dq.outputs[0].name = name
         return True
 
-    def _opset(self, finding: Finding) -> bool:
+    def _opset(self, finding: LintFinding) -> bool:
         if finding.op_type:
             pair = self._pair(finding)
             if pair is None:
@@ -185,14 +185,14 @@ class Fixer:
             return lower_opset.run(self._model, self._target.max_opset)
         return raising.raise_to(self._model, self._target.min_opset, self.notes)
 
-    def _shapes(self, finding: Finding) -> bool:
+    def _shapes(self, finding: LintFinding) -> bool:
         if not self._sizes:
             return False
         fix_dims(self._model, self._sizes)
         self._sizes = {}
         return True
 
-    def _copy(self, finding: Finding) -> bool:
+    def _copy(self, finding: LintFinding) -> bool:
         pair = self._pair(finding)
         array = walk.const_array(pair.node.inputs[0]) if pair is not None else None
         if pair is None or array is None or pair.node.inputs[0] is None:
@@ -203,7 +203,7 @@ class Fixer:
         return True
 
 
-def _unfolded(pair: Pair) -> Array | None:
+def _unfolded(pair: GridNode) -> Array | None:
     """The real numbers that a DQ makes of a constant; None for what is not one scale, or one a channel or block."""
     integers = walk.const_array(pair.node.inputs[0])
     if integers is None or pair.scale is None:

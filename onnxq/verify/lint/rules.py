@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxq.graph import walk
+from onnxq.graph import traits, walk
 from onnxq.graph.emit.wrapped import row_for
 from onnxq.graph.reading.ops import activation_positions
 from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.targets import INPUTS, WHOLE, Target
-from onnxq.verify.lint.findings import Finding, Pair, dequantizer, pairs_of, readers
+from onnxq.verify.lint.findings import GridNode, LintFinding, dequantizer, pairs_of, readers
 
-_LAYERS = frozenset("Conv ConvTranspose Gemm MatMul".split())
+_LAYERS = traits.LAYERS
 _BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 _WIDE = ("int16", "uint16", "int4", "uint4")
-_FREE = frozenset("Cast Constant DequantizeLinear If Loop QuantizeLinear Scan Shape Size".split())
+_FREE = traits.STRUCTURAL | traits.CONVERSIONS | {"Cast"}
 _INTEGER_OPS = frozenset(
     "ConvInteger DynamicQuantizeLSTM DynamicQuantizeLinear DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat "
     "QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
@@ -26,11 +26,11 @@ _SATURATES = 64
 """Magnitude of a weight from which two products of 8 bits may leave 16."""
 
 
-def _found(pair: Pair, rule: str, why: str, remedy: str, **how: bool) -> Finding:
-    return Finding(rule, pair.node.name or "", pair.node.op_type, why, remedy, **how)
+def _found(pair: GridNode, rule: str, why: str, remedy: str, **how: bool) -> LintFinding:
+    return LintFinding(rule, pair.node.name or "", pair.node.op_type, why, remedy, **how)
 
 
-def activation_type(model: Model, target: Target) -> Iterator[Finding]:
+def activation_type(model: Model, target: Target) -> Iterator[LintFinding]:
     """Activations of a type that the target has no kernels for."""
     allowed = [kind.value for kind in target.activations]
     for pair in pairs_of(model):
@@ -41,7 +41,7 @@ def activation_type(model: Model, target: Target) -> Iterator[Finding]:
         yield _found(pair, "activation-type", why, "quantize the float model for this target", refuses=hard)
 
 
-def activation_zero_point(model: Model, target: Target) -> Iterator[Finding]:
+def activation_zero_point(model: Model, target: Target) -> Iterator[LintFinding]:
     """A zero point where the target wants none."""
     if target.symmetric_activations:
         for pair in pairs_of(model):
@@ -51,7 +51,7 @@ def activation_zero_point(model: Model, target: Target) -> Iterator[Finding]:
                 yield _found(pair, "activation-zero-point", why, "--fix widens the grid to both sides", fixable=True)
 
 
-def weight_type(model: Model, target: Target) -> Iterator[Finding]:
+def weight_type(model: Model, target: Target) -> Iterator[LintFinding]:
     """Weights of a type that the target does not read between Q and DQ."""
     allowed = [kind.value for kind in target.weights]
     for pair in _weights(model):
@@ -62,7 +62,7 @@ def weight_type(model: Model, target: Target) -> Iterator[Finding]:
             yield _found(pair, "weight-type", why, remedy, refuses=target.coverage != "measured", fixable=fixable)
 
 
-def weight_zero_point(model: Model, target: Target) -> Iterator[Finding]:
+def weight_zero_point(model: Model, target: Target) -> Iterator[LintFinding]:
     """Weights that are not symmetric where kernels want them so."""
     for pair in _weights(model):
         several = pair.scale is not None and pair.scale.size > 1
@@ -79,7 +79,7 @@ def weight_zero_point(model: Model, target: Target) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def weight_granularity(model: Model, target: Target) -> Iterator[Finding]:
+def weight_granularity(model: Model, target: Target) -> Iterator[LintFinding]:
     """A scale a channel, or a block, where the target takes one for the whole weight."""
     for pair in _weights(model):
         user = readers(pair.node)[0][0]
@@ -93,7 +93,7 @@ def weight_granularity(model: Model, target: Target) -> Iterator[Finding]:
             yield _found(pair, "weight-granularity", why, "--fix rounds it with one scale", fixable=True)
 
 
-def bias(model: Model, target: Target) -> Iterator[Finding]:
+def bias(model: Model, target: Target) -> Iterator[LintFinding]:
     """Biases on integers where the target quantizes them itself, in float where it does not, or at a wrong scale."""
     for node in walk.all_nodes(model.graph):
         position = _BIASED.get(node.op_type)
@@ -105,15 +105,15 @@ def bias(model: Model, target: Target) -> Iterator[Finding]:
         own = dequantizer(value)
         if target.float_bias and own is not None:
             why = f"its bias stands behind a DQ, and {target.name} reads biases in float"
-            yield Finding("bias", *where, why, "--fix writes it in float", fixable=True)
+            yield LintFinding("bias", *where, why, "--fix writes it in float", fixable=True)
         elif target.coverage == WHOLE and own is None and walk.is_constant(value):
             why = f"its bias is float, and {target.name} computes on integers alone"
-            yield Finding("bias", *where, why, "--fix writes it as int32", fixable=True)
+            yield LintFinding("bias", *where, why, "--fix writes it as int32", fixable=True)
         elif own is not None and not target.float_bias:
             scales = [walk.const_array(walk.input_at(side, 1)) for side in (*sides, own) if side is not None]
             if len(scales) == 3 and all(scale is not None for scale in scales) and not _is_product(*scales):
                 why = "the scale of its bias is not that of input times weight, so that kernels add it wrongly"
-                yield Finding("bias", *where, why, "--fix rounds it at that scale", fixable=True)
+                yield LintFinding("bias", *where, why, "--fix rounds it at that scale", fixable=True)
 
 
 def _is_product(x: np.ndarray | None, w: np.ndarray | None, b: np.ndarray | None) -> bool:
@@ -124,7 +124,7 @@ def _is_product(x: np.ndarray | None, w: np.ndarray | None, b: np.ndarray | None
     return bool(np.allclose(b.reshape(-1), wanted, rtol=1e-3, atol=0.0))
 
 
-def placement(model: Model, target: Target) -> Iterator[Finding]:
+def placement(model: Model, target: Target) -> Iterator[LintFinding]:
     """Values without Q and DQ where the engine computes on integers alone, or at one input of an Add."""
     for node in model.graph:
         if node.op_type in _FREE or node.domain not in ("", "ai.onnx"):
@@ -136,18 +136,18 @@ def placement(model: Model, target: Target) -> Iterator[Finding]:
             loose = [v for v in _wrapped(node) if v in floats and dequantizer(v) is None]
             if loose:
                 why = f"its input {loose[0].name!r} is float, and {target.name} would leave the node to the CPU"
-                yield Finding("placement", *where, why, "quantize the float model for this target")
+                yield LintFinding("placement", *where, why, "quantize the float model for this target")
             open_ = [output for output in node.outputs if output.dtype == FLOAT32 and _is_open(output)]
             if open_ and not loose:
                 moves = node.op_type in _MOVES
                 why = f"its output {open_[0].name!r} has no Q, and {target.name} would leave the node to the CPU"
                 remedy = "--fix repeats the grid of its input" if moves else "quantize the float model for this target"
-                yield Finding("placement", *where, why, remedy, fixable=moves)
+                yield LintFinding("placement", *where, why, remedy, fixable=moves)
         elif target.coverage == INPUTS and node.op_type == "Add" and len(floats) == 2:
             sides = [dequantizer(v) is not None for v in floats]
             if any(sides) and not all(sides) and bare:
                 why = f"one of its inputs is quantized and {bare[0].name!r} is not: {target.name} cannot fuse it"
-                yield Finding("placement", *where, why, "put Q and DQ at both inputs of an Add", refuses=False)
+                yield LintFinding("placement", *where, why, "put Q and DQ at both inputs of an Add", refuses=False)
 
 
 def _wrapped(node: Node) -> list[Value | None]:
@@ -159,7 +159,7 @@ def _wrapped(node: Node) -> list[Value | None]:
     return [node.inputs[position] for position in positions]
 
 
-_MOVES = frozenset("Flatten MaxPool Reshape Slice Squeeze Transpose Unsqueeze".split())
+_MOVES = traits.MOVING | {"MaxPool", "Slice"}
 
 
 def _is_open(value: Value) -> bool:
@@ -167,19 +167,19 @@ def _is_open(value: Value) -> bool:
     return value.is_graph_output() or any(use.node.op_type != "QuantizeLinear" for use in value.uses())
 
 
-def opset(model: Model, target: Target) -> Iterator[Finding]:
+def opset(model: Model, target: Target) -> Iterator[LintFinding]:
     """Operator sets that the target does not read, and pairs that theirs does not know."""
     version = walk.opset(model)
     if not target.min_opset <= version <= target.max_opset:
         why = f"operator set {version}, and {target.name} reads {target.min_opset} to {target.max_opset}"
-        yield Finding("opset", "model", "", why, "--fix changes it where that is sound", fixable=True)
+        yield LintFinding("opset", "model", "", why, "--fix changes it where that is sound", fixable=True)
     for pair in pairs_of(model):
         if pair.kind in _WIDE and version < 21 and pair.node.domain == "":
             why = f"{pair.kind} in the standard's {pair.node.op_type} needs operator set 21; the model has {version}"
             yield _found(pair, "opset", why, "--fix takes com.microsoft's", fixable=True)
 
 
-def shapes(model: Model, target: Target) -> Iterator[Finding]:
+def shapes(model: Model, target: Target) -> Iterator[LintFinding]:
     """Open dimensions where the target takes none."""
     for value in model.graph.inputs if target.fixed_shapes else ():
         sizes = walk.dims(value)
@@ -187,16 +187,16 @@ def shapes(model: Model, target: Target) -> Iterator[Finding]:
             named = [str(dim.value) for dim in value.shape or () if not isinstance(dim, int) and dim.value]
             fix = " ".join(f"--fix-dim {name}=N" for name in named) or "export it with fixed sizes"
             why = f"input {value.name!r} has open dimensions, and {target.name} takes fixed shapes alone"
-            yield Finding(
+            yield LintFinding(
                 "shapes", value.name or "", "", why, f"pass {fix} to --fix" if named else fix, fixable=bool(named)
             )
 
 
-def shared_integers(model: Model, target: Target) -> Iterator[Finding]:
+def shared_integers(model: Model, target: Target) -> Iterator[LintFinding]:
     """One constant dequantized with several scales: the QNN provider keeps one and computes wrong numbers."""
     if target.provider != "QNNExecutionProvider":
         return
-    seen: dict[int, tuple[bytes, Pair]] = {}
+    seen: dict[int, tuple[bytes, GridNode]] = {}
     for pair in pairs_of(model):
         if not pair.constant or pair.scale is None:
             continue
@@ -208,7 +208,7 @@ def shared_integers(model: Model, target: Target) -> Iterator[Finding]:
             yield _found(pair, "shared-integers", why, "--fix gives it a copy", fixable=True)
 
 
-def own_operators(model: Model, target: Target) -> Iterator[Finding]:
+def own_operators(model: Model, target: Target) -> Iterator[LintFinding]:
     """Operators of ONNX Runtime's own, or integer operators, where the target reads Q and DQ."""
     for node in walk.all_nodes(model.graph):
         integer = node.op_type in _INTEGER_OPS
@@ -217,13 +217,13 @@ def own_operators(model: Model, target: Target) -> Iterator[Finding]:
         if not target.own_operators and (integer or foreign):
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             why = f"{target.name} does not read {name}"
-            yield Finding("operators", node.name or "", node.op_type, why, "write the model as QDQ: --format qdq")
+            yield LintFinding("operators", node.name or "", node.op_type, why, "write the model as QDQ: --format qdq")
         elif integer and not target.integer_ops and target.presets:
             why = f"{target.name} has no kernel for it: {target.why_presets}"
-            yield Finding("operators", node.name or "", node.op_type, why, f"use --preset {target.presets[0]}")
+            yield LintFinding("operators", node.name or "", node.op_type, why, f"use --preset {target.presets[0]}")
 
 
-def no_integers(model: Model, target: Target) -> Iterator[Finding]:
+def no_integers(model: Model, target: Target) -> Iterator[LintFinding]:
     """Quantized activations where the target computes in float alone."""
     if target.integer_ops or not target.presets:
         return
@@ -233,7 +233,7 @@ def no_integers(model: Model, target: Target) -> Iterator[Finding]:
             yield _found(pair, "integers", why, f"use --preset {', '.join(target.presets)}")
 
 
-def saturation(model: Model, target: Target) -> Iterator[Finding]:
+def saturation(model: Model, target: Target) -> Iterator[LintFinding]:
     """Weights of 8 bits where products of them saturate."""
     for pair in _weights(model) if target.weight_bits == 7 else ():
         array = walk.const_array(pair.node.inputs[0])
@@ -242,13 +242,13 @@ def saturation(model: Model, target: Target) -> Iterator[Finding]:
             yield _found(pair, "saturation", why, "--fix rounds it to 7 bits", refuses=False, fixable=True)
 
 
-RULES: tuple[Callable[[Model, Target], Iterator[Finding]], ...] = (
+RULES: tuple[Callable[[Model, Target], Iterator[LintFinding]], ...] = (
     shapes, opset, own_operators, no_integers, activation_type, activation_zero_point, weight_type, weight_zero_point,
     weight_granularity, bias, placement, shared_integers, saturation,
 )  # fmt: skip
 
 
-def check(model: Model, target: Target) -> list[Finding]:
+def check(model: Model, target: Target) -> list[LintFinding]:
     """Everything that does not fit, rule by rule.
 
     Args:
@@ -262,7 +262,7 @@ def _quantizes(target: Target) -> bool:
     return bool(target.integer_ops) or not target.presets
 
 
-def _weights(model: Model) -> Iterator[Pair]:
+def _weights(model: Model) -> Iterator[GridNode]:
     """The DQ of the weights of layers that stand between Q and DQ."""
     for pair in pairs_of(model):
         users = readers(pair.node)

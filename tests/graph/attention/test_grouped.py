@@ -11,7 +11,7 @@ import pytest
 
 from onnxq.data.attention_mask import at_tokens
 from onnxq.graph.attention.grouped import group, is_causal, is_only_causal
-from onnxq.graph.attention.plain_attention import Seen, factors_of, find_sites
+from onnxq.graph.attention.plain_attention import RunFacts, factors_of, find_sites
 from onnxq.graph.files import io
 from onnxq.graph.prepare import prepare
 from onnxq.graph.views.outputs import with_outputs
@@ -38,7 +38,7 @@ def loaded(style: Style):
 
 def fuse(model, feeds):
     shapes = {name: info.shape for name, info in probe(model, feeds[0]).items()}
-    seen = Seen(shapes)
+    seen = RunFacts(shapes)
     names = {site.mask_name for site in find_sites(model, seen)}
     augmented = with_outputs(model, names)
     session = session_of(augmented.model, threads=1)
@@ -81,8 +81,8 @@ def test_a_second_run_changes_nothing() -> None:
     model = loaded(style)
     assert fuse(model, feeds_of(style))
     before = io.to_bytes(model)
-    assert find_sites(model, Seen({})) == []
-    assert group(model, {}, Seen({})) == {}
+    assert find_sites(model, RunFacts({})) == []
+    assert group(model, {}, RunFacts({})) == {}
     assert io.to_bytes(model) == before
 
 
@@ -130,14 +130,14 @@ def test_factors_that_are_computed_are_read_from_runs() -> None:
     )  # fmt: skip
     shapes = {"x": (2, 3), "r": (1,)}
     assert factors_of(model, shapes) == ["r"]
-    assert Seen(shapes, {"r": 2.0}).number(model.graph[-1].inputs[1]) == 2.0
+    assert RunFacts(shapes, {"r": 2.0}).number(model.graph[-1].inputs[1]) == 2.0
 
 
 def test_a_product_in_a_body_is_not_looked_at() -> None:
     body = onnx.parser.parse_graph("b () => (float[2,2] y) { p = Softmax(w) y = MatMul(p, w) }")
     proto = build("g (bool c, float[2,2] x) => (float[2,2] z) { z = Identity(x) }", w=weights(2, 2))
     proto.graph.node.append(onnx.helper.make_node("If", ["c"], ["u"], then_branch=body, else_branch=body))
-    assert find_sites(io.load(proto.SerializeToString()), Seen({})) == []
+    assert find_sites(io.load(proto.SerializeToString()), RunFacts({})) == []
 
 
 def test_keys_that_others_read_too_keep_their_readers() -> None:

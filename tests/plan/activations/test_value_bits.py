@@ -102,7 +102,7 @@ def test_second_grids_that_make_no_sense() -> None:
     for values, said in (
         ([{"match": "r", "convert": 4}], "4 bits have no kernel for activations; write 8 or 16"),
         ([{"match": "r", "bits": 8, "convert": 8}], "bits and convert are both 8; a second grid has another width"),
-        ([{"match": "r", "readers": ["two"]}], "readers say who reads a second grid; give convert, 8 or 16, too"),
+        ([{"match": "r", "readers": ["two"]}], "readers say who reads a second grid; add convert, 8 or 16"),
         ([{"match": "r", "convert": 16, "readers": ["tow"]}], "readers: 'tow' matches no node; did you mean 'two'"),
         ([{"match": "w", "convert": 16}], "is of a weight"),
     ):

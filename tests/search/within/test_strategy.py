@@ -16,7 +16,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.search.within.history import GIVEN_UP, StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import learned, unlearned
 from onnxq.search.within.state import SearchState
-from onnxq.search.within.strategy import Found, Means, search
+from onnxq.search.within.strategy import Means, SearchResult, search
 from onnxq.verify.budget import Limits
 
 START = Recipe(preset="w8a8")
@@ -58,7 +58,7 @@ class Network:
     def diagnose(self, recipe: Recipe) -> list[Suspect]:
         return [Suspect(n, self.damage.get(n, 0.0), price=self.price.get(n, 1.0)) for n in self.order]
 
-    def search(self, max_drop: float = 0.5, budget: float = 1e6) -> Found:
+    def search(self, max_drop: float = 0.5, budget: float = 1e6) -> SearchResult:
         extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
         limits = Limits(max_drop=max_drop)
         learn = learned if self.learns else None
@@ -254,7 +254,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def continued(path: Path, network: Network, die_at: int | None, *, resume: bool) -> Found:
+def continued(path: Path, network: Network, die_at: int | None, *, resume: bool) -> SearchResult:
     """A search whose answers are kept in a file, and which may die at some attempt."""
     state = SearchState(path, "key", resume=resume)
     made = 0

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit.common import place_first
 from onnxq.graph.emit.half.half_types import HalfPlaces, half_places
 from onnxq.graph.prepare.whole.widen import narrow, why_not
+from onnxq.graph.traits import Trait, having
 
 WIDE = ir.DataType.FLOAT
 
@@ -25,7 +26,7 @@ _BETWEEN = "it stands between nodes that stay float32: the Casts around it would
 _HEAVY = 256
 """Elements of a constant from which a node is computed in 16 bits whatever stands around it."""
 
-_WORKING = frozenset("Attention Conv ConvTranspose Einsum Gemm GRU LSTM MatMul MultiHeadAttention RNN".split())
+_WORKING = traits.LAYERS | having(Trait.RECURRENT) | {"Attention", "Einsum", "MultiHeadAttention"}
 _LIGHT, _WORK = 0.6, 3.0
 """What a node costs that stays float32, in Casts."""
 

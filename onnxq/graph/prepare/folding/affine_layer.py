@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTED = traits.LAYERS
 
 
 @dataclass(frozen=True)
-class Layer:
+class AffineLayer:
     """A node with a constant weight at input 1, and where its output has the channels.
 
     Attributes:
@@ -100,7 +100,7 @@ class Layer:
         return value is not None and walk.only_use(value) is None
 
 
-def layer_of(value: ir.Value) -> Layer | None:
+def layer_of(value: ir.Value) -> AffineLayer | None:
     """The layer that gives this value, if it is one whose weight is constant."""
     node = value.producer()
     if node is None or node.domain != "":
@@ -113,11 +113,11 @@ def layer_of(value: ir.Value) -> Layer | None:
         if walk.only_use(operand[0]) is not node:
             return None
         layer = _layer(inner)
-        return None if layer is None else Layer(inner, layer.weight, layer.channels, layer.rank, add=node)
+        return None if layer is None else AffineLayer(inner, layer.weight, layer.channels, layer.rank, add=node)
     return _layer(node)
 
 
-def _layer(node: ir.Node) -> Layer | None:
+def _layer(node: ir.Node) -> AffineLayer | None:
     if node.domain != "" or node.op_type not in WEIGHTED or len(node.inputs) < 2:
         return None
     weight = walk.const_array(node.inputs[1])
@@ -125,17 +125,17 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     match node.op_type:
         case "Conv":
-            return Layer(node, weight, weight.shape[0], weight.ndim) if weight.ndim >= 3 else None
+            return AffineLayer(node, weight, weight.shape[0], weight.ndim) if weight.ndim >= 3 else None
         case "ConvTranspose":
             channels = weight.shape[1] * walk.attr_int(node, "group", 1)
-            return Layer(node, weight, channels, weight.ndim) if weight.ndim >= 3 else None
+            return AffineLayer(node, weight, channels, weight.ndim) if weight.ndim >= 3 else None
         case "Gemm":
             if walk.attr_float(node, "alpha", 1.0) != 1 or walk.attr_float(node, "beta", 1.0) != 1 or weight.ndim != 2:
                 return None
-            return Layer(node, weight, weight.shape[0 if walk.outputs_first(node) else 1], 2)
+            return AffineLayer(node, weight, weight.shape[0 if walk.outputs_first(node) else 1], 2)
     if weight.ndim != 2:
         return None
-    return Layer(node, weight, weight.shape[1], walk.rank(node.inputs[0]))
+    return AffineLayer(node, weight, weight.shape[1], walk.rank(node.inputs[0]))
 
 
 def constant_operand(node: ir.Node) -> tuple[ir.Value, Array, int] | None:
@@ -150,14 +150,14 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, Array, int] | None:
     return None
 
 
-def set_weight(layer: Layer, array: Array, names: walk.Names) -> None:
+def set_weight(layer: AffineLayer, array: Array, names: walk.Names) -> None:
     """Give the layer another weight; other readers of the old one keep it."""
     old = layer.node.inputs[1]
     assert old is not None
     edit.set_constant(layer.node, 1, array, names, f"{old.name}_{layer.node.name}")
 
 
-def set_bias(layer: Layer, array: Array, names: walk.Names) -> None:
+def set_bias(layer: AffineLayer, array: Array, names: walk.Names) -> None:
     """Give the layer another bias, of the weight's element type; a MatMul must have its Add already."""
     weight = layer.node.inputs[1]
     assert weight is not None and weight.name is not None

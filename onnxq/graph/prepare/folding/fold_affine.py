@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, constant_operand, layer_of, set_bias, set_weight
+from onnxq.graph import edit, traits, walk
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, constant_operand, layer_of, set_bias, set_weight
 
 _COPY_LIMIT = 64 * 1024
 """Bytes up to which a weight with other readers is copied for the sake of a Mul or Div."""
@@ -50,7 +50,7 @@ def _affine_of(node: ir.Node) -> _Affine | None:
         return None
     if node.op_type == "BatchNormalization":
         return _batch_normalization(node)
-    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+    if node.op_type not in traits.ARITHMETIC:
         return None
     operand = constant_operand(node)
     if operand is None or not walk.is_float(node.inputs[operand[2]]):
@@ -114,7 +114,7 @@ def _fold(node: ir.Node, affine: _Affine, names: walk.Names) -> bool:
     return True
 
 
-def _vector(layer: Layer, affine: _Affine, array: Array | None) -> Array | None:
+def _vector(layer: AffineLayer, affine: _Affine, array: Array | None) -> Array | None:
     if array is None:
         return None
     if not affine.per_channel:
@@ -124,11 +124,11 @@ def _vector(layer: Layer, affine: _Affine, array: Array | None) -> Array | None:
     return array
 
 
-def _may_copy(node: ir.Node, layer: Layer) -> bool:
+def _may_copy(node: ir.Node, layer: AffineLayer) -> bool:
     return node.op_type == "BatchNormalization" or layer.weight.nbytes <= _COPY_LIMIT
 
 
-def _become_add(node: ir.Node, layer: Layer, bias: Array, names: walk.Names) -> None:
+def _become_add(node: ir.Node, layer: AffineLayer, bias: Array, names: walk.Names) -> None:
     """Replace a node after a lone MatMul by the Add of the bias."""
     graph = node.graph
     assert graph is not None
@@ -146,7 +146,7 @@ def _become_add(node: ir.Node, layer: Layer, bias: Array, names: walk.Names) -> 
         edit.drop_unused_initializer(value)
 
 
-def _replace(node: ir.Node, layer: Layer) -> None:
+def _replace(node: ir.Node, layer: AffineLayer) -> None:
     constants = [value for value in node.inputs if value is not None]
     edit.take_over(node.outputs[0], layer.output)
     edit.remove_node(node)

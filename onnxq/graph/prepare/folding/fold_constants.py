@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.prepare.folding import evaluate
 from onnxq.graph.prepare.folding.affine_layer import WEIGHTED
 
@@ -18,7 +18,7 @@ _WEIGHT = 64 * 1024 * 1024
 
 _FILLS = frozenset({"ConstantOfShape", "Expand", "Tile"})
 
-_MOVES = evaluate.ARRANGE - {"QuantizeLinear"}
+_MOVES = traits.MOVING | {"Cast", "CastLike", "Concat", "Identity", "Slice", "Split"}
 """Operators that only arrange what is there: a weight behind them must become an initializer whatever its size."""
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
-from onnxq.graph.prepare.folding.affine_layer import Layer, constant_operand, layer_of, set_bias, set_weight
+from onnxq.graph import edit, traits, walk
+from onnxq.graph.prepare.folding.affine_layer import AffineLayer, constant_operand, layer_of, set_bias, set_weight
 from onnxq.graph.reading import patterns
 
 _LARGEST = 1e4
@@ -61,7 +61,7 @@ class _Operand:
 
 
 def _fold(node: ir.Node, names: walk.Names, whole: set[int]) -> bool:
-    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain != "" or node.op_type not in traits.LAYERS:
         return False
     layer, data = _layer(node), node.inputs[0]
     if layer is None or data is None:
@@ -86,7 +86,7 @@ def _fold(node: ir.Node, names: walk.Names, whole: set[int]) -> bool:
     return _shift(layer, step, found, names)
 
 
-def _layer(node: ir.Node) -> Layer | None:
+def _layer(node: ir.Node) -> AffineLayer | None:
     if node.op_type == "MatMul":
         user = walk.only_use(node.outputs[0])
         if user is not None and user.op_type == "Add" and (found := layer_of(user.outputs[0])) is not None:
@@ -95,7 +95,7 @@ def _layer(node: ir.Node) -> Layer | None:
     return None if layer is None or layer.weight_is_shared or layer.weight.dtype != np.float32 else layer
 
 
-def _channels(layer: Layer) -> int:
+def _channels(layer: AffineLayer) -> int:
     """Input channels of a Conv or ConvTranspose."""
     if layer.node.op_type == "ConvTranspose":
         return int(layer.weight.shape[0])
@@ -108,7 +108,7 @@ def _is_alone(step: ir.Node, data: ir.Value, reader: ir.Node) -> bool:
 
 def _operand(step: ir.Node, axis: int | None, channels: int) -> _Operand | None:
     """What is combined, where it is one number, or one a channel along a known axis of that many."""
-    if step.op_type not in ("Add", "Sub", "Mul", "Div"):
+    if step.op_type not in traits.ARITHMETIC:
         return None
     operand = constant_operand(step)
     if operand is None or operand[0].dtype != ir.DataType.FLOAT or not np.isfinite(operand[1]).all():
@@ -144,7 +144,7 @@ def _pads(node: ir.Node) -> bool:
     return walk.attr_str(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(walk.attr_ints(node, "pads"))
 
 
-def _scaled(layer: Layer, factor: Array) -> Array | None:
+def _scaled(layer: AffineLayer, factor: Array) -> Array | None:
     """The weight for an input ``factor`` times as large; None where it would not be finite."""
     weight: Array = layer.weight.astype(np.float64)
     if factor.ndim and layer.node.op_type == "ConvTranspose":
@@ -157,7 +157,7 @@ def _scaled(layer: Layer, factor: Array) -> Array | None:
     return scaled if np.isfinite(scaled).all() else None
 
 
-def _scale(layer: Layer, step: ir.Node, factor: Array, names: walk.Names) -> bool:
+def _scale(layer: AffineLayer, step: ir.Node, factor: Array, names: walk.Names) -> bool:
     weight = _scaled(layer, factor)
     if weight is None:
         return False
@@ -166,7 +166,7 @@ def _scale(layer: Layer, step: ir.Node, factor: Array, names: walk.Names) -> boo
     return True
 
 
-def _shift(layer: Layer, step: ir.Node, found: _Operand, names: walk.Names) -> bool:
+def _shift(layer: AffineLayer, step: ir.Node, found: _Operand, names: walk.Names) -> bool:
     if layer.node.op_type == "MatMul" and layer.add is None:
         return False  # it has no bias that could take the number up
     bias = layer.bias()
@@ -189,7 +189,7 @@ def _shift(layer: Layer, step: ir.Node, found: _Operand, names: walk.Names) -> b
     return True
 
 
-def _scale_behind(layer: Layer, step: ir.Node, found: _Operand, names: walk.Names) -> bool:
+def _scale_behind(layer: AffineLayer, step: ir.Node, found: _Operand, names: walk.Names) -> bool:
     """``Mul(x, s) → Add(b) → layer`` as ``Add(x, b/s) → layer with s·weight``, and Sub likewise."""
     mul = found.data.producer()
     if mul is None or mul.op_type not in ("Mul", "Div") or not _is_alone(mul, found.data, step):

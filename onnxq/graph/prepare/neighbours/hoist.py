@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.prepare.folding.affine_layer import constant_operand, layer_of
 
-_CLAMPS = frozenset({"Relu", "Clip", "LeakyRelu"})
+_CLAMPS = traits.CLAMPS | {"LeakyRelu"}
 """Activations that a layer takes into its own kernel."""
 
-_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+_ARITHMETIC = traits.ARITHMETIC
 
 _MOVERS = frozenset({"Transpose", "Squeeze", "Unsqueeze"})
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 
-_BINARY = frozenset("Add Sub Mul Div Pow Min Max".split())
+_BINARY = traits.ARITHMETIC | {"Max", "Min", "Pow"}
 
 _SHORT = 8
 """Innermost elements up to which a constant is repeated for them."""

@@ -20,7 +20,7 @@ from onnxq.graph.prepare.operators.position_blocks import (
     BLOCKS,
     RANK,
     Folded,
-    Layer,
+    ImageConv,
     blocks_of,
     cheapest,
     least_saved,
@@ -85,7 +85,7 @@ class _Rewriter:
         self._unfold_output(node, layer, folded)
         return True
 
-    def _fold_input(self, node: ir.Node, layer: Layer, folded: Folded) -> None:
+    def _fold_input(self, node: ir.Node, layer: ImageConv, folded: Folded) -> None:
         """(N, C, H, W) → (N, C·b, H, W/b) or (N, C·b, H/b, W) in front of the layer, with zeros to fill all blocks."""
         source, block, axis = node.inputs[0], folded.block, layer.axis
         assert source is not None
@@ -110,7 +110,7 @@ class _Rewriter:
         value = place.add("Transpose", value, order, (first, channels, block, *joined))
         node.replace_input_with(0, place.add("Reshape", value, [[0, many, *split]], (first, many, *joined)))
 
-    def _unfold_output(self, node: ir.Node, layer: Layer, folded: Folded) -> None:
+    def _unfold_output(self, node: ir.Node, layer: ImageConv, folded: Folded) -> None:
         """(N, C·g, H, W/g) → (N, C, H, W) behind the layer and its activations, cut to what the layer gave."""
         maker, axis = _last_activation(node), layer.axis
         last, out, g, blocks = maker.outputs[0], layer.weight.shape[0], folded.together, folded.blocks

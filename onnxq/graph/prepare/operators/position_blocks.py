@@ -74,7 +74,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ImageConv:
     """A Conv on images, as this pass sees it; all but the last three are along one of the two axes of the image.
 
     Attributes:
@@ -126,7 +126,7 @@ class Folded:
         return self.blocks + self.last - self.read
 
 
-def layers_of(node: ir.Node) -> list[Layer]:
+def layers_of(node: ir.Node) -> list[ImageConv]:
     """A Conv along each axis of its image whose length is known; nothing where it is of another kind."""
     if node.op_type != "Conv" or node.domain != "":
         return []
@@ -154,11 +154,11 @@ def layers_of(node: ir.Node) -> list[Layer]:
         lines = before[other] or rows * walk.attr_ints(node, "strides", (1, 1))[1 - along]
         if written > 0:
             turned = weight if axis == 3 else weight.swapaxes(2, 3)
-            found.append(Layer(axis, turned, stride, dilation, pads[along], length, written, rows, lines))
+            found.append(ImageConv(axis, turned, stride, dilation, pads[along], length, written, rows, lines))
     return found
 
 
-def cheapest(node: ir.Node, least_saved: float) -> tuple[Layer, Folded] | None:
+def cheapest(node: ir.Node, least_saved: float) -> tuple[ImageConv, Folded] | None:
     """The axis and number of positions that are cheapest, if they are cheap enough."""
     found, least = None, math.inf
     for layer in layers_of(node):
@@ -176,7 +176,7 @@ def cheapest(node: ir.Node, least_saved: float) -> tuple[Layer, Folded] | None:
     return found
 
 
-def _fold(layer: Layer, together: int) -> Folded:
+def _fold(layer: ImageConv, together: int) -> Folded:
     block = layer.stride * together
     reach = layer.stride * (together - 1) + layer.dilation * (layer.weight.shape[3] - 1)
     least = -(-(reach + 1) // block)
@@ -187,7 +187,7 @@ def _fold(layer: Layer, together: int) -> Folded:
     return Folded(together, block, shift, first, last, read, -(-layer.written // together))
 
 
-def work(layer: Layer, folded: Folded | None, channels: int) -> float:
+def work(layer: ImageConv, folded: Folded | None, channels: int) -> float:
     """Multiply-accumulates where a kernel computes so many channels together; and in their terms, moving elements."""
     out, read, across, along = layer.weight.shape
     if folded is None:
@@ -208,7 +208,7 @@ def least_saved(model: ir.Model) -> float:
     return max(_LEAST_SAVED, share * total)
 
 
-def weight_in_blocks(layer: Layer, folded: Folded) -> Array:
+def weight_in_blocks(layer: ImageConv, folded: Folded) -> Array:
     """The weight for blocks: (out, position in its block, in, position in its block, across, block)."""
     out, read, across, along = layer.weight.shape
     result = np.zeros((out, folded.together, read, folded.block, across, folded.width), layer.weight.dtype)
@@ -221,7 +221,7 @@ def weight_in_blocks(layer: Layer, folded: Folded) -> Array:
     return whole if layer.axis == 3 else np.ascontiguousarray(whole.swapaxes(2, 3))
 
 
-def blocks_of(layer: Layer, folded: Folded, weight: Array) -> Blocks:
+def blocks_of(layer: ImageConv, folded: Folded, weight: Array) -> Blocks:
     """How the weight of a layer in blocks was made."""
     first = folded.shift - layer.before - folded.first * folded.block
     length = layer.dilation * (layer.weight.shape[3] - 1) + 1

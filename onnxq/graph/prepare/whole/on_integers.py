@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit, walk
+from onnxq.graph import edit, traits, walk
 from onnxq.graph.reading.mask_values import MASKING
 
 NARROW = -256.0
@@ -14,7 +14,7 @@ NARROW = -256.0
 16 bits still tell them apart by 0.004."""
 
 _MASKING_OPS = frozenset("Add Mul Sub Where".split())
-_ON_THE_WAY = _MASKING_OPS | frozenset("Cast Div Expand Identity Max Reshape Slice Squeeze Transpose Unsqueeze".split())
+_ON_THE_WAY = _MASKING_OPS | traits.MOVING - {"Flatten"} | {"Cast", "Div", "Expand", "Identity", "Max", "Slice"}
 
 
 def run(model: ir.Model) -> int:
