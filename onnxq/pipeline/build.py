@@ -132,7 +132,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    name, weights = recipe.preset, solution.weights
+    name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
     return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
 
 

@@ -65,6 +65,12 @@ class Limits:
         return " and ".join(said)
 
 
+def only_noise(comparison: Comparison) -> float | None:
+    """The best SQNR, in dB, where the error of every real output is as large as its signal; else None."""
+    known = [output.sqnr_db for output in comparison.outputs.values() if output.sqnr_db is not None]
+    return max(known) if known and max(known) <= 0.0 else None
+
+
 def fall(comparison: Comparison) -> tuple[str, float] | None:
     """What --max-drop is about, and by how many points it fell; None where nothing could be judged.
 
