@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from onnxq.verify.compare import Comparison
 from onnxq.verify.loss import BUDGET, share
 
+_NOTHING = "the float model's outputs are NaN or infinite on all samples, so that nothing could be judged"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -39,6 +41,8 @@ class Limits:
                 found.append(f"SQNR is {comparison.sqnr_db:.1f} dB and --min-sqnr asks for {self.min_sqnr:g}")
         if self.max_drop is not None:
             found += self._fallen(comparison, self.max_drop)
+        if self.max_loss is not None and comparison.loss is None and comparison.finite:
+            found += [_NOTHING] if any(output.nonfinite_float for output in comparison.outputs.values()) else []
         if self.max_loss is not None and (missed := comparison.outside(self.max_loss)):
             found.append(missed)
         return found
