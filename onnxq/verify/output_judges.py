@@ -76,9 +76,8 @@ class OutputJudges:
 
     def judged(self) -> dict[str, Judged | None]:
         """The figures of each output; None of those that had no finite number in float."""
-        return {name: None for name in self._silent - self._judges.keys()} | {
-            name: judge.judged() for name, judge in self._judges.items()
-        }
+        silent: dict[str, Judged | None] = dict.fromkeys(self._silent)
+        return silent | {name: judge.judged() for name, judge in self._judges.items()}
 
     @property
     def may_be_classes(self) -> str | None:

@@ -47,7 +47,7 @@ def _by_worth(noise: Sequence[float], prices: Sequence[float]) -> list[int]:
 
 def _noise(group: Sequence[Layer], form: str) -> float:
     errors = [layer.forms[form].error_db for layer in group]
-    return sum(10.0 ** (-max(error, -100.0) / 10) for error in errors if error is not None)
+    return float(sum(10.0 ** (-max(error, -100.0) / 10) for error in errors if error is not None))
 
 
 def _longer(layer: Layer, base: str, form: str) -> float:
