@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from onnxq.graph import walk
+from onnxq.graph.types import Node
 from onnxq.search.choice import FLOAT, STORED, Layer
 
 LITTLE = 0.1
 """Share of the noise allowed which stored weights may make together without being looked at."""
+
+
+def weight_of(node: Node) -> Hashable:
+    """The name of the largest constant that a node reads."""
+    sizes = {
+        value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
+    }
+    return max(sizes, key=lambda name: sizes[name], default=node.name)
 
 
 def affordable(order: Sequence[Layer], weights: Sequence[Hashable], size: int, largest: float) -> int:
