@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares, speed, times_faster
+from onnxq.report.words import (
+    cell,
+    change_of_size,
+    decibels,
+    in_bytes,
+    latency,
+    shares,
+    speed,
+    three_digits,
+    times_faster,
+)
 
 _NAMED = 4
 """Names that a fact has room for."""
@@ -156,12 +166,8 @@ def _phases(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             tokens = f"{phase['tokens']} token{'s' if phase['tokens'] != 1 else ''}"
             behind = f" behind {phase['past']}" if phase["past"] else ""
             faster = speed(times_faster(phase["float_ms"], phase["quantized_ms"]))
-            facts.append(
-                (
-                    phase["name"],
-                    f"{phase['float_ms']:.3g} ms -> {phase['quantized_ms']:.3g} ms, {faster} ({tokens}{behind})",
-                )
-            )
+            before, after = three_digits(phase["float_ms"]), three_digits(phase["quantized_ms"])
+            facts.append((phase["name"], f"{before} ms -> {after} ms, {faster} ({tokens}{behind})"))
     return facts
 
 

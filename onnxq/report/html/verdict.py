@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnxq.report.words import decibels, in_bytes, shares, speed, times_faster
+from onnxq.report.words import decibels, in_bytes, shares, speed, three_digits, times_faster
 from onnxq.verify.loss import BUDGET
 
 GOOD, CHECK = "good", "check"
@@ -99,7 +99,7 @@ def tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "float" in times and "quantized" in times:
             longest = max(times["float"], times["quantized"])
             bars = [times["float"] / longest, times["quantized"] / longest]
-            detail = f"{times['float']:.3g} ms → {times['quantized']:.3g} ms, median"
+            detail = f"{three_digits(times['float'])} ms → {three_digits(times['quantized'])} ms, median"
         found.append({"name": "Speed", "value": speed(ratio, than=""), "detail": detail, "bars": bars})
     found.append(_quality_tile(result))
     total = sum(row["total"] for row in result["coverage"].values())
