@@ -58,6 +58,7 @@ def fewest(
     excess: float,
     attempt: Callable[[int], Attempt | None],
     times: Sequence[float] | None = None,
+    longest: float = math.inf,
 ) -> int | None:
     """The smallest number that is good, to within an eighth, or 3 % of the time; None where none was found.
 
@@ -66,6 +67,8 @@ def fewest(
         excess: by what factor the noise is too large with none.
         attempt: builds the model with so many; None ends the search.
         times: that the model takes, by number; None where that is not known.
+        longest: time from which a model is worth nothing. The first number is tried in any case: how much noise has to
+            go is known well only from a model that comes close.
     """
     too_few, limit = 0, len(left) - 1
     enough: int | None = None
@@ -73,6 +76,8 @@ def fewest(
     while too_few < limit:
         if enough is None:
             count = _predicted(left, need, too_few, limit)
+            if too_few and times is not None and times[count] >= longest:
+                break
             if too_few and times is None and _settled(too_few, limit, None):
                 count = limit  # what lies between would be no better by what matters
         elif _settled(too_few, enough, times):

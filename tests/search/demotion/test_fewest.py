@@ -85,3 +85,18 @@ def test_none_is_found_where_none_is_good_or_time_is_over() -> None:
     assert fewest([1.0, 0.5, 0.0], 4.0, lambda count: Attempt(False)) is None
     assert fewest([1.0, 0.5, 0.0], 4.0, lambda count: None) is None
     assert fewest([1.0], 4.0, lambda count: Attempt(True)) is None
+
+
+@pytest.mark.parametrize(("noise", "found"), [(0.5, None), (0.01, 19)])
+def test_a_search_ends_where_what_is_left_to_try_gains_nothing(noise: float, found: int | None) -> None:
+    """The first number is tried whatever it takes, for what it shows of the noise."""
+    left = [0.95**index for index in range(60)]
+    times = [1.0 + index / 60 for index in range(60)]
+    tried: list[int] = []
+
+    def attempt(count: int) -> Attempt:
+        tried.append(count)
+        return Attempt(left[count] * noise <= 0.004, left[count] * noise / 0.004)
+
+    assert fewest(left, 10.0, attempt, times, longest=1.8) == found
+    assert tried[0] == 45 and (found is not None or len(tried) == 1)
