@@ -28,6 +28,9 @@ __all__ = ["Feed", "InputSpec", "Reader", "open_reader", "split"]
 
 FORMS = "an .npz, .parquet or .csv file, a folder of feeds (.npz, .npy), images or recordings, or module:callable"
 
+_ARRAYS = ("numpy", "torch", "tensorflow", "jax")
+"""Formats in which a data set of Hugging Face gives its rows as arrays."""
+
 
 class Reader:
     """Calibration samples: checked feeds that can be read any number of times, in the same order.
@@ -236,7 +239,8 @@ def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -
     module, colon, name = text.rpartition(":")
     if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
         return _from_object(_callable(module, name, text), inputs, text)
-    raise CalibrationError(f"{text}: no such file or folder; pass {FORMS}")
+    what = "is neither a regular file nor a folder" if path.exists() else "no such file or folder"
+    raise CalibrationError(f"{text}: {what}; pass {FORMS}")
 
 
 def _callable(module: str, name: str, text: str) -> Callable[[], Any]:
@@ -255,6 +259,7 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
     if isinstance(given, np.ndarray) and _stacks(given, inputs):
         stacked = given if given.ndim > len(_needed(inputs)[0].shape) else given[:, None]
         return SequenceSource(list(stacked))
+    given = _as_rows(given)
     if is_frame(given):
         return TableSource(frame_columns(given), inputs, where)
     if isinstance(given, np.ndarray | str | bytes):
@@ -275,6 +280,14 @@ def _from_object(given: Any, inputs: Sequence[InputSpec], where: str) -> Source:
     except (Exception, SystemExit) as error:  # the iterable is the user's own code
         raise CalibrationError(f"{where}: the reader raised {type(error).__name__}: {error}") from error
     return SpoolSource(iterator, inputs)
+
+
+def _as_rows(given: Any) -> Any:
+    """A data set of Hugging Face that gives arrays or tensors, as one that gives lists, which get a batch axis."""
+    formatted = getattr(given, "format", None)
+    kind = formatted.get("type") if isinstance(formatted, Mapping) else None
+    plain = getattr(given, "with_format", None)
+    return plain(None) if callable(plain) and kind in _ARRAYS else given
 
 
 def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Reader, Reader]:

@@ -127,6 +127,8 @@ def _split(values: Array) -> bool:
 
 
 def _kind(values: Array) -> str:
+    if values.dtype.kind == "O" and values.size and all(isinstance(entry, str | bytes) for entry in values.flat):
+        return "text"
     return {"O": "entries of different lengths, or none", "U": "text", "S": "text"}.get(values.dtype.kind, "fractions")
 
 

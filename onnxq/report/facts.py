@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxq.report.words import cell, change_of_size, decibels, in_bytes, latency, shares, speed, times_faster
+from onnxq.report.words import (
+    cell,
+    change_of_size,
+    decibels,
+    in_bytes,
+    latency,
+    shares,
+    speed,
+    three_digits,
+    times_faster,
+)
 
 _NAMED = 4
 """Names that a fact has room for."""
@@ -22,6 +32,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         how = f"{result['float_type']}{', ' + how if result.get('bits_per_weight') else ''}"
     if result["preset"] == "float":
         how = "as it was"
+    if result["preset"] == "cleaned":
+        how = "float, rewritten"
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),
@@ -156,12 +168,8 @@ def _phases(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             tokens = f"{phase['tokens']} token{'s' if phase['tokens'] != 1 else ''}"
             behind = f" behind {phase['past']}" if phase["past"] else ""
             faster = speed(times_faster(phase["float_ms"], phase["quantized_ms"]))
-            facts.append(
-                (
-                    phase["name"],
-                    f"{phase['float_ms']:.3g} ms -> {phase['quantized_ms']:.3g} ms, {faster} ({tokens}{behind})",
-                )
-            )
+            before, after = three_digits(phase["float_ms"]), three_digits(phase["quantized_ms"])
+            facts.append((phase["name"], f"{before} ms -> {after} ms, {faster} ({tokens}{behind})"))
     return facts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxq.report.result_tables import ROWS_SHOWN, Table
-from onnxq.report.words import decibels
+from onnxq.report.words import decibels, three_digits
 
 _RAMP = " .:-=+*#%@"
 SHOWN_SCHEMES = (
@@ -74,7 +74,7 @@ def histogram_line(histogram: Mapping[str, Any]) -> str:
     """A histogram as one line of letters, darker where there is more, between its ends."""
     most = max(histogram["counts"], default=0) or 1
     line = "".join(_RAMP[min(-(-count * (len(_RAMP) - 1) // most), len(_RAMP) - 1)] for count in histogram["counts"])
-    return f"{histogram['low']:.3g} [{line}] {histogram['high']:.3g}"
+    return f"{three_digits(histogram['low'])} [{line}] {three_digits(histogram['high'])}"
 
 
 def difference_line(result: Mapping[str, Any]) -> str:

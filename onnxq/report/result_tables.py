@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxq.report.printable import printable
-from onnxq.report.words import cell, decibels, in_bytes, shares, speed, times_faster
+from onnxq.report.words import cell, decibels, in_bytes, shares, speed, times_faster, without_figures
 
 NAMES_SHOWN = 3
 ROWS_SHOWN = 12
 _ROWS_TOO_FEW = 2
 """Rows that are not worth leaving out."""
-
-_FIGURES = re.compile(r": about [\d.]+ µs[^;]*")
-"""What a reason says of one node's times, such as ``: about 31 µs against 11 µs``."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,7 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
     tables += [_trail(result["trail"], everything)] if result.get("trail") else []
     tables.append(_coverage(result["coverage"], stored))
     if kept:
-        shown = [
-            (entry["reason"] if everything else _FIGURES.sub("", entry["reason"]), entry["node"]) for entry in kept
-        ]
+        shown = [(entry["reason"] if everything else without_figures(entry["reason"]), entry["node"]) for entry in kept]
         rows = [(str(len(names)), reason, _listed(names, everything)) for reason, names in _grouped(shown)]
         tables.append(_cut(("nodes", "stayed float because", "which"), rows, "reasons", everything, long=(1, 2)))
     return tables

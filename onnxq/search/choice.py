@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,6 +73,12 @@ class Form:
     def error_db(self) -> float | None:
         """The better known of the two errors."""
         return self.sqnr_db if self.model_db is None else self.model_db
+
+    @property
+    def spread(self) -> float | None:
+        """By how much the error at the model's output is better than at the layer's own, in dB; None where unknown."""
+        known = [error for error in (self.model_db, self.sqnr_db) if error is not None and math.isfinite(error)]
+        return known[0] - known[1] if len(known) == 2 else None
 
 
 @dataclass

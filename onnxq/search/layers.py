@@ -40,7 +40,6 @@ from onnxq.targets import Target
 
 _MOST_BYTES = 2**29
 """Memory that errors of layers may take."""
-
 FORMS = (STATIC, DYNAMIC, TOKEN, STORED)
 
 
@@ -351,10 +350,11 @@ def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: F
         feed: the sample that `measure` ran.
         clock: takes the time.
     """
-    wanted = [layer for layer in by_damage(layers.values(), form) if (layer.name, form) in bench.offsets]
-    values = {name for layer in wanted for name in bench.offsets[layer.name, form]}
-    if not wanted or all(layer.forms[form].model_db is not None for layer in wanted):
+    unknown = [layer for layer in by_damage(layers.values(), form) if layer.forms[form].model_db is None]
+    wanted = [layer for layer in unknown if (layer.name, form) in bench.offsets]
+    if not wanted:
         return
+    values = {name for layer in wanted for name in bench.offsets[layer.name, form]}
     model, inputs = with_offsets(bench.prepared.model, sorted(values))
     none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
     with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the layers' own errors serve

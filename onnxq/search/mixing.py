@@ -21,8 +21,11 @@ from onnxq.stats.statistics import Statistics
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
 
-_DAMAGE_SHARE = 0.06
+_DAMAGE_SHARE = 0.03
 """Share of the time that is left which finding the layers that cost accuracy may take."""
+
+_SLOW_DAMAGE = 2.0
+"""Seconds that finding the damage of layers takes one by one, from which that of their other forms may stand for it."""
 
 
 class Mixing:
@@ -37,6 +40,7 @@ class Mixing:
         self._job, self._trials = job, trials
         self.layers: dict[str, Layer] = {}
         self._bench: layers.Bench | None = None
+        self._spread: dict[tuple[str, str], float] = {}
 
     @property
     def _sample(self) -> Feed:
@@ -121,12 +125,34 @@ class Mixing:
             bench.rounded = rounded
             for layer in self.layers.values():
                 known = layer.forms.items()
+                self._spread.update(
+                    {(layer.name, name): gain for name, found in known if (gain := found.spread) is not None}
+                )
                 layer.forms = {name: replace(found, sqnr_db=None, model_db=None) for name, found in known}
         chosen = {name: layer for name, layer in self.layers.items() if only is None or name in only}
         bench.deadline = time.monotonic() + _LAYERS_SHARE * left
         layers.measure_errors(bench, chosen, (form, *others), self._sample, self._job.clock)
+        timing = self._trials.float_timing
+        slow = timing is not None and len(chosen) * timing.round_ms / 1e3 > _SLOW_DAMAGE
+        for layer in chosen.values():
+            self._as_it_spread(layer, form, *(layers.FORMS if slow else ()))
         bench.deadline = time.monotonic() + _DAMAGE_SHARE * left
         layers.measure_damage(bench, chosen, form, self._sample, self._job.clock)
+
+    def _as_it_spread(self, layer: Layer, form: str, *others: str) -> None:
+        """Take it that noise spreads from a layer to the outputs as other noise was seen to.
+
+        Args:
+            layer: changed in place.
+            form: whose own error is known, and whose damage is not.
+            others: forms whose noise may stand for its own; how noise spreads is a matter of what comes behind.
+        """
+        found = layer.forms.get(form)
+        known = [self._spread.get((layer.name, other)) for other in (form, *others)]
+        known += [layer.forms[other].spread for other in others if other in layer.forms]
+        spread = next((gain for gain in known if gain is not None), None)
+        if found is not None and found.sqnr_db is not None and found.model_db is None and spread is not None:
+            layer.forms[form] = replace(found, model_db=found.sqnr_db + spread)
 
     def form(self, trial: Candidate, name: str) -> str:
         """The form that a layer has in a candidate."""

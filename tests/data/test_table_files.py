@@ -128,6 +128,8 @@ def test_what_does_not_fit_is_said(frame: Frame, message: str) -> None:
 def test_entries_of_another_type_are_said() -> None:
     with pytest.raises(CalibrationError, match="column 'ids' holds fractions, but the model takes int64"):
         list(open_reader(Frame(ids=[0.5]), [InputSpec("ids", INT, (None, 1))]))
+    with pytest.raises(CalibrationError, match="column 'ids' holds text, but the model takes int64"):
+        list(open_reader(Frame(ids=np.array(["seven"], object)), [InputSpec("ids", INT, (None, 1))]))
 
 
 @tables
@@ -147,6 +149,28 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_rows_of_a_data_set_get_type_and_batch_axis() -> None:
     rows = [{"ids": [1, 2, 3], "scale": 0.5, "text": "left alone"}, {"ids": [4, 5], "scale": 1.0}]
+    inputs = [InputSpec("ids", INT, ("N", "L")), InputSpec("scale", FLOAT, ("N",))]
+    feeds = list(open_reader(rows, inputs))
+    assert [(feed["ids"].tolist(), feed["scale"].tolist()) for feed in feeds] == [([[1, 2, 3]], [0.5]), ([[4, 5]], [1])]
+
+
+class DataSet(list[dict[str, Any]]):
+    """As the data sets of Hugging Face: rows of lists, or of arrays where a format was asked for."""
+
+    @property
+    def format(self) -> dict[str, Any]:
+        return {"type": "numpy"}
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: np.asarray(value) for name, value in super().__getitem__(index).items()}
+
+    def with_format(self, kind: str | None) -> list[dict[str, Any]]:
+        assert kind is None
+        return list(self)
+
+
+def test_rows_of_arrays_of_a_data_set_get_a_batch_axis() -> None:
+    rows = DataSet([{"ids": [1, 2, 3], "scale": 0.5}, {"ids": [4, 5], "scale": 1.0}])
     inputs = [InputSpec("ids", INT, ("N", "L")), InputSpec("scale", FLOAT, ("N",))]
     feeds = list(open_reader(rows, inputs))
     assert [(feed["ids"].tolist(), feed["scale"].tolist()) for feed in feeds] == [([[1, 2, 3]], [0.5]), ([[4, 5]], [1])]

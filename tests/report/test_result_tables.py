@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from onnxq.report.facts import quantization_facts
+from onnxq.report.html.parts import stayed_float
 from onnxq.report.result_tables import ROWS_SHOWN, Table, quantization_tables
-from onnxq.report.words import cell, change_of_size, decibels, in_bytes, speed
+from onnxq.report.words import cell, change_of_size, decibels, in_bytes, speed, three_digits
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,25 @@ def test_nodes_with_one_reason_are_one_row_whatever_their_times() -> None:
     _, everything = quantization_tables(RESULT, everything=True)
     assert len(everything.rows) == 3
     assert "about 12 µs against 8 µs" in everything.text()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0.01234, "0.0123"), (12.34, "12.3"), (1234.5, "1234"), (-1302.2, "-1302"), (1e9, "1e+09")]
+)
+def test_large_numbers_have_no_exponent(number: float, said: str) -> None:
+    assert three_digits(number) == said
+
+
+def test_nodes_with_one_reason_are_one_row_whatever_their_errors() -> None:
+    reason = "static costs accuracy here ({} dB), and the whole model missed the accuracy budget"
+    kept = [
+        {"node": f"c{i}", "op_type": "Conv", "reason": reason.format(error)} for i, error in enumerate((37.6, 41.9))
+    ]
+    _, table = quantization_tables({**RESULT, "kept_float": kept})
+    assert table.rows == [("2", "static costs accuracy here, and the whole model missed the accuracy budget", "c0, c1")]
+    (row,) = stayed_float({"kept_float": kept})
+    assert (row["count"], row["nodes"]) == (2, ["c0", "c1"])
+    assert "41.9 dB" in quantization_tables({**RESULT, "kept_float": kept}, everything=True)[1].text()
 
 
 def test_a_table_as_text_is_aligned() -> None:

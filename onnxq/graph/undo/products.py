@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,8 @@ from onnxq.graph.undo.tracker import SMALL, Real, Tracker
 
 def _product(tracker: Tracker, node: ir.Node) -> None:
     """MatMulInteger or ConvInteger: the product of the real factor and of the others' steps, or of two real factors."""
-    left, right = tracker.known(node.inputs[0]), tracker.known(walk.input_at(node, 1))
+    left = tracker.known(node.inputs[0]) or _gathered(tracker, node)
+    right = tracker.known(walk.input_at(node, 1))
     weight, zero = walk.input_at(node, 1), tracker.array(walk.input_at(node, 3))
     op_type = "MatMul" if node.op_type == "MatMulInteger" else "Conv"
     if left is None or weight is None:
@@ -41,17 +42,42 @@ def _product(tracker: Tracker, node: ir.Node) -> None:
     tracker.stand_for(node.outputs[0], Real(made, left.scale, None, product=True))
 
 
+def _gathered(tracker: Tracker, node: ir.Node) -> Real | None:
+    """Rows of a table of integers that are multiplied as they are; their scale is the first one of the product's."""
+    rows = node.inputs[0]
+    gather = rows.producer() if rows is not None else None
+    if rows is None or gather is None or gather.op_type != "Gather" or gather.inputs[0] is None:
+        return None
+    if gather.inputs[0].dtype not in SMALL:
+        return None
+    for factor in _factors(node):
+        product = factor.producer()
+        scale = factor if product is None or product.op_type != "Mul" else product.inputs[0]
+        step = tracker.array(scale)
+        if step is not None and step.size == 1:
+            tracker.floats(node, rows, scale, walk.input_at(node, 2))
+            return tracker.known(rows)
+    return None
+
+
 def _factor(tracker: Tracker, node: ir.Node, left: Real) -> Array | None:
     """The constant that the product's scale is made of, beside the scale of the activation."""
+    for other in _factors(node):
+        found = _constant_part(tracker, other, left.scale)
+        if found is not None:
+            return found
+    return None
+
+
+def _factors(node: ir.Node) -> Iterator[ir.Value]:
+    """What the product is multiplied with behind its Cast."""
     readers = list(node.outputs[0].consumers())
     readers += [user for reader in readers if reader.op_type == "Add" for user in reader.outputs[0].consumers()]
     for cast in readers:
         for user in cast.outputs[0].consumers() if cast.op_type == "Cast" else ():
             other = _other(user, cast.outputs[0])
-            found = None if other is None else _constant_part(tracker, other, left.scale)
-            if found is not None:
-                return found
-    return None
+            if other is not None:
+                yield other
 
 
 def _other(node: ir.Node, one: ir.Value) -> ir.Value | None:

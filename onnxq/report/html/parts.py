@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from onnxq.report.command_lines import candidate_line
 from onnxq.report.html import drawing
 from onnxq.report.look_tables import schemes_tables
-from onnxq.report.words import decibels, in_bytes, shares, speed
+from onnxq.report.words import decibels, in_bytes, shares, speed, three_digits, without_figures
 
 _WORST = 8
 _MOST_ROWS = 300
 _NAMES = 40
 _TOLD = 12
 """Steps of a search that are not folded."""
+
+_LONG = 3
+"""Times as wide as high, from which on a picture stands above the outputs rather than beside them."""
 
 _FLOAT_AHEAD = 0.12
 """Share of the width by which float, whose quality is perfect, stands right of the best candidate."""
@@ -193,7 +197,7 @@ def weights(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in evidence.get("weights") or []:
         shape = "×".join(str(length) for length in row["shape"])
         ratio = "not finite" if row["sqnr_db"] is None else _decibels(row["sqnr_db"])
-        text = f"{shape}, {row['edges'][0]:.3g} to {row['edges'][1]:.3g}, {ratio}"
+        text = f"{shape}, {three_digits(row['edges'][0])} to {three_digits(row['edges'][1])}, {ratio}"
         plot = drawing.picture(drawing.weight(row), f"Weights of {row['node']}", text, small=True)
         found.append({"name": row["node"], "text": text, "picture": plot})
     return found
@@ -212,7 +216,7 @@ def stayed_float(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Reasons, the most frequent first, with the nodes that they are of."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in result["kept_float"]:
-        groups.setdefault(str(entry["reason"]).partition(": about ")[0], []).append(entry)
+        groups.setdefault(without_figures(str(entry["reason"])), []).append(entry)
     return [
         {
             "reason": reason,
@@ -253,9 +257,11 @@ def samples(evidence: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
     found = []
     for row in (evidence.get("outputs") or [])[:most]:
         given = row["input"]
-        entry: dict[str, Any] = {"number": row["sample"] + 1, "picture": "", "plot": "", "outputs": []}
+        entry: dict[str, Any] = {"number": row["sample"] + 1, "picture": "", "plot": "", "long": False, "outputs": []}
         if given is not None and "picture" in given:
             entry["picture"] = drawing.image(given["picture"])
+            height, width = given["picture"]["shape"][:2]
+            entry["long"] = width > _LONG * height
         elif given is not None:
             entry["plot"] = drawing.picture(drawing.curve(given["curve"]), f"Input {given['name']}", "one", small=True)
         entry["outputs"] = [_drawn(shown) for shown in row["outputs"]]
@@ -291,9 +297,16 @@ def _drawn(shown: Mapping[str, Any]) -> dict[str, Any]:
         entry["plot"] = drawing.picture(drawing.points(shown["float"], shown["quantized"]), name, text, small=True)
         entry["text"] = text
     elif form in ("symbols", "strings"):
-        pairs = list(zip(shown["float"], shown["quantized"], strict=False))
-        entry["marks"] = [str(a) != str(b) for a, b in pairs]
+        entry["marks"] = _marks(shown["float"], shown["quantized"])
     return entry
+
+
+def _marks(expected: Sequence[object], got: Sequence[object]) -> dict[str, list[bool]]:
+    """Which entries of two sequences have no like in the other: one that was left out does not mark all behind it."""
+    marks = {"float": [True] * len(expected), "quantized": [True] * len(got)}
+    for first, second, length in SequenceMatcher(None, expected, got, autojunk=False).get_matching_blocks():
+        marks["float"][first : first + length] = marks["quantized"][second : second + length] = [False] * length
+    return marks
 
 
 def _apart(shown: Mapping[str, Any]) -> float:

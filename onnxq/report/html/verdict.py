@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnxq.report.words import decibels, in_bytes, shares, speed, times_faster
+from onnxq.report.words import decibels, in_bytes, shares, speed, three_digits, times_faster
 from onnxq.verify.loss import BUDGET
 
 GOOD, CHECK = "good", "check"
@@ -26,7 +26,8 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     quality, good = _quality(result)
     ratio, grew = _ratio(result), result["size_bytes"]["after"] > result["size_bytes"]["before"]
     good = good and not grew and (ratio is None or round(ratio, 2) >= 0.97)
-    said = f"The quantized model is {' and '.join(gains)} than float" if gains else "The quantized model"
+    what = "The float model, rewritten," if result["preset"] == "cleaned" else "The quantized model"
+    said = f"{what} is {' and '.join(gains)} than float" if gains else what
     return (GOOD if good else CHECK), f"{said}{', and ' if gains else ' '}{quality}."
 
 
@@ -99,7 +100,7 @@ def tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "float" in times and "quantized" in times:
             longest = max(times["float"], times["quantized"])
             bars = [times["float"] / longest, times["quantized"] / longest]
-            detail = f"{times['float']:.3g} ms → {times['quantized']:.3g} ms, median"
+            detail = f"{three_digits(times['float'])} ms → {three_digits(times['quantized'])} ms, median"
         found.append({"name": "Speed", "value": speed(ratio, than=""), "detail": detail, "bars": bars})
     found.append(_quality_tile(result))
     total = sum(row["total"] for row in result["coverage"].values())

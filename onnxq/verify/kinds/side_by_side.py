@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from onnxq.verify.kinds.output_kinds import is_real, normalized_axis
 
 PIXELS, BOXED = 96, 176
 """Longest side of a picture, and of one that boxes are drawn in; larger ones are thinned out."""
+
+_LONG, _LONGEST = 3.0, 12.0
+"""A picture this many times as long as wide, such as a line of text, may have the area of a square one."""
 
 _CLASSES = 5
 _POINTS = 240
@@ -223,7 +227,10 @@ def picture_of(image: Array, low: float, high: float, pixels: int = PIXELS) -> d
 
 
 def _thinned(image: Array, pixels: int = PIXELS) -> Array:
-    step = max(-(-max(image.shape[:2]) // pixels), 1)
+    height, width = image.shape[:2]
+    aspect = max(height / width, width / height)
+    longest = pixels * math.sqrt(min(aspect, _LONGEST)) if aspect > _LONG else pixels
+    step = max(math.ceil(max(height, width) / longest), 1)
     return image[::step, ::step]
 
 

@@ -198,6 +198,23 @@ def test_behind_a_float_convolution_the_transpose_comes_first() -> None:
     assert settled(body)["Transpose"] == 2
 
 
+@pytest.mark.parametrize(
+    ("activation", "order"),
+    [
+        ("g = HardSigmoid <alpha = 0.16666667> (c) k = Mul (c, g)", ["Mul", "Transpose"]),
+        ("g = HardSigmoid <alpha = 0.16666667> (c) k = Mul (g, c)", ["Mul", "Transpose"]),
+        ("k = Relu (c)", ["Relu", "Transpose"]),
+        ("g = HardSigmoid (c) k = Mul (c, g)", ["Transpose", "Mul"]),  # of another slope
+        ("g = HardSigmoid <alpha = 0.16666667> (x) k = Mul (c, g)", ["Mul", "Transpose"]),  # not of this value
+        ("g = HardSigmoid <alpha = 0.16666667> (c) e = Mul (c, g) k = Add (e, g)", ["Transpose", "Add"]),
+    ],
+)
+def test_what_the_runtime_joins_with_a_convolution_stays_behind_it(activation: str, order: list[str]) -> None:
+    body = f"""c = Conv <group = 4, pads = [1, 1, 1, 1]> (x, w) {activation}
+        u = QuantizeLinear (k, s, z) q = Transpose {TURN} (u) {PRODUCT} y = Transpose {BACK} (p)"""
+    assert [op for op in settled(body) if op in order] == order
+
+
 def test_an_output_inside_keeps_its_name_and_numbers() -> None:
     gives = "float[N, 4, 5, 6] h, float[N, 4, 5, 6] y"
     assert settled(f"{READ} h = HardSigmoid (a) y = Mul (a, h)", gives)["Transpose"] >= 2

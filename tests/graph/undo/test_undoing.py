@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import onnxq
@@ -147,6 +148,25 @@ def test_dynamic_models_of_onnxruntime(name: str, tmp_path: Path) -> None:
             made = undone(quantized)
             exact, real = outputs(make(), feeds), outputs(made, feeds)
             assert db(exact, real) > max(30.0, db(exact, outputs(quantized, feeds)) - 1.0)
+
+
+@pytest.mark.parametrize("weight", [QuantType.QInt8, QuantType.QUInt8])
+def test_rows_of_a_table_that_are_multiplied_as_integers(weight: QuantType, tmp_path: Path) -> None:
+    made = build(
+        "g (int64[N,7] i) => (float[N,7,24] y) { t = Gather (table, i) a = MatMul (t, w1) b = Tanh (a) "
+        "y = MatMul (b, w2) }",
+        table=weights(200, 64, seed=1), w1=weights(64, 128, seed=2), w2=weights(128, 24, seed=3),
+    )  # fmt: skip
+    onnx.save(made, tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "q.onnx", weight_type=weight)
+    quantized = onnx.load(tmp_path / "q.onnx")
+    real = undone(quantized)
+    (table,) = [numpy_helper.to_array(t) for t in real.graph.initializer if t.name == "table"]
+    parts = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    integers = parts["table_quantized"].astype(np.float32) - parts["table_zero_point"]
+    np.testing.assert_array_equal(table, (integers * parts["table_scale"]).astype(np.float32))
+    feeds = [{"i": feed["i"]} for feed in MLP_FEEDS]
+    assert db(outputs(made, feeds), outputs(real, feeds)) > 30.0
 
 
 @pytest.mark.parametrize(

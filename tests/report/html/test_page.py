@@ -16,8 +16,10 @@ from onnxq.cli._app import app
 from onnxq.cli._json import dumps
 from onnxq.errors import MissingExtraError, RecipeError, VerificationError
 from onnxq.report.html.page import LARGEST, page_of_file, result_page
+from onnxq.report.html.parts import samples
 from onnxq.report.html.verdict import CHECK, GOOD, verdict
 from onnxq.report.results import QuantizeResult
+from onnxq.verify.kinds.side_by_side import picture_of
 from tests.graph.build import build, weights
 
 pytestmark = pytest.mark.report
@@ -118,6 +120,15 @@ def test_a_result_without_evidence_has_a_page_too() -> None:
     result = onnxq.quantize(model(), preset="w8", benchmark=False, threads=1)
     page = result_page(result.to_dict())
     assert "Not in this report" in page and "--report" in page and "not measured" in page
+
+
+def test_texts_are_compared_symbol_by_symbol() -> None:
+    sample = {"sample": 0, "input": {"name": "x", "picture": picture_of(np.zeros((24, 240, 1)), 0.0, 1.0)}}
+    shown = {"output": "y", "form": "symbols", "float": [5, 6, 7, 8], "quantized": [5, 7, 8], "differs": 0.1}
+    (entry,) = samples({"outputs": [{**sample, "outputs": [shown]}]}, 4)
+    assert entry["long"]
+    marks = entry["outputs"][0]["marks"]
+    assert marks == {"float": [False, True, False, False], "quantized": [False, False, False]}
 
 
 def test_candidates_are_drawn_and_have_commands(made: tuple[QuantizeResult, Path]) -> None:

@@ -14,8 +14,9 @@ from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Form, Layer, Outco
 from onnxq.search.demotion.confidence import Confidence, errors_for
 from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.demotion.fewest import Attempt, fewest
-from onnxq.search.demotion.stored_weights import affordable, that_matter
-from onnxq.search.demotion.worth import by_bytes, lost_times
+from onnxq.search.demotion.stored_weights import affordable, that_matter, together
+from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
+from onnxq.search.mixing import Mixing
 
 
 def layer(name: str, db: float, us: float, size: int = 0) -> Layer:
@@ -34,7 +35,10 @@ def test_the_time_that_is_lost_adds_up_and_what_is_faster_gives_none_back() -> N
 
 def test_noise_for_each_byte_decides_which_weights_stay_float() -> None:
     layers = [layer("large", 20.0, 0.0, 10_000), layer("small", 25.0, 0.0, 10)]
-    assert [found.name for found in by_bytes(layers, STORED)] == ["small", "large"]
+    assert [found.name for (found,) in by_bytes([[layer] for layer in layers], STORED)] == ["small", "large"]
+    several = [layer(name, 20.0, 0.0, 10_000) for name in "abc"]  # noise of each, bytes of one
+    alone = layer("alone", 18.0, 0.0, 10_000)
+    assert by_bytes([[alone], several], STORED) == [several, [alone]]
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5, 20])
@@ -105,8 +109,9 @@ def test_stored_weights_go_together_with_what_reads_them_too() -> None:
 
 def test_a_weight_that_several_read_is_paid_once() -> None:
     layers = [stored("a", 20.0, 1000), stored("b", 25.0, 1000), stored("c", 30.0, 1000)]
-    assert affordable(layers, ["w", "w", "v"], 10_000, 11_500) == 2
-    assert affordable(layers, ["w", "u", "v"], 10_000, 11_500) == 1
+    assert [len(group) for group in together(layers, ["w", "v", "w"])] == [2, 1]
+    assert affordable(together(layers, ["w", "w", "v"]), 10_000, 11_500) == 1
+    assert affordable(together(layers, ["w", "u", "v"]), 10_000, 12_500) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,9 +156,66 @@ def test_stored_weights_that_are_inside_are_timed_whatever_else_was_found(
     trials = SimpleNamespace(made={"w8 (gptq)": stored}, outcomes=list, time=timed.extend, loss=float)
     demoting = Demoting(cast(Any, None), cast(Any, trials), cast(Any, SimpleNamespace(measured=True)))
     found = {"_too_coarse": start, "_with_float_weights": None, "_give_back": kept if given_back else None}
-    found |= {"_nearly_as_fast": False, "_worth_sparing": False, "_has_grown": False}
+    found |= {
+        "_weights_forbid": False,
+        "_rounded_better": False,
+        "_nearly_as_fast": False,
+        "_worth_sparing": False,
+        "_has_grown": False,
+    }
     for name, value in found.items():
         monkeypatch.setattr(demoting, name, lambda *_, value=value: value)
     monkeypatch.setattr(demoting, "_full_speed", SimpleNamespace(run=lambda _: None, refined=lambda trial: trial))
     demoting.run()
     assert timed == [kept] * given_back + [stored] * (not refused)
+
+
+@pytest.mark.parametrize(
+    ("loss", "cleaned", "forbidden"),
+    [
+        (0.03, 1.5, True),  # most of the noise has to go, and most of the layers with it
+        (0.03, 1.0, False),  # but the float model is no faster than it was
+        (0.012, 1.5, False),  # outside by so little that better rounding may do
+    ],
+)
+def test_weights_that_miss_alone_rule_static_layers_out(loss: float, cleaned: float, forbidden: bool) -> None:
+    """Every layer makes as much noise and gains as much time, so that as many go as noise has to."""
+    layers = {f"n{i}": pinned(f"n{i}", 30.0) for i in range(20)}
+    for layer in layers.values():
+        layer.default = {STATIC: STATIC}
+    comparison = SimpleNamespace(loss=loss, loss_error=0.0, sqnr_db=20.0)
+    start = SimpleNamespace(name=STATIC, comparison=comparison, timing=SimpleNamespace(ratio=1.6))
+    stored = SimpleNamespace(name=STORED, comparison=comparison, recipe=None)
+    recipe = SimpleNamespace(min_sqnr=None, max_drop=None)
+    trials = SimpleNamespace(
+        made={STATIC: start, STORED: stored},
+        by_budget=True,
+        reasons={},
+        job=SimpleNamespace(recipe=recipe),
+        loss=lambda trial: trial.comparison.loss,
+        outcomes=lambda: [Outcome("cleaned", cleaned, 1)],
+    )
+    mixing = SimpleNamespace(layers=layers, find_damage=lambda *_: None, form=lambda *_: STATIC)
+    demoting = Demoting(cast(Any, SimpleNamespace(data=object())), cast(Any, trials), cast(Any, mixing))
+    assert demoting._weights_forbid(cast(Any, start)) == forbidden
+
+
+def test_what_costs_least_time_for_its_noise_comes_first() -> None:
+    quick, slow = pinned("quick", 30.0), pinned("slow", 30.0)
+    slow.forms[FLOAT] = Form(100.0)
+    assert [layer.name for layer in by_time([slow, quick], STATIC, FLOAT, STORED)] == ["quick", "slow"]
+
+
+def pinned(name: str, stored_db: float) -> Layer:
+    return Layer(name, "Conv", {STATIC: Form(1.0), FLOAT: Form(2.0), STORED: Form(2.0, model_db=stored_db)})
+
+
+def test_noise_of_other_weights_spreads_as_that_of_the_earlier_ones_did() -> None:
+    layer = Layer("a", "Conv", {STORED: Form(1.0, sqnr_db=40.0, model_db=45.0), STATIC: Form(1.0, sqnr_db=30.0)})
+    assert layer.forms[STORED].spread == 5.0
+    assert Form(1.0, sqnr_db=40.0, model_db=math.inf).spread is None
+    mixing = Mixing(cast(Any, None), cast(Any, None))
+    mixing._as_it_spread(layer, STATIC)
+    assert layer.forms[STATIC].model_db is None
+    mixing._as_it_spread(layer, STATIC, STORED)
+    assert layer.forms[STATIC].model_db == 35.0

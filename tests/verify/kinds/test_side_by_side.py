@@ -97,6 +97,12 @@ def test_boxes_in_every_form(pixels: bool, centred: bool) -> None:
     assert np.array(found["quantized"])[:, 4] == pytest.approx([0.81, 0.81])
 
 
+def test_a_line_of_text_can_be_read() -> None:
+    (row,) = shown_sample({"x": np.zeros((1, 3, 48, 480), np.float32)}, {}, {}, 0, most=1)
+    height, width, _ = row["input"]["picture"]["shape"]
+    assert height >= 24 and width > 2 * PIXELS and height * width <= PIXELS * PIXELS
+
+
 def test_a_detector_with_one_output_is_drawn_on_a_larger_picture() -> None:
     output = np.zeros((1, 7, 50), np.float32)
     output[0, :4, 9] = [200, 100, 80, 40]

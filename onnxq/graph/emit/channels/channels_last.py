@@ -22,8 +22,11 @@ _ALONE = frozenset(
 _JOINING = traits.ARITHMETIC | {"Max", "Min", "Sum"}
 """Operators that compute element by element, on one value or several."""
 
-_JOINED = frozenset("Clip HardSigmoid LeakyRelu Relu Sigmoid Tanh".split())
-"""What ONNX Runtime joins with a float Conv that nothing else reads."""
+_JOINED = frozenset("Clip HardSigmoid HardSwish LeakyRelu Relu Sigmoid Tanh".split())
+"""What ONNX Runtime joins with a float Conv that nothing else reads; also HardSigmoid and the product behind it."""
+
+_SAME = 1e-5
+"""Relative difference up to which a slope is the sixth of HardSwish."""
 
 _READS_BLOCKS = frozenset("AveragePool Conv GlobalAveragePool MaxPool".split())
 """What reads a float Conv as the runtime leaves it, in blocks of channels."""
@@ -272,11 +275,26 @@ def _region(turn: ir.Node, rank: int) -> list[ir.Node]:
 
 
 def _is_joined(node: ir.Node) -> bool:
-    """Whether the runtime makes one kernel of a float Conv and this activation."""
+    """Whether the runtime makes one kernel of a float Conv and the activation that ends with this node."""
+    if node.op_type == "Mul":
+        return _ends_hard_swish(node)
     if node.op_type not in _JOINED:
         return False
     value = node.inputs[0]
     return value is not None and _is_float_conv(value.producer()) and walk.only_use(value) is node
+
+
+def _ends_hard_swish(node: ir.Node) -> bool:
+    """Whether a product is that of a float Conv and of HardSigmoid of it, which nothing else reads."""
+    for x, gated in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        gate = gated.producer() if gated is not None else None
+        if x is None or gate is None or gate.op_type != "HardSigmoid" or gate.domain != "" or gate.inputs[0] is not x:
+            continue
+        sixth = abs(walk.attr_float(gate, "alpha", 0.2) * 6.0 - 1.0) < _SAME
+        users = {id(user) for user in x.consumers()}
+        alone = users == {id(gate), id(node)} and not x.is_graph_output() and walk.only_use(gate.outputs[0]) is node
+        return sixth and walk.attr_float(gate, "beta", 0.5) == 0.5 and alone and _is_float_conv(x.producer())
+    return False
 
 
 def _is_float_conv(node: ir.Node | None) -> bool:

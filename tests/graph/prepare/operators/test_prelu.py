@@ -1,4 +1,4 @@
-"""PRelu as the larger of a value and its product with the slopes."""
+"""PRelu as the larger of a value and its product with the slopes, or as a sum of products."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def prelu(slopes: Any, size: str = SIZE) -> onnx.ModelProto:
     return build(f"g ({size} x) => ({size} y) {{ [act] y = PRelu (x, s) }}", s=slopes)
 
 
-def rewritten(proto: onnx.ModelProto) -> Any:
+def rewritten(proto: onnx.ModelProto, *, exact: bool = True) -> Any:
     model = io.load(proto)
     write_as_max(model)
     content, before = io.to_bytes(model), proto.SerializeToString()
     feeds = feeds_for(session(before))
     for name, array in run(before, feeds).items():
-        assert np.array_equal(array, run(content, feeds)[name])
+        np.testing.assert_allclose(run(content, feeds)[name], array, rtol=0 if exact else 1e-5)
     assert not write_as_max(model)
     return model
 
@@ -42,6 +42,13 @@ def test_slopes_up_to_one(slopes: Any) -> None:
     assert next(node for node in model.graph if node.op_type == "Max").name == "act"
 
 
+@pytest.mark.parametrize("slopes", [weights(16, 1, 1, low=-2.0) * 4, np.array([1.5], np.float32)])
+def test_slopes_above_one(slopes: Any) -> None:
+    model = rewritten(prelu(slopes), exact=False)
+    assert ops(model) == Counter({"Mul": 2, "Relu": 1, "Add": 1})
+    assert next(node for node in model.graph if node.op_type == "Add").name == "act"
+
+
 def test_an_image_of_unknown_size_counts_as_large() -> None:
     assert ops(rewritten(prelu(weights(16, 1, 1), "float[N, 16, H, W]")))["Max"] == 1
 
@@ -49,7 +56,8 @@ def test_an_image_of_unknown_size_counts_as_large() -> None:
 @pytest.mark.parametrize(
     "proto",
     [
-        prelu(np.array([1.5], np.float32)),
+        prelu(np.array([9.5], np.float32)),
+        prelu(np.array([np.inf], np.float32)),
         prelu(np.array([np.nan], np.float32)),
         prelu(weights(16, 1, 1), "float[1, 16, 8, 8]"),
         prelu(weights(4, 1), "float[N, 4, W]"),
@@ -61,7 +69,8 @@ def test_others_stay(proto: onnx.ModelProto) -> None:
     assert not write_as_max(model)
 
 
-def test_slopes_that_two_read_and_in_a_body() -> None:
+@pytest.mark.parametrize(("slope", "last"), [(1.0, "Max"), (3.0, "Add")])
+def test_slopes_that_two_read_and_in_a_body(slope: float, last: str) -> None:
     text = f"""g ({SIZE} x, bool k) => ({SIZE} y, {SIZE} z) {{
         z = PRelu (x, s)
         y = If (k) <
@@ -69,7 +78,8 @@ def test_slopes_that_two_read_and_in_a_body() -> None:
             else_branch = e () => ({SIZE} q) {{ q = Neg (x) }}
         >
     }}"""
-    assert ops(rewritten(build(text, s=weights(16, 1, 1))))["Max"] == 2
+    slopes = weights(16, 1, 1) * slope
+    assert ops(rewritten(build(text, s=slopes), exact=slope == 1.0))[last] == 2
 
 
 def test_in_what_is_written() -> None:
