@@ -13,7 +13,7 @@ from onnxq.search.choice import CLEANED, FLOAT, MIXED, STATIC, STORED, Layer, La
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
 from onnxq.search.demotion.full_speed import OUT_OF_REACH, STORED_BETTER, WEIGHTS_MISS, FullSpeed
-from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter, weight_of
+from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter, together, weight_of
 from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
@@ -156,7 +156,9 @@ class Demoting:
         if times is None:
             return False
         # What is not static can have float weights at no cost in time.
-        left = noise_left([*(layer for layer in layers if layer not in static), *order], STORED, floats)
+        left = noise_left(
+            [[layer] for layer in [*(one for one in layers if one not in static), *order]], STORED, floats
+        )
         return not self._gains(left[len(layers) - len(order) :], times, excess, _DOUBT * rounding)
 
     # Layers given back.
@@ -174,10 +176,10 @@ class Demoting:
         plan = _Start(STATIC, as_it_is, least, spare)
         kept = None
         if room and set(gentle.values()) != {FLOAT}:
-            kept = self._fewest(static, gentle, plan, "gentler")
+            kept = self._fewest([[layer] for layer in static], gentle, plan, "gentler")
         if kept is None:
             floats = dict.fromkeys(gentle, FLOAT)
-            kept = self._fewest(static, floats, plan, "float")
+            kept = self._fewest([[layer] for layer in static], floats, plan, "float")
         return kept
 
     def _with_float_weights(self, start: Candidate) -> Candidate | None:
@@ -294,23 +296,25 @@ class Demoting:
         if better is not None and better.comparison is not None and trials.loss(better) < trials.loss(stored):
             stored = better
         mixing.find_damage(stored.recipe, STORED)
-        order = by_bytes(chooser.by_damage(mixing.layers.values(), STORED), STORED)
+        layers = chooser.by_damage(mixing.layers.values(), STORED)
+        order = by_bytes(together(layers, self._weights(layers)), STORED)
         inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
-        weights = self._weights(order)
-        count = affordable(order, weights, stored.size, largest)
-        left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
+        count = affordable(order, stored.size, largest)
+        floats = {layer.name: FLOAT for layer in layers}
+        left = noise_left(order, STORED, floats)
         if not self._has_grown() and left[count] > _DOUBT / max(self._confidence.excess(stored), 1.0):
             return None
         order = order[:count]
-        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
-        start = _Start(STORED, as_it_is, stored)
-        return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
+        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for group in order for layer in group}
+        return self._fewest(order, floats, _Start(STORED, as_it_is, stored), "of float weights")
 
     # The fewest layers.
 
-    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Start, how: str) -> Candidate | None:
-        """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
+    def _fewest(
+        self, order: Sequence[Sequence[Layer]], forms: Mapping[str, str], start: _Start, how: str
+    ) -> Candidate | None:
+        """The model with the fewest layers in another form, by groups, that keeps the budget; None where none does.
 
         A model that is picked because it is just inside may be outside on other samples: the more are tried, the surer
         it has to be inside (`Confidence`).
@@ -321,7 +325,7 @@ class Demoting:
         left, times = noise_left(order, start.base, forms), None
         longest = self._longest()
         if start.base == STATIC:
-            times = self._times(order, forms, start.trial)
+            times = self._times([layer for group in order for layer in group], forms, start.trial)
             if times is not None and not self._gains(left, times, confidence.excess(start.trial), _GAIN_DOUBT):
                 return None
 
@@ -332,7 +336,8 @@ class Demoting:
                 return None
             tried.append(count)
             self._job.clock.report("accuracy")(count, len(order))
-            trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
+            changed = [layer for group in order[:count] for layer in group]
+            trial = self._with_other(changed, forms, start, f"{MIXED} ({len(changed)} {how})")
             if trial is None:
                 return Attempt(False)
             runs = trial.session is not None and not trial.refused

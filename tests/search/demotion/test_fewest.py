@@ -18,12 +18,14 @@ def layer(name: str, **decibels: float) -> Layer:
 
 
 def test_powers_of_errors_add_up() -> None:
-    order = [layer("a", w8a8=20.0, w8=30.0), layer("b", w8a8=30.0), layer("c", w8a8=30.0)]
+    order = [[layer("a", w8a8=20.0, w8=30.0)], [layer("b", w8a8=30.0)], [layer("c", w8a8=30.0)]]
     left = noise_left(order, STATIC, dict.fromkeys("abc", FLOAT))
     assert left == pytest.approx([1.0, 2 / 12, 1 / 12, 0.0])
     assert noise_left(order, STATIC, {"a": STORED, "b": FLOAT, "c": FLOAT})[1] == pytest.approx(3 / 12)
-    assert noise_left([layer("a"), layer("b")], STATIC, {"a": FLOAT, "b": FLOAT}) == [1.0, 0.5, 0.0]
+    assert noise_left([[layer("a")], [layer("b")]], STATIC, {"a": FLOAT, "b": FLOAT}) == [1.0, 0.5, 0.0]
     assert noise_left([], STATIC, {}) == [1.0]
+    groups = [[order[0][0], order[1][0]], order[2]]
+    assert noise_left(groups, STATIC, dict.fromkeys("abc", FLOAT)) == pytest.approx([1.0, 1 / 12, 0.0])
 
 
 def truth(left: list[float], excess: float, tried: list[int]) -> object:
