@@ -76,7 +76,8 @@ def test_outputs_in_half_precision_learn_too() -> None:
     text = NET.replace("(float[N,4,8,8] x) => (float[N,6] y)", "(float[N,4,8,8] x) => (float16[N,6] h)")
     made = build(
         f"{text.rstrip(' }')} [half] h = Cast <to = 10> (y) }}", w1=weights(16, 4, 3, 3) / 3,
-        w2=weights(16, 16, 3, 3) / 5, w3=3 * weights(16, 6), b1=0.1 * weights(16), b2=0.1 * weights(16, seed=1), b3=weights(6),
+        w2=weights(16, 16, 3, 3) / 5, w3=3 * weights(16, 6), b1=0.1 * weights(16), b2=0.1 * weights(16, seed=1),
+        b3=weights(6),
     )  # fmt: skip
     assert finetune(model=made, include=["conv*", "fc"], epochs=2).finetuned is not None
 
