@@ -269,7 +269,7 @@ def table(axis: int, opset: int = 17) -> onnx.ModelProto:
     net = Net()
     y = net.op("MatMul", ["x", net.const((net.generator.normal(size=(24, 48)) / 5).astype(np.float32))], name="first")
     best = net.op("ArgMax", [y], axis=2, keepdims=0)
-    vectors = net.generator.normal(size=40) + 0.05 * net.generator.normal(size=(48, 40))
+    vectors = net.generator.normal(size=40) + 0.02 * net.generator.normal(size=(48, 40))
     constant = net.const((vectors if axis == 0 else vectors.T).astype(np.float32))
     rows = net.op("Gather", [constant, best], name="target", axis=axis)
     if axis == 1:  # (40, batch, 6)
