@@ -53,8 +53,9 @@ class Quantizable:
 
     @property
     def outputs(self) -> list[Value]:
-        """The values it writes, behind the clamp."""
-        return list(self.node.outputs) if self.clamp is None else list(self.clamp.outputs)
+        """The values it writes, behind the clamp; one that is left out has no name."""
+        node = self.node if self.clamp is None else self.clamp
+        return [value for value in node.outputs if value.name]
 
 
 @dataclass
