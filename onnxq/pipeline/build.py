@@ -9,6 +9,7 @@ from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.blocks import store_once
+from onnxq.graph.emit.booleans import copy_booleans
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.emit.rewrite import Style
 from onnxq.graph.emit.wrapped import mark_rows
@@ -129,11 +130,13 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         else:
             model, plan = to_halves(model, job, plan, keep, warnings)
         finish(model)
+        if not target.booleans_pass:
+            copy_booleans(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    name, weights = recipe.preset, solution.weights
+    name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
     return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
 
 

@@ -117,7 +117,7 @@ def _with_row(first: Candidate, found: Candidate, given: Recipe) -> list[dict[st
         found.verdict.comparison,
         found.size,
         "chosen",
-        how_to_get(found.recipe, given),
+        how_to_get(found, given),
     )
     rows = [row, *others]
     mark_frontier(rows)
