@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.child_processes import end_with_parent, run_in_group
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 1800
@@ -49,19 +50,13 @@ def run_job(kind: str, python: str | None = None, **arguments: Any) -> JobResult
         request.write_text(json.dumps({"kind": kind, "arguments": arguments}), encoding="utf-8")
         command = [python or sys.executable, "-m", "benchmarks.jobs", str(request), str(answer)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        try:
-            done = subprocess.run(
-                command,
-                cwd=folder,  # onnxruntime's shape inference leaves files where it runs
-                env={**os.environ, **threads, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                timeout=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+        environment = {**os.environ, **threads, "TMPDIR": folder, "PYTHONPATH": str(ROOT)}
+        # onnxruntime's shape inference leaves files where it runs
+        status = run_in_group(command, Path(folder), environment, limit)
+        if status is None:
             return JobResult({}, None, f"stopped after {limit} s")
         if not answer.is_file():
-            return JobResult({}, None, f"the process ended with status {done.returncode}")
+            return JobResult({}, None, f"the process ended with status {status}")
         return JobResult(**json.loads(answer.read_text(encoding="utf-8")))
 
 
@@ -185,6 +180,7 @@ def _main(request: Path, answer: Path) -> None:
     asked = json.loads(request.read_text(encoding="utf-8"))
     values: dict[str, Any] = {}
     error = None
+    end_with_parent()
     _limit_memory()
     try:
         values = JOBS[asked["kind"]](**asked["arguments"])

@@ -11,10 +11,16 @@ import importlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from onnxq.core.dtypes import Array
+from onnxq.errors import OnnxqError
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 """The module of file locks; Windows has none."""
@@ -81,6 +87,32 @@ def staged(target: Path, content: Content) -> Iterator[Staged]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Keep a piece of work that took long, as one file of a folder, which is made where it is missing.
+
+    Raises:
+        OnnxqError: it cannot be written.
+    """
+    stored: dict[str, Any] = dict(arrays)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write(path, lambda file: np.savez(file, **stored))
+    except OSError as error:
+        raise OnnxqError(
+            f"{path.parent}: finished layers cannot be kept there: {error.strerror or error}; free space there, or "
+            "choose another output"
+        ) from error
+
+
+def read_arrays(path: Path) -> dict[str, Array] | None:
+    """What `write_arrays` wrote; None where there is nothing, or nothing usable."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _new(folder: Path) -> tuple[Path, BinaryIO]:

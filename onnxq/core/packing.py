@@ -14,6 +14,9 @@ from onnxq.errors import RecipeError
 PACKED_BITS = (2, 4, 8)
 """Widths that divide a byte."""
 
+_TOGETHER = 1 << 16
+"""Bytes that are put together at a time: elements that share one are a word, and words are many at once."""
+
 
 def pack(values: Array, bits: int, *, high_first: bool = False) -> Array:
     """Put whole numbers side by side, along the last axis.
@@ -36,10 +39,16 @@ def pack(values: Array, bits: int, *, high_first: bool = False) -> Array:
     rest = -plain.shape[-1] % per
     if rest:
         plain = np.pad(plain, [(0, 0)] * (plain.ndim - 1) + [(0, rest)])
-    packed = np.zeros((*plain.shape[:-1], plain.shape[-1] // per), np.uint8)
-    for place in range(per):
-        shift = bits * (per - 1 - place if high_first else place)
-        np.bitwise_or(packed, plain[..., place::per] << shift if shift else plain[..., place::per], out=packed)
+    packed = np.empty((*plain.shape[:-1], plain.shape[-1] // per), np.uint8)
+    flat, words = packed.reshape(-1), np.ascontiguousarray(plain).reshape(-1).view(f"<u{per}")
+    for start in range(0, flat.size, _TOGETHER):
+        part = words[start : start + _TOGETHER]
+        found = np.zeros_like(part)
+        for place in range(per):
+            # from where the element lies in the word to where it belongs in the word's lowest byte
+            left = bits * (per - 1 - place if high_first else place) - 8 * place
+            found |= part << left if left >= 0 else part >> -left
+        flat[start : start + _TOGETHER] = found  # of other bytes nothing is kept
     return packed
 
 

@@ -55,7 +55,8 @@ def staged_folder(output: Path) -> Iterator[Path]:
     A kill at any moment leaves ``output`` absent or complete; what it leaves beside is removed by the next run.
 
     Raises:
-        OnnxqError: the disk is full, or there is no right to write.
+        OnnxqError: the disk is full, or there is no right to write; what is said of a file in it names its place in
+            ``output``, here and for errors of what fills it.
     """
     target = Path(os.path.realpath(output))
     sweep(target.parent)
@@ -68,6 +69,11 @@ def staged_folder(output: Path) -> Iterator[Path]:
         _sync(made.path)
         made.path.chmod(0o777 & ~_umask())
         _place(made.path, target)
+    except OnnxqError as error:
+        text = str(error)
+        if str(made.path) not in text:
+            raise
+        raise type(error)(text.replace(str(made.path), str(output))) from error
     except OSError as error:
         raise OnnxqError(_unwritten(output, error)) from error
     finally:

@@ -239,7 +239,8 @@ def _from_text(text: str, inputs: Sequence[InputSpec], batch_size: int | None) -
     module, colon, name = text.rpartition(":")
     if colon and module and name and path.suffix not in (".npz", ".npy") and os.sep not in module:
         return _from_object(_callable(module, name, text), inputs, text)
-    raise CalibrationError(f"{text}: no such file or folder; pass {FORMS}")
+    what = "is neither a regular file nor a folder" if path.exists() else "no such file or folder"
+    raise CalibrationError(f"{text}: {what}; pass {FORMS}")
 
 
 def _callable(module: str, name: str, text: str) -> Callable[[], Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
+from onnxq.graph import traits
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 """Element types of real numbers that ordinary kernels compute in."""
@@ -246,3 +247,12 @@ def _claim(base: str, taken: set[str]) -> str:
 def unique_name(model: ir.Model | ir.Graph, base: str) -> str:
     """A value name that nothing in the model uses yet; for many at once keep one `Names`."""
     return Names(model).value(base)
+
+
+def is_turned_and_reshaped(node: ir.Node) -> bool:
+    """Whether a Transpose moves the channels of what a node writes, and another shape is given to that right behind."""
+    for turn in consumers(node.outputs[0]):
+        order = attr_ints(turn, "perm") if turn.op_type == "Transpose" else ()
+        if order and order[-1] != len(order) - 1:
+            return any(user.op_type in traits.RESHAPING for user in consumers(turn.outputs[0]))
+    return False

@@ -9,6 +9,7 @@ from onnxq.core.processors import LARGE, blas_threads
 from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.apply import emit
 from onnxq.graph.emit.blocks import store_once
+from onnxq.graph.emit.booleans import copy_booleans
 from onnxq.graph.emit.norms import keep_apart
 from onnxq.graph.emit.rewrite import Style
 from onnxq.graph.emit.wrapped import mark_rows
@@ -25,6 +26,7 @@ from onnxq.pipeline.deliver.half_floats import to_halves, wide_nodes
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.compensating import compensated, compensates, with_rounded
 from onnxq.pipeline.learned.learning import refine
+from onnxq.pipeline.learned.minutes import block_minutes
 from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
 from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -95,7 +97,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
         check_learning(job)
-        allowance = Allowance(60.0 * recipe.minutes)
+        allowance = Allowance(60.0 * block_minutes(recipe))
     layers_first = recipe.reconstructs and goes_first(plan)
     if compensates(recipe) or (recipe.reconstructs and not layers_first):  # blocks go on from there
         rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
@@ -103,7 +105,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
             solution = with_rounded(job, plan, solution, biases, rounded)
     keep = wide_nodes(job, used, warnings)
     if recipe.learns or layers_first:
-        half = allowance.keeping(30.0 * recipe.minutes)
+        half = allowance.keeping(30.0 * block_minutes(recipe))
         solution, learned = refine(job, plan, solution, biases, allowance=half)
         warnings += learned
     with clock.step("rewrite"):
@@ -128,11 +130,13 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         else:
             model, plan = to_halves(model, job, plan, keep, warnings)
         finish(model)
+        if not target.booleans_pass:
+            copy_booleans(model)
         consumed = initializer_inputs.restore(model)
     found = non_finite(plan, used)
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
-    name, weights = recipe.preset, solution.weights
+    name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
     return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
 
 

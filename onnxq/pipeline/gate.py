@@ -22,7 +22,7 @@ from onnxq.runtime.loops.decoder_loop import AtTokens
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import Timing, drifting
-from onnxq.verify.budget import Limits
+from onnxq.verify.budget import Limits, only_noise
 from onnxq.verify.compare import Comparison, Patience, compare_all
 from onnxq.verify.fidelity import apart
 from onnxq.verify.language.workload import measure
@@ -279,10 +279,9 @@ def judge(best: Comparison, plain: Comparison, recipe: Recipe, verdict: Verdict)
                 f"output {name!r}: {output.nonfinite_float} elements are NaN or infinite in the float model itself and "
                 "were not compared; look at the samples"
             )
-    ratios = [o.sqnr_db for o in best.outputs.values() if o.sqnr_db is not None]
-    if ratios and max(ratios) <= 0.0:
+    if (noise := only_noise(best)) is not None:
         verdict.failures.append(
-            f"SQNR is {max(ratios):.1f} dB at best: the error is as large as the signal; {_remedy(recipe)}"
+            f"SQNR is {noise:.1f} dB at best: the error is as large as the signal; {_remedy(recipe)}"
         )
     elif best.sqnr_db is not None and best.sqnr_db < LOW_SQNR_DB:
         name = next(n for n, output in best.outputs.items() if output.sqnr_db == best.sqnr_db)

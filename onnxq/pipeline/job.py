@@ -82,7 +82,8 @@ class Job:
         engine: what the user named to run and time models on; None where that is this process.
         workload: what a language model with a cache is timed on; None times the samples.
         tasks: runs pure tasks on other machines; None where all is done here.
-        layers: folder where layers that other machines have finished stay until the model is written.
+        layers: folder where layers and blocks that are done stay until the model is written, so that a run that was
+            killed goes on; None keeps none.
         learning_state: file that learning which was interrupted goes on from; None keeps none.
         rounded: weights that were rounded by how they are used, by (node, input), where that was done before; None
             where it was not.

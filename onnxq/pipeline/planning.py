@@ -30,6 +30,9 @@ from onnxq.targets import MEASURED
 _PLAIN_BITS = 8
 """Bits from which on rounding to nearest is as good as anything."""
 
+_LEARNED_BITS = 3
+"""Bits up to which finetuning starts from roundings that were learned: GPTQ is as good with more, and quicker."""
+
 _NAMED = 3
 """Values with elements that are not finite that get a warning of their own."""
 
@@ -81,8 +84,10 @@ def settle_preset(recipe: Recipe, has_data: bool, has_moments: bool | None = Non
         _check_compensating(recipe)
     if recipe.algorithm is None and packs:
         bits = [recipe.bits or preset.bits for preset in presets if preset.weights == "blocks"]
-        low = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)]) < _PLAIN_BITS or recipe.sequential
-        return recipe.override(algorithm=("gptq" if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
+        fewest = min([*bits, *(rule.bits for rule in recipe.rules if rule.bits)])
+        low = fewest < _PLAIN_BITS or recipe.sequential
+        exact = "autoround" if recipe.finetune and fewest <= _LEARNED_BITS else "gptq"
+        return recipe.override(algorithm=(exact if known else ALGORITHM_WITHOUT_DATA) if low else "rtn")
     return recipe
 
 

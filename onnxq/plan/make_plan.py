@@ -351,9 +351,9 @@ def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choi
     array = walk.const_array(node.inputs[position])
     assert array is not None
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
-    if node.graph is not None and walk.opset(node.graph) < target.min_opset:
-        per_channel = False  # the model could not be raised to where QuantizeLinear has an axis
-    axis = channel_axis(node, array.ndim) if per_channel else None
+    old = node.graph is not None and walk.opset(node.graph) < target.min_opset  # QuantizeLinear has no axis there
+    turned = not target.scales_turn and walk.is_turned_and_reshaped(node)
+    axis = channel_axis(node, array.ndim) if per_channel and not old and not turned else None
     asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
     bits = min(asked, target.weight_bits)
     bits_used = bits if bits < target.weight.bits else None

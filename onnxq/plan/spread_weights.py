@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from onnxq.core.dtypes import Array
 from onnxq.core.processors import blas_exactly, blas_now
 from onnxq.core.spec import QParams, QTensor, TensorSpec
 from onnxq.core.tasks import Tasks
-from onnxq.errors import OnnxqError
 from onnxq.plan.weights.weight_algorithms import PackedWeights, plain_weight, quantize_weight
 from onnxq.stats.statistics import InputStatistics
 
@@ -104,25 +102,19 @@ def _key(task: tuple[object, ...], threads: int) -> str:
 
 def _read(path: Path, spec: TensorSpec) -> QTensor | None:
     """What `_write` wrote; None where there is nothing, or nothing usable."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = arrays["values"].view(spec.dtype.numpy)
-            return QTensor(values, QParams(spec, arrays["scale"], arrays["zero_point"].view(spec.dtype.numpy)))
-    except (OSError, ValueError, KeyError, EOFError):
+    arrays = atomic.read_arrays(path)
+    if arrays is None or not {"values", "scale", "zero_point"} <= set(arrays):
         return None
+    values = arrays["values"].view(spec.dtype.numpy)
+    return QTensor(values, QParams(spec, arrays["scale"], arrays["zero_point"].view(spec.dtype.numpy)))
 
 
 def _write(path: Path, tensor: QTensor) -> None:
-    arrays: dict[str, Any] = {
-        "values": np.ascontiguousarray(tensor.values).view(np.uint8),
-        "scale": tensor.params.scale,
-        "zero_point": np.ascontiguousarray(tensor.params.zero_point).view(np.uint8),
-    }
-    try:
-        path.parent.mkdir(exist_ok=True)
-        atomic.write(path, lambda file: np.savez(file, **arrays))
-    except OSError as error:
-        raise OnnxqError(
-            f"{path.parent}: finished layers cannot be kept there: {error.strerror or error}; free space there, or "
-            "choose another output"
-        ) from error
+    atomic.write_arrays(
+        path,
+        {
+            "values": np.ascontiguousarray(tensor.values).view(np.uint8),
+            "scale": tensor.params.scale,
+            "zero_point": np.ascontiguousarray(tensor.params.zero_point).view(np.uint8),
+        },
+    )

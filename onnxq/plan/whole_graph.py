@@ -16,7 +16,7 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import PerAxis, PerTensor, QParams, TensorSpec
 from onnxq.graph import traits, walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
-from onnxq.graph.reading.ops import ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
+from onnxq.graph.reading.ops import EDGE, ROW, Kind, OpRow, activation_positions, channel_axis, is_weight, row_of
 from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.plan.activations.activation_grids import WIDE, of_width
 from onnxq.plan.decisions import (
@@ -168,7 +168,8 @@ def _survey(model: Model, asked: Whole, masked: Mapping[str, float]) -> Survey:
             found.present.add(name)
             found.order.append(node)
             continue
-        if node.op_type in _STRUCTURAL or not any(map(asked.is_float, (*node.inputs, *node.outputs))):
+        touched = any(map(asked.is_float, (*node.inputs, *node.outputs)))
+        if node.op_type in _STRUCTURAL or EDGE in node.meta or not touched:
             continue
         found.order.append(node)
         choice = asked.selection.of(name, node.op_type)

@@ -11,9 +11,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from onnxq.core.dtypes import Array
@@ -29,6 +30,12 @@ _ELEMENTS = 1 << 20
 
 _TRIED = 4
 """Steps after which it is known how many the time suffices for; the first one is longer than the others."""
+
+_WIDER = (1.05, 1.1, 1.2, 1.3)
+"""Factors by which grids of activations are widened in turn, as long as that helps."""
+
+_TRIED_ON = 8
+"""Samples to learn from that widths are tried on, beside those held out."""
 
 _DROP = 0.5
 """Share of activations on few bits that are left unquantized in a step where nothing else is said."""
@@ -88,7 +95,7 @@ class BlockLearner:
     """Learns one block of a module in place; what is no better on held-out samples is undone."""
 
     def __init__(
-        self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0, *, rounds: bool = True
+        self, module: GraphModule, block: Block, config: LearningConfig, seed: int = 0, proven: Collection[str] = ()
     ) -> None:
         """Prepare a block.
 
@@ -97,11 +104,11 @@ class BlockLearner:
             block: of it.
             config: how it learns.
             seed: of the order of the samples.
-            rounds: roundings to many bits learn too; those to few always do.
+            proven: weights whose roundings to many bits learn too, by the name of their integers; to few all do.
         """
-        self._module, self._block, self._config, self._rounds = module, block, config, rounds
+        self._module, self._block, self._config, self._seed = module, block, config, seed
         self._generator = torch.Generator().manual_seed(seed)
-        self._parts = Parts.of(module, block)
+        self._parts = Parts.of(module, block, proven)
         self._best = self._parts.state()
         self._energy: dict[str, float] = {}
         few = any(levels <= 1 << FEW_BITS for levels in self._parts.levels)
@@ -131,6 +138,7 @@ class BlockLearner:
         Raises:
             NodeError: a node that PyTorch cannot run on the samples; nothing has been learned then.
         """
+        torch.manual_seed(self._seed)  # what is dropped does not depend on the blocks before
         try:
             return self._learn(samples, held_out, allowance or Allowance())
         finally:
@@ -139,15 +147,30 @@ class BlockLearner:
             self._module.drop = 0.0
             self._module.eval()
 
+    def state(self) -> dict[str, Array]:
+        """What the block has come to, to be kept."""
+        return {str(place): value.numpy() for place, value in enumerate(self._best)}
+
+    def take(self, state: Mapping[str, Array]) -> bool:
+        """Set what `state` gave in an earlier run, in place of learning; False where it does not fit."""
+        known = [state.get(str(place)) for place in range(len(self._best))]
+        fits = all(k is not None and k.shape == tuple(b.shape) for k, b in zip(known, self._best, strict=True))
+        if fits:
+            self._best = [torch.from_numpy(np.array(array)) for array in known]
+            self._parts.restore(self._best)
+            self._parts.settle()
+        return fits
+
     def _learn(self, samples: Sequence[Sample], held_out: Sequence[Sample], allowance: Allowance) -> BlockResult:
         config, parts = self._config, self._parts
         self._energy = _energies(samples)
         size = self._batch_size(samples)
-        best = self.error(held_out)
-        count = config.iterations
-        outcome = BlockResult(best, best, planned=count)
+        before, count = self.error(held_out), config.iterations
+        best = self._widen(samples, held_out, before)
+        self._best = parts.state()
+        outcome = BlockResult(before, best, planned=count)
         waited = 0
-        optimizer = torch.optim.Adam(parts.groups(config, rounds=self._rounds))
+        optimizer = torch.optim.Adam(parts.groups(config))
         first = [group["lr"] for group in optimizer.param_groups]
         unit = max(self._training_error(samples), 1e-12)
         step, begun = 0, allowance.left
@@ -180,6 +203,30 @@ class BlockLearner:
                     break
         outcome.after = best
         return outcome
+
+    def _widen(self, samples: Sequence[Sample], held_out: Sequence[Sample], before: float) -> float:
+        """Choose how far the grids of activations reach, all by one factor, before each finds its own by small steps.
+
+        What lies beyond a grid costs more at the block's outputs than its squares say, which ranges are chosen by.
+
+        Args:
+            samples: to learn from.
+            held_out: others.
+            before: error on these; it does not become more.
+
+        Returns:
+            The error on samples held out.
+        """
+        some = samples[:_TRIED_ON]
+        best, factor, least = self.error(some), 1.0, before
+        for wider in _WIDER if self._parts.grids else ():
+            self._parts.widen(wider)
+            reached, unseen = self.error(some), self.error(held_out)
+            if reached >= best or unseen >= least:
+                break
+            best, factor, least = reached, wider, unseen
+        self._parts.widen(factor)
+        return least
 
     def error(self, samples: Sequence[Sample]) -> float:
         """Mean error of the outputs on what the quantized model gives the block, relative to their energy."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,12 +13,19 @@ from torch import nn
 from onnxq.errors import RecipeError
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.network_blocks import Block
-from onnxq.qat.parameters import Integers
+from onnxq.qat.parameters import Integers, Scale
 from onnxq.qat.torch_ops.call import Tensor
 
 FEW_BITS = 4
 """Bits of activations up to which some are left unquantized in a step where nothing else is said, and of weights up to
 which roundings learn from any number of samples."""
+
+
+_LEVELS = 256
+"""Levels of a grid that the rates are meant for."""
+
+_SCALED = ("DequantizeLinear", "MatMulIntegerToFloat")
+"""Readers of a weight's integers that multiply them by its scales."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class LearningConfig:
     Attributes:
         iterations: steps of Adam.
         rounding_rate: learning rate of the roundings' logits.
-        scale_rate: of the logarithms of activations' scales, at 256 levels; fewer ask for longer steps.
+        scale_rate: of the logarithms of scales, at 256 levels; fewer ask for longer steps.
         zero_rate: of zero points, in steps.
         bias_rate: of biases, as a share of their root mean square, at 256 levels.
         drop: share of the elements that are not quantized in a step (QDrop); None drops half where activations have 4
@@ -54,49 +62,70 @@ class LearningConfig:
             )
 
 
-_LEVELS = 256
-"""Levels of a grid that the rates are meant for."""
-
-
 @dataclass
 class Parts:
     """What of a module belongs to a block.
 
     Attributes:
         integers: of weights.
-        scales: of activations.
+        rounds: whether the roundings of each of them learn.
+        grids: scales of activations.
+        scales: of activations and weights.
         levels: how many levels the grid of each of them has.
+        coarsest: how many the coarsest grid of an activation has.
         zeros: zero points of activations.
         biases: of layers.
         logits: of the integers' roundings.
     """
 
     integers: list[Integers] = field(default_factory=list)
+    rounds: list[bool] = field(default_factory=list)
+    grids: list[nn.Parameter] = field(default_factory=list)
     scales: list[nn.Parameter] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
+    coarsest: int = _LEVELS
     zeros: list[nn.Parameter] = field(default_factory=list)
     biases: list[nn.Parameter] = field(default_factory=list)
     logits: list[nn.Parameter] = field(default_factory=list)
 
     @classmethod
-    def of(cls, module: GraphModule, block: Block) -> Parts:
-        """All that belongs to a block of a module; begins to learn roundings."""
+    def of(cls, module: GraphModule, block: Block, proven: Collection[str] = ()) -> Parts:
+        """All that belongs to a block of a module; begins to learn roundings.
+
+        Args:
+            module: the quantized graph.
+            block: of it.
+            proven: weights, by the name of their integers, for whose roundings to many bits there are samples enough.
+        """
         found = cls()
         inside = {node.index for node in block.nodes}
         written = {name for node in block.nodes for name in node.outputs}
-        for weight in module.weights.values():
-            if weight.node.index in inside:
-                found.integers.append(weight.integers)
+        outside = {id(grid.scale) for grid in module.grids.values()}
+        outside |= {id(weight.scale) for weight in module.weights.values() if weight.node.index not in inside}
+        scales: dict[int, tuple[Scale, int]] = {}
+        for name, weight in module.weights.items():
+            if weight.node.index not in inside:
+                continue
+            levels = weight.integers.high - weight.integers.low + 1
+            found.integers.append(weight.integers)
+            found.rounds.append(name in proven or levels <= 1 << FEW_BITS)
+            if weight.scale is not None and id(weight.scale) not in outside and weight.node.op_type in _SCALED:
+                scales[id(weight.scale)] = (weight.scale, levels)
         quantized = {
             node.inputs[0] for node in block.nodes if node.op_type == "QuantizeLinear" and node.index in inside
         }
         for grid in module.grids.values():
             # a grid that other blocks use too stays as it is
             if grid.values and set(grid.values) <= quantized and grid.learns:
+                found.grids.append(grid.scale.shift)
                 found.scales.append(grid.scale.shift)
                 found.levels.append(grid.levels)
+                found.coarsest = min(found.coarsest, grid.levels)
                 if grid.zero is not None and grid.moves:
                     found.zeros.append(grid.zero.shift)
+        for scale, levels in scales.values():
+            found.scales.append(scale.shift)
+            found.levels.append(levels)
         for name, bias in module.biases.items():
             if name in written:
                 found.biases.append(bias.real)
@@ -106,19 +135,10 @@ class Parts:
         found.logits = [part.learn_rounding() for part in found.integers]
         return found
 
-    def groups(self, config: LearningConfig, *, rounds: bool) -> list[dict[str, object]]:
-        """Parameters with their rates, as an optimizer takes them; they learn from now on.
-
-        Args:
-            config: the rates.
-            rounds: roundings to many bits learn too.
-        """
-        learned = [
-            logit
-            for part, logit in zip(self.integers, self.logits, strict=True)
-            if rounds or part.high - part.low < 1 << FEW_BITS
-        ]
-        coarser = _LEVELS / min([*self.levels, _LEVELS])
+    def groups(self, config: LearningConfig) -> list[dict[str, object]]:
+        """Parameters with their rates, as an optimizer takes them; they learn from now on."""
+        learned = [logit for rounds, logit in zip(self.rounds, self.logits, strict=True) if rounds]
+        coarser = _LEVELS / self.coarsest
         groups: list[dict[str, object]] = [
             {"params": learned, "lr": config.rounding_rate},
             {"params": self.zeros, "lr": config.zero_rate},
@@ -145,6 +165,12 @@ class Parts:
         with torch.no_grad():
             for parameter, value in zip(self._learned, state, strict=True):
                 parameter.copy_(value)
+
+    def widen(self, factor: float) -> None:
+        """Let the grids of activations reach further than they did at first, with as many levels."""
+        with torch.no_grad():
+            for shift in self.grids:
+                shift.fill_(math.log(factor))
 
     def settle(self) -> None:
         """End of learning: integers are integers again."""

@@ -28,6 +28,10 @@ class Allowance:
         """Seconds that are left; negative where it took more."""
         return self._end - self._now()
 
+    def spend(self, seconds: float) -> None:
+        """Count time that an earlier run has taken."""
+        self._end -= seconds
+
     @property
     def over(self) -> bool:
         """Whether none are left."""

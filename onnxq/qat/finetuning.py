@@ -25,6 +25,8 @@ from onnxq.qat.computing_time import Allowance
 from onnxq.qat.distillation import OutputKind, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule
+from onnxq.qat.parameters import as_tensor
+from onnxq.qat.recomputed import Recomputed, written_bytes
 from onnxq.qat.torch_ops.call import Tensor
 
 _FEW_BITS = 4
@@ -39,12 +41,18 @@ _STEPS = 500
 """Steps of a run for which no number of epochs was given, about."""
 _FEATURES = 6
 """Inner values that are compared beside the outputs, at most."""
+_STEP_BYTES = 512 << 20
+"""Bytes that the nodes write in a step, at most, where that is more than one sample."""
 _SHARE = 0.2
 """What all inner values together weigh against the outputs."""
 _PATIENCE = 10
 """Passes without a better state after which it ends, or a third of all where that is more."""
+_NEARER = 0.49
+"""Steps from its integer, or beyond the ends of its grid, within which a weight starts."""
 _ROUNDED = 0.501
 """Steps that an integer lies from its weight, at most, where it was rounded to nearest."""
+_LEARNED = 0.25
+"""Steps from an integer within which a weight starts that was rounded to it although another one is nearer."""
 _CACHE_SCALES = 12
 """Inputs of attention behind which the scales of rounded caches come; what makes keys and values then learns too."""
 _LABELS = 0.5
@@ -153,9 +161,12 @@ class _Run:
             part = task.student.weights[name].integers
             part.low, part.high = low, high
         self.features = self._common_values()
-        batch = task.config.batch or max(1, min(_BATCH, len(task.samples) // _LEAST_STEPS))
+        sizes = self._sizes()
+        fit = max(1, _STEP_BYTES // max(sum(sizes), 1))
+        batch = task.config.batch or max(1, min(_BATCH, fit, len(task.samples) // _LEAST_STEPS))
         self.train = batches(task.samples, task.labels, batch, task.student)
-        self.judge = batches(task.held_out, None, _BATCH, task.student)
+        self.judge = batches(task.held_out, None, min(_BATCH, fit), task.student)
+        self.student = Recomputed(task.student, [batch * size for size in sizes])
         with torch.no_grad():
             feed = {name: value.to(self.device) for name, value in self.train[0][0].items()}
             inner = task.teacher(feed, self.features)
@@ -240,6 +251,12 @@ class _Run:
                 add(value, rate * _size(value))
         return groups, learned
 
+    def _sizes(self) -> list[int]:
+        """Bytes that each node of the student writes for one sample."""
+        first = {name: as_tensor(array).to(self.device) for name, array in self.task.samples[0].items()}
+        self.task.student.eval()
+        return written_bytes(self.task.student, first)
+
     def _common_values(self) -> list[str]:
         """Inner values that both graphs have, evenly spaced along the student."""
         known = {name for node in self.task.teacher.graph.nodes for name in node.outputs if name}
@@ -276,7 +293,8 @@ class _Run:
         names = [*task.targets, *self.features]
         with torch.no_grad():
             expected = task.teacher(feed, names)
-        got = task.student(feed, names)
+        got = self.student(feed, names)
+        expected, got = ({name: value.float() for name, value in each.items()} for each in (expected, got))
         total = torch.zeros((), device=self.device)
         for name, target in task.targets.items():
             total = total + distance(target, expected[name], got[name])
@@ -295,7 +313,10 @@ class _Run:
         with torch.no_grad():
             for feed, _ in self.judge:
                 moved = {name: value.to(self.device) for name, value in feed.items()}
-                expected, got = task.teacher(moved, list(task.targets)), task.student(moved, list(task.targets))
+                expected, got = (
+                    {name: value.float() for name, value in module(moved, list(task.targets)).items()}
+                    for module in (task.teacher, task.student)
+                )
                 for name, target in task.targets.items():
                     total += float(distance(target, expected[name], got[name]))
                     noise[name] += float(((got[name] - expected[name]).double() ** 2).sum())
@@ -339,7 +360,7 @@ class _Run:
 
 
 def start_from(student: GraphModule, weights: Mapping[str, Array], bits: Mapping[str, tuple[int, int]]) -> None:
-    """Let integers start where their weights lay before they were rounded to nearest.
+    """Let integers start where their weights lay before they were rounded.
 
     Args:
         student: the quantized graph.
@@ -361,9 +382,11 @@ def start_from(student: GraphModule, weights: Mapping[str, Array], bits: Mapping
         zero = (
             0.0 if weight.zero is None else aligned(weight.zero.base, part.latent, writer.attributes.get("axis", 1), 0)
         )
-        steps = torch.from_numpy(np.array(real, np.float32)) / scale + zero
-        if float((steps.clamp(low, high) - part.latent).abs().max()) <= _ROUNDED:  # else they were learned otherwise
-            part.start_from(steps.clamp(low - 0.49, high + 0.49).numpy())
+        steps = (torch.from_numpy(np.array(real, np.float32)) / scale + zero).clamp(low - _NEARER, high + _NEARER)
+        away = steps - part.latent
+        # where the other neighbour was learned, so near to it that the first steps do not undo that
+        near = torch.where(away.abs() <= _ROUNDED, away.clamp(-_NEARER, _NEARER), away.clamp(-_LEARNED, _LEARNED))
+        part.start_from((part.latent + near).numpy())
 
 
 _GAINS = frozenset(

@@ -6,20 +6,22 @@ float model's values. Nodes without a torch function stay as they are, and so do
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from onnxq.core import scratch
+from onnxq.core import atomic, scratch
 from onnxq.core.dtypes import Array
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
 from onnxq.graph.types import Model
-from onnxq.graph.views.plain_graph import limits_behind, plain_graph, replace_constants
+from onnxq.graph.views.plain_graph import PlainNode, limits_behind, plain_graph, replace_constants
 from onnxq.qat.block_learning import BlockLearner, BlockResult, Sample
 from onnxq.qat.block_parts import LearningConfig
 from onnxq.qat.computing_time import Allowance
@@ -35,10 +37,13 @@ IN_MEMORY = 256 << 20
 ON_DISK = 4 << 30
 """Bytes of a block's samples at most: beyond it further samples are left out."""
 
+_STEPS_BEHIND = 4
+"""Nodes behind a layer that are asked for a value which stands for one of the float model's."""
 
 EVIDENCE = 100
-"""Numbers that all samples together must hold of what the blocks give, for each weight, for the rounding to 8 bits to
-learn: with fewer the samples are learned by heart, while scales and biases are few."""
+"""Numbers that all samples together must hold of what a layer gives, for each number of its weight, for its rounding to
+8 bits to learn: with fewer the samples are learned by heart, while scales and biases are few. Filters that share little
+with others, as of depthwise convolutions, have far more."""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Reconstruction:
         threads: threads to use; None takes the free processors.
         least: integer layers of a block, where the network has joints there.
         report: called with the blocks that are done, and how many there are.
+        kept: folder where blocks that are done are kept, for a run that goes on; None keeps none.
+        signature: of all that learning depends on: what is kept of another one is not taken.
     """
 
     module: GraphModule
@@ -72,6 +79,8 @@ class Reconstruction:
     threads: int | None = None
     least: int = 4
     report: Callable[[int, int | None], None] = lambda done, total: None
+    kept: Path | None = None
+    signature: str = ""
 
 
 @dataclass
@@ -102,7 +111,7 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
     known = frozenset(plain.inputs) | {name for node in plain.nodes for name in node.outputs}
     facts = Facts(teachers_of(module.graph, known), task.floats, layers_of(module))
     blocks = [block for block in find_blocks(module.graph, facts, task.least) if block.layers]
-    rounds = _many(task, blocks, facts)
+    proven = _proven(task, facts)
     result, allowance = Reconstructed(), task.allowance
     with _threads(task.threads):
         for index, block in enumerate(blocks):
@@ -116,7 +125,7 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
                 break
             share = _work(block, facts) / sum(_work(other, facts) for other in blocks[index:])
             try:
-                outcome = _learn(task, block, facts, allowance.share(share), (index, rounds))
+                outcome = _learn(task, block, facts, allowance, share, (index, proven))
             except NodeError as error:
                 result.failed.append(str(error))
                 continue
@@ -127,11 +136,31 @@ def reconstruct(task: Reconstruction) -> Reconstructed:
     return result
 
 
-def _many(task: Reconstruction, blocks: list[Block], facts: Facts) -> bool:
-    """Whether there are samples enough for the rounding of weights to many bits."""
-    numbers = sum(facts.floats.get(teacher, 0) for block in blocks for teacher in block.outputs.values())
-    weights = sum(weight.integers.latent.numel() for weight in task.module.weights.values())
-    return numbers * task.count >= EVIDENCE * weights
+def _proven(task: Reconstruction, facts: Facts) -> frozenset[str]:
+    """Weights for whose rounding to many bits there are samples enough, by the name of their integers."""
+    readers: dict[str, list[PlainNode]] = {}
+    for node in task.module.graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+
+    def numbers(node: PlainNode) -> int:
+        """Of what a layer gives, or of the first value behind it that stands for one of the float model's."""
+        for _ in range(_STEPS_BEHIND):
+            known = [facts.floats.get(facts.teachers.get(name, ""), 0) for name in node.outputs if name]
+            behind = readers.get(node.outputs[0], [])
+            if any(known) or len(behind) != 1:
+                return max(known, default=0)
+            node = behind[0]
+        return 0
+
+    found = set()
+    for name, weight in task.module.weights.items():
+        layers = [weight.node]
+        if weight.node.op_type in ("DequantizeLinear", "Cast"):
+            layers = readers.get(weight.node.outputs[0], [])
+        if sum(map(numbers, layers)) * task.count >= EVIDENCE * weight.integers.latent.numel():
+            found.add(name)
+    return frozenset(found)
 
 
 def _work(block: Block, facts: Facts) -> int:
@@ -157,11 +186,20 @@ def layers_of(module: GraphModule) -> frozenset[int]:
 
 
 def _learn(
-    task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, how: tuple[int, bool]
-) -> BlockResult | None:
-    learner = BlockLearner(task.module, block, task.config, how[0], rounds=how[1])
+    task: Reconstruction, block: Block, facts: Facts, allowance: Allowance, share: float,
+    how: tuple[int, frozenset[str]],
+) -> BlockResult | None:  # fmt: skip
+    learner = BlockLearner(task.module, block, task.config, *how)
     if not learner.learns:
         return None
+    digest = hashlib.sha256(f"{task.signature} {how[0]}".encode()).hexdigest()
+    path = None if task.kept is None else task.kept / f"{digest[:32]}.npz"
+    known = None if path is None else atomic.read_arrays(path)
+    if known is not None and "outcome" in known and learner.take(known):
+        *figures, seconds = known["outcome"].tolist()
+        allowance.spend(seconds)
+        return BlockResult(*figures[:2], *map(int, figures[2:4]), *map(bool, figures[4:]))
+    before = allowance.left
     current = task.emitted.clone()
     replace_constants(current, task.module.changed())
     names = block.inputs if learner.drops else ()
@@ -173,7 +211,12 @@ def _learn(
         samples, held_out = (list(source.samples(feeds)) for feeds in (task.samples, task.held_out))
         if not samples or not held_out:
             return None
-        return learner.learn(samples, held_out, allowance)
+        outcome = learner.learn(samples, held_out, allowance.share(share))
+    if path is not None:
+        seconds = before - allowance.left if before < math.inf else 0.0
+        figures = np.array([*astuple(outcome), seconds], np.float64)
+        atomic.write_arrays(path, {**learner.state(), "outcome": figures})
+    return outcome
 
 
 def reaches_of(module: GraphModule) -> dict[str, tuple[Array, Array]]:

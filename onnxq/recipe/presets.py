@@ -191,7 +191,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "float",
-            "weights and activations stay float: for --kv-cache or --rotate alone",
+            "nothing is quantized: the float model rewritten to run faster, or with --kv-cache or --rotate alone",
             None,
             "float",
             False,

@@ -271,6 +271,11 @@ class Recipe:
         return self.float_type or next((preset.float_type for preset in self.presets if preset.float_type), None)
 
     @property
+    def only_cleans(self) -> bool:
+        """Whether nothing is asked for but the float model, rewritten."""
+        return self.preset == "float" and not (self.kv_cache or self.rotate or self.half)
+
+    @property
     def presets(self) -> list[Preset]:
         """The presets of the recipe and its rules."""
         names = dict.fromkeys((self.preset, *(rule.preset for rule in self.rules if rule.preset)))

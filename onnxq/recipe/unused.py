@@ -137,11 +137,6 @@ def refuse_unused(recipe: Recipe) -> None:
             f"rules: {listed}, but all activations of a model have one width; use one of these presets, and rules with "
             "bits: 8 for layers whose weights need them"
         )
-    if recipe.preset == "float" and not (recipe.kv_cache or recipe.rotate or recipe.fuse or recipe.half):
-        raise RecipeError(
-            "--preset float: leaves weights and activations as they are, and nothing else is asked for; add "
-            "--kv-cache, --rotate or --fuse, or use --preset w8"
-        )
 
 
 def _check(option: str, name: str, value: object, presets: list[Preset]) -> None:

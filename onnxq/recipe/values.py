@@ -46,7 +46,7 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda n: 0 < n < 1, "is not between 0 and 1; 0.002 is the default"),
     "outliers": (lambda n: n > 0, "is no magnitude; 6 is the usual choice"),
     "min_sqnr": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
-    "max_drop": (lambda n: not math.isnan(n), "must be a number, not nan; nothing could be compared with it"),
+    "max_drop": (lambda n: n >= 0, "is no fall; 0 allows none, 0.5 half a point"),
 }
 """What numbers of a recipe have to be, and what is said where they are not."""
 

@@ -32,6 +32,8 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         how = f"{result['float_type']}{', ' + how if result.get('bits_per_weight') else ''}"
     if result["preset"] == "float":
         how = "as it was"
+    if result["preset"] == "cleaned":
+        how = "float, rewritten"
     facts = [
         ("preset", f"{result['preset']} ({how}, for {result['target']}), in {result['seconds']:.1f} s"),
         ("size", change_of_size(result["size_bytes"]["before"], result["size_bytes"]["after"])),

@@ -10,7 +10,7 @@ from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learned.finetuned import finetuned
+from onnxq.pipeline.learned.finetuned import check_finetuning, finetuned, with_learned_start
 from onnxq.pipeline.making import make
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
@@ -51,7 +51,8 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Candidate:
     own = not options.metric.is_default
     if job.recipe.finetune:
         settled = settle_preset(job.recipe, job.data is not None or job.statistics is not None)
-        job = replace(job, recipe=settled)
+        job = replace(job, recipe=with_learned_start(settled, job))
+        check_finetuning(job)
         return finetuned(job, make(job, timed=False), timed=timed)
     if job.recipe.preset == "auto" and not own:
         return _beyond_auto(job, options, limits, timed=timed)
@@ -116,7 +117,7 @@ def _with_row(first: Candidate, found: Candidate, given: Recipe) -> list[dict[st
         found.verdict.comparison,
         found.size,
         "chosen",
-        how_to_get(found.recipe, given),
+        how_to_get(found, given),
     )
     rows = [row, *others]
     mark_frontier(rows)

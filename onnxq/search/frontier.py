@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from onnxq.pipeline.candidate import Candidate
 from onnxq.recipe.recipe import Recipe
+from onnxq.search.choice import CLEANED, FLOAT
 from onnxq.verify.benchmark import Timing
+from onnxq.verify.budget import only_noise
 from onnxq.verify.compare import Comparison
 
 
@@ -45,8 +48,16 @@ def candidate_row(
     }
 
 
-def how_to_get(recipe: Recipe, given: Recipe) -> tuple[str, str | None]:
-    """The options that make a candidate beside those that the user gave; or its recipe, which goes into a file."""
+def how_to_get(candidate: Candidate, given: Recipe) -> tuple[str, str | None]:
+    """The options that make a candidate beside those that the user gave; or its recipe, which goes into a file.
+
+    Empty for a model that is refused whatever is asked for: what computes noise is not written.
+    """
+    found, recipe = candidate.comparison, candidate.recipe
+    if found is not None and (not found.finite or only_noise(found) is not None):
+        return "", None
+    if candidate.name == CLEANED:
+        return "-p float", None
     if recipe == given.override(preset=recipe.preset):
         return f"-p {recipe.preset}", None
     if recipe == given.override(preset=recipe.preset, algorithm=recipe.algorithm):
@@ -57,9 +68,10 @@ def how_to_get(recipe: Recipe, given: Recipe) -> tuple[str, str | None]:
 def mark_frontier(rows: Sequence[dict[str, Any]]) -> None:
     """Mark the rows that no other row beats: none is as fast, as small and as close to float, and better in one.
 
-    Rows without a time are left out; so are losses that nobody knows, where they count as the largest.
+    Rows without a time, and those that no command gives, are left out. Losses that nobody knows count as the largest.
     """
-    known = [row for row in rows if row["latency_ratio"] is not None and row["size_bytes"] is not None]
+    timed = [row for row in rows if row["latency_ratio"] is not None and row["size_bytes"] is not None]
+    known = [row for row in timed if row["options"] or row["name"] == FLOAT]
     for row in known:
         row["frontier"] = not any(_beats(other, row) for other in known if other is not row)
 

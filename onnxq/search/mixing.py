@@ -21,7 +21,7 @@ from onnxq.stats.statistics import Statistics
 _LAYERS_SHARE = 0.5
 """Share of the time that is left which measuring layers may take."""
 
-_DAMAGE_SHARE = 0.06
+_DAMAGE_SHARE = 0.03
 """Share of the time that is left which finding the layers that cost accuracy may take."""
 
 _SLOW_DAMAGE = 2.0

@@ -204,7 +204,7 @@ def open_job(
     job.engine = engine
     if options.runs_on is not None and options.runs_on.engine == RAY:
         job.tasks = spread_over(options.runs_on, stack)
-        job.layers = None if destination is None else Path(f"{options.kept_as or destination}.layers")
+    job.layers = None if destination is None else Path(f"{options.kept_as or destination}.layers")
     if given.finetune and destination is not None:
         job.learning_state = Path(f"{options.kept_as or destination}.finetune")
     rows = found.rows if isinstance(found, TextSamples) else ()

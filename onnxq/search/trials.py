@@ -312,7 +312,7 @@ class Trials:
                 trial.comparison if real else None,
                 trial.size,
                 "chosen" if trial.name == chosen else trial.refused or "not the best",
-                how_to_get(trial.recipe, self.job.recipe) if trial.name != CLEANED else ("", None),
+                how_to_get(trial, self.job.recipe),
             )
             for trial in self.made.values()
         ]

@@ -194,7 +194,7 @@ def load(path: Path) -> Content:
     remedy = "write it with `onnxq calibrate`"
     try:
         if not path.is_file():
-            kind = "is a directory" if path.is_dir() else "does not exist"
+            kind = "is a directory" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
             raise CalibrationError(f"{path}: statistics file {kind}; {remedy}")
         if not zipfile.is_zipfile(path):
             raise CalibrationError(f"{path}: not a statistics file (.npz expected); {remedy}")

@@ -27,6 +27,8 @@ _STEPS = 127.0
 def is_cache(path: Path) -> bool:
     """Whether a file begins as such a cache does."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return file.read(4) == b"TRT-"
     except OSError:

@@ -142,6 +142,8 @@ class Target:
         fixed_shapes: all dimensions of inputs have to be numbers.
         provider: execution provider of the engine that runs it, where that is not ONNX Runtime's CPU provider here.
         finest: least step that products may have there, in steps of the result's grid; 0 for any.
+        scales_turn: a scale a channel holds for a product that is transposed and reshaped before anything is rounded.
+        booleans_pass: a boolean input may be handed on as an output.
         wide_costs: times that a kernel takes longer where its activations have 16 bits.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
@@ -174,6 +176,8 @@ class Target:
     fixed_shapes: bool = False
     provider: str = ""
     finest: float = 0.0
+    scales_turn: bool = True
+    booleans_pass: bool = True
     wide_costs: float = 1.0
     measured: str = ""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from onnxq.verify.compare import Comparison
 from onnxq.verify.loss import BUDGET, share
 
+_NOTHING = "the float model's outputs are NaN or infinite on all samples, so that nothing could be judged"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -39,6 +41,8 @@ class Limits:
                 found.append(f"SQNR is {comparison.sqnr_db:.1f} dB and --min-sqnr asks for {self.min_sqnr:g}")
         if self.max_drop is not None:
             found += self._fallen(comparison, self.max_drop)
+        if self.max_loss is not None and comparison.loss is None and comparison.finite:
+            found += [_NOTHING] if any(output.nonfinite_float for output in comparison.outputs.values()) else []
         if self.max_loss is not None and (missed := comparison.outside(self.max_loss)):
             found.append(missed)
         return found
@@ -63,6 +67,12 @@ class Limits:
         said += [] if self.min_sqnr is None else [f"--min-sqnr {self.min_sqnr:g}"]
         said += [] if self.max_loss is None else [f"the budget of {share(self.max_loss)} of decisions"]
         return " and ".join(said)
+
+
+def only_noise(comparison: Comparison) -> float | None:
+    """The best SQNR, in dB, where the error of every real output is as large as its signal; else None."""
+    known = [output.sqnr_db for output in comparison.outputs.values() if output.sqnr_db is not None]
+    return max(known) if known and max(known) <= 0.0 else None
 
 
 def fall(comparison: Comparison) -> tuple[str, float] | None:

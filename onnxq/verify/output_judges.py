@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.graph.reading.output_facts import SIGMOID, OutputFact
 from onnxq.verify.kinds.output_kinds import ANCHORS, OutputJudge, is_real, normalized_axis
 from onnxq.verify.loss import Judged
+
+
+def _says_something(output: Array) -> bool:
+    """Whether an output has anything that can be compared; an empty one is as good as equal."""
+    return not output.size or bool(np.isfinite(output).any())
 
 
 class OutputJudges:
@@ -18,14 +25,17 @@ class OutputJudges:
         """Start with no sample; outputs that ``facts`` does not name are judged by what they give."""
         self._facts, self._labelled = facts, labelled
         self._judges: dict[str, OutputJudge] = {}
+        self._silent: set[str] = set()
 
     def add(self, feed: Feed, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Add a sample: what both models gave, by the float model's names; only tensors."""
-        begun = [name for name in expected if name not in self._judges]
+        told = [name for name, output in expected.items() if not is_real(output) or _says_something(output)]
+        self._silent |= expected.keys() - told
+        begun = [name for name in told if name not in self._judges]
         if begun:
             self._begin(begun, feed, expected)
-        for name, output in expected.items():
-            self._judges[name].add(output, got[name], feed, self._rows(name, expected))
+        for name in told:
+            self._judges[name].add(expected[name], got[name], feed, self._rows(name, expected))
 
     def others_follow(self) -> None:
         """Samples from here on made the ranges."""
@@ -58,14 +68,16 @@ class OutputJudges:
             return None
         found: Array | None = None
         for other, scores in expected.items():
-            if other != name and self._judges[other].scores and scores.shape[:-1] == output.shape[:-1]:
-                here = self._judges[other].found(scores)
+            judge = self._judges.get(other)
+            if other != name and judge is not None and judge.scores and scores.shape[:-1] == output.shape[:-1]:
+                here = judge.found(scores)
                 found = here if found is None or here is None else found | here
         return found
 
     def judged(self) -> dict[str, Judged | None]:
-        """The figures of each output."""
-        return {name: judge.judged() for name, judge in self._judges.items()}
+        """The figures of each output; None of those that had no finite number in float."""
+        silent: dict[str, Judged | None] = dict.fromkeys(self._silent)
+        return silent | {name: judge.judged() for name, judge in self._judges.items()}
 
     @property
     def may_be_classes(self) -> str | None:

@@ -135,3 +135,15 @@ def test_refining_makes_no_row_worse(spec: TensorSpec) -> None:
     before, after = rows(start), rows(found)
     whole = spec.granularity.__class__.__name__ == "PerTensor"
     assert after.sum() <= before.sum() * 1.0001 if whole else (after <= before * 1.001 + 1e-6).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30])
+def test_single_precision_corrects_as_well(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    weight, x, given = streams(13)
+    x, given = x * np.sqrt(size), given * np.sqrt(size)
+    fitted, held = sums(x[:400], given[:400]), sums(x[400:], given[400:])
+    exact = correction([weight], fitted, held)
+    monkeypatch.setattr(module, "_EXACT", 0)
+    found = correction([weight], fitted, held)
+    real, single = (error(weight, weight + weight @ part, x, given) for part in (exact, found))
+    assert single == pytest.approx(real, rel=1e-3)

@@ -80,3 +80,18 @@ def test_benchmark(run: Callable[..., Result], models: list[Path], limit: str, c
     assert done.exit_code == code
     assert "median ms" in done.stdout
     assert ("less than --min-speedup 1000" in done.stderr) == (code == 3)
+
+
+def test_where_nothing_is_finite_no_limit_is_kept(run: Callable[..., Result], models: list[Path]) -> None:
+    a, b, data = models
+    with np.load(data) as arrays:
+        np.savez(data, **{name: np.full_like(array, np.nan) for name, array in arrays.items()})
+    assert run("compare", a, b, "-c", data).exit_code == 0
+    done = run("compare", a, a, "-c", data, "--max-drop", "5", "--min-sqnr", "1")
+    assert done.exit_code == 3
+    assert "--min-sqnr: no output could be measured" in done.stderr
+    assert "--max-drop: no output could be judged" in done.stderr
+    output = data.with_name("o.onnx")
+    done = run("quantize", a, "-c", data, "-o", output, "--no-cache", "--budget", "5")
+    assert done.exit_code == 0 and output.read_bytes() == a.read_bytes()
+    assert "NaN or infinite on all samples, so that nothing could be judged" in done.stderr

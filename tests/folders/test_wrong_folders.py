@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 import onnxq
 from onnxq.cli._app import app
-from onnxq.core import staging
+from onnxq.core import atomic, staging
 from tests.language_models import (
     CONFIG,
     TEXT,
@@ -152,9 +153,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     monkeypatch.setattr(shutil, "copy", full)
-    with pytest.raises(onnxq.OnnxqError, match="genai_config.json: cannot be written: No space.*free space there"):
-        onnxq.quantize_folder(folder, tmp_path / "out", **QUICK)
+    out = tmp_path / "out"
+    said = f"^{re.escape(str(out / 'genai_config.json'))}: cannot be written: No space.*free space there"
+    with pytest.raises(onnxq.OnnxqError, match=said):
+        onnxq.quantize_folder(folder, out, **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_disk_that_is_full_for_a_graph_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = genai_folder(tmp_path / "in", with_tokenizer=False), tmp_path / "out"
+
+    def full(target: object, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(atomic, "write", full)
+    with pytest.raises(onnxq.OnnxqError, match="cannot be written: No space") as caught:
+        onnxq.quantize_folder(folder, out, **QUICK)
+    assert str(out / "model.onnx") in str(caught.value) and ".onnxq-" not in str(caught.value)
 
 
 def test_what_cannot_be_put_in_place_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

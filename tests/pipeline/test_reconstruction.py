@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from onnxq.targets import TARGETS
 from tests.graph.build import build, run, weights
 
 needs_torch = pytest.mark.torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TEXT = """g (float[N,3,8,8] x) => (float[N,6] y) {
     [c1] a = Conv <pads = [1,1,1,1]> (x, w1, b1) [r1] b = Relu (a)
@@ -153,6 +158,79 @@ def test_what_is_worse_in_the_whole_is_not_taken_over(monkeypatch: pytest.Monkey
     result = quantized(reconstruct=True)
     assert result.model == quantized(adaround=True).model
     assert any("--reconstruct: nothing was taken over" in warning for warning in result.warnings)
+
+
+KILLED = """
+import os, signal, sys
+from tests.pipeline.test_reconstruction import written
+def watch(step, done, total):
+    if step == sys.argv[2] and done == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+written(sys.argv[1], progress=watch)
+"""
+
+
+def written(output: str, **options: Any) -> onnxq.report.results.QuantizeResult:
+    """A reconstructed model in a file; its weights have 4 bits, so that layers learn before blocks do."""
+    recipe = Recipe(preset="w8a8-learned", bits=4, include=("*",))
+    return onnxq.quantize(
+        model(), output, calibration=feeds(), recipe=recipe, threads=1, benchmark=False, force=True, **options
+    )
+
+
+@needs_torch
+@pytest.mark.parametrize(("step", "kept"), [("adaround", 1), ("reconstruct", 6)])
+def test_a_killed_run_goes_on_and_comes_to_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, kept: int
+) -> None:
+    from onnxq.pipeline.learned import learning
+    from onnxq.qat.block_learning import BlockLearner
+
+    whole, again = tmp_path / "whole.onnx", tmp_path / "again.onnx"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(again), step], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    files = list(Path(f"{again}.layers").iterdir())
+    assert not again.exists() and len(files) == kept
+    written(str(whole))
+    made: list[str] = []
+    layer, block = learning._learn, BlockLearner.learn
+    monkeypatch.setattr(learning, "_learn", lambda *given: (made.append("layer"), layer(*given))[1])
+    monkeypatch.setattr(BlockLearner, "learn", lambda *given: (made.append("block"), block(*given))[1])
+    written(str(again))
+    assert made.count("layer") + made.count("block") == 7 - kept  # five layers, two blocks
+    assert again.read_bytes() == whole.read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.onnx", "again.onnx"}
+
+
+@needs_torch
+def test_what_is_kept_of_other_samples_or_damaged_is_not_taken(tmp_path: Path) -> None:
+    from onnxq.core import atomic
+
+    plain = quantized(reconstruct=True)
+    output = tmp_path / "m.onnx"
+    folder = Path(f"{output}.layers")
+
+    def interrupt(step: str, done: int, total: int | None) -> None:
+        if step == "reconstruct" and done == 1:
+            raise KeyboardInterrupt
+
+    def run(**options: Any) -> onnxq.report.results.QuantizeResult:
+        recipe = Recipe(preset="w8a8", target="narrow", include=("*",), reconstruct=True)
+        return onnxq.quantize(model(), output, recipe=recipe, threads=1, benchmark=False, force=True, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(calibration=feeds(16), progress=interrupt)
+    assert folder.is_dir() and not output.exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(calibration=feeds(), progress=interrupt)
+    for path in folder.iterdir():
+        known = atomic.read_arrays(path)
+        assert known is not None
+        path.write_bytes(path.read_bytes()[:50])
+        assert atomic.read_arrays(path) is None
+    run(calibration=feeds())
+    assert plain.model is not None and onnx.load(output).graph == plain.model.graph
+    assert not folder.exists()
 
 
 @needs_torch

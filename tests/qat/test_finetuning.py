@@ -42,7 +42,9 @@ FEEDS = [{"x": sample[None]} for sample in samples(140)]
 
 def finetune(**options: Any) -> onnxq.QuantizeResult:
     every = {"include": ["conv1", "conv2", "fc"]} if "model" not in options else {}
-    options = {"preset": "w8a8", "bits": 2, "finetune": True, "epochs": 4, "calibration": FEEDS, **every, **options}
+    # rounded to nearest first: behind what blocks have learned, so small a network has little left to learn
+    start = {"preset": "w8a8", "bits": 2, "finetune": True, "epochs": 4, "calibration": FEEDS, "algorithm": "rtn"}
+    options = {**start, **every, **options}
     return onnxq.quantize(options.pop("model", network()), benchmark=False, threads=1, **options)
 
 
@@ -58,6 +60,26 @@ def test_two_bits_learn_what_rounding_loses() -> None:
     stored = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert all(np.abs(array.astype(int)).max() <= 1 for array in stored if array.size > 64)  # they still have 2 bits
     assert "finetuned" in result.summary()
+
+
+@pytest.mark.torch
+def test_few_bits_start_from_what_blocks_have_learned() -> None:
+    nearest, learned = finetune(), finetune(algorithm=None)
+    assert nearest.sqnr_db is not None and learned.sqnr_db is not None
+    assert learned.sqnr_db > nearest.sqnr_db + 3.0
+    settled = [finetune(bits=8, algorithm=None, epochs=1), finetune(adaround=True, algorithm=None, epochs=1)]
+    assert not any("reconstruct" in result.seconds for result in settled)
+
+
+@pytest.mark.torch
+def test_outputs_in_half_precision_learn_too() -> None:
+    text = NET.replace("(float[N,4,8,8] x) => (float[N,6] y)", "(float[N,4,8,8] x) => (float16[N,6] h)")
+    made = build(
+        f"{text.rstrip(' }')} [half] h = Cast <to = 10> (y) }}", w1=weights(16, 4, 3, 3) / 3,
+        w2=weights(16, 16, 3, 3) / 5, w3=3 * weights(16, 6), b1=0.1 * weights(16), b2=0.1 * weights(16, seed=1),
+        b3=weights(6),
+    )  # fmt: skip
+    assert finetune(model=made, include=["conv*", "fc"], epochs=2).finetuned is not None
 
 
 @pytest.mark.torch

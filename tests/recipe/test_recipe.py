@@ -21,12 +21,13 @@ letters = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")
 names = st.lists(st.text(letters, min_size=1), max_size=3).map(tuple)
 flags = st.none() | st.booleans()
 limits = st.none() | st.floats(-100, 200)
+falls = st.none() | st.floats(0, 200)
 rules = st.builds(Rule, st.text(letters), quantize=flags, range=st.none() | st.sampled_from(RANGES), per_channel=flags)
 recipes = st.builds(
     Recipe, preset=st.sampled_from(sorted(PRESETS)), format=st.none() | st.sampled_from(FORMATS),
     range=st.sampled_from(RANGES), percentile=st.floats(50, 100, exclude_min=True), per_channel=st.booleans(),
     symmetric=flags, bias_correct=st.booleans(), target=st.text(letters), include=names, exclude=names, op_types=names,
-    rules=st.lists(rules, max_size=3).map(tuple), min_sqnr=limits, max_drop=limits,
+    rules=st.lists(rules, max_size=3).map(tuple), min_sqnr=limits, max_drop=falls,
 )  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def test_what_is_left_empty_has_its_default(text: str) -> None:
         ("symmetric: perhaps", "recipe: symmetric is 'perhaps' (str); it takes true or false"),
         ("min_sqnr: high", "recipe: min_sqnr is 'high' (str)"),
         ("min_sqnr: .nan", "--min-sqnr: must be a number, not nan"),
-        ("max_drop: .nan", "--max-drop: must be a number, not nan"),
+        ("max_drop: .nan", "--max-drop: nan is no fall"),
+        ("max_drop: -1", "--max-drop: -1 is no fall; 0 allows none"),
         ("include: 3", "include: 3 is not a list of names; write [name, name]"),
         ("exclude: [a, 3]", "exclude: ['a', 3] is not a list of names"),
         ("op_types: {Conv: true}", "op_types: {'Conv': True} is not a list of names"),

@@ -553,7 +553,7 @@ def test_float_cleaned_up_is_taken_before_a_search_and_remembered(
     first = auto("convnet")
     assert first.preset == "cleaned" and first.coverage.get("integer", 0) == 0
     (row,) = (row for row in first.candidates if row["name"] == "cleaned")
-    assert (row["options"], row["recipe"]) == (None, None), "no option gives it: -p w8 would store weights in 8 bits"
+    assert (row["options"], row["recipe"]) == ("-p float", None)
     searched = [row["name"] for row in first.candidates if "(" in row["name"]]
     assert all("of float weights" in name or name == "w8 (gptq)" for name in searched), (
         "nothing slower is worth a search, but for its size"

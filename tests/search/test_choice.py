@@ -23,7 +23,7 @@ from onnxq.search.choice import (
     gentler,
     ranked,
 )
-from onnxq.search.demotion.stored_weights import affordable
+from onnxq.search.demotion.stored_weights import affordable, together
 
 STATIC, DYNAMIC, TOKEN, STORED, FLOAT = "w8a8", "w8a8-dynamic", "w8a8-token", "w8", "float"
 
@@ -152,6 +152,7 @@ def test_one_scale_a_weight_is_for_kernels_that_are_faster_with_it() -> None:
 def test_weights_that_several_layers_read_are_in_a_file_once() -> None:
     forms = {"float": Form(1.0, size=500), "w8": Form(1.0, size=100)}
     order = [Layer(name, "Conv", dict(forms)) for name in "abcd"]
-    assert affordable(order, ["w", "w", "w", "v"], 1000, 1500) == 3
-    assert affordable(order, ["w", "x", "y", "v"], 1000, 1500) == 1
-    assert affordable(order, ["w", "w", "w", "v"], 1000, 9000) == 4
+    assert affordable(together(order, ["w", "w", "w", "v"]), 1000, 1500) == 1
+    assert affordable(together(order, ["w", "x", "y", "v"]), 1000, 1500) == 1
+    assert affordable(together(order, ["w", "x", "x", "v"]), 1000, 1900) == 2
+    assert affordable(together(order, ["w", "w", "w", "v"]), 1000, 9000) == 2

@@ -91,6 +91,13 @@ def test_a_failed_write_keeps_the_old_file(saved, monkeypatch):
     assert len(list(saved.parent.iterdir())) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CalibrationError, match="statistics file is no regular file"):
+        Statistics.load(tmp_path / "pipe")
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(CalibrationError, match="does not exist"):
         Statistics.load(tmp_path / "none")

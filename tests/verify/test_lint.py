@@ -309,6 +309,49 @@ def test_bounds_and_sizes_are_not_asked_to_be_on_integers() -> None:
     assert onnxq.lint(result.model, target="qnn").findings == []
 
 
+def test_a_dead_channel_has_a_bias_at_the_least_scale() -> None:
+    w = weights(8, 8, 1, 1)
+    w[3] = 0
+    text = "g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) { [a] y = Conv (x, w, b) }"
+    result = onnxq.quantize(
+        build(text, w=w * np.float32(1e-3), b=weights(8) * np.float32(1e-3)),
+        target="cpu", preset="w8a8", calibration=FEEDS, benchmark=False, include=["*"],
+    )  # fmt: skip
+    model = result.model
+    assert model is not None
+    dq = writer(model, node_named(model, "a").input[1])
+    scale = content(model, dq.input[1]).copy()
+    scale[3] = np.finfo(np.float32).tiny
+    dq.input[1] = put(model, "weight_scales", scale)
+    bias = writer(model, node_named(model, "a").input[2])
+    scale = content(model, bias.input[1]).copy()
+    scale[3] = np.finfo(np.float32).tiny
+    bias.input[1] = put(model, "bias_scales", scale)
+    assert onnxq.lint(model, target="cpu").findings == []
+
+
+def test_an_add_behind_what_float8_was_written_for_is_none_of_its() -> None:
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y, float[1, 8, 6, 6] z) {
+        [a] y = Conv (x, w) [r] c = Relu (x) [j] z = Add (x, c) }"""
+    result = onnxq.quantize(
+        build(text, opset=19, ir=9, w=weights(8, 8, 1, 1)),
+        target="tensorrt", preset="fp8", calibration=FEEDS, benchmark=False,
+    )  # fmt: skip
+    assert result.model is not None
+    assert onnxq.lint(result.model, target="tensorrt").findings == []
+
+
+def test_a_recurrent_layer_keeps_its_weights_and_may_leave_its_sequence_out() -> None:
+    text = """g (float[5, 1, 8] x) => (float[1, 1, 16] y) { [l] s, y = LSTM <hidden_size = 16> (x, w, r, b) }"""
+    model = build(text, w=weights(1, 64, 8), r=weights(1, 64, 16), b=weights(1, 128))
+    model.graph.node[0].output[0] = ""
+    samples = [{"x": RNG.standard_normal((5, 1, 8)).astype(np.float32)} for _ in range(3)]
+    result = onnxq.quantize(model, target="qnn", preset="w8a8", calibration=samples, benchmark=False)
+    assert result.model is not None
+    assert result.kept_float == []
+    assert onnxq.lint(result.model, target="qnn").findings == []
+
+
 def test_a_float_model_is_refused_by_an_npu_alone() -> None:
     assert onnxq.lint(net(), target="qnn").refused
     assert not onnxq.lint(net(), target="cpu").findings

@@ -15,11 +15,11 @@ from onnxq.core.affine import expand_blocks, to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerBlock, PerTensor, QParams, QTensor
 
-_COLUMNS = 64
+_COLUMNS = 128
 """Columns after whose changes the others are told, in one product."""
 
-_SWEEPS = 3
-"""Passes over the columns between two fits of the scales, at most."""
+_FEWEST_ROWS, _MOST_ROWS, _SYSTEM_BYTES = 128, 1024, 1 << 27
+"""Rows that are taken together, and bytes of their systems of equations."""
 
 _FARTHEST = 2.0
 """How many times larger or smaller one fit may make a scale."""
@@ -92,90 +92,152 @@ class RoundedWeight:
         )
 
 
-def refine_integers(start: RoundedWeight, hessian: Array, rounds: int) -> RoundedWeight:
+def refine_integers(start: RoundedWeight, hessian: Array, rounds: int, enough: float = 0.0) -> RoundedWeight:
     """Fit scales and integers in turn.
+
+    A round costs about 2.5 products of the weight and the Hessian, in float32.
 
     Args:
         start: the integers to begin with.
         hessian: float32, (in, in), symmetric, positive definite.
-        rounds: how often; it ends earlier where nothing gets better.
+        rounds: how often.
+        enough: it ends earlier where a round takes a smaller share than this from the error.
 
     Returns:
         Integers with an error of at most that of ``start``, row by row.
     """
-    best, errors = start, start.pull(hessian)[1]
-    for _ in range(rounds):
-        before = best
-        for step in (_with_scales, _descend):
-            found = step(best, hessian)
-            best, errors = best.better(found, errors, found.pull(hessian)[1])
-        if best is before:
-            break
-    return best
+    levels, scale = np.empty_like(start.levels), np.array(start.params.scale)
+    for rows in _slabs(start):
+        part = _Descent(start, rows, hessian)
+        part.run(rounds, enough)
+        levels[rows] = part.levels
+        scale[rows if len(scale) == len(levels) else slice(None)] = part.scale.T
+    return RoundedWeight(start.weight, QParams(start.params.spec, scale, start.params.zero_point), levels)
 
 
-def _descend(given: RoundedWeight, hessian: Array) -> RoundedWeight:
-    """Coordinate descent: each column in turn takes the best level while all others stay."""
-    spec = given.params.spec
-    levels = given.levels.copy()
-    scale = given.spread(given.params.scale)
-    pull = given.error() @ hessian
-    diagonal = np.maximum(np.diagonal(hessian), np.finfo(np.float32).tiny)
-    count = levels.shape[1]
-    for _ in range(_SWEEPS):
-        changed = False
+def _slabs(start: RoundedWeight) -> list[slice]:
+    """Rows that are taken together: as many as are worth a product, and whose systems of equations fit in memory."""
+    outputs, inputs = start.weight.shape
+    if isinstance(start.params.spec.granularity, PerTensor):
+        return [slice(0, outputs)]
+    blocks = -(-inputs // group_size(start.weight.shape, start.params.spec.granularity))
+    count = max(_FEWEST_ROWS, min(_MOST_ROWS, _SYSTEM_BYTES // (8 * blocks**2)))
+    return [slice(first, min(first + count, outputs)) for first in range(0, outputs, count)]
+
+
+class _Descent:
+    """Some rows of a weight on their way. Arrays are (in, rows): a column of the weight is contiguous.
+
+    ``pull`` is H·Eᵀ, half the gradient; it is kept up to date rather than computed anew.
+    """
+
+    def __init__(self, start: RoundedWeight, rows: slice, hessian: Array) -> None:
+        self.rows, self.hessian, self.spec = rows, hessian, start.params.spec
+        self.size = group_size(start.weight.shape, self.spec.granularity)
+        self.whole = isinstance(self.spec.granularity, PerTensor)
+        self.first = np.arange(0, start.weight.shape[1], self.size)
+        self.scale, self.zero = (
+            np.ascontiguousarray((array if self.whole else array[rows]).T, np.float32)
+            for array in (start.params.scale, start.params.zero_point)
+        )
+        self.weight = np.ascontiguousarray(start.weight[rows].T)
+        self.steps = np.ascontiguousarray(start.levels[rows].T) - self._spread(self.zero)
+        self.error = self.steps * self._spread(self.scale) - self.weight
+        self.pull = hessian @ self.error
+        self.costs = self._costs(self.pull, self.error)
+
+    def _spread(self, parameter: Array) -> Array:
+        """A parameter for each element."""
+        if len(parameter) == 1:
+            return parameter
+        return np.repeat(parameter, self.size, axis=0)[: self.hessian.shape[0]]
+
+    def run(self, rounds: int, enough: float) -> None:
+        """Fit scales and integers in turn."""
+        for _ in range(rounds):
+            before = float(self.costs.sum())
+            self._fit_scales()
+            self._descend()
+            if not before - float(self.costs.sum()) > enough * before:
+                break
+
+    @property
+    def levels(self) -> Array:
+        """float32, (rows, in): whole numbers, zero point included."""
+        return np.asarray((self.steps + self._spread(self.zero)).T)
+
+    @staticmethod
+    def _costs(pull: Array, error: Array) -> Array:
+        """The objective of each row, float64."""
+        return np.asarray(np.einsum("ir,ir->r", pull, error, dtype=np.float64))
+
+    def _fit_scales(self) -> None:
+        """The scales of least error for the integers: of each row the solution of A·δ = −g, δ the change.
+
+        A_ij = c_i H c_jᵀ with c_i the steps from zero in block i, and g_i = c_i·pull.
+        """
+        slope = np.add.reduceat(self.steps * self.pull, self.first, axis=0).astype(np.float64)
+        if self.whole:
+            down = float(np.vdot(self.steps, self.hessian @ self.steps))
+            fitted = self.scale - (float(slope.sum()) / down if down > 0.0 else 0.0)
+        else:
+            system = self._system()
+            diagonal = np.einsum("rii->ri", system)  # of a block of zeros too
+            diagonal += np.maximum(diagonal, diagonal.mean(axis=1, keepdims=True)) * 1e-6 + 1e-30
+            fitted = self.scale - np.linalg.solve(system, slope.T[..., None])[..., 0].T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = fitted / self.scale.astype(np.float64)
+        usable = np.isfinite(ratio) & (ratio >= 1.0 / _FARTHEST) & (ratio <= _FARTHEST)
+        scale = np.where(usable, fitted, self.scale).astype(np.float32)
+        error = self.steps * self._spread(scale) - self.weight
+        pull = self.hessian @ error
+        costs = self._costs(pull, error)
+        better = np.full(costs.shape, costs.sum() < self.costs.sum()) if self.whole else costs < self.costs
+        if better.all():
+            self.scale, self.error, self.pull, self.costs = scale, error, pull, costs
+        elif better.any():
+            self.costs = np.where(better, costs, self.costs)
+            for mine, other in ((self.scale, scale), (self.error, error), (self.pull, pull)):
+                np.copyto(mine, other, where=better)
+
+    def _system(self) -> Array:
+        """A of every row, float64, (rows, blocks, blocks)."""
+        blocks = len(self.first)
+        system = np.empty((self.steps.shape[1], blocks, blocks))
+        for i, start in enumerate(self.first):
+            block = slice(start, start + self.size)
+            through = self.hessian[start:, block] @ self.steps[block]
+            through *= self.steps[start:]
+            row = np.add.reduceat(through, self.first[i:] - start, axis=0)
+            system[:, i, i:] = row.T
+            system[:, i:, i] = row.T
+        return system
+
+    def _descend(self) -> None:
+        """Coordinate descent: each column in turn takes the best level while all others stay."""
+        diagonal = np.maximum(np.diagonal(self.hessian), np.finfo(np.float32).tiny)
+        qmin, qmax = np.float32(self.spec.qmin), np.float32(self.spec.qmax)
+        count = len(self.steps)
         for start in range(0, count, _COLUMNS):
             part = slice(start, min(start + _COLUMNS, count))
-            block: Array = pull[:, part].copy()
-            moved: Array = np.zeros((len(levels), part.stop - start), np.float32)
-            inner = hessian[part, part]
+            moved = np.zeros((part.stop - start, self.steps.shape[1]), np.float32)
+            inner = self.hessian[part, part]
             for column in range(part.stop - start):
                 j = start + column
-                wanted = levels[:, j] - block[:, column] / (diagonal[j] * scale[:, j])
-                new = np.clip(np.rint(wanted), spec.qmin, spec.qmax)
-                moved[:, column] = (new - levels[:, j]) * scale[:, j]
-                levels[:, j] = new
-                block += moved[:, column, None] * inner[column]
+                index = min(j // self.size, len(self.scale) - 1)
+                scale, zero = self.scale[index], self.zero[index]
+                pull = self.pull[j]
+                if column:
+                    pull = pull + inner[column, :column] @ moved[:column]
+                new = self.steps[j] - pull / (diagonal[j] * scale)
+                new += zero
+                np.rint(new, out=new)
+                np.clip(new, qmin, qmax, out=new)
+                new -= zero
+                np.subtract(new, self.steps[j], out=moved[column])
+                moved[column] *= scale
+                self.steps[j] = new
             if moved.any():
-                changed = True
-                pull += moved @ hessian[part]
-        if not changed:
-            break
-    return RoundedWeight(given.weight, given.params, levels)
-
-
-def _with_scales(given: RoundedWeight, hessian: Array) -> RoundedWeight:
-    """The scales of least error for the integers: of each row the solution of A·s = b.
-
-    A_ij = c_i H c_jᵀ and b_i = c_i H wᵀ with c_i the steps from zero in block i.
-    """
-    params = given.params
-    steps = (given.levels - given.spread(params.zero_point)).astype(np.float64)
-    exact = hessian.astype(np.float64)
-    target = given.weight.astype(np.float64) @ exact
-    rows, inputs = steps.shape
-    if isinstance(params.spec.granularity, PerTensor):
-        up, down = (steps * target).sum(), ((steps @ exact) * steps).sum()
-        fitted = np.full(params.scale.shape, up / down if down > 0.0 else 1.0)
-        return _scaled(given, fitted)
-    size = group_size(given.weight.shape, params.spec.granularity)
-    blocks = [slice(start, min(start + size, inputs)) for start in range(0, inputs, size)]
-    system = np.empty((rows, len(blocks), len(blocks)))
-    right = np.empty((rows, len(blocks)))
-    for i, block in enumerate(blocks):
-        through = steps[:, block] @ exact[block]
-        right[:, i] = np.einsum("ri,ri->r", steps[:, block], target[:, block])
-        for j, other in enumerate(blocks):
-            system[:, i, j] = np.einsum("ri,ri->r", through[:, other], steps[:, other])
-    diagonal = np.einsum("rii->ri", system)
-    diagonal += np.maximum(diagonal, diagonal.mean(axis=1, keepdims=True)) * 1e-6 + 1e-30  # of a block of zeros too
-    return _scaled(given, np.linalg.solve(system, right[..., None])[..., 0])
-
-
-def _scaled(given: RoundedWeight, fitted: Array) -> RoundedWeight:
-    """The same integers with other scales, those that are out of reach left as they are."""
-    old = given.params.scale.astype(np.float64)
-    ratio = fitted / old
-    usable = np.isfinite(ratio) & (ratio >= 1.0 / _FARTHEST) & (ratio <= _FARTHEST)
-    scale = np.where(usable, fitted, old).astype(np.float32)
-    return RoundedWeight(given.weight, QParams(given.params.spec, scale, given.params.zero_point), given.levels)
+                self.error[part] += moved
+                self.pull += self.hessian[:, part] @ moved
+        self.costs = self._costs(self.pull, self.error)

@@ -132,6 +132,8 @@ def _misses(result: Comparison, metric: str | None, min_sqnr: float | None, max_
     for name, output in result.outputs.items():
         if min_sqnr is not None and output.sqnr_db is not None and not output.sqnr_db >= min_sqnr:
             yield f"{name}: SQNR of {decibels(output.sqnr_db)}, lower than --min-sqnr {min_sqnr:g}"
+    if min_sqnr is not None and result.sqnr_db is None:
+        yield "--min-sqnr: no output could be measured"
     if max_drop is None:
         return
     if metric in (None, TOP1):

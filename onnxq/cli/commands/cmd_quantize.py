@@ -276,7 +276,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @option(
     "--max-drop",
-    type=float,
+    type=FiniteRange(min=0),
     metavar="X",
     group=_PROOF,
     help="The same for a metric that may fall by X: in points of accuracy (with labels) or top-1 agreement, or in the "

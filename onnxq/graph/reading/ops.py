@@ -176,6 +176,9 @@ _SMALLEST_LEFT, _LEFT_WORK = 1024, 16.0
 KEEP_FLOAT = "onnxq.keep_float"
 """Key of a node's metadata for why it has to stay float; for nodes that a pass has added."""
 
+EDGE = "onnxq.edge"
+"""Key of a node's metadata: a Cast at an input or output of the graph, which stands for none of the user's nodes."""
+
 STORABLE: dict[str, tuple[int, ...]] = {
     "Conv": (1,),
     "ConvTranspose": (1,),

@@ -149,7 +149,7 @@ class _Taker:
         between = {id(node) for node in order if any(_is_dequantized(value) for value in node.inputs)}
         for value in list(graph.inputs):
             if self._real.get(value.name or "", False):
-                self._cut([value], value.name or "", keep=None)
+                self._cut([value], value.name or "", keep=None, dtype=value.dtype)
         for node in order:
             for output in node.outputs:
                 name = self._counterpart(output)
@@ -224,12 +224,12 @@ class _Taker:
             pending += [source.producer() for source in node.inputs if source is not None]
         return list(found.values())
 
-    def _cut(self, values: list[ir.Value], name: str, keep: ir.Node | None) -> None:
-        """Let all readers of a value take the float model's number instead."""
+    def _cut(self, values: list[ir.Value], name: str, keep: ir.Node | None, dtype: ir.DataType | None = None) -> None:
+        """Let all readers of a value take the float model's number instead, float32 unless its type is given."""
         start = self._starts.get(name)
         if start is None:
             given = self._names.value(f"float {name}")
-            start = ir.Value(name=given, type=ir.TensorType(ir.DataType.FLOAT))
+            start = ir.Value(name=given, type=ir.TensorType(dtype or ir.DataType.FLOAT))
             if self._shapes is not None and name in self._shapes:
                 start.shape = ir.Shape(self._shapes[name])
             self._starts[name] = start

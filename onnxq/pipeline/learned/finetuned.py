@@ -24,8 +24,10 @@ from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
+from onnxq.pipeline.learned.minutes import finetune_minutes
 from onnxq.plan.decisions import Plan
 from onnxq.qat import need_torch
+from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.verify import loss
 from onnxq.verify.kinds.output_kinds import normalized_axis
@@ -43,14 +45,45 @@ _SHARE_HELD_OUT = 0.15
 _LEAST = 8
 """Calibration samples from which on some are spared; with fewer, states are judged by those of verification."""
 
+_RATE_BEHIND = 5e-4
+"""Of learning that goes on from what layers or blocks have learned: steps as long as usual would undo it first."""
+
+_FEW_BITS = 4
+"""Bits of weights on integers up to which their blocks learn before all do."""
+
 _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
+
+
+def check_finetuning(job: Job) -> None:
+    """Refuse a job that cannot be finetuned.
+
+    Raises:
+        MissingExtraError: there is no PyTorch.
+        RecipeError: there are no samples.
+    """
+    need_torch("--finetune")
+    if job.data is None:
+        raise RecipeError("--finetune: needs samples to learn from; pass --calibration")
+
+
+def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
+    """The recipe of a finetuning whose blocks learn first, where integers have few bits and nothing else rounds them.
+
+    From weights rounded to nearest it would have to find what blocks learn by themselves in a fraction of the time.
+    """
+    integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
+    given = recipe.algorithm is not None or recipe.learns or recipe.reconstructs
+    if job.prepared.training is not None or given or not integers:
+        return recipe
+    bits = [*(recipe.bits or preset.bits for preset in integers), *(rule.bits for rule in recipe.rules if rule.bits)]
+    return recipe.override(reconstruct=True) if min(bits) <= _FEW_BITS else recipe
 
 
 def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
     """Let a quantized model learn from the float model, end to end.
 
     Args:
-        job: with samples; its recipe says how.
+        job: as `check_finetuning` lets it pass; its recipe says how.
         chosen: the model as it was built and verified.
         timed: measure latency.
 
@@ -58,13 +91,10 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
         The finetuned model as it was verified, or the one that was given where learning found nothing better.
 
     Raises:
-        MissingExtraError: there is no PyTorch.
-        RecipeError: there are no samples, or the model has nodes that gradients cannot pass.
+        RecipeError: the model has nodes that gradients cannot pass.
     """
-    need_torch("--finetune")
     data, recipe = job.data, job.recipe
-    if data is None:
-        raise RecipeError("--finetune: needs samples to learn from; pass --calibration")
+    assert data is not None
     if chosen.model is None or chosen.verdict.comparison is None:
         return chosen
     with job.clock.step("finetune"):
@@ -73,7 +103,7 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
         student = with_stored_caches(job, chosen.model) if rounds else model
         outcome, changed = _learned(job, chosen, data, plain_graph(student))
         replace_constants(model, changed)
-    notes = _said(outcome, recipe.minutes)
+    notes = _said(outcome, finetune_minutes(recipe))
     if not outcome.after < outcome.before:
         chosen.warnings += [*notes, "--finetune: no state was better on held-out samples than the start, which is kept"]
         return chosen
@@ -147,8 +177,10 @@ def _learned(
             f"--finetune: labels {every.min()}…{every.max()} are no classes of an output; learned from the float model "
             "alone"
         )
-    config = FinetuneConfig(recipe.epochs, recipe.minutes, seed=recipe.seed, device=recipe.device)
+    config = FinetuneConfig(recipe.epochs, finetune_minutes(recipe), seed=recipe.seed, device=recipe.device)
     config = replace(config, threads=job.threads or free_processors())
+    if recipe.reconstructs or recipe.learns:
+        config = replace(config, rate=_RATE_BEHIND)
     if recipe.learning_rate is not None:
         config = replace(config, rate=recipe.learning_rate)
 
@@ -197,8 +229,9 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
         array = outputs.get(name)
         if judged is None or judged.kind == loss.ELEMENTS or not isinstance(array, np.ndarray):
             continue
-        if array.dtype != np.float32 or not np.isfinite(array).all():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
             continue
+        array = array.astype(np.float32)
         normalized = normalized_axis(array)
         axis = _class_axis(array, facts.get(name)) if judged.kind in _SCORES else None
         if normalized is not None and judged.kind in _SCORES:
@@ -206,7 +239,7 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
         fits = labels is not None and axis is not None and _are_classes(labels, array, axis)
         found[name] = OutputKind(judged.kind, axis, normalized is not None, float(array.var()), fits)
     if not found:
-        raise CalibrationError("--finetune: no output of the model is a finite float32 tensor that could be learned")
+        raise CalibrationError("--finetune: no output of the model has finite real numbers that could be learned")
     return found
 
 

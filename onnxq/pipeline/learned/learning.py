@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from onnxq._version import __version__
 from onnxq.algorithms.adaround import AdaRoundConfig, adaround
+from onnxq.core import atomic
 from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
@@ -14,6 +19,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
+from onnxq.graph.files import io
 from onnxq.graph.reading.matrices import Matrices, matrices_of
 from onnxq.graph.reading.ops import OPS
 from onnxq.graph.types import Model, Node
@@ -82,29 +88,115 @@ def refine(
     samples = data.calibration.part(0, count)
     rows = max(8, -(-_ROWS // max(count, 1)))
     learned: dict[tuple[str, int], QTensor] = {}
+    kept = _Kept.of(job, solution, allowance)
     with clock.step("adaround"):
         report = clock.report("adaround")
         for done, (name, seen) in enumerate(layers.items()):
+            known = kept.find(name, _tensor(solution, name))
+            if known is not None:
+                solution = _with_learned(job, plan, solution, name, known, learned, statistics)
+                report(done + 1, len(layers))
+                continue
             if allowance is not None and allowance.over:
                 break
+            begun = allowance.left if allowance is not None else 0.0
             stream = _stream(model, solution, seen.value)
             moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(
                 name
             )
-            if moments is not None and name in solution.rewrite.dynamic:
-                solution = _distilled(nodes[name], solution, seen.matrices, moments, config)
-            elif moments is not None:
-                node, change = nodes[name], solution.rewrite.nodes[name]
-                correct = OPS[node.op_type].bias is not None and statistics is not None
-                tensor, shift = _learn(node, change.constants[1], seen.matrices, moments, correct, config)
-                learned[(name, 1)] = tensor
-                changed = node_rewrite(
-                    node, plan.nodes[name], solution.rewrite.read_by(name), Weights(learned), statistics, shift
-                )
-                rewrites = {**solution.rewrite.nodes, name: changed}
-                solution = replace(solution, rewrite=replace(solution.rewrite, nodes=rewrites))
+            if moments is not None:
+                if name in solution.rewrite.dynamic:
+                    result: _Learned = _distilled(nodes[name], solution, seen.matrices, moments, config), None
+                else:
+                    correct = OPS[nodes[name].op_type].bias is not None and statistics is not None
+                    tensor = solution.rewrite.nodes[name].constants[1]
+                    result = _learn(nodes[name], tensor, seen.matrices, moments, correct, config)
+                kept.add(name, result, begun)
+                solution = _with_learned(job, plan, solution, name, result, learned, statistics)
             report(done + 1, len(layers))
     return solution, []
+
+
+_Learned = tuple[QTensor, "Array | None"]
+"""A layer's weight, and what to add to its bias; None where nothing is."""
+
+
+def _tensor(solution: Solution, name: str) -> QTensor:
+    change = solution.rewrite.nodes.get(name) or solution.rewrite.dynamic[name]
+    return change.constants[1]
+
+
+def _with_learned(
+    job: Job, plan: Plan, solution: Solution, name: str, found: _Learned, learned: dict[tuple[str, int], QTensor],
+    statistics: Statistics | None,
+) -> Solution:  # fmt: skip
+    """The solution with what a layer has learned, which is added to ``learned``."""
+    rewrite, (tensor, shift) = solution.rewrite, found
+    if name in rewrite.dynamic:
+        dynamic = {**rewrite.dynamic, name: replace(rewrite.dynamic[name], constants={1: tensor})}
+        return replace(solution, rewrite=replace(rewrite, dynamic=dynamic))
+    learned[(name, 1)] = tensor
+    node = next(node for node in all_nodes(job.prepared.model.graph) if node.name == name)
+    changed = node_rewrite(node, plan.nodes[name], rewrite.read_by(name), Weights(learned), statistics, shift)
+    return replace(solution, rewrite=replace(rewrite, nodes={**rewrite.nodes, name: changed}))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Layers that are done, in files, for a run that goes on after it was killed."""
+
+    folder: Path | None
+    signature: str
+    allowance: Allowance | None
+
+    @classmethod
+    def of(cls, job: Job, solution: Solution, allowance: Allowance | None) -> _Kept:
+        if job.layers is None:
+            return cls(None, "", allowance)
+        copy = job.prepared.model.clone()
+        emit_qdq(copy, solution.rewrite)
+        emit_dynamic(copy, solution.rewrite)
+        return cls(job.layers, learning_signature(job, io.to_bytes(copy)), allowance)
+
+    def _path(self, name: str) -> Path | None:
+        digest = hashlib.sha256(f"{self.signature} {name}".encode()).hexdigest()
+        return None if self.folder is None else self.folder / f"{digest[:32]}.npz"
+
+    def find(self, name: str, tensor: QTensor) -> _Learned | None:
+        path = self._path(name)
+        known = None if path is None else atomic.read_arrays(path)
+        if known is None or not {"values", "seconds"} <= set(known):
+            return None
+        values = known["values"].view(tensor.values.dtype)
+        if values.shape != tensor.values.shape:
+            return None
+        if self.allowance is not None:
+            self.allowance.spend(float(known["seconds"]))
+        return QTensor(values, tensor.params), known.get("shift")
+
+    def add(self, name: str, found: _Learned, begun: float) -> None:
+        path = self._path(name)
+        if path is None:
+            return
+        bounded = self.allowance is not None and math.isfinite(begun)
+        seconds = begun - self.allowance.left if bounded and self.allowance is not None else 0.0
+        arrays = {"values": np.ascontiguousarray(found[0].values).view(np.uint8), "seconds": np.array(seconds)}
+        atomic.write_arrays(path, arrays if found[1] is None else {**arrays, "shift": found[1]})
+
+
+def learning_signature(job: Job, content: bytes) -> str:
+    """Of all that learning depends on: what is kept of a run goes on only where it agrees.
+
+    Args:
+        job: with samples.
+        content: the quantized model that learning starts from.
+    """
+    digest = hashlib.sha256(content)
+    digest.update(io.model_hash(job.prepared.model).encode())
+    assert job.data is not None
+    for part in (__version__, job.data.every.hash, job.recipe.to_yaml(), str(job.threads)):
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def _stream(model: Model, solution: Solution, value: str) -> SecondStream:
@@ -122,8 +214,8 @@ def _stream(model: Model, solution: Solution, value: str) -> SecondStream:
 
 def _distilled(
     node: Node, solution: Solution, matrices: Matrices, moments: LayerMoments, config: AdaRoundConfig | None
-) -> Solution:
-    """The solution with the roundings of a layer that quantizes its input at inference learned.
+) -> QTensor:
+    """The weight of a layer that quantizes its input at inference, with its roundings learned.
 
     Its teacher is the float layer on the float model's values, its input what the quantized model gives it: the
     layer-by-layer distillation of ZeroQuant (Yao et al., arXiv:2206.01861, section 4.2).
@@ -147,10 +239,7 @@ def _distilled(
     turned = TensorSpec(spec.dtype, granularity, spec.symmetric, spec.narrow_range, spec.grid_bits)
     scale, zero = (array.T if matrices.transposed else array for array in (params.scale, params.zero_point))
     found = adaround(rows, moment, turned, config or AdaRoundConfig(), cross=cross, params=QParams(turned, scale, zero))
-    values = matrices.join(found.values[None], weight.shape)
-    learned = replace(change, constants={1: QTensor(values, params)})
-    dynamic = {**solution.rewrite.dynamic, name: learned}
-    return replace(solution, rewrite=replace(solution.rewrite, dynamic=dynamic))
+    return QTensor(matrices.join(found.values[None], weight.shape), params)
 
 
 def _learn(

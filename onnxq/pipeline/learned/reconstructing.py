@@ -17,10 +17,13 @@ from onnxq.graph.emit.apply import use_own_pair
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, Style
+from onnxq.graph.files import io
 from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
 from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.pipeline.learned.learning import learning_signature
+from onnxq.pipeline.learned.minutes import block_minutes
 from onnxq.pipeline.transformation import in_time
 from onnxq.plan.decisions import Fixed, Plan
 from onnxq.plan.weights.constants import quantize_bias
@@ -110,6 +113,8 @@ def reconstructed(
             allowance=allowance,
             threads=job.threads,
             report=clock.report("reconstruct"),
+            kept=job.layers,
+            signature=learning_signature(job, io.to_bytes(emitted)),
         )
         found = reconstruct(task)
         said = _said(found, job)
@@ -169,15 +174,22 @@ def weight_steps(model: Model, rewrite: Rewrite) -> dict[str, Array]:
         rewrite: with each weight's own scales, not yet those of spread channels.
     """
     found = {}
+    weights = _weights(rewrite)
     for node in walk.all_nodes(model.graph):
-        change = rewrite.nodes.get(node.name or "") or rewrite.dynamic.get(node.name or "")
-        tensor = change.constants.get(1) if change is not None else None
+        tensor = weights.get(node.name or "")
         weight = walk.const_array(walk.input_at(node, 1))
         if tensor is None or weight is None or isinstance(tensor.params.spec.granularity, PerBlock):
             continue
         zero = tensor.params.zero_point.astype(np.float32)
         found[node.name or ""] = np.asarray(weight.astype(np.float32) / tensor.params.scale + zero)
     return found
+
+
+def _weights(rewrite: Rewrite) -> dict[str, QTensor]:
+    """The weight of each node that has an integer one."""
+    found = {name: stored[1] for name, stored in rewrite.storage.items() if 1 in stored}
+    changes: dict[str, NodeRewrite | DynamicRewrite] = {**rewrite.nodes, **rewrite.dynamic}
+    return found | {name: change.constants[1] for name, change in changes.items() if 1 in change.constants}
 
 
 def _said(found: Reconstructed, job: Job) -> list[str]:
@@ -190,14 +202,14 @@ def _said(found: Reconstructed, job: Job) -> list[str]:
         said.append(f"--reconstruct: {blocks} left out; {found.failed[0]}")
     if found.late:
         said.append(
-            f"--reconstruct: {found.late} blocks did not learn within {job.recipe.minutes:g} minutes; "
+            f"--reconstruct: {found.late} blocks did not learn within {block_minutes(job.recipe):g} minutes; "
             "--minutes gives more"
         )
     made, wanted = (sum(getattr(outcome, key) for outcome in found.outcomes) for key in ("steps", "planned"))
     if any(outcome.short for outcome in found.outcomes):
         said.append(
-            f"--reconstruct: blocks made {made} of {wanted} steps within {job.recipe.minutes:g} minutes of computing; "
-            "--minutes gives more"
+            f"--reconstruct: blocks made {made} of {wanted} steps within {block_minutes(job.recipe):g} minutes of "
+            "computing; --minutes gives more"
         )
     if any(not outcome.finite for outcome in found.outcomes):
         said.append("--reconstruct: a loss was not finite; its block kept the best state before that")
@@ -217,6 +229,7 @@ class _Link:
             (weight.integers.original.dtype.name, weight.integers.original.tobytes()): weight.integers
             for weight in module.weights.values()
         }
+        self._scales = {id(w.integers): w.scale for w in module.weights.values() if w.scale is not None}
         self._nodes: dict[str, PlainNode] = {node.name: node for node in module.graph.nodes}
 
     def restrict(self, model: Model, plan: Plan, steps: Mapping[str, Array]) -> None:
@@ -238,14 +251,10 @@ class _Link:
                 if any(np.isfinite(bound) and bound != 0.0 for bound in clamp_bounds(clamp)):
                     bound = float(grid.scale.original.reshape(()))
                     grid.scale.bound = bound if grid.scale.bound is None else min(bound, grid.scale.bound)
-        changes: dict[str, NodeRewrite | DynamicRewrite] = {**self._rewrite.nodes, **self._rewrite.dynamic}
-        for name, change in changes.items():
-            self._start(change, steps.get(name))
+        for name, tensor in _weights(self._rewrite).items():
+            self._start(tensor, steps.get(name))
 
-    def _start(self, change: NodeRewrite | DynamicRewrite, steps: Array | None) -> None:
-        tensor = change.constants.get(1)
-        if tensor is None:
-            return
+    def _start(self, tensor: QTensor, steps: Array | None) -> None:
         values, part = tensor.values, self._part(tensor)
         if part is None:
             return
@@ -279,14 +288,17 @@ class _Link:
         old = self._rewrite
         nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
         values = {name: self._params(name, params) for name, params in old.values.items()}
-        dynamic = {name: replace(change, constants=self._constants(change)) for name, change in old.dynamic.items()}
+        dynamic = {
+            name: replace(change, constants=self._constants(change.constants)) for name, change in old.dynamic.items()
+        }
+        storage = {name: self._constants(stored) for name, stored in old.storage.items()}
         static = {}
         for name, change in old.nodes.items():
             source = nodes[name].inputs[0] if nodes[name].inputs else None
             static[name] = self._node(name, change, values.get((source.name if source is not None else None) or ""))
             if change.adds is not None:
                 self._set_bias(nodes[change.adds])
-        return replace(old, values=values, nodes=static, dynamic=dynamic)
+        return replace(old, values=values, nodes=static, dynamic=dynamic, storage=storage)
 
     def _params(self, name: str, params: QParams) -> QParams:
         grid = self._grid(name)
@@ -295,18 +307,25 @@ class _Link:
         zero = params.zero_point if grid.zero is None else grid.zero.array().reshape(params.zero_point.shape)
         return replace(params, scale=grid.scale.array().reshape(params.scale.shape), zero_point=zero)
 
-    def _constants(self, change: NodeRewrite | DynamicRewrite) -> dict[int, QTensor]:
-        found = dict(change.constants)
-        for position, tensor in change.constants.items():
+    def _constants(self, constants: Mapping[int, QTensor]) -> dict[int, QTensor]:
+        found = dict(constants)
+        for position, tensor in constants.items():
             part = self._part(tensor)
             if part is not None:
                 same = part.original.tobytes() == tensor.values.tobytes()
                 array = np.ascontiguousarray(part.array() if same else part.array().T)
-                found[position] = QTensor(array.reshape(tensor.values.shape), tensor.params)
+                found[position] = QTensor(array.reshape(tensor.values.shape), self._own_scale(part, tensor.params))
         return found
 
+    def _own_scale(self, part: Integers, params: QParams) -> QParams:
+        """The parameters of a weight with the scales that it has learned."""
+        scale = self._scales.get(id(part))
+        if scale is None or not bool(scale.shift.any()):
+            return params
+        return replace(params, scale=scale.array().reshape(params.scale.shape))
+
     def _node(self, name: str, change: NodeRewrite, source: QParams | None) -> NodeRewrite:
-        constants = self._constants(change)
+        constants = self._constants(change.constants)
         if change.bias is None or source is None:
             return replace(change, constants=constants)
         scale = change.bias.params.scale.astype(np.float64)

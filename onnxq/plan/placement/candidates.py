@@ -10,6 +10,7 @@ import numpy as np
 from onnxq.graph import traits, walk
 from onnxq.graph.reading.mask_values import mask_number, masked_values
 from onnxq.graph.reading.ops import (
+    EDGE,
     KEEP_FLOAT,
     STORABLE,
     Kind,
@@ -52,8 +53,9 @@ class Quantizable:
 
     @property
     def outputs(self) -> list[Value]:
-        """The values it writes, behind the clamp."""
-        return list(self.node.outputs) if self.clamp is None else list(self.clamp.outputs)
+        """The values it writes, behind the clamp; one that is left out has no name."""
+        node = self.node if self.clamp is None else self.clamp
+        return [value for value in node.outputs if value.name]
 
 
 @dataclass
@@ -117,7 +119,7 @@ def survey(
             found.present.add(node.name or "")
             found.order.append(node)
             continue
-        if node.op_type in _STRUCTURAL or not _is_real(node, dtypes):
+        if node.op_type in _STRUCTURAL or EDGE in node.meta or not _is_real(node, dtypes):
             continue
         found.order.append(node)
         choice = selection.of(node.name or "", node.op_type)

@@ -26,7 +26,8 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     quality, good = _quality(result)
     ratio, grew = _ratio(result), result["size_bytes"]["after"] > result["size_bytes"]["before"]
     good = good and not grew and (ratio is None or round(ratio, 2) >= 0.97)
-    said = f"The quantized model is {' and '.join(gains)} than float" if gains else "The quantized model"
+    what = "The float model, rewritten," if result["preset"] == "cleaned" else "The quantized model"
+    said = f"{what} is {' and '.join(gains)} than float" if gains else what
     return (GOOD if good else CHECK), f"{said}{', and ' if gains else ' '}{quality}."
 
 

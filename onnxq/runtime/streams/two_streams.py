@@ -26,6 +26,9 @@ from onnxq.stats.second_moment import SecondMoment
 _HELD_OUT = 5
 """Of so many samples one is held out."""
 
+_TOGETHER = 1024
+"""Rows of a layer's input that are multiplied at once."""
+
 
 @dataclass
 class Sums:
@@ -38,14 +41,29 @@ class Sums:
 
     moment: SecondMoment = field(default_factory=SecondMoment)
     difference: Array | None = None
+    _waiting: list[tuple[Array, Array]] = field(default_factory=list)
 
     def add(self, exact: Array, given: Array) -> None:
-        """Fold in rows: (rows, channels) of the float model, and of the other one."""
+        """Fold in rows: (rows, channels) of the float model, and of the other one; some wait until `finish`."""
         finite = np.isfinite(exact).all(axis=1) & np.isfinite(given).all(axis=1)
         exact, given = (np.asarray(rows[finite], np.float32) for rows in (exact, given))
+        self._waiting.append((exact, given))
+        if sum(len(rows) for rows, _ in self._waiting) >= _TOGETHER:
+            self.finish()
+
+    def finish(self) -> None:
+        """Fold in the rows that wait: adding a product to a sum costs as much as some hundred rows of the product."""
+        if not self._waiting:
+            return
+        exact, given = (np.concatenate(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         self.moment.update(given)
-        product = (exact - given).T @ given
-        self.difference = product.astype(np.float64) if self.difference is None else self.difference + product
+        exact -= given
+        product = exact.T @ given
+        if self.difference is None:
+            self.difference = product.astype(np.float64)
+        else:
+            self.difference += product
 
 
 class TwoStreams:
@@ -101,6 +119,8 @@ class TwoStreams:
             into.add(exact.reshape(-1, exact.shape[-1]), given.reshape(-1, given.shape[-1]))
             if progress is not None:
                 progress(index + 1)
+        for sums in (fitted, held):
+            sums.finish()
         for name in [name for name in self._numbers if name not in segment.keeps]:
             for file in self._folder.glob(f"{self._numbers.pop(name)}-*.npy"):
                 file.unlink()

@@ -6,17 +6,14 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxq.graph import walk
-from onnxq.graph.types import Node
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
-from onnxq.plan.decisions import WEIGHT
 from onnxq.search import choice as chooser
-from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
+from onnxq.search.choice import CLEANED, FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
 from onnxq.search.demotion.confidence import Confidence
 from onnxq.search.demotion.fewest import Attempt, fewest, noise_left
-from onnxq.search.demotion.full_speed import OUT_OF_REACH, WEIGHTS_MISS, FullSpeed
-from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter
+from onnxq.search.demotion.full_speed import OUT_OF_REACH, STORED_BETTER, WEIGHTS_MISS, FullSpeed
+from onnxq.search.demotion.stored_weights import LITTLE, affordable, that_matter, together, weight_of
 from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
 from onnxq.search.layers import FORMS
 from onnxq.search.mixing import Mixing
@@ -34,6 +31,10 @@ _WORTH_SPARING = 0.85
 _DOUBT = 2.0
 """Factor by which noise that is predicted from that of single layers may be too large."""
 
+_GAIN_DOUBT = 8.0
+"""The same where it decides whether layers are given back at all: what a start loses that is far outside is known from
+a few samples, and falls faster than with the size of the noise."""
+
 _SPARABLE = 30.0
 """Factor of the noise from which so many weights have to stay float that little is saved: 15 dB."""
 
@@ -43,8 +44,6 @@ computes in float, is hardly better than one on integers, and float weights are 
 
 _BETTER_ROUNDED = 4.0
 """Factor by which weights that are rounded by how they are used make less noise, if it goes very well: 6 dB."""
-
-_STORED_BETTER = f"{STORED} (gptq)"
 
 _MOST_TRIES = 6
 """Models that are built to find how many layers have to be given back."""
@@ -104,7 +103,7 @@ class Demoting:
             kept = self._spare_weights()
         if kept is None:  # none is surely inside; the one that is farthest inside serves
             kept = min(self._barely, key=trials.loss, default=None)
-        found = [kept, trials.made.get(_STORED_BETTER)]
+        found = [kept, trials.made.get(STORED_BETTER)]
         new = [trial for trial in found if trial is not None and trial.timing is None and not trial.refused]
         if new:
             leaders = chooser.ranked(trials.outcomes())
@@ -138,7 +137,11 @@ class Demoting:
         if stored is None or stored.comparison is None or not trials.by_budget or self._job.data is None:
             return False
         known = [stored]
-        if rounding == 1.0 and (better := self._stored_better()) is not None and better.comparison is not None:
+        if (
+            rounding == 1.0
+            and (better := self._full_speed.stored_better()) is not None
+            and better.comparison is not None
+        ):
             known.append(better)
         excess = min(map(self._confidence.excess, known))
         if excess <= WEIGHTS_MISS**2:
@@ -153,7 +156,9 @@ class Demoting:
         if times is None:
             return False
         # What is not static can have float weights at no cost in time.
-        left = noise_left([*(layer for layer in layers if layer not in static), *order], STORED, floats)
+        left = noise_left(
+            [[layer] for layer in [*(one for one in layers if one not in static), *order]], STORED, floats
+        )
         return not self._gains(left[len(layers) - len(order) :], times, excess, _DOUBT * rounding)
 
     # Layers given back.
@@ -171,10 +176,10 @@ class Demoting:
         plan = _Start(STATIC, as_it_is, least, spare)
         kept = None
         if room and set(gentle.values()) != {FLOAT}:
-            kept = self._fewest(static, gentle, plan, "gentler")
+            kept = self._fewest([[layer] for layer in static], gentle, plan, "gentler")
         if kept is None:
             floats = dict.fromkeys(gentle, FLOAT)
-            kept = self._fewest(static, floats, plan, "float")
+            kept = self._fewest([[layer] for layer in static], floats, plan, "float")
         return kept
 
     def _with_float_weights(self, start: Candidate) -> Candidate | None:
@@ -223,7 +228,7 @@ class Demoting:
     def _weights(self, layers: Sequence[Layer]) -> list[Hashable]:
         """What layers read as their weights, by name."""
         nodes = {node.name or "": node for node in self._job.prepared.model.graph}
-        return [_weight_of(nodes[layer.name]) for layer in layers]
+        return [weight_of(nodes[layer.name]) for layer in layers]
 
     def _weights_leave_room(self, like: Candidate) -> bool:
         """Whether 8-bit weights, rounded as those of a trial, cost so little alone that others need not be float."""
@@ -232,18 +237,9 @@ class Demoting:
             return True
         near = _ROOM < self._confidence.excess(stored) <= OUT_OF_REACH[1]
         if near and like.recipe.algorithm is not None:
-            better = self._stored_better()
+            better = self._full_speed.stored_better()
             stored = better if better is not None and better.comparison is not None else stored
         return self._confidence.excess(stored) <= _ROOM
-
-    def _stored_better(self) -> Candidate | None:
-        """Stored weights that were rounded by how they are used; None where there are none."""
-        trials = self._trials
-        name, stored = _STORED_BETTER, trials.made.get(STORED)
-        packs = stored is not None and bool(stored.plan.counts(WEIGHT))  # which would need other statistics
-        if name not in trials.made and stored is not None and not packs and self._full_speed.leaves_open("gptq"):
-            self._full_speed.like(name, stored, stored.recipe.override(algorithm="gptq"))
-        return trials.made.get(name)
 
     def _times(self, order: Sequence[Layer], forms: Mapping[str, str], start: Candidate) -> list[float] | None:
         """Time of the model by the number of layers given back, float being 1; None where times are not known."""
@@ -270,6 +266,11 @@ class Demoting:
         inside = chooser.ranked(self._trials.outcomes())
         return bool(inside) and inside[0].size > self._job.prepared.size
 
+    def _cleaned_is_inside(self) -> bool:
+        """Whether there is the prepared float model, which is as fast as stored weights and surer to be inside."""
+        cleaned = self._trials.made.get(CLEANED)
+        return cleaned is not None and not cleaned.refused
+
     def _stored_misses(self) -> bool:
         """Whether the model of stored weights runs and is outside the budget."""
         stored = self._trials.made.get(STORED)
@@ -289,29 +290,31 @@ class Demoting:
         if stored is None or not self._stored_misses() or self._spared:
             return None
         self._spared = True
-        better = self._stored_better()
+        better = self._full_speed.stored_better()
         if better is not None and not better.refused:
             return better
         if better is not None and better.comparison is not None and trials.loss(better) < trials.loss(stored):
             stored = better
         mixing.find_damage(stored.recipe, STORED)
-        order = by_bytes(chooser.by_damage(mixing.layers.values(), STORED), STORED)
+        layers = chooser.by_damage(mixing.layers.values(), STORED)
+        order = by_bytes(together(layers, self._weights(layers)), STORED)
         inside = [outcome.size for outcome in trials.outcomes() if not outcome.refused]
         largest = self._job.prepared.size if self._has_grown() else _WORTH_SPARING * min(inside, default=math.inf)
-        weights = self._weights(order)
-        count = affordable(order, weights, stored.size, largest)
-        left = noise_left(order, STORED, {layer.name: FLOAT for layer in order})
+        count = affordable(order, stored.size, largest)
+        floats = {layer.name: FLOAT for layer in layers}
+        left = noise_left(order, STORED, floats)
         if not self._has_grown() and left[count] > _DOUBT / max(self._confidence.excess(stored), 1.0):
             return None
         order = order[:count]
-        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for layer in order}
-        start = _Start(STORED, as_it_is, stored)
-        return self._fewest(order, {layer.name: FLOAT for layer in order}, start, "of float weights")
+        as_it_is = {layer.name: LayerChoice(STORED, "as in w8") for group in order for layer in group}
+        return self._fewest(order, floats, _Start(STORED, as_it_is, stored), "of float weights")
 
     # The fewest layers.
 
-    def _fewest(self, order: Sequence[Layer], forms: Mapping[str, str], start: _Start, how: str) -> Candidate | None:
-        """The model with the fewest layers in another form that keeps the accuracy budget; None where none does.
+    def _fewest(
+        self, order: Sequence[Sequence[Layer]], forms: Mapping[str, str], start: _Start, how: str
+    ) -> Candidate | None:
+        """The model with the fewest layers in another form, by groups, that keeps the budget; None where none does.
 
         A model that is picked because it is just inside may be outside on other samples: the more are tried, the surer
         it has to be inside (`Confidence`).
@@ -320,9 +323,10 @@ class Demoting:
         good: dict[int, Candidate] = {}
         tried: list[int] = []
         left, times = noise_left(order, start.base, forms), None
+        longest = self._longest()
         if start.base == STATIC:
-            times = self._times(order, forms, start.trial)
-            if times is not None and not self._gains(left, times, confidence.excess(start.trial)):
+            times = self._times([layer for group in order for layer in group], forms, start.trial)
+            if times is not None and not self._gains(left, times, confidence.excess(start.trial), _GAIN_DOUBT):
                 return None
 
         def attempt(count: int) -> Attempt | None:
@@ -332,7 +336,8 @@ class Demoting:
                 return None
             tried.append(count)
             self._job.clock.report("accuracy")(count, len(order))
-            trial = self._with_other(order[:count], forms, start, f"{MIXED} ({count} {how})")
+            changed = [layer for group in order[:count] for layer in group]
+            trial = self._with_other(changed, forms, start, f"{MIXED} ({len(changed)} {how})")
             if trial is None:
                 return Attempt(False)
             runs = trial.session is not None and not trial.refused
@@ -342,19 +347,23 @@ class Demoting:
             if not trial.refused and confidence.is_sure(trial, len(tried)):
                 good[count] = trial
                 return Attempt(True)
-            if not trial.refused:
+            if not trial.refused and (start.base == STATIC or not self._cleaned_is_inside()):
                 self._barely.append(trial)
             return Attempt(False, confidence.excess(trial, len(tried)))
 
-        found = fewest(left, confidence.excess(start.trial), attempt, times)
+        found = fewest(left, confidence.excess(start.trial), attempt, times, longest)
         return None if found is None else good[found]
 
-    def _gains(self, left: Sequence[float], times: Sequence[float], excess: float, doubt: float = _DOUBT) -> bool:
+    def _gains(self, left: Sequence[float], times: Sequence[float], excess: float, doubt: float) -> bool:
         """Whether a model would still be the fastest with as many layers given back as its errors ask for."""
         need = doubt / max(excess, 1.0)
         count = next((index for index, share in enumerate(left) if share <= need), len(left) - 1)
+        return times[count] < self._longest()
+
+    def _longest(self) -> float:
+        """Time from which a model is no faster than the fastest that is inside, float being 1."""
         reached = max((outcome.ratio for outcome in self._trials.outcomes() if not outcome.refused), default=1.0)
-        return times[count] < 1 / (reached * (1 + chooser.NOISE))
+        return 1 / (reached * (1 + chooser.NOISE))
 
     def _with_other(
         self, changed: Sequence[Layer], forms: Mapping[str, str], start: _Start, name: str
@@ -388,11 +397,3 @@ class Demoting:
         made = self._trials.made
         tied = [name for name in sorted(ratios, key=lambda name: (-ratios[name], name)) if ratios[name] >= least]
         return made[min(tied, key=lambda name: self._trials.loss(made[name]))]
-
-
-def _weight_of(node: Node) -> Hashable:
-    """The name of the largest constant that a node reads."""
-    sizes = {
-        value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
-    }
-    return max(sizes, key=lambda name: sizes[name], default=node.name)

@@ -29,13 +29,13 @@ class Attempt:
     excess: float | None = None
 
 
-def noise_left(order: Sequence[Layer], base: str, forms: Mapping[str, str]) -> list[float]:
-    """The share of the noise that is left with the first 0, 1, 2 … layers in another form.
+def noise_left(order: Sequence[Sequence[Layer]], base: str, forms: Mapping[str, str]) -> list[float]:
+    """The share of the noise that is left with the first 0, 1, 2 … groups of layers in another form.
 
     The errors of layers are taken as independent, so that their powers at the outputs add up.
 
     Args:
-        order: layers, the worst first.
+        order: layers that change together, the worst first.
         base: the form that they have.
         forms: the other form by name of the layer.
     """
@@ -45,8 +45,8 @@ def noise_left(order: Sequence[Layer], base: str, forms: Mapping[str, str]) -> l
         error = None if found is None else found.model_db if form != base else found.error_db
         return 0.0 if error is None else 10.0 ** (-max(error, -100.0) / 10)
 
-    before = [power(layer, base) for layer in order]
-    after = [min(power(layer, forms[layer.name]), had) for layer, had in zip(order, before, strict=True)]
+    before = [sum(power(layer, base) for layer in group) for group in order]
+    after = [sum(min(power(layer, forms[layer.name]), power(layer, base)) for layer in group) for group in order]
     total = sum(before)
     if total <= 0:
         return [1.0 - count / max(len(order), 1) for count in range(len(order) + 1)]
@@ -58,6 +58,7 @@ def fewest(
     excess: float,
     attempt: Callable[[int], Attempt | None],
     times: Sequence[float] | None = None,
+    longest: float = math.inf,
 ) -> int | None:
     """The smallest number that is good, to within an eighth, or 3 % of the time; None where none was found.
 
@@ -66,6 +67,8 @@ def fewest(
         excess: by what factor the noise is too large with none.
         attempt: builds the model with so many; None ends the search.
         times: that the model takes, by number; None where that is not known.
+        longest: time from which a model is worth nothing. The first number is tried in any case: how much noise has to
+            go is known well only from a model that comes close.
     """
     too_few, limit = 0, len(left) - 1
     enough: int | None = None
@@ -73,6 +76,8 @@ def fewest(
     while too_few < limit:
         if enough is None:
             count = _predicted(left, need, too_few, limit)
+            if too_few and times is not None and times[count] >= longest:
+                break
             if too_few and times is None and _settled(too_few, limit, None):
                 count = limit  # what lies between would be no better by what matters
         elif _settled(too_few, enough, times):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
+from onnxq.plan.decisions import WEIGHT
 from onnxq.recipe.recipe import Recipe
 from onnxq.search.choice import STORED
 from onnxq.search.comparing import ENOUGH
@@ -15,6 +16,8 @@ OUT_OF_REACH = 1000.0, 30.0
 
 _LITTLE = 0.15
 """Share of the noise from which rounded weights are worth the seconds that better ones take."""
+
+STORED_BETTER = f"{STORED} (gptq)"
 
 WEIGHTS_MISS = 1.5
 """Times the budget that stored weights lose from which other ranges are in vain."""
@@ -50,10 +53,11 @@ class FullSpeed:
                 continue
             if not trial.refused:
                 return trial
-            if what == "gptq" and self._closer(trial, best):
-                best, said = trial, f"{what}, "
-            elif what == "gptq" and self._weights_alone_miss():
-                return None
+            if what == "gptq":
+                if self._closer(trial, best):
+                    best, said = trial, f"{what}, "
+                if self._weights_alone_miss():
+                    return None
         return None
 
     def leaves_open(self, what: str) -> bool:
@@ -76,9 +80,23 @@ class FullSpeed:
         return 10 ** ((all_of_it - weights) / 10) > _LITTLE
 
     def _weights_alone_miss(self) -> bool:
-        """Whether 8-bit weights cost more than the budget by themselves: no range of activations brings that back."""
-        stored = self._trials.made.get(STORED)
-        return stored is not None and self._trials.by_budget and self._confidence.excess(stored) > WEIGHTS_MISS**2
+        """Whether 8-bit weights cost more than the budget by themselves, however they are rounded.
+
+        No range of activations brings that back.
+        """
+        stored, limit = self._trials.made.get(STORED), WEIGHTS_MISS**2
+        if stored is None or not self._trials.by_budget or self._confidence.excess(stored) <= limit:
+            return False
+        better = self.stored_better()
+        return better is None or better.comparison is None or self._confidence.excess(better) > limit
+
+    def stored_better(self) -> Candidate | None:
+        """Stored weights that were rounded by how they are used; None where there are none."""
+        name, stored = STORED_BETTER, self._trials.made.get(STORED)
+        packs = stored is not None and bool(stored.plan.counts(WEIGHT))  # which would need other statistics
+        if name not in self._trials.made and stored is not None and not packs and self.leaves_open("gptq"):
+            self.like(name, stored, stored.recipe.override(algorithm="gptq"))
+        return self._trials.made.get(name)
 
     def like(self, name: str, model: Candidate, recipe: Recipe) -> Candidate | None:
         """A candidate that differs from another one in its recipe alone; None where it cannot be built."""

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from onnxq.graph import walk
+from onnxq.graph.types import Node
 from onnxq.search.choice import FLOAT, STORED, Layer
 
 LITTLE = 0.1
 """Share of the noise allowed which stored weights may make together without being looked at."""
 
 
-def affordable(order: Sequence[Layer], weights: Sequence[Hashable], size: int, largest: float) -> int:
-    """How many layers of a model of stored weights can have float ones before the file is too large.
+def weight_of(node: Node) -> Hashable:
+    """The name of the largest constant that a node reads."""
+    sizes = {
+        value.name: array.size for value in node.inputs if value and (array := walk.const_array(value)) is not None
+    }
+    return max(sizes, key=lambda name: sizes[name], default=node.name)
+
+
+def together(layers: Sequence[Layer], weights: Sequence[Hashable]) -> list[list[Layer]]:
+    """Layers by what they read, in the order in which they came.
+
+    Those that read one weight leave it float together: with one of them, the file would hold the weight twice.
 
     Args:
-        order: the layers.
-        weights: what each reads; what several read is in the file once.
+        layers: whose weights are stored.
+        weights: what each reads.
+    """
+    groups: dict[Hashable, list[Layer]] = {}
+    for layer, weight in zip(layers, weights, strict=True):
+        groups.setdefault(weight, []).append(layer)
+    return list(groups.values())
+
+
+def affordable(order: Sequence[Sequence[Layer]], size: int, largest: float) -> int:
+    """How many groups of a model of stored weights can have float ones before the file is too large.
+
+    Args:
+        order: layers by what they read, which is in the file once.
         size: bytes of the model.
         largest: bytes of a file that will do.
     """
-    seen: set[Hashable] = set()
-    for count, (layer, weight) in enumerate(zip(order, weights, strict=True)):
-        if weight not in seen:
-            size += _bytes_more(layer)
-        seen.add(weight)
+    for count, group in enumerate(order):
+        size += _bytes_more(group[0])
         if size > largest:
             return count
     return len(order)
@@ -34,7 +55,7 @@ def that_matter(
 ) -> list[Layer]:
     """The layers whose stored weights make noise that matters, in the order of the noise for each byte.
 
-    Layers that read one weight go together: with one of them in float, the others would keep a second copy in the file.
+    Layers that read one weight go together.
 
     Args:
         layers: whose weights are stored; those whose error is not known are left alone.
@@ -43,29 +64,27 @@ def that_matter(
         size: bytes of the model.
         largest: bytes of a file that will do.
     """
-    groups: dict[Hashable, list[Layer]] = {}
-    for layer, weight in zip(layers, weights, strict=True):
-        if STORED in layer.forms and layer.forms[STORED].error_db is not None:
-            groups.setdefault(weight, []).append(layer)
-    noise = {weight: sum(map(_noise, group)) for weight, group in groups.items()}
+    known = [
+        (layer, weight)
+        for layer, weight in zip(layers, weights, strict=True)
+        if STORED in layer.forms and layer.forms[STORED].error_db is not None
+    ]
+    groups = sorted(together([layer for layer, _ in known], [weight for _, weight in known]), key=_noise)
     quiet = 0.0
-    for weight in sorted(groups, key=lambda weight: noise[weight]):
-        quiet += noise[weight]
-        if quiet > LITTLE * allowed:
-            break
-        del groups[weight]
+    while groups and (quiet := quiet + _noise(groups[0])) <= LITTLE * allowed:
+        del groups[0]
     found: list[Layer] = []
-    for weight in sorted(groups, key=lambda weight: -noise[weight] / max(_bytes_more(groups[weight][0]), 1)):
-        more = _bytes_more(groups[weight][0])
+    for group in sorted(groups, key=lambda group: -_noise(group) / max(_bytes_more(group[0]), 1)):
+        more = _bytes_more(group[0])
         if size + more <= largest:
             size += more
-            found += groups[weight]
+            found += group
     return found
 
 
-def _noise(layer: Layer) -> float:
-    error = layer.forms[STORED].error_db
-    return 0.0 if error is None else _power(error)
+def _noise(group: Sequence[Layer]) -> float:
+    errors = [layer.forms[STORED].error_db for layer in group]
+    return sum(_power(error) for error in errors if error is not None)
 
 
 def _power(error_db: float) -> float:

@@ -11,12 +11,18 @@ _LEAST = 0.01
 """Share of the mean price of a layer below which it counts as that: none is had for nothing."""
 
 
-def by_bytes(layers: Sequence[Layer], base: str) -> list[Layer]:
-    """Layers in the order of the noise that goes for each byte that float weights take more."""
+def by_bytes(groups: Sequence[Sequence[Layer]], base: str) -> list[Sequence[Layer]]:
+    """Groups of layers in the order of the noise that goes for each byte that float weights take more.
+
+    Args:
+        groups: layers that read one weight, which is in the file once.
+        base: the form that they have.
+    """
     prices = [
-        float(layer.forms[FLOAT].size - layer.forms[base].size) if FLOAT in layer.forms else 0.0 for layer in layers
+        float(group[0].forms[FLOAT].size - group[0].forms[base].size) if FLOAT in group[0].forms else 0.0
+        for group in groups
     ]
-    return _by_worth(layers, base, prices)
+    return [groups[index] for index in _by_worth([_noise(group, base) for group in groups], prices)]
 
 
 def by_time(layers: Sequence[Layer], base: str, form: str, noise: str) -> list[Layer]:
@@ -28,18 +34,20 @@ def by_time(layers: Sequence[Layer], base: str, form: str, noise: str) -> list[L
         form: the one that they get.
         noise: the form whose noise counts.
     """
-    return _by_worth(layers, noise, [_longer(layer, base, form) for layer in layers])
+    prices = [_longer(layer, base, form) for layer in layers]
+    return [layers[index] for index in _by_worth([_noise([layer], noise) for layer in layers], prices)]
 
 
-def _by_worth(layers: Sequence[Layer], base: str, prices: Sequence[float]) -> list[Layer]:
+def _by_worth(noise: Sequence[float], prices: Sequence[float]) -> list[int]:
+    """Places in the order of the noise for its price, the most first."""
     known = [max(price, 0.0) for price in prices]
     least = max(_LEAST * sum(known) / max(len(known), 1), 1e-9)
+    return sorted(range(len(known)), key=lambda index: -noise[index] / max(known[index], least))
 
-    def worth(index: int) -> float:
-        error = layers[index].forms[base].error_db
-        return 0.0 if error is None else 10.0 ** (-max(error, -100.0) / 10) / max(known[index], least)
 
-    return [layers[index] for index in sorted(range(len(layers)), key=lambda index: -worth(index))]
+def _noise(group: Sequence[Layer], form: str) -> float:
+    errors = [layer.forms[form].error_db for layer in group]
+    return float(sum(10.0 ** (-max(error, -100.0) / 10) for error in errors if error is not None))
 
 
 def _longer(layer: Layer, base: str, form: str) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from onnxq.graph import traits, walk
 from onnxq.graph.emit.wrapped import row_for
 from onnxq.graph.reading.ops import activation_positions
+from onnxq.graph.traits import Trait, having
 from onnxq.graph.types import FLOAT32, Model, Node, Value
 from onnxq.targets import INPUTS, WHOLE, Target
 from onnxq.verify.lint.findings import GridNode, LintFinding, dequantizer, pairs_of, readers
@@ -121,7 +122,8 @@ def _is_product(x: np.ndarray | None, w: np.ndarray | None, b: np.ndarray | None
     wanted = x.reshape(-1).astype(np.float64) * w.reshape(-1) if x.size == 1 and w.ndim <= 1 else None
     if wanted is None or b.size not in (1, wanted.size):
         return wanted is None
-    return bool(np.allclose(b.reshape(-1), wanted, rtol=1e-3, atol=0.0))
+    wanted = np.maximum(wanted, np.finfo(np.float32).tiny)  # where a channel is all zeros, the scale is that
+    return bool(np.allclose(np.maximum(b.reshape(-1), np.finfo(np.float32).tiny), wanted, rtol=1e-3, atol=0.0))
 
 
 def placement(model: Model, target: Target) -> Iterator[LintFinding]:
@@ -144,19 +146,31 @@ def placement(model: Model, target: Target) -> Iterator[LintFinding]:
                 remedy = "--fix repeats the grid of its input" if moves else "quantize the float model for this target"
                 yield LintFinding("placement", *where, why, remedy, fixable=moves)
         elif target.coverage == INPUTS and node.op_type == "Add" and len(floats) == 2:
-            sides = [dequantizer(v) is not None for v in floats]
+            # float8 stands in front of products alone, whose DQ an Add may read as well
+            sides = [(dq := dequantizer(v)) is not None and not _is_float8(dq) for v in floats]
             if any(sides) and not all(sides) and bare:
                 why = f"one of its inputs is quantized and {bare[0].name!r} is not: {target.name} cannot fuse it"
                 yield LintFinding("placement", *where, why, "put Q and DQ at both inputs of an Add", refuses=False)
 
 
+def _is_float8(dequantizes: Node) -> bool:
+    source = dequantizes.inputs[0]
+    return source is not None and source.dtype is not None and source.dtype.name.startswith("FLOAT8")
+
+
 def _wrapped(node: Node) -> list[Value | None]:
-    """The inputs that stand behind DQ: neither biases nor bounds, sizes and the like, which are read as they are."""
+    """The inputs that stand behind DQ.
+
+    Those are neither biases nor bounds, sizes and the like, which are read as they are, nor weights of recurrent
+    layers, which the engine rounds itself.
+    """
     row = row_for(node)
     if row is None:
         return []
     positions = [*activation_positions(node, row), *([row.weight] if row.weight is not None else [])]
-    return [node.inputs[position] for position in positions]
+    values = [node.inputs[position] for position in positions]
+    recurrent = node.op_type in having(Trait.RECURRENT)
+    return [value for value in values if not (recurrent and walk.is_constant(value))]
 
 
 _MOVES = traits.MOVING | {"MaxPool", "Slice"}

@@ -261,6 +261,43 @@ def turned_gemm(opset: int = 17) -> onnx.ModelProto:
     return net.model([2, 24], [y], opset)
 
 
+def table(axis: int, opset: int = 17) -> onnx.ModelProto:
+    """A Gather from a constant table on an axis, by indices that are made from the input, in front of a MatMul.
+
+    Its vectors are much alike, so that an index which falls to its neighbour costs little.
+    """
+    net = Net()
+    y = net.op("MatMul", ["x", net.const((net.generator.normal(size=(24, 48)) / 5).astype(np.float32))], name="first")
+    best = net.op("ArgMax", [y], axis=2, keepdims=0)
+    vectors = net.generator.normal(size=40) + 0.02 * net.generator.normal(size=(48, 40))
+    constant = net.const((vectors if axis == 0 else vectors.T).astype(np.float32))
+    rows = net.op("Gather", [constant, best], name="target", axis=axis)
+    if axis == 1:  # (40, batch, 6)
+        rows = net.op("Transpose", [rows], perm=[1, 2, 0])
+    y = net.op("MatMul", [rows, net.const((net.generator.normal(size=(40, 8)) / 6).astype(np.float32))], name="last")
+    return net.model(["batch", 6, 24], [y], opset)
+
+
+def normalized(op_types: Sequence[str], kernel: int, opset: int = 17) -> onnx.ModelProto:
+    """Constants by channel in front of a convolution, as where images are normalized inside the model."""
+    net = Net(opset=opset)
+    y = "x"
+    for op_type in op_types:
+        y = net.op(op_type, [y, net.const(net.generator.uniform(0.5, 1.5, (4, 1, 1)).astype(np.float32))])
+    y = net.op("Relu", [net.conv(y, 4, CHANNELS, kernel, name="target")])
+    return net.model(["batch", 4, 10, 10], [net.conv(y, CHANNELS, 6)], opset)
+
+
+def scaled_columns(opset: int = 17) -> onnx.ModelProto:
+    """A constant for each column in front of a MatMul, and another one behind it."""
+    net = Net()
+    y = net.op("Mul", ["x", net.const(net.generator.uniform(0.5, 1.5, 24).astype(np.float32))])
+    y = net.op("MatMul", [y, net.const((net.generator.normal(size=(24, 16)) / 5).astype(np.float32))], name="target")
+    y = net.op("Add", [y, net.const(net.generator.normal(size=16).astype(np.float32))])
+    y = net.op("MatMul", [y, net.const((net.generator.normal(size=(16, 8)) / 4).astype(np.float32))])
+    return net.model(["batch", 6, 24], [y], opset)
+
+
 def conv_nd(rank: int, opset: int = 17) -> onnx.ModelProto:
     """Two convolutions in 1 or 3 dimensions."""
     net = Net()
@@ -288,6 +325,11 @@ def every(opset: int) -> dict[str, onnx.ModelProto]:
         "MatMul left": left(opset=opset),
         "MatMul vector": column(opset),
         "Gemm transA": turned_gemm(opset),
+        "Gather table": table(0, opset),
+        "Gather table on another axis": table(1, opset),
+        "Conv behind Sub and Div": normalized(("Sub", "Div"), 1, opset),
+        "Conv behind Mul and Add": normalized(("Mul", "Add"), 3, opset),
+        "MatMul behind constants": scaled_columns(opset),
         "Conv 1-D": conv_nd(1, opset),
         "Conv 3-D": conv_nd(3, opset),
         "ArgMax": arg_max(opset),

@@ -164,3 +164,19 @@ def test_statistics_of_a_float16_model_serve_every_preset(tmp_path) -> None:  # 
             path, tmp_path / f"{preset}.onnx", preset=preset, statistics=tmp_path / "stats.npz", benchmark=False
         )
         assert result.coverage
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "w8", "w8a8-dynamic"])
+def test_casts_at_the_edge_are_nobodys_nodes(preset: str) -> None:
+    proto = net("float16", "float16")
+    mine = {(node.name, node.op_type) for node in io.load(proto).graph}
+    result = onnxq.quantize(proto, preset=preset, calibration=samples("float16"), benchmark=False)
+    assert result.coverage.get("Cast", {"total": 0})["total"] <= sum(op_type == "Cast" for _, op_type in mine)
+    assert not {name for name, op_type, _ in result.kept_float if op_type == "Cast"} - {name for name, _ in mine}
+
+
+@pytest.mark.parametrize("edge", ["float16", "double"])
+def test_a_model_that_was_widened_is_diagnosed(edge: str) -> None:
+    result = onnxq.diagnose(net(edge, edge), data=samples(edge), recipe=onnxq.Recipe(preset="w8a8", include=("*",)))
+    assert {finding.op_type for finding in result.findings} >= {"Conv", "MatMul"}
+    assert all((finding.output_sqnr_db or 0) > 20 for finding in result.findings)

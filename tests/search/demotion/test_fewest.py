@@ -18,12 +18,14 @@ def layer(name: str, **decibels: float) -> Layer:
 
 
 def test_powers_of_errors_add_up() -> None:
-    order = [layer("a", w8a8=20.0, w8=30.0), layer("b", w8a8=30.0), layer("c", w8a8=30.0)]
+    order = [[layer("a", w8a8=20.0, w8=30.0)], [layer("b", w8a8=30.0)], [layer("c", w8a8=30.0)]]
     left = noise_left(order, STATIC, dict.fromkeys("abc", FLOAT))
     assert left == pytest.approx([1.0, 2 / 12, 1 / 12, 0.0])
     assert noise_left(order, STATIC, {"a": STORED, "b": FLOAT, "c": FLOAT})[1] == pytest.approx(3 / 12)
-    assert noise_left([layer("a"), layer("b")], STATIC, {"a": FLOAT, "b": FLOAT}) == [1.0, 0.5, 0.0]
+    assert noise_left([[layer("a")], [layer("b")]], STATIC, {"a": FLOAT, "b": FLOAT}) == [1.0, 0.5, 0.0]
     assert noise_left([], STATIC, {}) == [1.0]
+    groups = [[order[0][0], order[1][0]], order[2]]
+    assert noise_left(groups, STATIC, dict.fromkeys("abc", FLOAT)) == pytest.approx([1.0, 1 / 12, 0.0])
 
 
 def truth(left: list[float], excess: float, tried: list[int]) -> object:
@@ -83,3 +85,18 @@ def test_none_is_found_where_none_is_good_or_time_is_over() -> None:
     assert fewest([1.0, 0.5, 0.0], 4.0, lambda count: Attempt(False)) is None
     assert fewest([1.0, 0.5, 0.0], 4.0, lambda count: None) is None
     assert fewest([1.0], 4.0, lambda count: Attempt(True)) is None
+
+
+@pytest.mark.parametrize(("noise", "found"), [(0.5, None), (0.01, 19)])
+def test_a_search_ends_where_what_is_left_to_try_gains_nothing(noise: float, found: int | None) -> None:
+    """The first number is tried whatever it takes, for what it shows of the noise."""
+    left = [0.95**index for index in range(60)]
+    times = [1.0 + index / 60 for index in range(60)]
+    tried: list[int] = []
+
+    def attempt(count: int) -> Attempt:
+        tried.append(count)
+        return Attempt(left[count] * noise <= 0.004, left[count] * noise / 0.004)
+
+    assert fewest(left, 10.0, attempt, times, longest=1.8) == found
+    assert tried[0] == 45 and (found is not None or len(tried) == 1)

@@ -14,7 +14,7 @@ from onnxq.search.choice import FLOAT, MIXED, STATIC, STORED, Form, Layer, Outco
 from onnxq.search.demotion.confidence import Confidence, errors_for
 from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.demotion.fewest import Attempt, fewest
-from onnxq.search.demotion.stored_weights import affordable, that_matter
+from onnxq.search.demotion.stored_weights import affordable, that_matter, together
 from onnxq.search.demotion.worth import by_bytes, by_time, lost_times
 from onnxq.search.mixing import Mixing
 
@@ -35,7 +35,10 @@ def test_the_time_that_is_lost_adds_up_and_what_is_faster_gives_none_back() -> N
 
 def test_noise_for_each_byte_decides_which_weights_stay_float() -> None:
     layers = [layer("large", 20.0, 0.0, 10_000), layer("small", 25.0, 0.0, 10)]
-    assert [found.name for found in by_bytes(layers, STORED)] == ["small", "large"]
+    assert [found.name for (found,) in by_bytes([[layer] for layer in layers], STORED)] == ["small", "large"]
+    several = [layer(name, 20.0, 0.0, 10_000) for name in "abc"]  # noise of each, bytes of one
+    alone = layer("alone", 18.0, 0.0, 10_000)
+    assert by_bytes([[alone], several], STORED) == [several, [alone]]
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5, 20])
@@ -106,8 +109,9 @@ def test_stored_weights_go_together_with_what_reads_them_too() -> None:
 
 def test_a_weight_that_several_read_is_paid_once() -> None:
     layers = [stored("a", 20.0, 1000), stored("b", 25.0, 1000), stored("c", 30.0, 1000)]
-    assert affordable(layers, ["w", "w", "v"], 10_000, 11_500) == 2
-    assert affordable(layers, ["w", "u", "v"], 10_000, 11_500) == 1
+    assert [len(group) for group in together(layers, ["w", "v", "w"])] == [2, 1]
+    assert affordable(together(layers, ["w", "w", "v"]), 10_000, 11_500) == 1
+    assert affordable(together(layers, ["w", "u", "v"]), 10_000, 12_500) == 2
 
 
 @pytest.mark.parametrize(

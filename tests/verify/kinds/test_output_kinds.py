@@ -278,8 +278,17 @@ def test_nan_in_the_quantized_model_alone_is_the_worst(fact: OutputFact, shape: 
     broken[:1] = np.nan
     found = of(fact, (output, broken))
     assert found.loss == (1.0 if output.size else 0.0)
-    both = of(fact, (broken, broken))
-    assert both.loss == 0.0
+    both = judged(fact, (broken, broken)).judged()["y"]
+    silent = bool(output.size) and not np.isfinite(broken).any()
+    assert both is None if silent else both is not None and both.loss == 0.0
+
+
+def test_samples_without_a_finite_number_are_left_out() -> None:
+    """They neither decide what an output holds nor count as agreement."""
+    scores = sigmoid(np.random.default_rng(0).normal(0, 1, (4, 6)))
+    nothing = np.full_like(scores, np.nan)
+    plain = of(OutputFact(LINEAR, -1), (scores, scores + 0.01))
+    assert of(OutputFact(LINEAR, -1), (nothing, scores), (scores, scores + 0.01), (nothing, nothing)) == plain
 
 
 def test_lists_of_other_lengths_count_by_what_is_missing() -> None:
@@ -311,7 +320,7 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_, np.str_])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_output_is_judged(shape: tuple[int, ...], dtype: type) -> None:
-    """Empty ones, single numbers, extremes and what is not finite: a loss in 0…1, and 0 for what is equal."""
+    """Empty ones, single numbers and extremes: a loss in 0…1, and 0 for what is equal; none where nothing is finite."""
     noise = np.random.default_rng(0).normal(0, 3, shape)
     extremes = np.full(shape, 6e4 if dtype == np.float16 else 3e38) if np.dtype(dtype).kind == "f" else noise
     facts = [OutputFact(activation) for activation in (SOFTMAX, SIGMOID, LINEAR, MIXED, UNKNOWN)]
@@ -330,6 +339,9 @@ def test_any_output_is_judged(shape: tuple[int, ...], dtype: type) -> None:
                 for _ in range(2):
                     judges.add(FEED, {"y": output}, {"y": other})
                 found = judges.judged()["y"]
+                if output.size and np.dtype(dtype).kind == "f" and not np.isfinite(output).any():
+                    assert found is None
+                    continue
                 assert found is not None
                 assert 0.0 <= found.loss <= 1.0
                 assert not math.isnan(found.value)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
+from onnxq.graph.reading.ops import EDGE
 
 WIDE = ir.DataType.FLOAT
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -251,7 +252,9 @@ def _attributes(graph: ir.Graph, kinds: Collection[ir.DataType], edges: _Edges, 
 
 def _cast(source: ir.Value, result: ir.Value, kind: ir.DataType, names: walk.Names) -> ir.Node:
     attributes = [ir.AttrInt64("to", int(kind))]
-    return ir.Node("", "Cast", [source], attributes, outputs=[result], name=names.node(f"{result.name}_cast"))
+    node = ir.Node("", "Cast", [source], attributes, outputs=[result], name=names.node(f"{result.name}_cast"))
+    node.meta[EDGE] = True
+    return node
 
 
 def _cast_input(graph: ir.Graph, value: ir.Value, names: walk.Names) -> None:
