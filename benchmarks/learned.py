@@ -20,6 +20,7 @@ from benchmarks import learned_tables, quark_peer, wild, workloads
 from benchmarks.command import RESULTS
 from benchmarks.jobs import ROOT
 from benchmarks.kept_rows import Row, add_choice, chosen, keep, rows_in
+from benchmarks.learned_tables import loses
 from benchmarks.rows import Opened, facts, opened, quantized
 from benchmarks.tables import without_paths
 from benchmarks.workloads import Workload
@@ -29,12 +30,6 @@ MINUTES = 4.0
 
 LIMIT = 900
 """Seconds on the clock after which a row is given up, unless told."""
-
-LEAST_LOSS = 0.005
-"""Share of the metric that 8-bit activations must cost for a model to be shown."""
-
-LEAST_DECIBELS = 3.0
-"""The same of SQNR, against 8-bit weights alone."""
 
 PLAIN = ("w8", "w8a8")
 """What every model is quantized with."""
@@ -142,24 +137,6 @@ class Run:
         Path(row.pop("file")).unlink(missing_ok=True)
         row["score"] = row.pop("metric", None)
         return {**row, "minutes": how.get("minutes")}
-
-
-def loses(weights: Row | None, both: Row | None) -> bool:
-    """Whether quantized activations cost enough that there is something to win back.
-
-    Args:
-        weights: the row with 8-bit weights alone; None where it is missing.
-        both: that of ``w8a8``.
-    """
-    if weights is None or both is None or weights["error"] is not None or both["error"] is not None:
-        return both is not None and both["error"] is None
-    clear, noisy = weights.get("sqnr_db"), both.get("sqnr_db")
-    noisier = clear is not None and noisy is not None and float(clear) - float(noisy) > LEAST_DECIBELS
-    before, after = weights["score"], both["score"]
-    if before is None or after is None:
-        return noisier
-    fall = (before - after) * (1 if weights["higher_is_better"] else -1)
-    return bool(noisier or fall > LEAST_LOSS * abs(before))
 
 
 def main(arguments: Sequence[str] | None = None, path: Path = RESULTS / "learned.json") -> int:

@@ -7,7 +7,16 @@ from typing import Any
 from benchmarks.tables import NONE, Row, cell, markdown, number, page
 
 _ORDER = ("w8", "w8a8", "AdaRound", "reconstruction", "finetuning", "adaround", "adaquant", "plain")
+LEARNED_WAYS = ("AdaRound", "reconstruction", "finetuning")
+"""What ways to learn are called."""
+
 _WIDTHS = ("W4A8", "W4A4", "W3A8", "W2A8")
+
+LEAST_LOSS = 0.005
+"""Share of the metric that 8-bit activations must cost for a model to be shown."""
+
+LEAST_DECIBELS = 3.0
+"""The same of SQNR, against 8-bit weights alone."""
 
 
 def render(results: dict[str, Any]) -> str:
@@ -39,6 +48,8 @@ def render(results: dict[str, Any]) -> str:
     if few:
         parts += ["## Fewer bits, every layer on integers", _table(few)]
     errors = [f"- {row['model']}, {row['way']}: {row['error']}" for row in rows if row["error"] is not None]
+    if missing := _missing(rows):
+        parts += ["## Models that lose as much, with rows that were not measured", "\n".join(missing)]
     return page([*parts, *(["## Failures", "\n".join(errors)] if errors else [])])
 
 
@@ -66,3 +77,33 @@ def _place(row: Row) -> tuple[str, int, int, int]:
     words = row["way"].split()
     width = _WIDTHS.index(words[0]) if words[0] in _WIDTHS else -1
     return row["model"], width, words[0] == "quark", _ORDER.index(words[-1])
+
+
+def _missing(rows: list[Row]) -> list[str]:
+    """A line for each model that 8-bit activations cost much, with the ways to learn that have no row."""
+    found = []
+    for model in sorted({row["model"] for row in rows}):
+        own = {row["way"]: row for row in rows if row["model"] == model}
+        ways = [way for name in LEARNED_WAYS if (way := f"w8a8 {name}") not in own]
+        known = all(way in own and own[way]["error"] is None for way in ("w8", "w8a8"))
+        if ways and known and loses(own["w8"], own["w8a8"]):
+            found.append(f"- {model}: {', '.join(ways)}")
+    return found
+
+
+def loses(weights: Row | None, both: Row | None) -> bool:
+    """Whether quantized activations cost enough that there is something to win back.
+
+    Args:
+        weights: the row with 8-bit weights alone; None where it is missing.
+        both: that of ``w8a8``.
+    """
+    if weights is None or both is None or weights["error"] is not None or both["error"] is not None:
+        return both is not None and both["error"] is None
+    clear, noisy = weights.get("sqnr_db"), both.get("sqnr_db")
+    noisier = clear is not None and noisy is not None and float(clear) - float(noisy) > LEAST_DECIBELS
+    before, after = weights["score"], both["score"]
+    if before is None or after is None:
+        return noisier
+    fall = (before - after) * (1 if weights["higher_is_better"] else -1)
+    return bool(noisier or fall > LEAST_LOSS * abs(before))

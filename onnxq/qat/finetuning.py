@@ -294,6 +294,7 @@ class _Run:
         with torch.no_grad():
             expected = task.teacher(feed, names)
         got = self.student(feed, names)
+        expected, got = ({name: value.float() for name, value in each.items()} for each in (expected, got))
         total = torch.zeros((), device=self.device)
         for name, target in task.targets.items():
             total = total + distance(target, expected[name], got[name])
@@ -312,7 +313,10 @@ class _Run:
         with torch.no_grad():
             for feed, _ in self.judge:
                 moved = {name: value.to(self.device) for name, value in feed.items()}
-                expected, got = task.teacher(moved, list(task.targets)), task.student(moved, list(task.targets))
+                expected, got = (
+                    {name: value.float() for name, value in module(moved, list(task.targets)).items()}
+                    for module in (task.teacher, task.student)
+                )
                 for name, target in task.targets.items():
                     total += float(distance(target, expected[name], got[name]))
                     noise[name] += float(((got[name] - expected[name]).double() ** 2).sum())

@@ -32,6 +32,9 @@ REUSED = (
     "--no-cache measures anew"
 )
 
+_SLOWER = 0.9
+"""Speed over float below which a choice is measured again."""
+
 
 def place_of(job: Job) -> Path:
     """The file of a job's choice: named by all that the choice depends on."""
@@ -53,13 +56,17 @@ def place_of(job: Job) -> Path:
 
 
 def remember(job: Job, chosen: Candidate) -> None:
-    """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept."""
-    if chosen.model is None or job.statistics is not None or len(chosen.verdict.timings) != 2:
+    """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept.
+
+    One that came out slower than float was measured on a machine that did something else meanwhile, or was insisted on.
+    """
+    timings = chosen.verdict.timings
+    if chosen.model is None or job.statistics is not None or len(timings) != 2 or timings[1].ratio < _SLOWER:
         return
     known = {
         "preset": chosen.preset,
         "recipe": chosen.recipe.to_yaml(),
-        "timings": [asdict(timing) for timing in chosen.verdict.timings],
+        "timings": [asdict(timing) for timing in timings],
         "candidates": chosen.candidates,
         "choices": chosen.choices,
         "size": chosen.size,

@@ -40,7 +40,7 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_loses_little_gets_no_further_rows(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned, "LEAST_DECIBELS", 100.0)
+    monkeypatch.setattr(learned_tables, "LEAST_DECIBELS", 100.0)
     assert learned.main(["--zoo", str(one.parent)], one) == 0
     rows = json.loads(one.read_text())["rows"]
     assert [each["way"] for each in rows] == ["w8", "w8a8"] and not any(each["error"] for each in rows)
@@ -92,3 +92,14 @@ def test_few_bits_have_a_table_of_their_own() -> None:
     assert "w8a8 AdaRound" in first and "W4A4 plain" not in first and "W4A4 plain" in second
     assert first.index("w8a8 AdaRound") < first.index("quark adaquant") and "exact" in first
     assert first.count("digits_net") == 1 and "other" in others and "- digits_net, quark adaquant: no Quark" in second
+
+
+def test_models_that_lose_much_are_named_with_the_ways_that_were_not_measured() -> None:
+    assert tuple(learned.LEARNED) == learned_tables.LEARNED_WAYS
+    rows = [row("w8", score=0.9), row("w8a8", score=0.8), row("w8a8 AdaRound", score=0.85)]
+    rows += [row("w8", model="fine", score=0.9), row("w8a8", model="fine", score=0.9)]
+    rows += [row("w8", model="odd", error="no"), row("w8a8", model="odd", score=0.9)]
+    text = learned_tables.render({"machine": {}, "rows": rows}).split("rows that were not measured")[1]
+    assert "- digits_net: w8a8 reconstruction, w8a8 finetuning" in text and "fine:" not in text and "- odd:" not in text
+    whole = [*rows, row("w8a8 reconstruction"), row("w8a8 finetuning")]
+    assert "not measured" not in learned_tables.render({"machine": {}, "rows": whole})

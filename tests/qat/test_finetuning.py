@@ -63,6 +63,26 @@ def test_two_bits_learn_what_rounding_loses() -> None:
 
 
 @pytest.mark.torch
+def test_few_bits_start_from_what_blocks_have_learned() -> None:
+    nearest, learned = finetune(), finetune(algorithm=None)
+    assert nearest.sqnr_db is not None and learned.sqnr_db is not None
+    assert learned.sqnr_db > nearest.sqnr_db + 3.0
+    settled = [finetune(bits=8, algorithm=None, epochs=1), finetune(adaround=True, algorithm=None, epochs=1)]
+    assert not any("reconstruct" in result.seconds for result in settled)
+
+
+@pytest.mark.torch
+def test_outputs_in_half_precision_learn_too() -> None:
+    text = NET.replace("(float[N,4,8,8] x) => (float[N,6] y)", "(float[N,4,8,8] x) => (float16[N,6] h)")
+    made = build(
+        f"{text.rstrip(' }')} [half] h = Cast <to = 10> (y) }}", w1=weights(16, 4, 3, 3) / 3,
+        w2=weights(16, 16, 3, 3) / 5, w3=3 * weights(16, 6), b1=0.1 * weights(16), b2=0.1 * weights(16, seed=1),
+        b3=weights(6),
+    )  # fmt: skip
+    assert finetune(model=made, include=["conv*", "fc"], epochs=2).finetuned is not None
+
+
+@pytest.mark.torch
 def test_a_seed_gives_the_same_model_and_another_one_another() -> None:
     first, second, other = finetune(), finetune(), finetune(seed=3)
     assert first.model is not None and second.model is not None and other.model is not None

@@ -229,8 +229,9 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
         array = outputs.get(name)
         if judged is None or judged.kind == loss.ELEMENTS or not isinstance(array, np.ndarray):
             continue
-        if array.dtype != np.float32 or not np.isfinite(array).all():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
             continue
+        array = array.astype(np.float32)
         normalized = normalized_axis(array)
         axis = _class_axis(array, facts.get(name)) if judged.kind in _SCORES else None
         if normalized is not None and judged.kind in _SCORES:
@@ -238,7 +239,7 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
         fits = labels is not None and axis is not None and _are_classes(labels, array, axis)
         found[name] = OutputKind(judged.kind, axis, normalized is not None, float(array.var()), fits)
     if not found:
-        raise CalibrationError("--finetune: no output of the model is a finite float32 tensor that could be learned")
+        raise CalibrationError("--finetune: no output of the model has finite real numbers that could be learned")
     return found
 
 
