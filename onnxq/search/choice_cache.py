@@ -90,8 +90,8 @@ def recall(job: Job) -> Candidate | None:
         return None  # missing, damaged, or of a runtime that does not run it any more: measured anew
 
 
-def _compared(content: bytes | Path, job: Job) -> Compared:
-    """The comparison that the choice rested on, made again."""
+def compared_widely(content: bytes | Path, job: Job) -> Compared:
+    """The comparison that what ``auto`` chooses rests on: over more samples than those that are held out."""
     assert job.data is not None
     threads = job.timed_threads
     judge = Judge(job, open_session(job.prepared.original, threads=threads), job.data.first, widely=True)
@@ -109,7 +109,7 @@ def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any
     limits = Limits.or_budget(job.recipe.max_drop, job.recipe.min_sqnr)
     if job.data is None:
         limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
-    verdict = verify(content, job, timed=False, compared=_compared(content, job) if limits.max_loss else None)
+    verdict = verify(content, job, timed=False, compared=compared_widely(content, job) if limits.max_loss else None)
     missed = verdict.comparison is not None and limits != Limits() and limits.outside(verdict.comparison)
     if verdict.failures or missed or not all(math.isfinite(timing.ratio) for timing in timings):
         return None
