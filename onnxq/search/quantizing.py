@@ -81,6 +81,7 @@ def quantize_by(
             job, destination, used = open_job(given, model, output, options, clock, stack)
         state = _search_state(model, destination, options)
         page = place_of_report(model, destination, options)
+        stack.enter_context(_learned_layers(job))
         with job.prepared.watched():
             chosen = choose(job, SearchOptions(metric, state, options.resume, options.cache), timed=options.benchmark)
             store_caches(job, chosen)
@@ -108,8 +109,6 @@ def quantize_by(
             forget(state)
         if job.learning_state is not None:
             job.learning_state.unlink(missing_ok=True)
-        if job.layers is not None:
-            shutil.rmtree(job.layers, ignore_errors=True)
         if size > job.prepared.size and chosen.model is not None:
             chosen.warnings.append(larger(job.prepared.size, size, job.prepared.model, written))
         proto = None if is_path(model) else io.to_proto(written)
@@ -117,6 +116,22 @@ def quantize_by(
     result.trained, result.generated = trained, follows
     result.finetuned = chosen.finetuned or None
     return _report(result, page, evidence, job, model, command_of_run(model, output, given, options))
+
+
+@contextmanager
+def _learned_layers(job: Job) -> Iterator[None]:
+    """Layers that have learned are kept in files for a run that goes on after a kill, and for no other."""
+    try:
+        yield
+    except VerificationError:  # the same run would come to the same
+        _remove(job.layers)
+        raise
+    _remove(job.layers)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(
