@@ -28,7 +28,7 @@ FORMS = ("float", "int8", "int4")
 PASTS = (512, 2048, 8192)
 LAYERS, WIDTH, HEADS, KV_HEADS, SIZE, INNER, PIECES = 4, 512, 8, 2, 64, 1536, 1024
 FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
-ROUNDS = 15
+ROUNDS = 80
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -64,7 +64,7 @@ def damped(hessian: Array, damping: float) -> Array:
     """A Hessian whose diagonal is raised by a share of its mean; inputs that were always zero get the mean itself.
 
     Args:
-        hessian: float64, (in, in); changed in place.
+        hessian: floating point, (in, in); changed in place.
         damping: share of the mean.
     """
     diagonal = np.einsum("ii->i", hessian)

@@ -32,6 +32,9 @@ REUSED = (
     "--no-cache measures anew"
 )
 
+_SLOWER = 0.9
+"""Speed over float below which a choice is measured again."""
+
 
 def place_of(job: Job) -> Path:
     """The file of a job's choice: named by all that the choice depends on."""
@@ -53,13 +56,17 @@ def place_of(job: Job) -> Path:
 
 
 def remember(job: Job, chosen: Candidate) -> None:
-    """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept."""
-    if chosen.model is None or job.statistics is not None or len(chosen.verdict.timings) != 2:
+    """Keep a choice that rests on whole measurements; where the folder cannot be written, nothing is kept.
+
+    One that came out slower than float was measured on a machine that did something else meanwhile, or was insisted on.
+    """
+    timings = chosen.verdict.timings
+    if chosen.model is None or job.statistics is not None or len(timings) != 2 or timings[1].ratio < _SLOWER:
         return
     known = {
         "preset": chosen.preset,
         "recipe": chosen.recipe.to_yaml(),
-        "timings": [asdict(timing) for timing in chosen.verdict.timings],
+        "timings": [asdict(timing) for timing in timings],
         "candidates": chosen.candidates,
         "choices": chosen.choices,
         "size": chosen.size,
@@ -83,8 +90,8 @@ def recall(job: Job) -> Candidate | None:
         return None  # missing, damaged, or of a runtime that does not run it any more: measured anew
 
 
-def _compared(content: bytes | Path, job: Job) -> Compared:
-    """The comparison that the choice rested on, made again."""
+def compared_widely(content: bytes | Path, job: Job) -> Compared:
+    """The comparison that what ``auto`` chooses rests on: over more samples than those that are held out."""
     assert job.data is not None
     threads = job.timed_threads
     judge = Judge(job, open_session(job.prepared.original, threads=threads), job.data.first, widely=True)
@@ -102,7 +109,7 @@ def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any
     limits = Limits.or_budget(job.recipe.max_drop, job.recipe.min_sqnr)
     if job.data is None:
         limits = Limits(job.recipe.max_drop, job.recipe.min_sqnr)
-    verdict = verify(content, job, timed=False, compared=_compared(content, job) if limits.max_loss else None)
+    verdict = verify(content, job, timed=False, compared=compared_widely(content, job) if limits.max_loss else None)
     missed = verdict.comparison is not None and limits != Limits() and limits.outside(verdict.comparison)
     if verdict.failures or missed or not all(math.isfinite(timing.ratio) for timing in timings):
         return None

@@ -16,7 +16,7 @@ from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import auto
 from onnxq.search.choice import FLOAT, SMALL
-from onnxq.search.choice_cache import recall, remember
+from onnxq.search.choice_cache import compared_widely, recall, remember
 from onnxq.search.frontier import candidate_row, how_to_get, mark_frontier, shown
 from onnxq.search.within.within_limits import SearchOptions, with_limits
 from onnxq.verify.budget import Limits
@@ -89,6 +89,12 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
         return first
     if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
         return first
+    if limits == Limits() and found.content:
+        # the search saw the held-out samples alone, which may be too few to know how much the outputs vary
+        found.verdict.comparison = compared_widely(found.content, job).comparison
+        if missed := asked.outside(found.verdict.comparison):
+            first.warnings.append(f"what a search from static integers found is outside on more samples: {missed}")
+            return first
     timings = found.verdict.timings
     found.verdict.timings = [own for timing in timings if (own := shown(timings[0], timing)) is not None]
     return replace(found, candidates=_with_row(first, found, job.recipe))

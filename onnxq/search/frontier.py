@@ -71,7 +71,7 @@ def mark_frontier(rows: Sequence[dict[str, Any]]) -> None:
     Rows without a time, and those that no command gives, are left out. Losses that nobody knows count as the largest.
     """
     timed = [row for row in rows if row["latency_ratio"] is not None and row["size_bytes"] is not None]
-    known = [row for row in timed if row["options"] or row["name"] == FLOAT]
+    known = [row for row in timed if row.get("options") or row["name"] == FLOAT]
     for row in known:
         row["frontier"] = not any(_beats(other, row) for other in known if other is not row)
 

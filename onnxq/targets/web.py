@@ -1,9 +1,9 @@
 """onnxruntime-web on WebAssembly: in browsers and Node.
 
 Measured in Node 20 with onnxruntime-web 1.31, one thread (``python -m benchmarks.kernel_costs --engine web``, whole
-models with and without the operator): dense products are 2.1 times as fast on integers, depthwise convolutions eleven
-times as slow, and each number that an integer convolution writes takes long. A MobileNetV2 shape on integers as a whole
-gains 1.03x for that reason (54.8 ms in float, 53.0 as QDQ), where it gains 2.1x natively.
+models with and without the operator): dense products are 2.1 times as fast on integers, depthwise convolutions three to
+four times as slow, and each number that an integer convolution writes takes long. A MobileNetV2 shape on integers
+gains 1.03x as a whole for that reason (54.8 ms in float, 53.0 as QDQ), where it gains 2.1x natively.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from onnxq.targets.target import Costs, Ops, Rate
 COSTS: Costs = replace(
     cpu.COSTS,
     float_macs=replace(
-        cpu.COSTS.float_macs, dense=11.3e3, products=11.3e3, grouped=10.8e3, depthwise=3.4e3, weights_per_us=2e3
+        cpu.COSTS.float_macs, dense=11.4e3, products=11.4e3, grouped=10.2e3, depthwise=2.9e3, weights_per_us=2e3
     ),
     int_macs=replace(
         cpu.COSTS.int_macs,
-        dense=23.7e3,
+        dense=24.6e3,
         products=13e3,
-        grouped=13.3e3,
-        depthwise=0.3e3,
+        grouped=13.4e3,
+        depthwise=0.8e3,
         weights_per_us=2.4e3,
         output_ns=4.0,
     ),

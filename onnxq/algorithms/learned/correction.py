@@ -84,7 +84,9 @@ def correction(weights: Sequence[Array], fitted: Streams, held: Streams | None) 
     if not share:
         return nothing
     every = fitted.with_rows_of(held)
-    return np.asarray(share * _solved(every.moment, every.difference, chosen), np.float32)
+    found = _solved(every.moment, every.difference, chosen)
+    found *= share
+    return found.astype(np.float32, copy=False)
 
 
 def _solved(moment: Array, right: Array, damping: float) -> Array:
@@ -94,11 +96,10 @@ def _solved(moment: Array, right: Array, damping: float) -> Array:
     are inexact because of it are those in which there is next to no input.
     """
     dtype = np.float64 if len(moment) <= _EXACT else np.float32
-    raised = damped(np.array(moment, np.float64), damping)
-    unit = float(np.trace(raised)) / len(raised)
-    raised /= unit  # single precision has no room for squares of small numbers
-    wanted = np.asarray(right / unit, dtype)
-    return np.asarray(np.linalg.solve(raised.astype(dtype, copy=False), wanted.T).T)
+    unit = float(np.trace(moment)) / len(moment) or 1.0  # single precision has no room for squares of small numbers
+    raised, wanted = (np.multiply(array, 1.0 / unit, out=np.empty(array.shape, dtype), casting="same_kind")
+                      for array in (moment, right))  # fmt: skip
+    return np.asarray(np.linalg.solve(damped(raised, damping), wanted.T).T)
 
 
 def refined(weight: Array, tensor: QTensor, moment: Array, rows: int) -> QTensor:
@@ -112,6 +113,6 @@ def refined(weight: Array, tensor: QTensor, moment: Array, rows: int) -> QTensor
     """
     if not weight.size:
         return tensor
-    raised = damped(np.array(shrunk(moment, rows), np.float64), _DAMPING)
-    hessian = (raised * (len(raised) / np.trace(raised))).astype(np.float32)
+    hessian = damped(np.array(shrunk(moment, rows), np.float32), _DAMPING)
+    hessian *= len(hessian) / float(np.trace(hessian, dtype=np.float64))
     return refine_integers(RoundedWeight.of(tensor, weight), hessian, _ROUNDS, _ENOUGH).tensor()

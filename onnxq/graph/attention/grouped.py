@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
-from onnxq.graph import edit
+from onnxq.graph import edit, walk
 from onnxq.graph.attention.plain_attention import RunFacts, Site, find_sites, flat_behind, flat_of, of_lengths_alone
 from onnxq.graph.emit.common import Builder
 from onnxq.graph.prepare.whole import drop_unused
@@ -66,6 +66,11 @@ def group(model: ir.Model, masks: Mapping[str, list[Array]], seen: RunFacts) -> 
     written = {}
     for site in sites:
         written[writer.rewrite(site, None if _says_nothing_more(site, masks) else site.mask)] = site.size
+    drop_unused.run(model)
+    for old in [value for site in sites for value in (site.joined_key, site.joined_value) if value is not None]:
+        joining = old.producer()
+        if old.uses() and joining is not None and joining.op_type == "Concat" and _asked_for_shape_alone(old):
+            _stand_in(builder, old, joining)
     drop_unused.run(model)
     model.graph.sort()
     return written
@@ -225,6 +230,37 @@ def _give_out(builder: Builder, old: ir.Value, new: ir.Value) -> None:
     outputs[outputs.index(old)] = new
     name, old.name = old.name, builder.names.value(f"{old.name}_before")
     new.name, new.type, new.shape = name, old.type, old.shape
+
+
+_KEEP_SHAPES = ("Unsqueeze", "Expand", "Reshape", "Transpose", "Identity", "Cast", "Flatten", "Squeeze")
+
+
+def _asked_for_shape_alone(value: ir.Value) -> bool:
+    """Whether all that is read of a value, repeated or turned as it may be, is its shape."""
+    if value.is_graph_output():
+        return False
+    for node, index in value.uses():
+        moved = node.op_type in _KEEP_SHAPES and index == 0 and all(map(_asked_for_shape_alone, node.outputs))
+        if node.domain != "" or (node.op_type != "Shape" and not moved):
+            return False
+    return True
+
+
+def _stand_in(builder: Builder, old: ir.Value, joining: ir.Node) -> None:
+    """Zeros in the shape of joined keys or values, so that nothing but the operator reads the cache itself."""
+    names, kind = builder.names, ir.DataType.INT64
+    shapes = [builder.node("Shape", [part], names.value(f"{old.name}_part"), dtype=kind) for part in joining.inputs]
+    axis = walk.attr_int(joining, "axis")
+    along = builder.constant(f"{old.name}_axis", np.eye(4, dtype=np.int64)[axis])
+    older = builder.node("Mul", [shapes[0].outputs[0], along], names.value(f"{old.name}_older"), dtype=kind)
+    total = builder.node("Add", [older.outputs[0], shapes[1].outputs[0]], names.value(f"{old.name}_shape"), dtype=kind)
+    zero = ir.tensor(np.zeros(1, (old.dtype or ir.DataType.FLOAT).numpy()))
+    made = builder.node(
+        "ConstantOfShape", [total.outputs[0]], names.value(f"{old.name}_zeros"),
+        attributes=[ir.AttrTensor("value", zero)], dtype=old.dtype,
+    )  # fmt: skip
+    builder.graph.insert_before(joining, [*shapes, older, total, made])
+    old.replace_all_uses_with(made.outputs[0])
 
 
 def _type(dtype: ir.DataType | None) -> ir.TensorType | None:

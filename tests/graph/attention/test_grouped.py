@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from onnxq.data.attention_mask import at_tokens
+from onnxq.graph.attention.cache_ports import caches_of
 from onnxq.graph.attention.grouped import group, is_causal, is_only_causal
 from onnxq.graph.attention.plain_attention import RunFacts, factors_of, find_sites
 from onnxq.graph.files import io
@@ -153,3 +154,30 @@ def test_keys_that_others_read_too_keep_their_readers() -> None:
     for a, b in zip(expected, session_of(model, threads=1).run(feeds[-1]), strict=True):
         np.testing.assert_allclose(b, a, atol=2e-5)
     assert Counter(n.op_type for n in model.graph)["GroupQueryAttention"] == 1
+
+
+def test_keys_whose_shape_alone_is_asked_for_are_not_read_by_others() -> None:
+    style = replace(Style(), blocks=1)
+    proto = onnx.load_model_from_string(decoder(style))
+    make = onnx.helper.make_node
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 1, 1, 1], np.int64), "copies"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "first"))
+    proto.graph.node.extend([  # as exporters cut a mask to the length of the keys that a group of heads shares
+        make("Unsqueeze", ["present.0.key", "first"], ["apart"]), make("Expand", ["apart", "copies"], ["repeated"]),
+        make("Shape", ["repeated"], ["repeated_shape"]), make("Shape", ["present.0.value"], ["value_shape"]),
+    ])  # fmt: skip
+    for name, size in (("repeated_shape", 5), ("value_shape", 4)):
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [size]))
+    model = io.load(proto.SerializeToString())
+    prepare(model)
+    feeds = feeds_of(style)
+    expected = [session_of(model, threads=1).run(feed) for feed in feeds]
+    assert fuse(model, feeds)
+    for feed, wanted in zip(feeds, expected, strict=True):
+        found = session_of(model, threads=1).run(feed)
+        for a, b in zip(at_tokens(wanted, feed), at_tokens(found, feed), strict=True):
+            np.testing.assert_allclose(b, a, atol=2e-5)
+    assert [cache.present_key for cache in caches_of(model)] == ["present.0.key"]  # raises where another node reads it
+    count = len(model.graph)
+    assert not fuse(model, feeds)
+    assert len(model.graph) == count

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
 from onnxq.search import choosing
 from onnxq.search.within.score import Runner
-from tests.graph.build import Array, build, run
+from tests.graph.build import Array, build, run, weights
 
 WIDTH, LAYERS, BAD, DB = 48, 5, 3, 26.0
 
@@ -233,6 +234,30 @@ def test_where_auto_gives_float_back_for_accuracy_static_integers_are_searched(
     assert bool(result.trail) == (preset == "w8a8")
     (chosen,) = [row for row in result.candidates if row["verdict"] == "chosen"]
     assert chosen["name"].split(" ")[0] == preset
+
+
+def test_what_a_search_found_on_few_samples_is_judged_on_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that hardly vary: one held-out sample cannot tell that 8 bits lose all that differs between samples."""
+    text = "g (float[N,64] x) => (float[N,8] y) { a = MatMul (x, w) r = Relu (a) b = MatMul (r, v) y = Add (b, far) }"
+    far = np.linspace(-2000, 2000, 8).astype(np.float32)
+    model = build(text, w=weights(64, 64), v=weights(64, 8) / 1000, far=far)
+    samples = [{"x": np.random.default_rng(i).normal(size=(1, 64)).astype(np.float32)} for i in range(16)]
+    monkeypatch.setattr(choosing.auto, "choose", refused_by_accuracy)
+    monkeypatch.setattr(choosing, "_WORTH_IT", 0.0)
+    judged: list[Any] = []
+
+    def widely(content: object, job: Any) -> Any:
+        judged.append(content)
+        return SimpleNamespace(comparison=SimpleNamespace(loss=0.4, finite=True, outside=lambda _: "a loss of 40.0 %"))
+
+    options: dict[str, Any] = {"calibration": samples, "preset": "auto", "threads": 1, "cache": False}
+    found = onnxq.quantize(model, **options)
+    monkeypatch.setattr(choosing, "compared_widely", widely)
+    refused = onnxq.quantize(model, **options)
+    assert judged and refused.preset == "float"
+    assert any("is outside on more samples: a loss of 40.0 %" in line for line in refused.warnings)
+    if found.preset != "float":
+        assert found.comparison is not None and found.comparison.samples > 8 and not found.comparison.outside()
 
 
 def test_auto_with_a_users_metric_is_searched_from_static_integers() -> None:
