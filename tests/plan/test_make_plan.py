@@ -227,15 +227,6 @@ def test_a_plan_that_quantizes_nothing_is_an_error(text: str, options: dict[str,
         onnxq.quantize(build(text), calibration=FEEDS, benchmark=False, **{"preset": "w8a8", **options})
 
 
-def test_layers_left_behind_by_those_that_gain_stay_float() -> None:
-    """Integers are slower for the small product, and nobody asked for it where what gains was excluded."""
-    text = "g (float[1,16,16,16] x) => (float[1,3] y) { [big] a = Conv (x, w) [p] b = GlobalAveragePool (a)"
-    given = build(f"{text} [f] c = Flatten (b) [small] y = MatMul (c, m) }}", w=weights(32, 16, 3, 3), m=weights(32, 3))
-    both = plan_of(given).actions
-    assert both["big"] == "integer" and both["small"] == "float"
-    assert "integer" not in plan_of(given, exclude=("big",)).actions.values()
-
-
 def test_excluding_everything_is_an_error() -> None:
     with pytest.raises(RecipeError, match="nothing in this model would be quantized .Conv: excluded by --exclude"):
         onnxq.quantize(

@@ -69,7 +69,6 @@ class Survey:
         order: every node that computes with real numbers, those of subgraphs behind the node that holds them.
         folded: by name of a Relu or Clip, the candidate that it is folded into.
         guarded: those of ``kept`` that stay float for the sake of accuracy.
-        given_up: layers that could run on integers, and stay float by the user's choice or for the sake of accuracy.
     """
 
     candidates: dict[str, Quantizable] = field(default_factory=dict)
@@ -78,12 +77,10 @@ class Survey:
     order: list[Node] = field(default_factory=list)
     folded: dict[str, Quantizable] = field(default_factory=dict)
     guarded: set[str] = field(default_factory=set)
-    given_up: list[Quantizable] = field(default_factory=list)
 
     def guard(self, name: str, reason: str) -> None:
         """`keep`, for the sake of accuracy."""
         self.guarded.add(name)
-        self.given_up.append(self.candidates[name])
         self.keep(name, reason)
 
     def keep(self, name: str, reason: str) -> None:
@@ -131,10 +128,8 @@ def survey(
         row = row_of(node)
         # A Relu or Clip belongs to the layer before it unless it is excluded by name.
         left_out = choice.reason if choice.excluded or row is None or row.kind is not Kind.CLAMPING else None
-        other = node.meta.get(KEEP_FLOAT) or _refusal(node, target, dtypes) or hidden.get(id(node.graph))
-        if choice.excluded and other is None and row is not None:
-            found.given_up.append(Quantizable(node, row, choice))
-        reason = left_out or other
+        reason = left_out or node.meta.get(KEEP_FLOAT)
+        reason = reason or _refusal(node, target, dtypes) or hidden.get(id(node.graph))
         if reason is not None or row is None:
             found.kept[node.name or ""] = reason or "no integer kernel"
         else:

@@ -63,9 +63,9 @@ def place(
     for i, candidate in enumerate(candidates):
         if candidate.choice.insisted or _is_heavy(candidate, shapes, target):
             forced[i] = True
-    if not forced and not any(_is_heavy(layer, shapes, target) for layer in found.given_up):
+    if not forced:
         # Nothing is expected to gain. The user asked for integers all the same: multiply on them, and let the
-        # measurement say what it costs. Where the layers that gain were given up, nobody asked for the others.
+        # measurement say what it costs.
         forced = {i: True for i, c in enumerate(candidates) if c.row.kind is Kind.WEIGHTED}
     if not forced:
         return set()
