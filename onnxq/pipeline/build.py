@@ -36,6 +36,7 @@ from onnxq.plan.activations.channel_grids import spread_channels
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT
 from onnxq.plan.given import unread
 from onnxq.plan.solve import solve
+from onnxq.plan.weight_wishes import float_biases
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.qat.computing_time import Allowance
 from onnxq.stats.statistics import Statistics
@@ -119,7 +120,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         warnings += learned
     with clock.step("rewrite"):
         bias = target.float_bias or recipe.float_bias
-        emit(model, rewrite, form, Style(target.steered, bias, recipe.dedicated_pairs, recipe.own_pairs))
+        single = float_biases(recipe, model.graph)
+        style = Style(target.steered, bias, recipe.dedicated_pairs, recipe.own_pairs, float_biases=single)
+        emit(model, rewrite, form, style)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         again = round_again(model, unread(given, plan.values)) if given is not None else []

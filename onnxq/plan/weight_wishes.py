@@ -12,7 +12,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 from onnxq.graph import walk
-from onnxq.graph.reading.ops import channel_axis
+from onnxq.graph.reading.ops import channel_axis, row_of
 from onnxq.graph.types import Graph, Node
 from onnxq.plan.activations.value_wishes import rule_of
 from onnxq.plan.decisions import INTEGER, STORAGE, NodePlan
@@ -33,6 +33,27 @@ def named_weights(recipe: Recipe, graph: Graph) -> dict[str, ValueRule]:
     return {name: rule for name, rule in rules.items() if rule is not None}
 
 
+def float_biases(recipe: Recipe, graph: Graph) -> frozenset[str]:
+    """Names of the biases that the recipe leaves float.
+
+    Raises:
+        RecipeError: the format has no layers on integers with such a bias.
+    """
+    rules = named_weights(recipe, graph)
+    wanted = {name for name, rule in rules.items() if rule.quantize is False}
+    found = set()
+    for node in walk.all_nodes(graph) if wanted else ():
+        row = row_of(node)
+        bias = None if row is None or row.bias is None else walk.input_at(node, row.bias)
+        if bias is not None and bias.name in wanted:
+            found.add(bias.name)
+    if found and recipe.format == "qoperator":
+        raise RecipeError(
+            f"value rule {min(found)!r}: a bias stays float in models of Q and DQ alone; use --format qdq"
+        )
+    return frozenset(found)
+
+
 def with_weight_wishes(
     nodes: Mapping[str, NodePlan], recipe: Recipe, graph: Graph
 ) -> tuple[dict[str, NodePlan], list[str]]:
@@ -42,7 +63,7 @@ def with_weight_wishes(
         RecipeError: a rule says of a weight what holds for activations alone, or has not one number a channel.
     """
     planned, rules = dict(nodes), named_weights(recipe, graph)
-    used: set[str] = set()
+    used = {rules[name].match for name in float_biases(recipe, graph)}
     for node in walk.all_nodes(graph) if rules else ():
         plan = planned.get(node.name or "")
         if plan is None or plan.action not in (INTEGER, STORAGE):

@@ -30,7 +30,8 @@ class ValueRule:
         bits: of its integers: 8, or 16 between Q and DQ.
         convert: bits of a second grid, 8 or 16, from which some nodes read what the first one left of the value.
         readers: names or patterns of these nodes; without them, all that read the value on integers.
-        quantize: False leaves the value float, and with it the nodes that would need its integers.
+        quantize: False leaves the value float, and with it the nodes that would need its integers; of a bias, named in
+            full, the bias alone.
     """
 
     match: str

@@ -85,6 +85,20 @@ def test_a_bias_may_stay_float() -> None:
     assert "b" not in {name for node in of(quantized(proto), "Conv") for name in node.input}
 
 
+def test_one_bias_may_stay_float() -> None:
+    text = TEXT.replace("(h, v, b)", "(h, v, b2)", 1)
+    u, v = RNG.standard_normal((2, 8, 8, 3, 3)).astype(np.float32)
+    b, b2 = RNG.standard_normal((2, 8)).astype(np.float32)
+    proto = build(text, opset=17, u=u, v=v, b=b, b2=b2)
+    made = quantized(proto, values=[{"match": "b2", "quantize": False}])
+    biases = {node.name: node.input[2] for node in of(made, "Conv")}
+    assert biases["b"] == "b2" and "b" not in biases.values() and len(biases) == 3
+    kept = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    np.testing.assert_array_equal(kept["b2"], b2)
+    with pytest.raises(RecipeError, match="value rule 'b2': a bias stays float in models of Q and DQ alone"):
+        quantized(proto, values=[{"match": "b2", "quantize": False}], format="qoperator")
+
+
 @pytest.mark.parametrize("keys", [{"float_bias": True}, {"dedicated_pairs": True}, {"own_pairs": True}])
 def test_integer_operators_have_no_pairs_to_write(keys: dict[str, bool]) -> None:
     with pytest.raises(RecipeError, match=f"--format qoperator: has no {next(iter(keys))}, which is for Q and DQ"):

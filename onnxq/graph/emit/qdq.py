@@ -119,8 +119,9 @@ class _QdqEmitter:
             assert original is not None
             edit.set_input(node, position, self._constant(node, original, tensor))
             edit.drop_unused_initializer(original)
-        if change.bias is not None and row.bias is not None and not self._style.float_bias:
-            original = walk.input_at(node, row.bias)
+        original = None if row.bias is None else walk.input_at(node, row.bias)
+        stays = self._style.float_bias or (original is not None and original.name in self._style.float_biases)
+        if change.bias is not None and row.bias is not None and not stays:
             edit.set_input(node, row.bias, self._bias(node, original, change))
             edit.drop_unused_initializer(original)
         if row.native and self._rewrite.values[node.outputs[0].name or ""].spec.dtype.bits == 8:

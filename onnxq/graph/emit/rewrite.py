@@ -21,6 +21,7 @@ class Style:
     Attributes:
         steered: keep ONNX Runtime's CPU provider from computing on integers what stays float.
         float_bias: leave biases as they are.
+        float_biases: names of those that are left if not all are.
         dedicated: give each reader of a value a pair of its own.
         own_pairs: write them as the runtime's own operators.
         settled: move Transposes beside products to where they cost least; without, every value has the name and the
@@ -32,6 +33,7 @@ class Style:
     dedicated: bool = False
     own_pairs: bool = False
     settled: bool = True
+    float_biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
