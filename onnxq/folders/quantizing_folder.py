@@ -30,6 +30,7 @@ from onnxq.graph.files.io import weight_files
 from onnxq.graph.files.saving import copy, write_text
 from onnxq.pipeline.clock import Progress
 from onnxq.pipeline.planning import NothingToQuantizeError
+from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
 from onnxq.recipe.values import WORKLOADS
@@ -74,6 +75,7 @@ class _Work:
     drafts: Path
 
 
+@checked
 @with_custom_ops
 def quantize_folder(
     folder: str | os.PathLike[str],

@@ -97,7 +97,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     rounded, biases = None, used if recipe.bias_correct else None
     allowance, plain = Allowance(), solution.rewrite
     if recipe.reconstructs:
-        check_learning(job)
+        check_learning(job, "--reconstruct")
         allowance = Allowance(60.0 * block_minutes(recipe))
     layers_first = recipe.reconstructs and goes_first(plan)
     if compensates(recipe) or (recipe.reconstructs and not layers_first):  # blocks go on from there

@@ -43,13 +43,13 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if check is not None and (value is not None or signature.parameters[name].default is not None):
                 bound.arguments[name] = check(f"{function.__name__}: {name}", plain(value))
             elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = checked_options(function.__name__, value)
+                bound.arguments[name] = _checked_options(function.__name__, value)
         return function(*bound.args, **bound.kwargs)
 
     return call
 
 
-def checked_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a function takes as they are, checked and settled like named ones; None stands for none given.
 
     Raises:

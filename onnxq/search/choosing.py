@@ -10,7 +10,8 @@ from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.job import Job
-from onnxq.pipeline.learned.finetuned import check_finetuning, finetuned, with_learned_start
+from onnxq.pipeline.learned.finetuned import finetuned, with_learned_start
+from onnxq.pipeline.learned.reconstructing import check_learning
 from onnxq.pipeline.making import make
 from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
@@ -52,7 +53,7 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Candidate:
     if job.recipe.finetune:
         settled = settle_preset(job.recipe, job.data is not None or job.statistics is not None)
         job = replace(job, recipe=with_learned_start(settled, job))
-        check_finetuning(job)
+        check_learning(job, "--finetune")
         return finetuned(job, make(job, timed=False), timed=timed)
     if job.recipe.preset == "auto" and not own:
         return _beyond_auto(job, options, limits, timed=timed)

@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 from onnxq.errors import RecipeError, there_are
 from onnxq.pipeline.clock import Progress
 from onnxq.pipeline.float_model import Source
-from onnxq.recipe.arguments import checked_options
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.recipe.recipe_options import RecipeOptions
 from onnxq.runtime.custom_ops import Libraries, registered
@@ -103,13 +102,13 @@ def split_options(function: str, named: Mapping[str, Any]) -> tuple[Recipe, Opti
 
     Args:
         function: the public function that takes them, for messages.
-        named: them by name, with ``recipe`` among them.
+        named: them by name, with ``recipe`` among them, as `onnxq.recipe.arguments.checked` lets them pass.
 
     Raises:
-        OnnxqError: there is no such option, or it has no such value.
+        RecipeError: there is no such option, or the recipe takes no such value.
     """
     known = {field.name for field in fields(Options)} - _MADE_HERE
-    given = checked_options(function, {name: value for name, value in named.items() if name != "custom_ops"})
+    given = {name: value for name, value in named.items() if name != "custom_ops"}
     recipe = given.pop("recipe", None)
     unknown = next((name for name in given if name not in known and name not in RECIPE_OPTIONS), None)
     if unknown is not None:

@@ -26,7 +26,6 @@ from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
 from onnxq.pipeline.learned.minutes import finetune_minutes
 from onnxq.plan.decisions import Plan
-from onnxq.qat import need_torch
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.verify import loss
@@ -54,18 +53,6 @@ _FEW_BITS = 4
 _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
 
 
-def check_finetuning(job: Job) -> None:
-    """Refuse a job that cannot be finetuned.
-
-    Raises:
-        MissingExtraError: there is no PyTorch.
-        RecipeError: there are no samples.
-    """
-    need_torch("--finetune")
-    if job.data is None:
-        raise RecipeError("--finetune: needs samples to learn from; pass --calibration")
-
-
 def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
     """The recipe of a finetuning whose blocks learn first, where integers have few bits and nothing else rounds them.
 
@@ -83,7 +70,7 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
     """Let a quantized model learn from the float model, end to end.
 
     Args:
-        job: as `check_finetuning` lets it pass; its recipe says how.
+        job: as `check_learning` lets it pass; its recipe says how.
         chosen: the model as it was built and verified.
         timed: measure latency.
 

@@ -55,16 +55,20 @@ _NOISIER_DB = 1.0
 """By which held-out samples may have a lower SQNR: it moves by about that much with eight of them."""
 
 
-def check_learning(job: Job) -> None:
-    """Refuse a job whose blocks cannot learn.
+def check_learning(job: Job, option: str) -> None:
+    """Refuse a job in which nothing can learn.
+
+    Args:
+        job: the job.
+        option: what asks for learning, ``--reconstruct`` or ``--finetune``.
 
     Raises:
         RecipeError: there are no samples.
         MissingExtraError: there is no PyTorch.
     """
-    need_torch("--reconstruct")
+    need_torch(option)
     if job.data is None:
-        raise RecipeError("--reconstruct: needs samples to learn from; pass --calibration")
+        raise RecipeError(f"{option}: needs samples to learn from; pass --calibration")
 
 
 def goes_first(plan: Plan) -> bool:
