@@ -19,8 +19,8 @@ def larger(size_before: int, size_after: int, before: Model, after: Model) -> st
     said = f"larger than float: {size_after} bytes against {size_before}; "
     if weights > size_before:
         return said + (
-            f"the float model computes weights of {weights} bytes from a few numbers when it is loaded, and here they are "
-            f"stored, in {integers} bytes"
+            f"the float model computes weights of {weights} bytes when it is loaded, and here they "
+            f"are stored, in {integers} bytes"
         )
     if integers >= weights:
         return said + f"constants take {integers} bytes for {weights}, scales among them"
