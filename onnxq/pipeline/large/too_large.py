@@ -72,19 +72,20 @@ def for_memory(recipe: Recipe, target: Target, prepared: Prepared) -> tuple[Reci
     if recipe.sequential or needed <= recipe.max_memory * 2**30 or recipe.preset == "auto":
         return recipe, True
     tight = free is not None and needed > free
+    room = "" if free is None else f"{free / 1e9:.0f} GB are free"
     size = f"the float model beside its quantized form takes about {needed / 1e9:.0f} GB of memory"
     rounds = settle_preset(recipe, has_data=True).algorithm in ALGORITHMS_WITH_DATA
     in_order = recipe.override(sequential=True)
     if rounds and is_large(in_order, target, prepared, samples=True):
         if tight:
-            prepared.notes.append(f"{size}, and {free / 1e9:.0f} GB are free: layers are taken in order (--sequential)")
+            prepared.notes.append(f"{size}, and {room}: layers are taken in order (--sequential)")
             return in_order, True
         prepared.notes.append(f"{size}; --sequential needs no more than --max-memory and a few layers")
     elif not rounds and tight and is_large(recipe, target, prepared, samples=False):
-        prepared.notes.append(f"{size}, and {free / 1e9:.0f} GB are free: the samples were not run")
+        prepared.notes.append(f"{size}, and {room}: the samples were not run")
         return recipe, False
     elif tight:
-        prepared.notes.append(f"{size}, and {free / 1e9:.0f} GB are free")
+        prepared.notes.append(f"{size}, and {room}")
     return recipe, True
 
 
