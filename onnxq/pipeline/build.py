@@ -121,7 +121,14 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     with clock.step("rewrite"):
         bias = target.float_bias or recipe.float_bias
         single = float_biases(recipe, model.graph)
-        style = Style(target.steered, bias, recipe.dedicated_pairs, recipe.own_pairs, float_biases=single)
+        style = Style(
+            target.steered,
+            bias,
+            recipe.dedicated_pairs,
+            recipe.own_pairs,
+            recipe.own_grids,
+            float_biases=single,
+        )
         emit(model, rewrite, form, style)
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)

@@ -132,6 +132,7 @@ class Recipe:
             scale a tensor.
         unsigned_weights: weights of layers on integers are uint8.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
+        own_grids: each value and constant has its own ``NAME_scale`` and ``NAME_zero_point``, equal to others or not.
         drop_tail: take post-processing off, which changes the model's outputs.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """
@@ -180,6 +181,7 @@ class Recipe:
     float_bias: bool = False
     dedicated_pairs: bool = False
     own_pairs: bool = False
+    own_grids: bool = False
     drop_tail: bool = False
     asymmetric_weights: bool = False
     unsigned_weights: bool = False
@@ -378,7 +380,8 @@ class Recipe:
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
 
-_IN_FILES = ("rules", "values", "float_bias", "dedicated_pairs", "own_pairs", "asymmetric_weights", "unsigned_weights")
+_WRITTEN = "float_bias dedicated_pairs own_pairs own_grids asymmetric_weights unsigned_weights"
+_IN_FILES = ("rules", "values", *_WRITTEN.split())
 RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 

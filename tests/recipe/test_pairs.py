@@ -76,6 +76,19 @@ def test_pairs_of_the_runtime_have_its_domain() -> None:
     assert use_own_pair(io.load(own), everywhere=True) == 0
 
 
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_grids_are_found_by_name(form: str) -> None:
+    proto = model()
+    plain, own = quantized(proto, format=form), quantized(proto, own_grids=True, format=form)
+    kept, more = ({tensor.name for tensor in made.graph.initializer} for made in (plain, own))
+    values = [name.removesuffix("_scale") for name in more if name.endswith("_scale")]
+    assert {"x", "h", "u", "v"} <= set(values) and {f"{name}_zero_point" for name in values if name != "b"} <= more
+    assert not {f"{name}_zero_point" for name in ("u", "v")} <= kept  # equal ones are shared otherwise
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        for one, other in zip(run(plain, level), run(own, level), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_bias_may_stay_float() -> None:
     proto = model()
     floats = {tensor.name for tensor in quantized(proto, float_bias=True).graph.initializer if tensor.data_type == 1}

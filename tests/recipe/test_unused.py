@@ -15,6 +15,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import USES, refuse_unused
 from tests.graph.build import build, weights
+from tests.runtime_version import needs_runtime
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "format": ("qoperator", "qdq"), "range": ("minmax", "percentile"), "percentile": (95.0,),
@@ -70,7 +71,10 @@ SLOW |= {(option, name) for option in VALUES for name in ("zeroquant", "lut8", "
 
 def marks(option: str, preset: str) -> list[pytest.MarkDecorator]:
     learns = option == "reconstruct" or preset == "w8a8-learned"
-    return [pytest.mark.large] * ((option, preset) in SLOW) + [pytest.mark.torch] * learns
+    found = [pytest.mark.large] * ((option, preset) in SLOW) + [pytest.mark.torch] * learns
+    if preset == "w2":  # two bits as float32, and as float16
+        found.append(needs_runtime("1.28" if option == "float_type" else "1.24", "has no MatMulNBits of 2 bits"))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,12 @@ def target_of(wishes: Mapping[str, Any], reduce_range: bool) -> str:
     return target or ("cpu-avx2" if reduce_range else "cpu")
 
 
+def weights_of(preset: str, weight: Any, target: str) -> dict[str, bool]:
+    """Keys of a recipe for weights of 8 bits with the signedness that was asked for, where that is free."""
+    unsigned = as_member(QuantType, weight, "weight_type").name == "QUInt8"
+    return {"unsigned_weights": True} if unsigned and preset == "w8a8" and target in ("cpu", "cpu-avx2") else {}
+
+
 def ranges_of(preset: str, method: CalibrationMethod, *, average: bool) -> dict[str, Any]:
     """How ranges are found; float8 clips none."""
     if preset == "fp8":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import api
-from onnxq.compat.onnxruntime.asked_types import form_of, preset_of, ranges_of, target_of
+from onnxq.compat.onnxruntime.asked_types import form_of, preset_of, ranges_of, target_of, weights_of
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
     QuantConfig,
@@ -71,7 +71,7 @@ def quantize_static(
         reduce_range: weights of 7 bits, for processors without VNNI (target ``cpu-avx2``).
         activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps. Or 16, for
             NPUs; a CPU has no kernels for those. Or float8, with weights of float8, for TensorRT.
-        weight_type: 8 bits; written as symmetric int8. Or 4, with activations of 16, for QNN: symmetric int4.
+        weight_type: 8 bits, symmetric. Or 4, with activations of 16, for QNN: symmetric int4.
         nodes_to_quantize: only these nodes, faster or not.
         nodes_to_exclude: nodes that stay float.
         use_external_data_format: weights go into a file beside the model, whatever its size.
@@ -94,12 +94,15 @@ def quantize_static(
         raise UnsupportedError(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
-    extra_options, rules, values = weights_apart(model_input, extra_options, preset)
+    kinds = (as_member(QuantType, activation_type, "activation_type"), as_member(QuantType, weight_type, "weight_type"))
+    extra_options, rules, values = weights_apart(model_input, extra_options, preset, *kinds)
     wishes = {"preset": preset, "rules": rules, **wishes_of(extra_options)}
     wishes["values"] = [*wishes.get("values", []), *values]
     wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
     wishes |= ranges_of(preset, method, average=wishes.pop("average", False))
     wishes["target"] = target_of(wishes, reduce_range)
+    weights = weights_of(preset, weight_type, wishes["target"])
+    wishes["recipe_keys"] = {"own_grids": True, **weights, **wishes.get("recipe_keys", {})}
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:
         if not cache.is_file():

@@ -24,9 +24,20 @@ _OF_WEIGHTS = {"quant_type", "symmetric", "reduce_range", "axis", "rmin", "rmax"
 
 
 def weights_apart(
-    model: Source, extra_options: Mapping[str, Any] | None, preset: str = "w8a8"
+    model: Source,
+    extra_options: Mapping[str, Any] | None,
+    preset: str,
+    activation_type: Any = None,
+    weight_type: Any = None,
 ) -> tuple[dict[str, Any], list[dict[str, object]], list[dict[str, object]]]:
     """Options whose overrides are of activations alone, and rules for the other tensors: of their nodes, and of values.
+
+    Args:
+        model: path or ``onnx.ModelProto``.
+        extra_options: as given.
+        preset: what the types stand for.
+        activation_type: of activations whose override names none.
+        weight_type: likewise of weights, and whether all are stored as uint8.
 
     Raises:
         UnsupportedError: a tensor is not in the model, or what is said of a weight has no equal here.
@@ -40,18 +51,22 @@ def weights_apart(
     known |= {value.name: value for node in walk.all_nodes(graph) for value in (*node.inputs, *node.outputs) if value}
     rules: list[dict[str, object]] = []
     values: list[dict[str, object]] = []
-    for name, entries in given.items():
+    unsigned = getattr(weight_type, "name", "") == "QUInt8" and preset == "w8a8"
+    for name, overrides in list(given.items()):
         value = known.get(name)
         if value is None:
             raise UnsupportedError(f"extra_options[{_OVERRIDES!r}]: tensor {name!r} is not present in the model")
+        default = weight_type if walk.is_constant(value) else activation_type
+        entries = [_of_type(entry, default) for entry in overrides]
         if not walk.is_constant(value):
+            options[_OVERRIDES] = given = {**given, name: entries}
             continue
         options[_OVERRIDES] = given = {key: kept for key, kept in given.items() if key != name}
         readers = [node.name for node in value.consumers() if node.name]
         by_channel = any("axis" in entry for entry in entries)
         small = _of_four_bits(name, entries, preset)
         rules += [{"match": literal(reader), "per_channel": by_channel, **small} for reader in readers]
-        grid = {} if small else _grid(name, entries)
+        grid = {} if small else _grid(name, entries, unsigned)
         if grid:
             values.append({"match": literal(name), **grid})
     return options, rules, values
@@ -78,7 +93,13 @@ def _of_four_bits(name: str, entries: Sequence[Mapping[str, Any]], preset: str) 
     return {"preset": "w4a16"}
 
 
-def _grid(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _of_type(entry: Mapping[str, Any], default: Any) -> Mapping[str, Any]:
+    """An override that names its type."""
+    known = getattr(default, "name", "") in ("QInt8", "QUInt8", "QInt16", "QUInt16")
+    return {"quant_type": default, **entry} if known else entry
+
+
+def _grid(name: str, entries: Sequence[Mapping[str, Any]], unsigned: bool) -> dict[str, Any]:
     """The keys of a value rule that say of a weight what overrides say, by tensor or by channel.
 
     Raises:
@@ -93,14 +114,16 @@ def _grid(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"{where}: {more[0] if more else 'quant_type'} has no equal here, since weights have "
                 "8 bits; leave it out"
             )
-    each = [override_of(name, {key: entry[key] for key in entry if key != "axis"}, shift=-128) for entry in entries]
+    shift = 0 if unsigned else -128
+    each = [override_of(name, {key: entry[key] for key in entry if key != "axis"}, shift) for entry in entries]
     if len({frozenset(rule) - {"symmetric"} for rule in each}) > 1:
         raise UnsupportedError(f"{where}: its channels have different keys; say the same of each")
     if len(each) == 1:
-        return each[0]
+        return {"symmetric": False, **each[0]} if unsigned and "range" in each[0] else each[0]
     if "range" in each[0]:
         low, high = (np.array([rule["range"][end] for rule in each], np.float64) for end in (0, 1))
-        spec = TensorSpec(QType.INT8, symmetric=bool(each[0].get("symmetric", True)), narrow_range=True)
+        even = bool(each[0].get("symmetric", True))
+        spec = TensorSpec(QType.UINT8 if unsigned else QType.INT8, symmetric=even, narrow_range=True)
         found = params_from_range(low, high, spec)
         return {"scale": found.scale, "zero_point": found.zero_point}
     if "scale" in each[0]:

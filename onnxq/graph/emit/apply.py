@@ -35,7 +35,7 @@ def emit(model: ir.Model, rewrite: Rewrite, form: str, style: Style = _STYLE) ->
     if form == "qdq":
         emit_qdq(model, rewrite, style)
     else:
-        emit_qoperator(model, rewrite)
+        emit_qoperator(model, rewrite, style)
     emit_dynamic(model, rewrite)
     emit_weight_only(model, rewrite, form)
     if style.dedicated:

@@ -43,31 +43,33 @@ class Builder:
     Subgraphs see the constants of the main graph, and the runtime takes them for constants there too.
     """
 
-    def __init__(self, model: ir.Model, *, joins_equal: bool = True) -> None:
+    def __init__(self, model: ir.Model, *, joins_equal: bool = True, joins_grids: bool = True) -> None:
         """Look at what the model has.
 
         Args:
             model: changed by what is made.
             joins_equal: integers of equal contents are one initializer, whatever their scales. The QNN provider (2.7)
                 keeps one scale an initializer, and computes wrong numbers for all others.
+            joins_grids: scales and zero points of equal contents are one initializer; else each is found by its name.
         """
         self._joins_equal = joins_equal
+        self._joins_grids = joins_grids
         self._own: dict[int, tuple[QTensor, ir.Value]] = {}
         self.graph = model.graph
         self.names = walk.Names(model)
         self._spill = spilled.spill_of(model)
         self._given = {id(node): node for node in walk.all_nodes(model.graph) if node.op_type == "DequantizeLinear"}
-        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._constants: dict[tuple[str, str, bytes, tuple[int, ...]], ir.Value] = {}
 
     def is_given(self, node: ir.Node) -> bool:
         """Whether the model brought a DQ along."""
         return id(node) in self._given
 
-    def constant(self, name: str, array: Array, qtype: QType | None = None) -> ir.Value:
-        """An initializer with this content; an equal one that was added before serves again."""
+    def constant(self, name: str, array: Array, qtype: QType | None = None, *, joins: bool = True) -> ir.Value:
+        """An initializer with this content; an equal one that was added before, if ``joins`` under any name, serves."""
         array = np.require(array, requirements="C")
         content = array.tobytes() if array.nbytes <= _SHORT else hashlib.sha256(bytes_of(array)).digest()
-        key = (str(array.dtype), content, array.shape)
+        key = ("" if joins else name, str(array.dtype), content, array.shape)
         if key not in self._constants:
             self._constants[key] = self.initializer(name, array, IR_TYPES[qtype] if qtype is not None else None)
         return self._constants[key]
@@ -81,11 +83,12 @@ class Builder:
 
     def scale(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Scale as the operators take it: a scalar, or one entry a channel."""
-        return self.constant(shortened(f"{value}_scale{suffix}"), shaped(params.scale))
+        return self.constant(shortened(f"{value}_scale{suffix}"), shaped(params.scale), joins=self._joins_grids)
 
     def zero_point(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Zero point of the same shape."""
-        return self.constant(shortened(f"{value}_zero_point{suffix}"), shaped(params.zero_point), params.spec.dtype)
+        name, dtype = shortened(f"{value}_zero_point{suffix}"), params.spec.dtype
+        return self.constant(name, shaped(params.zero_point), dtype, joins=self._joins_grids)
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""
@@ -163,7 +166,7 @@ class Builder:
         """DequantizeLinear of an activation or, along ``axis``, of a constant."""
         attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
         inputs: list[ir.Value | None] = [value, self.scale(base, params)]
-        if params.spec.dtype is not QType.INT32:  # there it is zero by the standard
+        if params.spec.dtype is not QType.INT32 or not self._joins_grids:  # there it is zero by the standard
             inputs.append(self.zero_point(base, params))
         return self.node(
             "DequantizeLinear",

@@ -35,7 +35,7 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
         rewrite: what becomes of it.
         style: how it is written.
     """
-    builder = common.Builder(model, joins_equal=style.steered)
+    builder = common.Builder(model, joins_equal=style.steered, joins_grids=not style.own_grids)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _QdqEmitter(builder, rewrite, nodes, style)
     for value in common.inputs_of(model.graph):

@@ -24,6 +24,7 @@ class Style:
         float_biases: names of those that are left if not all are.
         dedicated: give each reader of a value a pair of its own.
         own_pairs: write them as the runtime's own operators.
+        own_grids: give each value and constant a scale and a zero point of its own, found by its name.
         settled: move Transposes beside products to where they cost least; without, every value has the name and the
             axes of the float model's.
     """
@@ -32,6 +33,7 @@ class Style:
     float_bias: bool = False
     dedicated: bool = False
     own_pairs: bool = False
+    own_grids: bool = False
     settled: bool = True
     float_biases: frozenset[str] = frozenset()
 

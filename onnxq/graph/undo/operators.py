@@ -96,8 +96,11 @@ def _dequantize(tracker: Tracker, node: ir.Node) -> None:
 
 
 def _integer_operator(tracker: Tracker, node: ir.Node) -> None:
-    form = None if walk.attr_int(node, "channels_last") else float_form(node, with_bias=True)
+    form = float_form(node, with_bias=True)
     if form is None or (form.result is not None and node.outputs[0].is_graph_output()):
+        return
+    rank = _rank(tracker, node) if walk.attr_int(node, "channels_last") else 0  # of what has its channels last
+    if rank is None:
         return
     inputs: list[ir.Value | None] = []
     scales: list[Array | None] = []
@@ -113,10 +116,15 @@ def _integer_operator(tracker: Tracker, node: ir.Node) -> None:
         else:
             scales.append(tracker.array(scale))
             inputs.append(tracker.floats(node, value, scale, zero, form.axes.get(position, 1)))
+            if rank and position == 0:
+                inputs[0] = _turned(tracker, node, inputs[0], [0, rank - 1, *range(1, rank - 1)])
     while inputs and inputs[-1] is None:
         inputs.pop()
     kept = [attribute for name, attribute in node.attributes.items() if name not in DROPPED]
     made = tracker.instead(node, "", form.op_type, inputs, kept)
+    if rank:
+        made.shape = None
+        made = _turned(tracker, node, made, [0, *range(2, rank), 1])
     if node.op_type == "MatMulIntegerToFloat" and (bias := walk.input_at(node, 6)) is not None:
         made = tracker.before(node, "Add", [made, bias], f"{node.outputs[0].name}_sum")
     if form.result is None:
@@ -127,6 +135,24 @@ def _integer_operator(tracker: Tracker, node: ir.Node) -> None:
     tracker.done += 1
 
 
+def _turned(tracker: Tracker, node: ir.Node, value: ir.Value | None, order: list[int]) -> ir.Value:
+    name = value.name if value is not None else node.name
+    made = tracker.before(node, "Transpose", [value], f"{name}_turned", [ir.AttrInt64s("perm", order)])
+    made.shape = ir.Shape([None] * len(order))
+    return made
+
+
+def _rank(tracker: Tracker, node: ir.Node) -> int | None:
+    """Axes of a convolution's or pool's input; None where nothing says so."""
+    if node.op_type == "QLinearConv":
+        return walk.rank(walk.input_at(node, 3))
+    if "kernel_shape" in node.attributes:
+        return len(node.attributes["kernel_shape"].as_ints()) + 2
+    real = tracker.known(node.inputs[0])
+    ranks = [walk.rank(value) for value in (node.inputs[0], real.value if real is not None else None, node.outputs[0])]
+    return next((rank for rank in ranks if rank is not None), None)
+
+
 def _bias(tracker: Tracker, value: ir.Value, scales: list[Array | None]) -> ir.Value:
     """An int32 bias at the product of the other two scales; a float one as it is."""
     integers = tracker.array(value)
@@ -134,6 +160,20 @@ def _bias(tracker: Tracker, value: ir.Value, scales: list[Array | None]) -> ir.V
         return value
     factor = (scales[0].astype(np.float32) * scales[1].astype(np.float32)).reshape(-1)
     return tracker.constant(value.name or "bias", (integers.astype(np.float32) * factor).astype(np.float32))
+
+
+def _pool_with_channels_last(tracker: Tracker, node: ir.Node) -> None:
+    real = tracker.known(node.inputs[0])
+    if real is None or real.product or node.outputs[0].is_graph_output() or "kernel_shape" not in node.attributes:
+        return
+    rank = len(node.attributes["kernel_shape"].as_ints()) + 2
+    turned = _turned(tracker, node, real.value, [0, rank - 1, *range(1, rank - 1)])
+    made = tracker.instead(node, "", "MaxPool", [turned], list(node.attributes.values()))
+    made.shape = None
+    tracker.stand_for(
+        node.outputs[0], Real(_turned(tracker, node, made, [0, *range(2, rank), 1]), real.scale, real.zero)
+    )
+    tracker.done += 1
 
 
 def _moving(tracker: Tracker, node: ir.Node) -> None:
@@ -171,6 +211,7 @@ _FORMS: dict[str, Callable[[Tracker, ir.Node], None]] = {
     _QUANTIZE: _quantize,
     _DEQUANTIZE: _dequantize,
     "DynamicQuantizeLinear": _dynamic_quantize,
+    "NhwcMaxPool": _pool_with_channels_last,
     **PRODUCTS,
     **OWN,
 }

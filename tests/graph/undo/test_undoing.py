@@ -326,6 +326,38 @@ def test_a_bias_that_is_added_in_steps_of_the_product() -> None:
     assert [node.op_type for node in made.graph.node] == ["Conv", "Add"]
 
 
+def optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A model as the runtime writes it after all its optimizations, with operators that only it has."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath, options.log_severity_level = str(path), 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(path)
+
+
+def test_convolutions_and_pools_whose_channels_lie_last(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).integers(1, 255, (6, 3, 3, 2)).astype(np.uint8)
+    grid = {"s": np.array(0.01, np.float32), "z": np.array(128, np.uint8)}
+    text = """g (float[2,9,8,3] x) => (float[2,1,1,6] y, float[2,4,4,6] v) {
+        q = QuantizeLinear (x, s, z)
+        c = com.microsoft.QLinearConv <channels_last = 1, pads = [1,0,1,0], strides = [2,2]> (q, s, z, w, t, z, r, z, b)
+        p = com.microsoft.QLinearAveragePool <channels_last = 1, kernel_shape = [2,1], strides = [1,1]> (c, r, z, r, z)
+        g = com.microsoft.QLinearGlobalAveragePool <channels_last = 1> (p, r, z, r, z)
+        v = DequantizeLinear (p, r, z) y = DequantizeLinear (g, r, z) }"""
+    rest = {"t": np.array(0.01, np.float32), "r": np.array(0.06, np.float32), "b": np.arange(6, dtype=np.int32) * 100}
+    model = build(text, w=weight, **grid, **rest)
+    feeds = [{"x": np.random.default_rng(1).uniform(-1.2, 1.2, (2, 9, 8, 3)).astype(np.float32)}]
+    made = undone(model)
+    assert {node.op_type for node in made.graph.node} == {"Transpose", "Conv", "AveragePool", "GlobalAveragePool"}
+    assert db(outputs(model, feeds), outputs(made, feeds)) > 24
+    inside = static("cnn", tmp_path, activation_type=QuantType.QUInt8)
+    saved = optimized(inside, tmp_path / "optimized.onnx")
+    last = [node for node in saved.graph.node if any(a.name == "channels_last" and a.i for a in node.attribute)]
+    assert {node.op_type for node in last} >= {"QLinearConv"}
+    made = undone(saved)
+    assert not left(made) and db(outputs(cnn(), CNN_FEEDS), outputs(made, CNN_FEEDS)) > 25
+
+
 def test_the_result_can_be_quantized_anew(tmp_path: Path) -> None:
     feeds = CNN_FEEDS
     quantized = static("cnn", tmp_path, quant_format=QuantFormat.QOperator)
