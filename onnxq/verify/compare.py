@@ -196,8 +196,7 @@ def compare_all(
         labels: as for `compare`.
         threads: as for `compare`.
         patience: with each model; None has no end.
-        facts: as for `compare`; to be said by each caller, for what two comparisons find is only comparable where they
-            judge by the same facts.
+        facts: as for `compare`; named by each caller, for losses by other facts are no measure of one another.
     """
     if facts is None:
         facts = {} if isinstance(float_model, Session | Reference) else facts_of_file(float_model)
