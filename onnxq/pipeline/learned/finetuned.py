@@ -18,7 +18,7 @@ from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.reading.output_facts import OutputFact, output_facts
+from onnxq.graph.reading.output_facts import OutputFact
 from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
 from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
@@ -210,7 +210,7 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
     assert comparison is not None
     session = open_session(job.prepared.original, threads=job.threads)
     outputs = dict(zip(session.output_names, session.run(feed, session.output_names), strict=True))
-    facts = output_facts(job.prepared.model)
+    facts = job.output_facts()
     found = {}
     for name, judged in comparison.judged.items():
         array = outputs.get(name)
