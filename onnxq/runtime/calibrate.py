@@ -15,6 +15,7 @@ from onnxq.data.feeds import Feed, FeedHash
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.files import io
+from onnxq.graph.reading.signs import floors
 from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, add_channel_peaks, with_outputs
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.padding import Masks
@@ -136,6 +137,7 @@ def calibrate(
         frozenset(moments),
         frozenset(peaks),
         augmented.inner,
+        floors(model),
     )
     for name in augmented.inner:
         if name not in statistics:

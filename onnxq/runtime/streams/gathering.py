@@ -39,6 +39,7 @@ class Taken:
         moments: values whose second moments are wanted.
         peaks: values whose channel magnitudes are wanted.
         inner: by name of each value inside a subgraph, the output that hands it out.
+        floors: what no element of a value can be below, by name, where the graph says so.
     """
 
     fetch: list[str]
@@ -50,6 +51,7 @@ class Taken:
     moments: frozenset[str]
     peaks: frozenset[str]
     inner: dict[str, str]
+    floors: dict[str, float]
 
     @property
     def outputs(self) -> list[str]:
@@ -151,7 +153,7 @@ class Gathering:
                 tokens = padding.tokens(name, array)
                 # Without their padding the samples of a batch are no longer told apart.
                 count = samples if tokens.shape == array.shape else 1
-                folds.append((statistics.take, name, observe(tokens, count, array.shape)))
+                folds.append((statistics.take, name, observe(tokens, count, array.shape, taken.floors.get(name))))
             if name in taken.rows and array.ndim == 2:
                 folds.append((statistics.update_means, name, array))
             if name in taken.moments or name in taken.peaks:
