@@ -1,6 +1,6 @@
-"""How many processors this process may use, and numpy's matrix library with it.
+"""How many processors and how much memory this process may use, and numpy's matrix library with it.
 
-That is fewer than the machine has in a container or under ``taskset``.
+That is less than the machine has in a container or under ``taskset``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_MEMORY = Path("/proc/meminfo")
 
 LARGE = 1024
 """Side of a matrix from which several threads pay even where they wait for each other."""
@@ -38,19 +40,22 @@ def _cores(processors: set[int]) -> int:
 
 def _quota() -> int:
     """Processors that the control groups of this process grant, rounded up; as good as infinite where none is set."""
-    shares = [math.inf]
+    return math.ceil(min([1 << 20, *map(_share, _groups("cpu"))]))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, from its own to the root, for a version 1 controller."""
     for line in (_read(_OWN_GROUPS) or "").splitlines():
         _, controllers, name = (*line.split(":", 2), "", "")[:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = _GROUPS / controllers if controllers else _GROUPS
         group = root / name.lstrip("/")
         for folder in (group, *group.parents):
-            shares.append(_share(folder))
+            yield folder
             if folder == root:
                 break
-        shares.append(_share(root))  # in a container its own group is mounted there, whatever its name outside
-    return math.ceil(min(*shares, 1 << 20))
+        yield root  # in a container its own group is mounted there, whatever its name outside
 
 
 def _share(group: Path) -> float:
@@ -63,6 +68,24 @@ def _share(group: Path) -> float:
     except ValueError:  # "max", or no such files
         return math.inf
     return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still take without swapping, as the system and its control groups say."""
+    lines = [line.split() for line in (_read(_MEMORY) or "").splitlines()]
+    free = [int(line[1]) * 1024 for line in lines if line[:1] == ["MemAvailable:"] and line[1].isdecimal()]
+    for group in _groups("memory"):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            most, used = _read(group / limit) or "", _read(group / usage) or ""
+            if most.isdecimal() and used.isdecimal():
+                free.append(int(most) - int(used) + _given_up(group))
+    return max(min(free), 0) if free else None
+
+
+def _given_up(group: Path) -> int:
+    """Bytes of files that a group keeps and would give up for other memory."""
+    lines = [line.split() for line in (_read(group / "memory.stat") or "").splitlines()]
+    return sum(int(line[1]) for line in lines if line[0] in ("inactive_file", "active_file"))
 
 
 def _read(path: Path) -> str | None:

@@ -17,6 +17,11 @@ def larger(size_before: int, size_after: int, before: Model, after: Model) -> st
     """
     weights, integers = constant_bytes(before), constant_bytes(after)
     said = f"larger than float: {size_after} bytes against {size_before}; "
+    if weights > size_before:
+        return said + (
+            f"the float model computes weights of {weights} bytes when it is loaded, and here they "
+            f"are stored, in {integers} bytes"
+        )
     if integers >= weights:
         return said + f"constants take {integers} bytes for {weights}, scales among them"
     conversions = max(size_after - integers - (size_before - weights), 0)

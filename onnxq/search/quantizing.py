@@ -36,7 +36,7 @@ from onnxq.pipeline.deliver.asked_of_target import (
 from onnxq.pipeline.deliver.on_engine import check_python
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
-from onnxq.pipeline.large.too_large import is_large, leave_unconfirmed, spill_beside
+from onnxq.pipeline.large.too_large import for_memory, is_large, leave_unconfirmed, spill_beside
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.pipeline.transformation import unused_statistics
@@ -185,6 +185,9 @@ def open_job(
     if found is not None:
         data = open_data(found, prepared, states=options.states, threads=options.threads)
     alone = saved is None and is_path(model) and engine is None
+    if alone and data is not None:
+        given, used_at_all = for_memory(given, target, prepared)
+        data = data if used_at_all else None
     large = alone and is_large(given, target, prepared, samples=data is not None)
     if large:
         leave_unconfirmed(prepared)

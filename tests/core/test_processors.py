@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from onnxq.core import processors
-from onnxq.core.processors import LARGE, blas_threads, free_processors
+from onnxq.core.processors import LARGE, blas_threads, free_memory, free_processors
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(processors, "_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(processors, "_TOPOLOGY", tmp_path / "cpu")
     monkeypatch.setattr(processors, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(processors, "_MEMORY", tmp_path / "meminfo")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     free_processors.cache_clear()
     yield tmp_path
@@ -66,6 +67,38 @@ def test_quota_bounds(system: Path, files: dict[str, str], expected: int) -> Non
     for name, text in files.items():
         write(system / name, text)
     assert free_processors() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:    7 kB\n"}, 7 << 10),
+        ({"meminfo": "MemAvailable: 7 kB", "own": "0::/a\n", "cgroup/a/memory.max": "max"}, 7 << 10),
+        (
+            {
+                "meminfo": "MemAvailable: 7 kB",
+                "own": "0::/a/b\n",
+                "cgroup/a/memory.max": "5000",
+                "cgroup/a/memory.current": "3000",
+                "cgroup/a/memory.stat": "anon 2000\nactive_file 600\ninactive_file 400\n",
+            },
+            3000,
+        ),
+        (
+            {
+                "own": "5:memory:/y\n",
+                "cgroup/memory/y/memory.limit_in_bytes": "900",
+                "cgroup/memory/y/memory.usage_in_bytes": "950",
+            },
+            0,
+        ),
+    ],
+)
+def test_free_memory(system: Path, files: dict[str, str], expected: int | None) -> None:
+    for name, text in files.items():
+        write(system / name, text)
+    assert free_memory() == expected
 
 
 def blas() -> set[int]:

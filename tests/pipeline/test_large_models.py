@@ -139,6 +139,32 @@ def test_samples_go_through_a_large_model_part_by_part(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "part.onnx", "whole.onnx"]
 
 
+@pytest.mark.parametrize(("preset", "samples"), [("w4", True), ("w8", False)])
+def test_a_model_with_no_room_is_taken_in_parts_unasked(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, samples: bool
+) -> None:
+    random = np.random.default_rng(0)
+    feeds = [{"input_ids": random.integers(1024, size=(1, 64))} for _ in range(6)]
+    monkeypatch.setattr("onnxq.pipeline.large.too_large.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("onnxq.pipeline.gate.compare_all", None)
+    monkeypatch.setattr("onnxq.pipeline.float_model.READ_UP_TO", 0)
+    part = tmp_path / "part.onnx"
+    result = onnxq.quantize(llama, part, preset=preset, calibration=feeds, benchmark=False, max_memory=TINY)
+    said = next(line for line in result.warnings if "of memory" in line)
+    assert said.endswith("layers are taken in order (--sequential)" if samples else "the samples were not run")
+    assert ("gptq" in {row["algorithm"] for row in result.weights}) is samples
+    assert any("layers were compared with it one by one" in line for line in result.warnings)
+
+
+def test_a_model_with_room_is_run_whole_and_said_to_be_large(llama: Path, tmp_path: Path) -> None:
+    feeds = [{"input_ids": np.arange(8 * n, 8 * n + 8)[None]} for n in range(4)]
+    result = onnxq.quantize(
+        llama, tmp_path / "o.onnx", preset="w4", calibration=feeds, benchmark=False, max_memory=TINY
+    )
+    assert result.sqnr_db is not None
+    assert any("--sequential needs no more than --max-memory" in line for line in result.warnings)
+
+
 def small_only(plain):
     def checked(model):
         assert io.weights_bytes(model) < 4e6, "more than a layer was made bytes"

@@ -29,6 +29,12 @@ def test_constants() -> None:
     assert said == "larger than float: 1300 bytes against 1000; constants take 512 bytes for 256, scales among them"
 
 
+def test_weights_that_the_float_model_computes() -> None:
+    said = larger(200, 300, model(16), model(8))
+    assert said.startswith("larger than float: 300 bytes against 200; the float model computes weights of 512 bytes ")
+    assert said.endswith("here they are stored, in 256 bytes")
+
+
 def test_constants_of_bodies_count() -> None:
     loaded = io.load(build(TEXT, k=np.ones(4, np.float32)))
     before = constant_bytes(loaded)

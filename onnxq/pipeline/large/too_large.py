@@ -7,10 +7,13 @@ from pathlib import Path
 
 from onnxq.core import scratch
 from onnxq.core.mapped import Spill
+from onnxq.core.processors import free_memory
 from onnxq.errors import OnnxqError
 from onnxq.pipeline.float_model import Prepared
+from onnxq.pipeline.planning import settle_preset
 from onnxq.pipeline.transformation import uses_awq
 from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.rounding import ALGORITHMS_WITH_DATA
 from onnxq.targets import Target
 
 _SIDE_BY_SIDE = 4
@@ -50,6 +53,40 @@ def is_large(recipe: Recipe, target: Target, prepared: Prepared, *, samples: boo
         preset.activations != "static" and preset.weights != "float" and not preset.needs_data
         for preset in recipe.presets
     )
+
+
+def for_memory(recipe: Recipe, target: Target, prepared: Prepared) -> tuple[Recipe, bool]:
+    """What becomes of a recipe, and of samples, where the float model has no room in memory beside its quantized form.
+
+    What was decided, or could be, is said in the notes of the model.
+
+    Args:
+        recipe: of a run that has samples and no statistics.
+        target: what will run the model.
+        prepared: the float model.
+
+    Returns:
+        The recipe, in the order of the graph where samples round its weights; and whether samples are of use.
+    """
+    needed, free = _SIDE_BY_SIDE * prepared.size, free_memory()
+    if recipe.sequential or needed <= recipe.max_memory * 2**30 or recipe.preset == "auto":
+        return recipe, True
+    tight = free is not None and needed > free
+    room = "" if free is None else f"{free / 1e9:.0f} GB are free"
+    size = f"the float model beside its quantized form takes about {needed / 1e9:.0f} GB of memory"
+    rounds = settle_preset(recipe, has_data=True).algorithm in ALGORITHMS_WITH_DATA
+    in_order = recipe.override(sequential=True)
+    if rounds and is_large(in_order, target, prepared, samples=True):
+        if tight:
+            prepared.notes.append(f"{size}, and {room}: layers are taken in order (--sequential)")
+            return in_order, True
+        prepared.notes.append(f"{size}; --sequential needs no more than --max-memory and a few layers")
+    elif not rounds and tight and is_large(recipe, target, prepared, samples=False):
+        prepared.notes.append(f"{size}, and {room}: the samples were not run")
+        return recipe, False
+    elif tight:
+        prepared.notes.append(f"{size}, and {room}")
+    return recipe, True
 
 
 def leave_unconfirmed(prepared: Prepared) -> None:
