@@ -216,8 +216,7 @@ def open_job(
         has_moments = bool(saved.moments) if saved is not None else data is not None
         has_ranges = data is not None or saved is not None or prepared.training is not None
         settled = settle_preset(given, has_ranges, has_moments)
-        elsewhere = options.runs_on is not None and options.runs_on.engine == RAY
-        given = settled if data is None or saved is not None or elsewhere else rounded_in_order(settled, given)
+        given = rounded_in_order(settled, given) if data is not None and saved is None else settled
     python = None if options.engine_python is None else os.fspath(options.engine_python)
     job = Job(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python

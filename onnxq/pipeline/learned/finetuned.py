@@ -60,7 +60,7 @@ def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
     """The recipe of a finetuning of packed weights that are rounded in the order of the graph, unless told otherwise.
 
     Args:
-        recipe: of a run with samples and without statistics, here; with the algorithm that its preset takes.
+        recipe: of a run with samples and without statistics; with the algorithm that its preset takes.
         asked: what the user asked for.
     """
     learns = recipe.finetune and asked.algorithm is None and recipe.algorithm == _LAYERWISE
