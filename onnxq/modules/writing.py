@@ -15,7 +15,6 @@ from onnxq.core.processors import blas_threads
 from onnxq.data.feeds import Feed, InputSpec
 from onnxq.errors import RecipeError, VerificationError
 from onnxq.graph.files import io, saving
-from onnxq.graph.reading.output_facts import output_facts
 from onnxq.graph.views.exported_module import with_constants
 from onnxq.graph.views.plain_graph import replace_constants
 from onnxq.modules.preparing import ModuleOrigin
@@ -132,7 +131,7 @@ def _compared(module: Any, job: Job, content: bytes | Path) -> Compared:
     assert job.data is not None
     session = open_session(content, threads=job.threads, label="quantized model")
     reference = Reference(_Trained(module, session))
-    facts = output_facts(job.prepared.model, job.data.every.states)
+    facts = job.output_facts()
     (found,) = compare_all(
         reference, [session], job.data.held_out, labels=job.data.held_out.labels, patience=(Patience(),), facts=facts
     )

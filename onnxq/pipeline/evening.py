@@ -102,7 +102,9 @@ def _compared(job: Job, recipe: Recipe, data: Data, models: tuple[Model, Model])
                 sessions.append(open_session(contents(made.quantized, stack), threads=job.threads))
             reference = open_session(job.prepared.original, threads=job.threads, label="float model")
             patience = [Patience(_SECONDS)] * len(sessions)
-            found = compare_all(reference, sessions, data.held_out.part(0, count), patience=patience)
+            found = compare_all(
+                reference, sessions, data.held_out.part(0, count), patience=patience, facts=job.output_facts()
+            )
         except OnnxqError:
             return ""  # whoever builds and verifies the model says what is wrong
     return _said(*found)

@@ -12,7 +12,7 @@ from onnxq.core import scratch
 from onnxq.data.feeds import Feed
 from onnxq.errors import CalibrationError, ModelError, OnnxqError, VerificationError
 from onnxq.graph.reading.optimized import dequantized_layers
-from onnxq.graph.reading.output_facts import OutputFact, output_facts
+from onnxq.graph.reading.output_facts import OutputFact
 from onnxq.pipeline.deliver.on_engine import EngineWord, ask_engine, said_of
 from onnxq.pipeline.float_model import Prepared
 from onnxq.pipeline.job import Data, Job
@@ -127,7 +127,7 @@ def verify(quantized: bytes | Path, job: Job, *, timed: bool, compared: Compared
             feeds = [feed] if data is None else data.held_out
             labels = data.held_out.labels if data is not None else None
             try:
-                facts = output_facts(prepared.model, None if data is None else data.every.states)
+                facts = job.output_facts()
                 if compared is None:
                     sessions["float"] = open_session(prepared.original, threads=threads, label="float model")
                     models = [sessions["float"], sessions["quantized"], plain]

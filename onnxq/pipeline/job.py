@@ -21,6 +21,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.attention.cache_ports import cache_sizes
 from onnxq.graph.files import io, saving
 from onnxq.graph.files.io import Source
+from onnxq.graph.reading.output_facts import OutputFact, output_facts
 from onnxq.graph.types import Model
 from onnxq.graph.views.outputs import value_names
 from onnxq.pipeline.clock import Clock
@@ -119,6 +120,10 @@ class Job:
     def timed_threads(self) -> int:
         """Threads of the sessions that are timed."""
         return self.threads or 1
+
+    def output_facts(self) -> dict[str, OutputFact]:
+        """What the float model says of its outputs: every comparison of a job's models is made by it."""
+        return output_facts(self.prepared.model, None if self.data is None else self.data.every.states)
 
     @property
     def is_measured(self) -> bool:

@@ -9,6 +9,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.prepare import STEPS, prepare
 from onnxq.graph.reading import origin
+from onnxq.graph.trained.folded_grids import on_grids
 from onnxq.graph.trained.lift import comes_trained, lift
 from onnxq.graph.trained.weights_again import find_again
 from onnxq.graph.types import Model
@@ -39,13 +40,17 @@ def take_training(prepared: Prepared, target: Target) -> None:
         prepared: its model is changed in place and ``training`` set.
         target: what will run it.
     """
-    if not prepared.has_qdq or not comes_trained(prepared.model, prepared.folded_weights):
-        return
     model = prepared.model
+    if not prepared.has_qdq:
+        return
+    folded = on_grids(model)
+    if not folded and not comes_trained(model, prepared.folded_weights):
+        return
     before, known = origin.remember(model), prepared.sources
     lifted = lift(model, target.activation, target.weight)
     if not lifted.values:
         return
+    lifted.weights.update(folded)
     prepare(model, min_opset=walk.opset(model), without=_STILL & STEPS.keys())
     prepared.sources = {
         name: tuple(dict.fromkeys([name, *(given for old in names for given in known.get(old, (old,)))]))

@@ -281,7 +281,7 @@ def why_unsmoothed(smoothed: Model, plain: Model, job: Job) -> str | None:
             sessions = [open_session(contents(model, stack), threads=job.threads) for model in (smoothed, plain)]
             reference = open_session(job.prepared.original, threads=job.threads, label="float model")
             feeds = in_time(islice(data.held_out, _JUDGED_FEEDS), _JUDGED_SECONDS)
-            with_it, without = compare_all(reference, sessions, feeds)
+            with_it, without = compare_all(reference, sessions, feeds, facts=job.output_facts())
         except ModelError:
             return None  # whoever verifies the model says so
     if with_it.sqnr_db is None or without.sqnr_db is None or with_it.sqnr_db >= without.sqnr_db:

@@ -10,7 +10,6 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.graph.reading.output_facts import output_facts
 from onnxq.pipeline.job import Data, Job
 from onnxq.runtime.session import Session
 from onnxq.verify.compare import Comparison, Patience, compare_all
@@ -49,7 +48,7 @@ class Judge:
             widely: the default budget stands.
         """
         self.reference = Reference(session)
-        self._facts = output_facts(job.prepared.model, None if job.data is None else job.data.every.states)
+        self._facts = job.output_facts()
         self._first = first
         self._widely = widely and job.data is not None
         self._readers = [] if job.data is None else _readers(job.data, widely=widely)

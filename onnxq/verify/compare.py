@@ -184,7 +184,7 @@ def compare_all(
     labels: Array | None = None,
     threads: int | None = None,
     patience: Sequence[Patience] | None = None,
-    facts: Mapping[str, OutputFact] | None = None,
+    facts: Mapping[str, OutputFact] | None,
 ) -> list[Comparison]:
     """Compare several models with one float model, which runs once for each feed; otherwise as `compare`.
 
@@ -196,7 +196,7 @@ def compare_all(
         labels: as for `compare`.
         threads: as for `compare`.
         patience: with each model; None has no end.
-        facts: as for `compare`.
+        facts: as for `compare`; named by each caller, for losses by other facts are no measure of one another.
     """
     if facts is None:
         facts = {} if isinstance(float_model, Session | Reference) else facts_of_file(float_model)

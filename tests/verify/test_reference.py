@@ -36,10 +36,10 @@ def test_what_float_gives_for_the_same_object_is_remembered(content, runs):
     feeds = feeds_of(3)
     reference = Reference(open_session(content(FLOAT), threads=1, label="float"))
     noisy = open_session(content(NOISY), threads=1, label="noisy")
-    first, second = (compare_all(reference, [noisy], feeds)[0] for _ in range(2))
+    first, second = (compare_all(reference, [noisy], feeds, facts=None)[0] for _ in range(2))
     assert first == second
     assert runs == {"float": 3, "noisy": 6}
-    compare_all(reference, [noisy], [dict(feed) for feed in feeds])
+    compare_all(reference, [noisy], [dict(feed) for feed in feeds], facts=None)
     assert runs["float"] == 6, "other objects, whose arrays may have changed"
 
 
@@ -61,7 +61,12 @@ def test_a_comparison_ends_when_the_loss_says_enough(content):
 
     session = open_session(content(NOISY), threads=1)
     found = compare_all(
-        content(FLOAT), [session, content(FLOAT)], feeds_of(20), threads=1, patience=[Patience(enough=enough)] * 2
+        content(FLOAT),
+        [session, content(FLOAT)],
+        feeds_of(20),
+        threads=1,
+        patience=[Patience(enough=enough)] * 2,
+        facts=None,
     )
     assert [comparison.samples for comparison in found] == [4, 20]
     assert sorted(set(asked)) == [2, 4, 8, 16]
@@ -75,6 +80,8 @@ def test_samples_that_made_the_ranges_do_not_hide_the_error_of_the_others(conten
     losses = {}
     for unseen in (None, 4):
         patience = [Patience(unseen=unseen)]
-        (found,) = compare_all(content(FLOAT), [content(clipped)], wide + narrow, threads=1, patience=patience)
+        (found,) = compare_all(
+            content(FLOAT), [content(clipped)], wide + narrow, threads=1, patience=patience, facts=None
+        )
         losses[unseen] = found.loss
     assert losses[4] > losses[None]

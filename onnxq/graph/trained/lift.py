@@ -56,10 +56,11 @@ def _lacks_bias(node: ir.Node) -> bool:
     if node.op_type not in _LAYERS or row is None or row.bias is None:
         return False
     bias = walk.const_array(walk.input_at(node, row.bias))
-    return bias is not None and bias.dtype == np.float32 and all(map(_dequantized, node.inputs[:2]))
+    return bias is not None and bias.dtype == np.float32 and all(map(is_dequantized, node.inputs[:2]))
 
 
-def _dequantized(value: ir.Value | None) -> bool:
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value comes from a DequantizeLinear, behind operators that only arrange its elements."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in _ARRANGED and node.inputs[0] is not None:
         node = node.inputs[0].producer()

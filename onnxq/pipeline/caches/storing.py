@@ -224,6 +224,7 @@ def _verify(job: Job, chosen: Candidate, stored: Stored) -> None:
         feeds,
         labels=labels,
         patience=(Patience(), Patience(_PLAIN_SECONDS)),
+        facts=job.output_facts(),
     )
     chosen.caches["before"] = _figures(verdict.comparison)
     chosen.caches["steps"] = looped[0].steps

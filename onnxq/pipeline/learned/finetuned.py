@@ -18,7 +18,7 @@ from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.reading.output_facts import OutputFact, output_facts
+from onnxq.graph.reading.output_facts import OutputFact
 from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
 from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
@@ -47,10 +47,24 @@ _LEAST = 8
 _RATE_BEHIND = 5e-4
 """Of learning that goes on from what layers or blocks have learned: steps as long as usual would undo it first."""
 
+_LAYERWISE = "autoround"
+"""What rounds packed weights of 2 and 3 bits that then learn end to end."""
+
 _FEW_BITS = 4
 """Bits of weights on integers up to which their blocks learn before all do."""
 
 _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
+
+
+def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
+    """The recipe of a finetuning of packed weights that are rounded in the order of the graph, unless told otherwise.
+
+    Args:
+        recipe: of a run with samples and without statistics; with the algorithm that its preset takes.
+        asked: what the user asked for.
+    """
+    learns = recipe.finetune and asked.algorithm is None and recipe.algorithm == _LAYERWISE
+    return recipe.override(sequential=True) if learns else recipe
 
 
 def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
@@ -210,7 +224,7 @@ def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None
     assert comparison is not None
     session = open_session(job.prepared.original, threads=job.threads)
     outputs = dict(zip(session.output_names, session.run(feed, session.output_names), strict=True))
-    facts = output_facts(job.prepared.model)
+    facts = job.output_facts()
     found = {}
     for name, judged in comparison.judged.items():
         array = outputs.get(name)

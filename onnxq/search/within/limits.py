@@ -79,7 +79,7 @@ class LimitsJudge:
         session = open_session(built.content, threads=self.job.threads, label="quantized model")
         held_out = self.data.held_out
         with self.job.clock.step("compare"):
-            comparison = compare(self.float, session, held_out, labels=held_out.labels)
+            comparison = compare(self.float, session, held_out, labels=held_out.labels, facts=self.job.output_facts())
         return self.outcome(built, comparison, session)
 
     def outcome(self, built: Candidate, comparison: Comparison, session: Session | None) -> StepOutcome:
