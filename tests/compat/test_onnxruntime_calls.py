@@ -480,6 +480,33 @@ def test_a_weight_may_have_a_grid_of_its_own(root: Path, tmp_path: Path) -> None
     assert scale[0] == pytest.approx((max(weight.max(), 0) - min(weight.min(), 0)) / 255, rel=1e-4)
 
 
+def test_grids_have_the_type_and_the_name_that_were_asked_for(root: Path, tmp_path: Path) -> None:
+    model, output = root / "models" / "digits_dsconv.onnx", tmp_path / "out.onnx"
+    source = onnx.load(model).graph
+    name = next(n.input[1] for n in source.node if n.op_type == "Conv")
+
+    def grids(weight: list[dict[str, Any]]) -> dict[str, Any]:
+        given = {"image": [{"scale": np.float32(0.1), "zero_point": np.uint8(127)}], name: weight}
+        ours.quantize_static(
+            model,
+            output,
+            Digits(root),
+            activation_type=theirs.QuantType.QUInt8,
+            weight_type=theirs.QuantType.QUInt8,
+            op_types_to_quantize=["Conv"],
+            extra_options={"TensorQuantOverrides": given, "QuantizeBias": False},
+        )
+        return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(output).graph.initializer}
+
+    found = grids([{"symmetric": True}])
+    assert found["image_zero_point"] == 127 and found["image_scale"] == np.float32(0.1)
+    assert found[f"{name}_zero_point"] == 128 and found[f"{name}_zero_point"].dtype == np.uint8
+    found = grids([{"rmin": np.float32(-1), "rmax": np.float32(3)}])
+    assert found[f"{name}_zero_point"] == 64 and found[f"{name}_scale"] == pytest.approx(4 / 255)
+    found = grids([{"scale": np.float32(0.5), "zero_point": np.float32(4)}])
+    assert (found[f"{name}_zero_point"], found[f"{name}_scale"]) == (4, 0.5)
+
+
 def test_an_unknown_option_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert wishes_of({"dual_feed": True}) == {}
