@@ -71,6 +71,16 @@ def keep(row: Row, path: Path, key: str, render: Callable[[dict[str, Any]], str]
 
 
 def rows_in(path: Path) -> dict[str, Any]:
-    """The table of earlier runs: ``machine`` and ``rows``."""
-    kept: dict[str, Any] = json.loads(path.read_text("utf8")) if path.is_file() else {"machine": {}, "rows": []}
+    """The table of earlier runs: ``machine`` and ``rows``, with the numbers that `finite` wrote as text."""
+    if not path.is_file():
+        return {"machine": {}, "rows": []}
+    kept: dict[str, Any] = _with_infinities(json.loads(path.read_text("utf8")))
     return kept
+
+
+def _with_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_infinities(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value

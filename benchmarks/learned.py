@@ -2,8 +2,9 @@
 
 Models: the zoo's, those that people ship, the project's own. All are quantized with ``w8`` and ``w8a8``. Those that
 lose more than 0.5 % of their metric or 3 dB between the two, and those named with ``--task``, are also quantized in
-every way to learn; the digits networks with fewer bits as well. Each row is a process of its own, so that its peak
-memory is its own, and is written once it is there: a run that was stopped goes on with the next row.
+every way to learn; the digits networks with fewer bits as well, transformers with dynamic activations. Each row is a
+process of its own, so that its peak memory is its own, and is written once it is there: a run that was stopped goes on
+with the next row.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.kept_rows import Row, add_choice, chosen, keep, rows_in
 from benchmarks.learned_tables import loses
 from benchmarks.rows import Opened, facts, opened, quantized
 from benchmarks.tables import without_paths
+from benchmarks.transformers import ATTENTION_TASKS
 from benchmarks.workloads import Workload
 
 MINUTES = 4.0
@@ -40,6 +42,14 @@ LEARNED: dict[str, dict[str, Any]] = {
     "finetuning": {"finetune": True},
 }
 """Ways to learn, by what the tables call them."""
+
+DYNAMIC: dict[str, dict[str, Any]] = {
+    "w8a8-dynamic": {"preset": "w8a8-dynamic"},
+    "w8a8-dynamic LKD": {"preset": "w8a8-dynamic", "adaround": True},
+    "w8a8-token": {"preset": "w8a8-token"},
+    "zeroquant": {"preset": "zeroquant"},
+}
+"""What transformers are tried with: scales told at inference, without and with layers that learn."""
 
 FEW_BITS: dict[str, dict[str, Any]] = {
     "W4A8": {"preset": "w8a8", "bits": 4},
@@ -67,6 +77,7 @@ def ways(minutes: float, *, peers: bool) -> dict[str, dict[str, Any]]:
         found[f"w8a8 {name}"] = {"preset": "w8a8", "minutes": minutes, **how}
     if peers:
         found |= {f"quark {name}": {"config": name} for name in quark_peer.CONFIGS}
+    found |= {name: {**how, "minutes": minutes} for name, how in DYNAMIC.items()}
     for width, options in FEW_BITS.items():
         # w8a8 takes fewer bits with learning alone
         for name, how in ({"plain": {}, **LEARNED} if width == "W4A4" else LEARNED).items():
@@ -121,6 +132,8 @@ class Run:
             return False
         few = any(way.startswith(width) for width in FEW_BITS)
         if few and not workload.name.startswith("digits_"):
+            return False
+        if way in DYNAMIC and workload.name not in ATTENTION_TASKS:
             return False
         if way in PLAIN or few or asked.task:
             return True

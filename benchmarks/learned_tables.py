@@ -10,6 +10,8 @@ _ORDER = ("w8", "w8a8", "AdaRound", "reconstruction", "finetuning", "adaround", 
 LEARNED_WAYS = ("AdaRound", "reconstruction", "finetuning")
 """What ways to learn are called."""
 
+_DYNAMIC = ("w8a8-dynamic", "w8a8-token", "zeroquant")
+
 _WIDTHS = ("W4A8", "W4A4", "W3A8", "W2A8")
 
 LEAST_LOSS = 0.005
@@ -30,7 +32,8 @@ def render(results: dict[str, Any]) -> str:
     rows: list[Row] = results["rows"]
     machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
     few = [row for row in rows if row["way"].startswith(_WIDTHS)]
-    plain = [row for row in rows if row not in few]
+    dynamic = [row for row in rows if row["way"].startswith(_DYNAMIC)]
+    plain = [row for row in rows if row not in few and row not in dynamic]
     learned = {row["model"] for row in plain if row["way"] not in ("w8", "w8a8")}
     shown, others = ([r for r in plain if (r["model"] in learned) is known] for known in (True, False))
     minutes = sorted({row["minutes"] for row in rows if row["minutes"] is not None})
@@ -45,6 +48,8 @@ def render(results: dict[str, Any]) -> str:
         parts += [_table(shown)]
     if others:
         parts += ["## Measured with w8 and w8a8 alone", _table(others)]
+    if dynamic:
+        parts += ["## Dynamic activations, without and with layers that learn", _table(dynamic)]
     if few:
         parts += ["## Fewer bits, every layer on integers", _table(few)]
     errors = [f"- {row['model']}, {row['way']}: {row['error']}" for row in rows if row["error"] is not None]
@@ -75,6 +80,8 @@ def _decibels(row: Row) -> str:
 def _place(row: Row) -> tuple[str, int, int, int]:
     """Where a row stands: by model, width, tool and way."""
     words = row["way"].split()
+    if words[0] in _DYNAMIC:
+        return row["model"], _DYNAMIC.index(words[0]), False, len(words)
     width = _WIDTHS.index(words[0]) if words[0] in _WIDTHS else -1
     return row["model"], width, words[0] == "quark", _ORDER.index(words[-1])
 

@@ -196,13 +196,22 @@ class FeedHash:
 
     def update(self, feed: Feed) -> None:
         """Add one feed; the order of its names does not matter."""
+        self.add(self.number(feed))
+
+    @staticmethod
+    def number(feed: Feed) -> int:
+        """The SHA-256 of one feed, as a number; other threads run meanwhile."""
         digest = hashlib.sha256()
         for name in sorted(feed):
             array = np.ascontiguousarray(feed[name])
             digest.update(f"{name}\0{array.dtype.name}\0{feed[name].shape}\0".encode())
             if array.nbytes:
                 digest.update(array.reshape(-1).view(np.uint8).data)
-        self._total = ((self._total or 0) + int.from_bytes(digest.digest(), "big")) % (1 << 256)
+        return int.from_bytes(digest.digest(), "big")
+
+    def add(self, number: int) -> None:
+        """Add the hash of one feed; feeds may come in any order."""
+        self._total = ((self._total or 0) + number) % (1 << 256)
 
     def hexdigest(self) -> str:
         """The hash of all feeds so far; empty before the first."""

@@ -264,6 +264,7 @@ def _prepare(prepared: Prepared, without: Collection[str]) -> None:
         without=without,
         widened=prepared.widened,
         integers=prepared.integers,
+        lacking=prepared.not_run,
     )
     if prepared.wishes.opset is not None:
         _settle_opset(prepared.model, prepared.wishes.opset, prepared.needed, report)

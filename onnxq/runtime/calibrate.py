@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from onnxq.core.processors import free_processors
-from onnxq.data.feeds import Feed, FeedHash
+from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.files import io
+from onnxq.graph.reading.signs import floors
 from onnxq.graph.views.outputs import Augmented, Model, add_channel_means, add_channel_peaks, with_outputs
 from onnxq.runtime.layout import unordered_session
 from onnxq.runtime.padding import Masks
@@ -136,6 +137,7 @@ def calibrate(
         frozenset(moments),
         frozenset(peaks),
         augmented.inner,
+        floors(model),
     )
     for name in augmented.inner:
         if name not in statistics:
@@ -156,7 +158,7 @@ def _stream(gathering: Gathering, reader: Iterable[Feed], run: Run) -> None:
     """
     statistics = gathering.statistics
     total, done = _length(reader), statistics.samples
-    digest = FeedHash()
+    digest = gathering.digest
     index = -1
     waiting: deque[tuple[int, Future[None]]] = deque()
 
@@ -168,17 +170,17 @@ def _stream(gathering: Gathering, reader: Iterable[Feed], run: Run) -> None:
             if run.progress is not None:
                 run.progress(number + 1, total)
 
-    with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
+    with ThreadPoolExecutor(gathering.at_once) as pool:  # more threads would only have more memory of their own
         for index, feed in enumerate(reader):
-            digest.update(feed)
             if index >= done:
-                settle(gathering.at_once if gathering.at_once > 1 else 1)
+                settle(gathering.at_once + 1 if gathering.at_once > 1 else 1)  # one is ready where another ends
                 waiting.append((index, gathering.begin(feed, run.first + index, pool, run.memory)))
                 if run.checkpoint is not None and (index + 1) % run.checkpoint_every == 0:
                     settle(0)
                     statistics.samples, statistics.data_hash = index + 1, digest.hexdigest()
                     run.checkpoint(statistics)
             else:
+                digest.update(feed)
                 if index + 1 == done and digest.hexdigest() != statistics.data_hash:
                     raise CalibrationError(
                         f"saved statistics: they are of other data (its first {done} samples differ); "

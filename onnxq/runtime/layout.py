@@ -14,7 +14,7 @@ import weakref
 from onnxq.core.scratch import Scratch
 from onnxq.errors import OnnxqError
 from onnxq.graph.views.outputs import Model, has_operator, weight_bytes, without_reorders
-from onnxq.runtime.session import CPU, Session, open_session, providers_from, session_of
+from onnxq.runtime.session import CPU, Session, open_in_order, providers_from, session_of
 
 _MOST_WEIGHTS = 512 * 2**20
 """Bytes of weights above which the temporary file is not worth its disk space."""
@@ -42,11 +42,11 @@ def _blocked_session(model: Model, threads: int | None) -> Session:
     made = Scratch.make()
     try:
         path = made.path / "optimized.onnx"
-        session = session_of(model, threads=threads, save_to=path)
+        session_of(model, threads=threads, save_to=path, packed=False)
         content = without_reorders(path)
         if content is not None:
             path.write_bytes(content)
-            session = open_session(path, threads=threads, label="model")
+        session = open_in_order(path, threads=threads, label="model")
     except BaseException:
         made.remove()
         raise

@@ -79,7 +79,7 @@ class Padding:
         Returns:
             The array itself, or (tokens, …) without the padding.
         """
-        if array.ndim < 3:
+        if array.ndim < 3 or not self.arrays:
             return array
         dims = self.masks.dims.get(name, ())
         chosen: tuple[int, Array] | None = None

@@ -299,6 +299,23 @@ def open_mapped(model: Path, *, optimize: bool, threads: int | None = None, labe
         return _opened(_as_source(model, options, stack), options, (CPU,), label or str(model))
 
 
+def open_in_order(model: Path, *, threads: int | None, label: str) -> Session:
+    """Open a model whose nodes are run in the order of the file, as far as their inputs allow.
+
+    Args:
+        model: its file.
+        threads: as for `open_session`.
+        label: what messages call the model.
+
+    Raises:
+        ModelError: the runtime cannot load the model.
+    """
+    options = _options(True, threads)
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    with ExitStack() as stack:
+        return _opened(_as_source(model, options, stack), options, (CPU,), label)
+
+
 def _look_only(options: onnxruntime.SessionOptions) -> None:
     """Lay out no weights anew, and keep no memory that was needed once."""
     options.add_session_config_entry("session.disable_prepacking", "1")

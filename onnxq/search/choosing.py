@@ -55,7 +55,8 @@ def choose(job: Job, options: SearchOptions, *, timed: bool) -> Candidate:
         job = replace(job, recipe=with_learned_start(settled, job))
         check_learning(job, "--finetune")
         return finetuned(job, make(job, timed=False), timed=timed)
-    if job.recipe.preset == "auto" and not own:
+    asked = job.recipe.reconstruct  # auto lets blocks learn where it has to: who names it wants it anyway
+    if job.recipe.preset == "auto" and not own and not asked:
         return _beyond_auto(job, options, limits, timed=timed)
     if job.recipe.preset == "auto":
         has_ranges = job.data is not None or job.statistics is not None

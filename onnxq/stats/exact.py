@@ -64,9 +64,24 @@ class ExactSum:
             self.high[part] += coarse
             self.low[part] += rest
 
-    def count_term(self) -> None:
-        """Note that every element has got a term, and carry where it is time to."""
-        self._terms += 1
+    def add_rows(self, rows: Array) -> None:
+        """Add several terms to every element, as `add` and `count_term` do with one after the other.
+
+        Args:
+            rows: finite floating point, (terms, size), of at most 512 terms.
+        """
+        coarse = rows + _TO_COARSE
+        coarse -= _TO_COARSE
+        fine = rows - coarse
+        fine += _TO_FINE
+        fine -= _TO_FINE
+        self.high += coarse.sum(axis=0)
+        self.low += fine.sum(axis=0)
+        self.count_term(len(rows))
+
+    def count_term(self, terms: int = 1) -> None:
+        """Note that every element has got a term, or several, and carry where it is time to."""
+        self._terms += terms
         if self._terms >= _CARRY_AFTER:
             self.carry()
 

@@ -40,12 +40,19 @@ class Extrema:
         return not self.nan_count and not self.inf_count
 
     @classmethod
-    def of(cls, flat: Array) -> Extrema:
-        """Extrema of one array, floating point of any shape."""
+    def of(cls, flat: Array, low: float | None = None, high: float | None = None) -> Extrema:
+        """Extrema of one array.
+
+        Args:
+            flat: floating point, of one axis.
+            low: the smallest element, NaN aside, where it is known already.
+            high: the largest element, or NaN where there is one, likewise.
+        """
         if flat.size == 0:
             return cls()
         # NaN survives both reductions and an infinity is one of the two results: no third pass looks for them
-        low, high = float(flat.min()), float(flat.max())
+        high = float(np.maximum.reduce(flat)) if high is None else high
+        low = float(np.minimum.reduce(flat)) if low is None else low
         if -np.inf < low and high < np.inf:
             return cls(low, high, flat.size)
         mask = np.isfinite(flat)
@@ -54,6 +61,16 @@ class Extrema:
         low = float(np.min(flat, where=mask, initial=np.inf))
         high = float(np.max(flat, where=mask, initial=-np.inf))
         return cls(low, high, flat.size, nans, infinite)
+
+    def include(self, other: Extrema) -> None:
+        """Fold another array's in."""
+        if other.low < self.low:
+            self.low = other.low
+        if other.high > self.high:
+            self.high = other.high
+        self.count += other.count
+        self.nan_count += other.nan_count
+        self.inf_count += other.inf_count
 
     def merge(self, other: Extrema) -> Extrema:
         """Extrema and counters of both."""

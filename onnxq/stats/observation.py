@@ -9,8 +9,7 @@ import numpy as np
 from onnxq.core.dtypes import Array
 from onnxq.errors import CalibrationError
 from onnxq.stats.extrema import Extrema
-from onnxq.stats.histogram import stride
-from onnxq.stats.powers import Squares, powers_step, squares_of
+from onnxq.stats.powers import Squares, squares_of, steps_of
 from onnxq.stats.sample_ends import ends_of
 
 
@@ -37,13 +36,17 @@ class Observation(NamedTuple):
     ends: list[tuple[float, float]]
 
 
-def observe(array: Array, samples: int = 1, shape: tuple[int, ...] | None = None) -> Observation:
+def observe(
+    array: Array, samples: int = 1, shape: tuple[int, ...] | None = None, floor: float | None = None
+) -> Observation:
     """Look at an array; no statistic is touched, so that several threads can do this at once.
 
     Args:
         array: float16, float32 or float64.
         samples: how many samples were run at once; where the first axis has this length, it is the samples'.
         shape: shape of the value, where the array is only a part of it.
+        floor: what no element but a NaN can be below, if that is known; where the sample reaches it, as that of a ReLU
+            does, nothing smaller is looked for.
 
     Raises:
         CalibrationError: the array is not floating point.
@@ -54,9 +57,12 @@ def observe(array: Array, samples: int = 1, shape: tuple[int, ...] | None = None
     flat = array.reshape(-1)
     if flat.dtype.itemsize == 2:
         flat = flat.astype(np.float32)  # four times faster than reducing float16
-    step = stride(array.shape)
-    sample = flat[::step].copy()  # read across the cache once, not five times
-    extrema = Extrema.of(flat)
+    whole = array.shape
+    step, further = steps_of(whole)
+    high = float(np.maximum.reduce(flat)) if flat.size else None
+    sample = flat[::step].copy()  # now that the array is in the cache
+    low = floor if floor is not None and sample.size and np.minimum.reduce(sample) == floor else None
+    extrema = Extrema.of(flat, low, high)
     if not extrema.finite:
         sample = sample[np.isfinite(sample)]
     several = array.ndim > 1 and samples > 1 and array.shape[0] == samples
@@ -65,11 +71,11 @@ def observe(array: Array, samples: int = 1, shape: tuple[int, ...] | None = None
         squares = squares_of(array, samples if several else 1, finite=extrema.finite)
     ends = ends_of(array, samples, finite=extrema.finite) if several else [(extrema.low, extrema.high)]
     return Observation(
-        array.shape if shape is None else shape,
+        whole if shape is None else shape,
         extrema,
         sample,
         step,
-        powers_step(array.shape) // step,
+        further,
         squares,
         ends,
     )

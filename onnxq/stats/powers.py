@@ -33,6 +33,13 @@ def powers_step(shape: tuple[int, ...]) -> int:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def steps_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The histogram's `stride` for arrays of a shape; of every so many elements so chosen the powers look at one."""
+    step = stride(shape)
+    return step, powers_step(shape) // step
+
+
 def squares_of(array: Array, samples: int, *, finite: bool) -> list[Squares]:
     """Of each sample of an array the sum of squares and the number of elements that are not zero.
 

@@ -15,8 +15,14 @@ _STEP_BITS = 149
 
 _MANTISSA = 53
 
+_SCALE = 2.0**_STEP_BITS
+
 
 def _steps(x: float) -> int:
+    """``floor(x / step)``."""
+    scaled = x * _SCALE  # exact, unless it overflows
+    if -math.inf < scaled < math.inf:
+        return math.floor(scaled)
     fraction, exponent = math.frexp(x)
     shift = exponent - _MANTISSA + _STEP_BITS
     whole = int(math.ldexp(fraction, _MANTISSA))

@@ -17,6 +17,9 @@ _TILE = 256
 _ROWS = 512
 """Rows of X that are multiplied in float32 before the product is added to the exact sum."""
 
+_PENDING = 64
+"""Single rows that wait to be folded in together: of few channels, numpy's cost for a call is all there is."""
+
 _LARGE = 2.0**40
 """Elements beyond this are multiplied in float64, where their squares cannot overflow."""
 
@@ -183,65 +186,103 @@ class SecondMoment:
 
 
 class ChannelPeaks:
-    """Largest and mean magnitude of each channel of a value: its last axis, as in `SecondMoment`.
+    """Largest and mean magnitude of each channel of a value: its last axis, as in `SecondMoment`."""
 
-    Attributes:
-        rows: rows that were folded in.
-        ignored: rows that were left out because an element was not finite.
-        highest: float64, (channels,), largest magnitude, exact; None before any array.
-    """
-
-    __slots__ = ("_sum", "highest", "ignored", "rows")
+    __slots__ = ("_highest", "_ignored", "_pending", "_rows", "_sum")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         """Make the magnitudes of a value not yet seen."""
-        self.rows = 0
-        self.ignored = 0
-        self.highest: Array | None = None
+        self._rows = 0
+        self._ignored = 0
+        self._highest: Array | None = None
         self._sum = ExactSum.zeros(0)
+        self._pending: list[Array] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows that were folded in."""
+        self._settle()
+        return self._rows
+
+    @property
+    def ignored(self) -> int:
+        """Rows that were left out because an element was not finite."""
+        self._settle()
+        return self._ignored
+
+    @property
+    def highest(self) -> Array | None:
+        """float64, (channels,), largest magnitude, exact; None before any array."""
+        self._settle()
+        return self._highest
 
     def update(self, array: Array) -> None:
         """Fold in an array; as `SecondMoment.update`."""
-        rows, left_out = _usable_rows(array, None if self.highest is None else self.highest.size)
+        array = np.asarray(array)
+        if array.ndim == 2 and len(array) == 1 and array.dtype == np.float32:
+            known = self._pending[0] if self._pending else self._highest
+            _check_channels(array, None if known is None else known.shape[-1])
+            self._pending.append(array.copy())
+            if len(self._pending) >= _PENDING:
+                self._settle()
+            return
+        self._settle()
+        rows, left_out = _usable_rows(array, None if self._highest is None else self._highest.size)
         magnitudes = np.abs(rows)
-        if self.highest is None:
-            self.highest = np.zeros(rows.shape[1])
-            self._sum = ExactSum.zeros(rows.shape[1])
-        self.rows += len(rows)
-        self.ignored += left_out
+        self._count(magnitudes, left_out)
         if len(rows):
-            self.highest = np.maximum(self.highest, magnitudes.max(axis=0))
             self._sum.add(magnitudes.sum(axis=0, dtype=np.float64))
             self._sum.count_term()
+
+    def _settle(self) -> None:
+        """Fold in the single rows that wait; what comes of it does not depend on how many there are."""
+        if not self._pending:
+            return
+        rows, left_out = _usable_rows(np.concatenate(self._pending), None)
+        self._pending.clear()
+        magnitudes = np.abs(rows, dtype=np.float64)
+        self._count(magnitudes, left_out)
+        self._sum.add_rows(magnitudes)
+
+    def _count(self, magnitudes: Array, left_out: int) -> None:
+        if self._highest is None:
+            self._highest = np.zeros(magnitudes.shape[1])
+            self._sum = ExactSum.zeros(magnitudes.shape[1])
+        self._rows += len(magnitudes)
+        self._ignored += left_out
+        if len(magnitudes):
+            self._highest = np.maximum(self._highest, magnitudes.max(axis=0))
 
     @property
     def mean(self) -> Array | None:
         """float64, (channels,), mean magnitude; None before any row."""
-        return (self._sum.high + self._sum.low) / self.rows if self.rows else None
+        return (self._sum.high + self._sum.low) / self._rows if self.rows else None
 
     def merge(self, other: ChannelPeaks) -> ChannelPeaks:
         """The magnitudes over the rows of both; neither is changed."""
+        mine, theirs = self.highest, other.highest
         joined = ChannelPeaks()
-        joined.rows, joined.ignored = self.rows + other.rows, self.ignored + other.ignored
-        if self.highest is None or other.highest is None:
-            chosen = other if self.highest is None else self
-            joined.highest = None if chosen.highest is None else chosen.highest.copy()
+        joined._rows, joined._ignored = self._rows + other._rows, self._ignored + other._ignored
+        if mine is None or theirs is None:
+            chosen = other if mine is None else self
+            joined._highest = None if chosen._highest is None else chosen._highest.copy()
             joined._sum = chosen._sum.copy()
             return joined
-        if self.highest.size != other.highest.size:
-            raise CalibrationError(f"merge: magnitudes of {self.highest.size} and of {other.highest.size} channels")
-        joined.highest = np.maximum(self.highest, other.highest)
+        if mine.size != theirs.size:
+            raise CalibrationError(f"merge: magnitudes of {mine.size} and of {theirs.size} channels")
+        joined._highest = np.maximum(mine, theirs)
         joined._sum = self._sum.merge(other._sum)
         return joined
 
     def to_arrays(self) -> dict[str, Array]:
         """All state: ``counters`` int64 (channels or −1, rows, ignored), ``highest``, the sum's ``high``, ``low``."""
+        self._settle()
         self._sum.carry()
-        highest = np.zeros(0) if self.highest is None else self.highest
-        channels = -1 if self.highest is None else highest.size
+        highest = np.zeros(0) if self._highest is None else self._highest
+        channels = -1 if self._highest is None else highest.size
         return {
-            "counters": np.array([channels, self.rows, self.ignored], np.int64),
+            "counters": np.array([channels, self._rows, self._ignored], np.int64),
             "highest": highest.copy(),
             "high": self._sum.high.copy(),
             "low": self._sum.low.copy(),
@@ -261,8 +302,8 @@ class ChannelPeaks:
         if channels < -1 or min(rows, ignored) < 0 or not same or not finite or (highest < 0).any():
             raise CalibrationError("from_arrays: the arrays of channel magnitudes contradict each other")
         peaks = cls()
-        peaks.highest = None if channels < 0 else highest
-        peaks.rows, peaks.ignored = rows, ignored
+        peaks._highest = None if channels < 0 else highest
+        peaks._rows, peaks._ignored = rows, ignored
         peaks._sum = ExactSum(high, low)
         return peaks
 
@@ -280,8 +321,7 @@ def _usable_rows(array: Array, channels: int | None) -> tuple[Array, int]:
         raise CalibrationError(f"update: element type {array.dtype} is not float16, float32 or float64")
     if array.ndim == 0:
         raise CalibrationError("update: a scalar has no channels")
-    if channels is not None and array.shape[-1] != channels:
-        raise CalibrationError(f"update: {array.shape[-1]} channels where there were {channels} before")
+    _check_channels(array, channels)
     rows = array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])
     if rows.dtype.itemsize == 2:
         rows = rows.astype(np.float32)
@@ -290,6 +330,11 @@ def _usable_rows(array: Array, channels: int | None) -> tuple[Array, int]:
         return rows, 0
     usable = finite.all(axis=1)
     return rows[usable], int(len(rows) - np.count_nonzero(usable))
+
+
+def _check_channels(array: Array, channels: int | None) -> None:
+    if channels is not None and array.shape[-1] != channels:
+        raise CalibrationError(f"update: {array.shape[-1]} channels where there were {channels} before")
 
 
 def packed_size(channels: int) -> int:

@@ -28,18 +28,17 @@ class ValueStatistic:
 
     Attributes:
         extrema: exact, over every element.
-        ends: extrema of the samples, summed.
         shape: shape of the arrays; where they differ, the smallest in the order of (rank, lengths), so that the order
             in which they came does not matter. None before the first.
     """
 
-    __slots__ = ("_histogram", "_powers", "_waiting", "ends", "extrema", "shape")
+    __slots__ = ("_ends", "_histogram", "_powers", "_waiting", "extrema", "shape")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         """Make the statistic of a value not yet seen."""
         self.extrema = Extrema()
-        self.ends = SampleEnds()
+        self._ends = SampleEnds()
         self.shape: tuple[int, ...] | None = None
         self._histogram = Histogram()
         self._powers = SamplePowers()
@@ -56,6 +55,12 @@ class ValueStatistic:
         """Mean squares of the samples, one by one."""
         self._settle()
         return self._powers
+
+    @property
+    def ends(self) -> SampleEnds:
+        """Extrema of the samples, summed."""
+        self._settle()
+        return self._ends
 
     @property
     def low(self) -> float | None:
@@ -97,12 +102,11 @@ class ValueStatistic:
 
     def take(self, seen: Observation) -> None:
         """Fold in what an array showed."""
-        if self.shape is None or _order(seen.shape) < _order(self.shape):
+        if seen.shape != self.shape and (self.shape is None or _order(seen.shape) < _order(self.shape)):
             self.shape = seen.shape
-        self.extrema = self.extrema.merge(seen.extrema)
+        self.extrema.include(seen.extrema)
         if not seen.extrema.finite_count:
             return
-        self.ends.update(seen.ends)
         if self._waiting and not _alike(seen, self._waiting[0]):
             self._settle()
         self._waiting.append(seen)
@@ -115,9 +119,12 @@ class ValueStatistic:
             return
         waiting, self._waiting = self._waiting, []
         first = waiting[0]
-        samples = first.sample[None] if len(waiting) == 1 else np.stack([seen.sample for seen in waiting])
+        samples = first.sample if len(waiting) == 1 else np.concatenate([seen.sample for seen in waiting])
+        samples = samples.reshape(len(waiting), -1)
         self._histogram.grow(exponent_of(self.extrema.low, self.extrema.high))
         self._histogram.update(samples, first.step, [seen.extrema for seen in waiting])
+        for seen in waiting:
+            self._ends.update(seen.ends)
         if first.squares is None:
             self._powers.update(squares_of_rows(samples[:, :: first.further].astype(np.float64)))
         else:
@@ -130,7 +137,7 @@ class ValueStatistic:
         joined.extrema = self.extrema.merge(other.extrema)
         joined._histogram = self.histogram.merge(other.histogram)
         joined._powers = self.powers.merge(other.powers)
-        joined.ends = self.ends.merge(other.ends)
+        joined._ends = self.ends.merge(other.ends)
         shapes = [shape for shape in (self.shape, other.shape) if shape is not None]
         joined.shape = min(shapes, key=_order, default=None)
         return joined
@@ -197,7 +204,7 @@ class ValueStatistic:
         statistic._histogram = Histogram(exponent, zeros=zeros, sampled=sampled)
         statistic._histogram.counts[first:last] = counts
         statistic._powers = SamplePowers.from_array(powers)
-        statistic.ends = ends
+        statistic._ends = ends
         statistic.shape = None if shape == (-1,) else shape
         return statistic
 

@@ -62,7 +62,7 @@ def test_parts_are_divided_until_they_are_small() -> None:
     assert "g" in names
     assert "y" not in names
     parts = NoisyParts(Compared(model, FEEDS[:2], None), names)
-    found = parts.loudest(0.9, 100)
+    found = parts.loudest(0.9, 100, around(model, names))
     assert "up" in found
     assert len(found) < 4
     assert parts.worst in {"x", "near"}
@@ -100,5 +100,31 @@ def test_a_weight_in_a_subgraph_is_read_rounded() -> None:
 @pytest.mark.parametrize("most", [0, 1])
 def test_no_more_nodes_than_allowed(most: int) -> None:
     model = loaded()
-    parts = NoisyParts(Compared(model, FEEDS[:1], None), values_in_order(model, {"up", "down", "l1"}))
-    assert len(parts.loudest(1.0, most)) <= most
+    nodes = {"up", "down", "l1"}
+    parts = NoisyParts(Compared(model, FEEDS[:1], None), values_in_order(model, nodes))
+    assert len(parts.loudest(1.0, most, nodes) & nodes) <= most
+
+
+def test_weights_that_are_stored_in_16_bits_are_parts_though_their_nodes_stay_float32() -> None:
+    model = loaded()
+    assert values_in_order(model, {"l1"}, {"up"}) == ["near", "h1", "w1", "m1"]
+    text = """g (float[n, 16] x) => (float[n, 8] y) {
+        [up] a = MatMul (x, near) [square] b = Mul (a, a) [shift] c = Add (b, one) [log] d = Log (c)
+        [end] y = MatMul (d, v) }"""
+    one = np.ones(1, np.float32)
+    net = build(text, near=30 + weights(16, 16), one=one, v=weights(16, 8))
+    result = onnxq.quantize(net, preset="fp16", calibration=FEEDS, benchmark=False)
+    kept = {name: reason for name, _, reason in result.kept_float}
+    assert "weight is stored" not in kept["up"]
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 50
+
+
+def test_a_part_whose_rounding_gives_no_number_does_not_hide_the_others() -> None:
+    text = """g (float[n, 16] x) => (float[n, 16] y) {
+        [tiny] t = Mul (x, small) [div] d = Div (t, small) [up] y = MatMul (d, w) }"""
+    model = io.load(build(text, small=np.full(16, 1e-9, np.float32), w=weights(16, 16)))
+    shapes.infer(model, [], folded=False)
+    parts = NoisyParts(Compared(model, FEEDS[:1], None), ["small", "w"])
+    with np.errstate(invalid="ignore"):
+        assert parts.loudest(0.9, 9, {"tiny", "div", "up"}) == {"up"}

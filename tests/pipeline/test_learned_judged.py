@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,15 +13,19 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job, open_data
 from onnxq.pipeline.learned import reconstructing
+from onnxq.pipeline.learned.finetuned import with_learned_start
+from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
+from onnxq.stats.statistics import Statistics
 from onnxq.targets import target_named
 from tests.graph.build import Array, build, weights
 
 FORM = """g (float[N,8] x, float[N,16] in_state) => (float[N,6] y, float[N,16] out_state) {
     a = MatMul (x, w) b = Add (a, in_state) h = Tanh (b) out_state = Mul (h, blur)
-    c = MatMul (h, v) d = Add (c, shift) e = Mul (h, factor) f = MatMul (e, u) y = Add (d, f) }"""
-CONSTANTS = {"w": weights(8, 16), "v": weights(16, 6), "shift": np.zeros(6, np.float32), "u": weights(16, 6)} | {
+    c = MatMul (h, v) d = Mul (c, sharp) e = Mul (h, factor) f = MatMul (e, u) g = Add (d, f) y = Softmax (g) }"""
+CONSTANTS = {"w": weights(8, 16), "v": weights(16, 6), "u": weights(16, 6)} | {
     "factor": np.float32(0),
+    "sharp": np.float32(1),
     "blur": np.float32(1),
 }
 
@@ -38,22 +44,39 @@ def job() -> Job:
     return Job(prepared, Recipe(), target_named("cpu"), open_data(feeds, prepared))
 
 
-SHIFTED = {"shift": np.full(6, 1.5, np.float32)}
-"""All scores of classes by the same number: much noise, and not one decision."""
-
-TURNED = {"factor": np.float32(0.05)}
-"""Little noise, which changes decisions."""
+def sharper(factor: float) -> onnx.ModelProto:
+    """Scores that are surer or less sure: noise, and next to no other decision."""
+    return model(sharp=np.float32(factor))
 
 
-def test_scores_with_less_noise_that_change_more_decisions_are_not_taken() -> None:
-    plain, turned = (io.load(model(**changed)) for changed in (SHIFTED, TURNED))
-    said = reconstructing._worse(job(), plain, turned)
-    assert said is not None and "held-out samples lose 0.0 % of decisions without and" in said
-    assert reconstructing._worse(job(), plain, plain) is None
+def turned(by: float) -> onnx.ModelProto:
+    """Noise that changes decisions."""
+    return model(factor=np.float32(by))
+
+
+@pytest.mark.parametrize(("factor", "where"), [(0.6, "held-out samples"), (0.5, "samples")])
+def test_scores_that_change_more_decisions_are_not_taken(factor: float, where: str) -> None:
+    plain, learned = io.load(sharper(factor)), io.load(turned(0.6))
+    said = reconstructing._worse(job(), plain, learned)
+    assert said is not None and f"since {where} lose " in said
+    assert reconstructing._worse(job(), learned, learned) is None
 
 
 def test_a_state_does_not_speak_for_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstructing, "_NOISIER_DB", 100.0)
-    blurred, turned = io.load(model(blur=np.float32(3))), io.load(model(factor=np.float32(0.05)))
-    said = reconstructing._worse(job(), blurred, turned)
+    blurred, learned = io.load(model(blur=np.float32(3))), io.load(turned(0.6))
+    said = reconstructing._worse(job(), blurred, learned)
     assert said is not None and "samples lose 0.0 % of decisions without and" in said, "its scores are what counts"
+
+
+def test_packed_weights_of_few_bits_start_in_the_order_of_the_graph() -> None:
+    asked = replace(job(), recipe=Recipe(preset="w2", finetune=True))
+    assert with_learned_start(settle_preset(asked.recipe, has_data=True), asked).sequential
+    for recipe in (
+        Recipe(preset="w2", finetune=True, algorithm="autoround"), Recipe(preset="w4", finetune=True),
+        Recipe(preset="w8a8", finetune=True),
+    ):  # fmt: skip
+        named = replace(asked, recipe=recipe)
+        assert not with_learned_start(settle_preset(recipe, has_data=True), named).sequential
+    elsewhere = replace(asked, statistics=Statistics())
+    assert not with_learned_start(settle_preset(asked.recipe, has_data=True), elsewhere).sequential

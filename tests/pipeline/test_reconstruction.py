@@ -261,6 +261,14 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("onnxq.qat.has_torch", lambda: False)
     with pytest.raises(MissingExtraError, match=r"--reconstruct: needs PyTorch.*pip install 'onnxq\[torch\]'"):
         quantized(reconstruct=True)
+    with pytest.raises(MissingExtraError, match="--reconstruct: needs PyTorch"):
+        quantized(reconstruct=True, preset="auto")
+
+
+@needs_torch
+def test_who_asks_auto_for_blocks_that_learn_gets_them() -> None:
+    asked = quantized(reconstruct=True, preset="auto")
+    assert asked.preset == "w8a8" and asked.model == quantized(reconstruct=True).model
 
 
 @needs_torch

@@ -430,6 +430,23 @@ def test_the_simulator_takes_every_node(digits: Path, tmp_path: Path) -> None:
     assert found["w8a16"] > found["w8a8"]
 
 
+@pytest.mark.qnn
+def test_the_simulator_takes_a_transformer_with_its_gelus_as_one_operator(root: Path, tmp_path: Path) -> None:
+    model = root / "models" / "text_encoder.onnx"
+    with np.load(root / "models" / "text_encoder.test.npz") as data:
+        samples = [{name: data[name][i : i + 1] for name in ("input_ids", "attention_mask")} for i in range(8)]
+    sizes = [f"{name}:{axis}={size}" for name, ids in samples[0].items() for axis, size in enumerate(ids.shape)]
+    result = onnxq.quantize(
+        model, tmp_path / "q.onnx", target="qnn", preset="w8a16", fix_dims=sizes, calibration=samples, benchmark=False
+    )
+    assert result.engine is not None
+    assert result.engine["refused"] == []
+    assert result.engine["sqnr_db"] > 30
+    kinds = {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
+    assert "Gelu" in kinds
+    assert "Erf" not in kinds
+
+
 def test_operators_that_an_engine_of_integers_lacks_are_named_before_anything_is_computed(tmp_path: Path) -> None:
     model = build("g (float[1, 8, 8] x) => (float[1] y) { [a] h = Relu (x) [d] y = Det (h) }")
     with pytest.raises(TargetError, match="--target qnn: its engine has nothing for Det 'd'; change the model there"):

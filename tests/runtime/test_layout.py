@@ -60,9 +60,15 @@ def test_every_output_has_the_same_elements_and_shape():
 def test_statistics_are_those_of_the_usual_session(monkeypatch):
     model, samples = convolutions(), [feed(), feed(3, 6, 6, seed=2)]
     names = ["x", *value_names(model)]
-    fast = calibrate(model, names, samples, Run(threads=1))
+    images = ["x", "r0", "r3", "r4", "sum"]
+    fast = calibrate(model, names, samples, Run(threads=1), image_means=images)
     monkeypatch.setattr(layout, "_MOST_WEIGHTS", 0)
-    usual = calibrate(model, names, samples, Run(threads=1))
+    usual = calibrate(model, names, samples, Run(threads=1), image_means=images)
+    assert sorted(fast.peaks) == [f"c{index}" for index in range(5)]
+    assert fast.peaks == usual.peaks
+    assert sorted(fast.means) == sorted(images)
+    for name in images:
+        np.testing.assert_allclose(fast.means[name].mean, usual.means[name].mean, atol=1e-6)
     assert list(fast) == list(usual) == sorted(names)
     for name in names:
         assert fast[name] == usual[name]  # arrays this small are counted whole

@@ -45,6 +45,14 @@ def test_order_and_grouping_do_not_matter() -> None:
     assert parts[0].merge(parts[1].merge(parts[2])).equals(whole)
 
 
+def test_rows_together_are_the_rows_one_by_one() -> None:
+    terms = some_terms(1400)
+    together = ExactSum.zeros(50)
+    for part in np.split(terms, [1, 500, 1000]):
+        together.add_rows(part)
+    assert together.equals(summed(terms))
+
+
 def test_one_sum_has_one_form_even_at_ties() -> None:
     half = 2.0**-7
     left = summed(np.array([[half], [2.0**-6]]))

@@ -94,6 +94,23 @@ def test_magnitudes():
     assert ChannelPeaks().mean is ChannelPeaks().highest is None
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 200])
+def test_single_rows_wait_for_each_other_and_are_the_rows_of_any_batch(rows):
+    x = correlated(rows, 30)
+    x[rows // 2, 3] = np.nan
+    single, wide = streamed(np.split(x, rows), ChannelPeaks), streamed([x[:, None].astype(np.float64)], ChannelPeaks)
+    for row in np.split(x, rows):
+        row[:] = 1e9  # what waits is a copy
+    assert (single.rows, single.ignored) == (wide.rows, wide.ignored) == (rows - 1, 1)
+    np.testing.assert_array_equal(single.highest, wide.highest)
+    cut = rows // 3
+    x = correlated(rows, 30)
+    shards = [streamed(np.split(part, len(part)) if len(part) else [], ChannelPeaks) for part in (x[:cut], x[cut:])]
+    assert shards[1].merge(shards[0]) == streamed(np.split(x, rows), ChannelPeaks)
+    with pytest.raises(CalibrationError, match="update: 4 channels where there were 30"):
+        single.update(np.ones((1, 4), np.float32))
+
+
 def test_float16_and_float64_are_taken_and_other_types_are_not():
     x = correlated(30, 5).astype(np.float16)
     np.testing.assert_array_equal(streamed([x]).matrix, streamed([x.astype(np.float32)]).matrix)

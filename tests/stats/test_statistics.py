@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from onnxq.errors import CalibrationError
 from onnxq.stats import histogram as histogram_module
 from onnxq.stats.histogram import HALF, SAMPLED, Histogram, exponent_of, stride
+from onnxq.stats.observation import observe
 from onnxq.stats.statistics import Statistics, combine_hashes
 from onnxq.stats.value_statistic import ValueStatistic
 
@@ -73,6 +74,27 @@ def test_each_element_is_in_its_bin(batch):
 def test_round_trip_through_arrays(batch):
     statistic = streamed([batch])
     assert ValueStatistic.from_arrays(statistic.to_arrays()) == statistic
+
+
+@given(arrays, st.sampled_from([0.0, -1.5]))
+def test_a_known_floor_changes_nothing(batch, floor):
+    clipped = np.maximum(batch, np.asarray(floor, batch.dtype))  # NaN stays, where there are any
+    assert observed(clipped, floor) == observed(clipped, None)
+
+
+@pytest.mark.parametrize("seen", [np.nan, np.inf, 7.0])
+@pytest.mark.parametrize("position", [0, 1, 50_000])
+def test_a_sample_that_reaches_the_floor_hides_nothing(seen, position):
+    array = np.maximum(np.random.default_rng(0).normal(size=(1, 16, 65, 65)).astype(np.float32), 0)
+    array.reshape(-1)[position] = seen
+    assert observed(array, 0.0) == observed(array, None)
+    assert observed(array + 1, 0.0) == observed(array + 1, None)  # the floor is not reached
+
+
+def observed(array, floor):
+    statistic = ValueStatistic()
+    statistic.take(observe(array, floor=floor))
+    return statistic
 
 
 def test_large_arrays_merge_exactly_too():

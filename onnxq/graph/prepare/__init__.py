@@ -100,6 +100,7 @@ STEPS = {
     "broadcast": "spreading constants",
     "line_convs": "computing convolutions over one axis as those over two",
     "narrow_convs": "computing several positions of narrow layers at a time",
+    "join_gelu": "writing Gelu as one operator",
     "on_integers": "narrowing masks, and dividing instead of Reciprocal",
 }
 """What `prepare` does that could be left out, by the key in `PrepareReport.changes`, as messages call it."""
@@ -112,6 +113,7 @@ def prepare(
     without: Collection[str] = (),
     widened: Collection[ir.DataType] = (),
     integers: bool = False,
+    lacking: Collection[str] = (),
 ) -> PrepareReport:
     """Clean a model up in place without changing what it computes.
 
@@ -123,6 +125,7 @@ def prepare(
         without: keys of `STEPS` that are left out.
         widened: element types that become float32 inside (see `onnxq.graph.prepare.whole.widen`).
         integers: it is to be run on integers alone (see `onnxq.graph.prepare.whole.on_integers`).
+        lacking: operators that the engine has nothing for, and that are written with others where they can be.
 
     Returns:
         What was done, and notes on what could not be.
@@ -135,6 +138,7 @@ def prepare(
         count["functions"] = functions.inline(model, report.notes)
     if "opset" not in without:
         count["opset"] = lower_opset.run(model)
+    joins = "Erf" in lacking and any(node.op_type == "Erf" for node in walk.all_nodes(model.graph))
     count["names"] = names.make_unique(model)
     count["inputs"] = initializer_inputs.remove_initializers(model)
     ir_version.settle(model)
@@ -146,7 +150,7 @@ def prepare(
     if before >= opset.OLDEST:
         _fold_constants(model, report, without)
     shapes.recall(model, ranks)
-    if "opset" not in without and opset.raise_to(model, min_opset, report.notes):
+    if "opset" not in without and opset.raise_to(model, max(min_opset, gelu.OPSET if joins else 0), report.notes):
         count["opset"] = 1
         count["names"] += names.make_unique(model)
         count["constants"] += lift_constants.lift(model)
@@ -156,6 +160,8 @@ def prepare(
     _speed_up(model, report, without)
     if integers:
         count.update(_run({"on_integers": on_integers.run}, model, without))
+    if joins:
+        count.update(_run({"join_gelu": gelu.join}, model, without))
     count.update(_run({"gelu": gelu.run, "deduplicate": deduplicate.run}, model, without))
     names.make_unique(model)
     ir_version.settle(model)

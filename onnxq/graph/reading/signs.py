@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import traits, walk
@@ -42,6 +43,22 @@ def sign_of(value: ir.Value) -> Sign:
     if node.op_type in _HARDLY or _is_gated(value):
         return Sign.HARDLY_NEGATIVE
     return Sign.ANY
+
+
+def floors(model: ir.Model) -> dict[str, float]:
+    """What no element of a value of the main graph can be below, NaN aside: of what a Relu or a Clip makes, by name."""
+    found: dict[str, float] = {}
+    for node in model.graph:
+        name = node.outputs[0].name if node.outputs else None
+        if not name or node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type == "Relu":
+            found[name] = 0.0
+        elif node.op_type == "Clip":
+            low = walk.const_array(walk.input_at(node, 1))
+            if low is not None and low.size == 1 and low.dtype.kind == "f" and np.isfinite(low).all():
+                found[name] = float(low.item())
+    return found
 
 
 def _is_gated(value: ir.Value) -> bool:

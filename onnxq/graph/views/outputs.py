@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,11 +264,16 @@ _BLOCK = 16
 """Channels in the largest block; a value with a multiple of them holds no padding."""
 
 
+_LEAVES = frozenset({"Abs", "GlobalAveragePool", "GlobalMaxPool", "ReorderOutput"})
+"""Operators that read a value for the caller alone, where nothing else reads what they make."""
+
+
 def without_reorders(path: Path) -> bytes | None:
     """Let a model that ONNX Runtime optimized give blocked values instead of reordering them, under the same names.
 
-    Only values without padding that nothing but the caller reads are changed: their elements and shape stay, the order
-    of the elements does not.
+    Only values without padding that nothing but the caller reads, or what `add_channel_peaks` added, are changed: their
+    elements and shape stay, the order of the elements does not. What reads a value for the caller alone comes to stand
+    right behind what makes it: run in this order, it finds the value in the cache.
 
     Args:
         path: of the optimized model; the file is not changed.
@@ -281,32 +287,79 @@ def without_reorders(path: Path) -> bytes | None:
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
     outputs = {value.name: value for value in graph.output}
-    read = {name for scope in scopes(graph) for node in scope.node for name in node.input}
+    users = _Users(graph)
     renamed: dict[str, str] = {}
     kept = []
-    for node in graph.node:
+    for node in users.nodes:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         if (
             node.op_type == "ReorderOutput"
             and node.domain == _REORDER_DOMAIN
             and node.output[0] in outputs
-            and node.output[0] not in read
             and node.input[0] not in renamed
             and node.input[0] not in outputs
             and attributes.get("channels", 1) % _BLOCK == 0
             and not attributes.get("channels_last", 0)
+            and (pools := users.peak_pools(node.output[0], outputs)) is not None
         ):
             renamed[node.input[0]] = node.output[0]
             outputs[node.output[0]].ClearField("type")
+            for pool in pools:  # blocked channels of a single position are in order
+                pool.domain = _REORDER_DOMAIN
         else:
             kept.append(node)
-    if not renamed:
-        return None
-    del graph.node[:]
-    graph.node.extend(kept)
-    for node in graph.node:
+    for node in kept:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 if name in renamed:
                     names[index] = renamed[name]
+    ordered = _leaves_early(kept)
+    if not renamed and all(one is other for one, other in zip(ordered, kept, strict=True)):
+        return None
+    del graph.node[:]
+    graph.node.extend(ordered)
     return bytes(model.SerializeToString())
+
+
+class _Users:
+    """Which nodes of the main graph read a value."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.nodes = list(graph.node)
+        self._reads = Counter(name for scope in scopes(graph) for node in scope.node for name in node.input)
+        self._users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self._users[name].append(node)
+
+    def peak_pools(self, name: str, outputs: Collection[str]) -> list[onnx.NodeProto] | None:
+        """The GlobalMaxPools of a value's magnitudes; None if anything else reads the value or its magnitudes."""
+        sizes = self._all(name, "Abs")
+        pools = None if sizes is None else [self._all(size.output[0], "GlobalMaxPool") for size in sizes]
+        if sizes is None or pools is None or any(size.output[0] in outputs for size in sizes):
+            return None
+        return None if None in pools else [pool for some in pools for pool in some or ()]
+
+    def _all(self, name: str, op_type: str) -> list[onnx.NodeProto] | None:
+        """All nodes that read a value, if they are of that type and in the main graph."""
+        users = self._users[name]
+        plain = all(node.op_type == op_type and not node.domain for node in users)
+        return users if plain and len(users) == self._reads[name] else None
+
+
+def _leaves_early(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes, those that only give outputs right behind what they read."""
+    read: set[str] = set()
+    leaf = [False] * len(nodes)
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        leaf[index] = node.op_type in _LEAVES and not any(name in read for name in node.output)
+        if not leaf[index]:
+            read.update(node.input)
+    places: dict[str, int] = {}
+    keys = []
+    for index, node in enumerate(nodes):
+        place = max((places.get(name, -1) for name in node.input), default=-1) if leaf[index] else index
+        places |= dict.fromkeys(node.output, place)
+        keys.append((place, index))
+    return [nodes[index] for _, index in sorted(keys)]

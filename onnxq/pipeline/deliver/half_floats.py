@@ -125,14 +125,14 @@ def _near_enough(
     assert job.data is not None
     compared = Compared(model, list(islice(job.data.calibration, _FEEDS)), job.threads)
     plain = reached = compared.ratio_of(first)
-    names = values_in_order(model, done.half)
+    names = values_in_order(model, done.half, done.stored)
     if not plain < EQUAL_DB or not names:
         return first, done
     best, seen = (first, done), set[str]()
     parts = NoisyParts(compared, names)
     for margin in _MARGINS:
         share = 1.0 - 10.0 ** ((plain - EQUAL_DB - margin) / 10.0)
-        exact = parts.loudest(share, int(_MOST * len(done.half)))
+        exact = parts.loudest(share, int(_MOST * len(done.half)), done.half)
         if not exact or exact <= seen:
             break
         seen = exact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,14 +94,17 @@ class NoisyParts:
 
     def _measured(self, names: Sequence[str]) -> _Part:
         self._runs += 1
-        return _Part(names, max(self._compared.shares_of(rounded(self._compared.model, names), 1), default=0.0))
+        shares = self._compared.shares_of(rounded(self._compared.model, names), 1)
+        # 0 / 0 where the whole model in float16 gives numbers is not what happens there.
+        return _Part(names, max((share for share in shares if math.isfinite(share)), default=0.0))
 
-    def loudest(self, share: float, most: int) -> set[str]:
+    def loudest(self, share: float, most: int, counted: Set[str]) -> set[str]:
         """Names of the nodes around the values that make such a share of the error, in as few parts as can be.
 
         Args:
             share: 0 to 1.
             most: nodes; the share is smaller where it would take more.
+            counted: the nodes that count; others are in float32 as it is.
         """
         while True:
             chosen = self._chosen(share)
@@ -115,7 +118,7 @@ class NoisyParts:
         found: set[str] = set()
         for part in chosen:
             more = found | around(self._compared.model, part.names)
-            found = more if len(more) <= most else found
+            found = more if len(more & counted) <= most else found
         return found
 
     def _chosen(self, share: float) -> list[_Part]:

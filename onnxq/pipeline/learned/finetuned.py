@@ -47,6 +47,9 @@ _LEAST = 8
 _RATE_BEHIND = 5e-4
 """Of learning that goes on from what layers or blocks have learned: steps as long as usual would undo it first."""
 
+_LAYERWISE = "autoround"
+"""What rounds packed weights of 2 and 3 bits that then learn end to end."""
+
 _FEW_BITS = 4
 """Bits of weights on integers up to which their blocks learn before all do."""
 
@@ -54,10 +57,18 @@ _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
 
 
 def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
-    """The recipe of a finetuning whose blocks learn first, where integers have few bits and nothing else rounds them.
+    """The recipe of a finetuning that starts from what layers and blocks learn by themselves in a fraction of its time.
 
-    From weights rounded to nearest it would have to find what blocks learn by themselves in a fraction of the time.
+    Where integers have few bits and nothing else rounds them, blocks learn first. Packed weights that are rounded by
+    samples are rounded in the order of the graph, where statistics are not given and no other machine rounds them.
+
+    Args:
+        recipe: with the algorithm that its preset takes.
+        job: its recipe is what the user asked for.
     """
+    if job.recipe.algorithm is None and recipe.algorithm == _LAYERWISE:
+        here = job.data is not None and job.statistics is None and job.tasks is None
+        recipe = recipe.override(sequential=True) if here else recipe
     integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
     given = recipe.algorithm is not None or recipe.learns or recipe.reconstructs
     if job.prepared.training is not None or given or not integers:

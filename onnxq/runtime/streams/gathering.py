@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.data.feeds import Feed
+from onnxq.data.feeds import Feed, FeedHash
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.graph.views.inner import arrays_of
 from onnxq.runtime.padding import Masks, Padding
@@ -39,6 +39,7 @@ class Taken:
         moments: values whose second moments are wanted.
         peaks: values whose channel magnitudes are wanted.
         inner: by name of each value inside a subgraph, the output that hands it out.
+        floors: what no element of a value can be below, by name, where the graph says so.
     """
 
     fetch: list[str]
@@ -50,6 +51,7 @@ class Taken:
     moments: frozenset[str]
     peaks: frozenset[str]
     inner: dict[str, str]
+    floors: dict[str, float]
 
     @property
     def outputs(self) -> list[str]:
@@ -69,6 +71,7 @@ class Gathering:
         taken: what to take from each.
         masks: where padding is found.
         statistics: what is folded into.
+        digest: of the feeds that were.
     """
 
     session: Session
@@ -78,7 +81,10 @@ class Gathering:
     taken: Taken
     masks: Masks
     statistics: Statistics
+    digest: FeedHash = field(default_factory=FeedHash)
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _looking: threading.Semaphore = field(default_factory=threading.Semaphore)
+    """one for each sample that is looked at: more threads at once wait for each other in Python rather than compute"""
     _slots: threading.Semaphore | None = None
     """one for each sample whose values may be in memory; None before the first sample was seen"""
 
@@ -102,7 +108,8 @@ class Gathering:
         arrays = self._run(feed, index)
         size = sum(array.nbytes for given in arrays for array in arrays_of(given))
         given = {name: feed[name].copy() for name in self.taken.from_feed}
-        folding = pool.submit(self._fold, given, arrays, self.masks.in_feed(feed), samples_in(feed))
+        number = self.digest.number(feed)
+        folding = pool.submit(self._fold, given, arrays, self.masks.in_feed(feed), samples_in(feed), number)
         if self._slots is None:
             wait([folding])
             self._limit(size, memory)
@@ -115,11 +122,15 @@ class Gathering:
             self.at_once = fitting
             self.session = self.open(self.threads // fitting)
         self._slots = threading.Semaphore(self.at_once)
+        self._looking = threading.Semaphore(max(self.at_once // 2, 1))
 
     def _sample(self, feed: Feed, index: int) -> None:
         assert self._slots is not None
         with self._slots:
-            self._fold(feed, self._run(feed, index), self.masks.in_feed(feed), samples_in(feed))
+            number = self.digest.number(feed)
+            arrays = self._run(feed, index)
+            with self._looking:
+                self._fold(feed, arrays, self.masks.in_feed(feed), samples_in(feed), number)
 
     def _run(self, feed: Feed, index: int) -> list[Any]:
         outputs = self.taken.outputs
@@ -128,13 +139,14 @@ class Gathering:
         except ModelError as error:
             raise CalibrationError(f"calibration sample {index}: {error}") from error
 
-    def _fold(self, feed: Feed, arrays: list[Any], padding: Padding, samples: int) -> None:
+    def _fold(self, feed: Feed, arrays: list[Any], padding: Padding, samples: int, number: int) -> None:
         """Look at the values of a sample, beside other threads, and then fold what was seen in, one sample at a time.
 
         What passes over large arrays is in the first part, and numpy lets other threads run meanwhile.
         """
         seen = self._seen(feed, arrays, padding, samples)
         with self._turn:
+            self.digest.add(number)
             for fold, name, what in seen:
                 fold(name, what)
             masks = {*self.statistics.masks, *(name for name, _ in padding.arrays)}
@@ -151,7 +163,7 @@ class Gathering:
                 tokens = padding.tokens(name, array)
                 # Without their padding the samples of a batch are no longer told apart.
                 count = samples if tokens.shape == array.shape else 1
-                folds.append((statistics.take, name, observe(tokens, count, array.shape)))
+                folds.append((statistics.take, name, observe(tokens, count, array.shape, taken.floors.get(name))))
             if name in taken.rows and array.ndim == 2:
                 folds.append((statistics.update_means, name, array))
             if name in taken.moments or name in taken.peaks:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
 from onnxq.search.within.history import GIVEN_UP, KEPT, Step, StepOutcome, Suspect
+from onnxq.search.within.range_changes import Change, range_of_all, range_of_one, ranges_of
+from onnxq.search.within.widening import Widening
 from onnxq.verify.budget import Limits
 
 _GAIN_DB = 0.1
@@ -27,8 +29,14 @@ _SINGLE_RANGES = 3
 _FREE_SHARE = 0.4
 """Share of the time after which nodes leave the integers, whatever else could be tried: that always helps."""
 
+_SHORT_SHARE = 0.2
+"""The same where wider activations are there instead, which take many attempts to choose."""
+
 _SLOW_SHARE = 0.4
 """Share of the time that is left which one slow attempt may take."""
+
+_MANY = 16
+"""Nodes from which on it is tried whether wider activations are cheaper for whole groups of neighbours."""
 
 _LEARNED = 3
 """Attempts at leaving fewer nodes float with learned rounding."""
@@ -59,9 +67,6 @@ Attempt = Callable[[Recipe, float], StepOutcome]
 Diagnose = Callable[[Recipe], Sequence[Suspect]]
 """Gives the quantized nodes of a recipe's model, the worst first."""
 
-Change = tuple[str, Callable[[Recipe], Recipe]]
-"""A change of a recipe that costs nothing at inference, and its name."""
-
 
 @dataclass(frozen=True)
 class Means:
@@ -72,11 +77,13 @@ class Means:
         learn: a recipe with blocks that learn in some of the seconds left, or None; comes last of all that is free.
         wider: the preset that nodes get where this says they leave the integers, for engines that have nothing else;
             None leaves them float.
+        nodes: those that can get it, in the order of the graph.
     """
 
     extras: Sequence[Change] = ()
     learn: Callable[[Recipe, float], Recipe | None] | None = None
     wider: str | None = None
+    nodes: Sequence[str] = ()
 
 
 _MEANS = Means()
@@ -96,6 +103,8 @@ def search(
     First what costs nothing at inference, in the order of the damage it can undo: ranges of all values, bias
     correction, further means, ranges of the worst nodes, learned rounding. If that is not enough, the worst nodes leave
     the integers: 1, 2, 4 … of them, then the fewest that are enough by bisection, then each that can go back goes back.
+    Where they get wider activations instead, all of them do so first: a model that is inside the limits is there early,
+    if there is one, and `onnxq.search.within.widening` takes back what it can where the worst nodes are not enough.
 
     Args:
         start: everything quantized.
@@ -124,6 +133,8 @@ class _RecipeSearch:
 
     def run(self) -> SearchResult:
         if not self._inside(self._try("as given", self._start)):
+            if self._means.wider is not None and self._means.nodes and not self._out_of_time():
+                self._all_wide(self._start)
             base = self._free()
             if not self._inside(self._known[base]):
                 self._leave_integers(base)
@@ -173,8 +184,9 @@ class _RecipeSearch:
     def _free(self) -> Recipe:
         """The best recipe that is as fast as the first one; the first that is inside the limits ends it."""
         best = self._start
+        share = _FREE_SHARE if len(self._known) == 1 else _SHORT_SHARE
         for words, change in self._changes():
-            if self._out_of_time(_FREE_SHARE):
+            if self._out_of_time(share):
                 return best
             changed = change(best)
             if changed == best:
@@ -185,7 +197,7 @@ class _RecipeSearch:
             if self._better(outcome, self._known[best]):
                 best = changed
         static = PRESETS[best.preset].activations == "static"
-        if static and not best.adaround and not self._out_of_time(_FREE_SHARE):
+        if static and not best.adaround and not self._out_of_time(share):
             learned = replace(best, adaround=True)
             if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
                 return learned
@@ -198,13 +210,13 @@ class _RecipeSearch:
         if PRESETS[self._start.preset].activations != "static":
             return list(self._means.extras)
         suspects = self._diagnose(self._start)
-        ranges = [_range_of_all(name) for name in _TRIED_RANGES if name != self._start.range]
+        ranges = [range_of_all(name) for name in _TRIED_RANGES if name != self._start.range]
         helped = [suspect for suspect in suspects if suspect.range is not None]
         if helped:
-            ranges.append((f"range of {_named(helped)}, as diagnosed", _ranges_of(helped)))
+            ranges.append((f"range of {_named(helped)}, as diagnosed", ranges_of(helped)))
         single: list[Change] = []
         for suspect in [suspect for suspect in suspects if suspect.ranged and not suspect.by_weights][:_SINGLE_RANGES]:
-            single += [_range_of_one(suspect, name) for name in _TRIED_RANGES]
+            single += [range_of_one(suspect, name) for name in _TRIED_RANGES]
         weights: list[Change] = [("the other bias correction", lambda r: replace(r, bias_correct=not r.bias_correct))]
         weights += self._means.extras
         by_weights = sum(suspect.damage for suspect in suspects if suspect.by_weights)
@@ -213,7 +225,33 @@ class _RecipeSearch:
 
     # Nodes that leave the integers.
 
+    def _all_wide(self, base: Recipe) -> StepOutcome:
+        return self._try(self._left(self._means.nodes), self._leave(base, self._means.nodes))
+
+    def _dearer(self, base: Recipe, outcome: StepOutcome) -> bool:
+        """Whether it takes as long as with all nodes wider, which is inside the limits: conversions can cost more."""
+        every = self._known.get(self._leave(base, self._means.nodes)) if self._means.nodes else None
+        return every is not None and self._inside(every) and outcome.cost >= every.cost
+
+    def _widen(self, base: Recipe) -> None:
+        """Groups of neighbours get back what nodes that hurt by themselves do not account for."""
+        nodes = self._means.nodes
+        if not nodes or self._out_of_time() or not self._inside(self._all_wide(base)):
+            return
+
+        def attempt(wide: Sequence[str]) -> StepOutcome:
+            kept = set(wide)
+            back = [node for node in nodes if node not in kept]
+            if not back:
+                return self._all_wide(base)
+            return self._try(f"{self._left(nodes)} but {_named_nodes(back)}", self._leave(base, wide))
+
+        Widening(attempt, self._inside, self._out_of_time).fewest(nodes)
+
     def _leave_integers(self, base: Recipe) -> None:
+        if self._means.wider is not None and self._means.nodes and base != self._start and not self._out_of_time():
+            # What was best with 8 bits need not be with 16: a narrow range cuts off what now has room.
+            base = self._start if self._better(self._all_wide(self._start), self._all_wide(base)) else base
         suspects = self._diagnose(base)
         order = [suspect.node for suspect in suspects]
         cheap = [suspect.node for suspect in sorted(suspects, key=_damage_by_price)]
@@ -226,6 +264,8 @@ class _RecipeSearch:
         if best is not None:
             self._other_forms(base, best)
             self._with_learned(base, order, len(best))
+        if self._means.wider is not None and (best is None or len(best) > _MANY):
+            self._widen(base)
 
     def _fewest(self, base: Recipe, order: list[str]) -> list[str] | None:
         """The nodes that have to be float: the shortest start of the order that is enough, less what can go back.
@@ -238,7 +278,7 @@ class _RecipeSearch:
             outcome = self._try(self._left(order[:count]), self._leave(base, order[:count]))
             if self._inside(outcome):
                 enough = count
-            elif outcome.gave_up:  # nothing is known of it, and others take as long
+            elif outcome.gave_up or self._dearer(base, outcome):  # nothing is known of it, and others take as long
                 break
             elif outcome.failure:  # with so many left float, nothing is left to quantize
                 most = count - 1
@@ -293,7 +333,8 @@ class _RecipeSearch:
         return _without(base, nodes, self._means.wider)
 
     def _left(self, nodes: Sequence[str]) -> str:
-        return f"{_named_nodes(nodes)} {'float' if self._means.wider is None else self._means.wider}"
+        every = self._means.wider is not None and len(nodes) == len(self._means.nodes)
+        return f"{'all nodes' if every else _named_nodes(nodes)} {self._means.wider or 'float'}"
 
     # The result.
 
@@ -311,30 +352,6 @@ class _RecipeSearch:
 
 def _db(outcome: StepOutcome) -> float:
     return -math.inf if outcome.sqnr_db is None or math.isnan(outcome.sqnr_db) else outcome.sqnr_db
-
-
-def _range_of_all(name: str) -> Change:
-    return f"range {name}", lambda recipe: replace(recipe, range=name)
-
-
-def _ranges_of(suspects: Sequence[Suspect]) -> Callable[[Recipe], Recipe]:
-    def change(recipe: Recipe) -> Recipe:
-        own = (Rule(s.node, range=s.range) for s in suspects if s.range != recipe.range)
-        return replace(recipe, rules=(*recipe.rules, *own))
-
-    return change
-
-
-def _range_of_one(suspect: Suspect, name: str) -> Change:
-    def change(recipe: Recipe) -> Recipe:
-        own = recipe.rule_for([suspect.node]).range
-        # Where it got one of its own, that of all others was the one before.
-        if name in (own, recipe.range):
-            return recipe
-        rules = tuple(rule for rule in recipe.rules if rule != Rule(suspect.node, range=rule.range))
-        return replace(recipe, rules=(*rules, Rule(suspect.node, range=name)))
-
-    return f"range {name} for {suspect.node}", change
 
 
 def _damage_by_price(suspect: Suspect) -> float:

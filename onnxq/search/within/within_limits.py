@@ -23,6 +23,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.making import make
 from onnxq.pipeline.rescue import rescue
+from onnxq.plan.decisions import INTEGER
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
@@ -30,9 +31,10 @@ from onnxq.search.within.deadline import Deadline, LateError
 from onnxq.search.within.history import StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 from onnxq.search.within.limits import LimitsJudge, wider_than
+from onnxq.search.within.range_changes import Change
 from onnxq.search.within.score import TaskMetric
 from onnxq.search.within.state import SearchState
-from onnxq.search.within.strategy import Change, Means, SearchResult, search
+from onnxq.search.within.strategy import Means, SearchResult, search
 from onnxq.search.within.suspects import suspects_of
 from onnxq.stats.statistics import Statistics
 from onnxq.verify.benchmark import Timing
@@ -168,6 +170,7 @@ class _LimitSearch:
                 self._extras(),
                 learned if can_learn(self._job) else None,
                 wider_than(self._start, self._job.target),
+                [node.name for node in self._first.plan.nodes.values() if node.action == INTEGER],
             ),
         )
         return self._finish(found, timed=timed)

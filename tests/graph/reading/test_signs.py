@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.graph.files import io
-from onnxq.graph.reading.signs import Sign, sign_of
+from onnxq.graph.reading.signs import Sign, floors, sign_of
 from tests.graph.build import build
 
 GELU = "a = Div (x, r2) e = Erf (a) p = Add (e, one) "
@@ -58,3 +58,13 @@ def test_sign(text: str, sign: Sign) -> None:
     )
     loaded = io.load(model)
     assert sign_of(loaded.graph.outputs[0]) is sign
+
+
+def test_floors() -> None:
+    model = build(
+        """g (float[4] x, float m) => (float[4] y) { [a] r = Relu (x) [b] c = Clip (x, low) [c] d = Clip (x, m)
+        [d] e = Clip (x) [e] f = Clip (x, none) [f] y = Neg (x) }""",
+        low=np.float32(-1.5),
+        none=np.float32(-np.inf),
+    )
+    assert floors(io.load(model)) == {"r": 0.0, "c": -1.5}

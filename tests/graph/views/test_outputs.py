@@ -121,3 +121,50 @@ def test_a_reorder_of_whole_blocks_that_only_the_caller_reads_is_cut_off(tmp_pat
 def test_every_other_reorder_stays(tmp_path, attributes, reader, outputs):
     nodes = [reorder("b", "y", **attributes)] + [helper.make_node("Relu", ["y"], ["z"])] * reader
     assert without_reorders(optimized(tmp_path / "m.onnx", *nodes, outputs=outputs)) is None
+
+
+def magnitude(source, size, target):
+    return [helper.make_node("Abs", [source], [size]), helper.make_node("GlobalMaxPool", [size], [target])]
+
+
+def test_a_reorder_that_only_peaks_read_is_cut_off_and_what_only_the_caller_reads_comes_early(tmp_path):
+    relu = helper.make_node("Relu", ["b"], ["c"], domain="com.microsoft.nchwc")
+    mean = helper.make_node("GlobalAveragePool", ["b"], ["m"], domain="com.microsoft.nchwc")
+    pool = helper.make_node("GlobalAveragePool", ["c"], ["p"], domain="com.microsoft.nchwc")
+    last = helper.make_node("Neg", ["p"], ["z"])
+    nodes = [relu, pool, last, mean, reorder("b", "y", channels=32), *magnitude("y", "s", "t")]
+    path = optimized(tmp_path / "m.onnx", *nodes, outputs=["y", "z", "m", "t"])
+    graph = onnx.load_from_string(without_reorders(path)).graph
+    assert [(node.op_type, list(node.input), list(node.output), node.domain[-5:]) for node in graph.node] == [
+        ("Conv", ["x", "w"], ["y"], "nchwc"),
+        ("GlobalAveragePool", ["y"], ["m"], "nchwc"),
+        ("Abs", ["y"], ["s"], ""),
+        ("GlobalMaxPool", ["s"], ["t"], "nchwc"),
+        ("Relu", ["y"], ["c"], "nchwc"),
+        ("GlobalAveragePool", ["c"], ["p"], "nchwc"),
+        ("Neg", ["p"], ["z"], ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "outputs"),
+    [
+        ([], ["y", "s", "t"]),
+        ([helper.make_node("Neg", ["s"], ["z"])], ["y", "t", "z"]),
+        ([helper.make_node("Neg", ["y"], ["z"])], ["y", "t", "z"]),
+        ([helper.make_node("GlobalMaxPool", ["y"], ["z"])], ["y", "t", "z"]),
+        ([helper.make_node("GlobalMaxPool", ["s"], ["z"], domain="other")], ["y", "t", "z"]),
+    ],
+)
+def test_a_reorder_stays_where_anything_but_a_peak_reads_it(tmp_path, more, outputs):
+    nodes = [reorder("b", "y", channels=32), *magnitude("y", "s", "t"), *more]
+    assert without_reorders(optimized(tmp_path / "m.onnx", *nodes, outputs=outputs)) is None
+
+
+def test_a_reorder_stays_where_a_body_reads_the_magnitudes(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["s"], ["n"])], "t", [], [helper.make_tensor_value_info("n", 1, None)]
+    )
+    branch = helper.make_node("If", ["flag"], ["z"], then_branch=body, else_branch=body)
+    nodes = [reorder("b", "y", channels=32), *magnitude("y", "s", "t"), branch]
+    assert without_reorders(optimized(tmp_path / "m.onnx", *nodes, outputs=["y", "t", "z"])) is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import OnnxqError
 from onnxq.recipe.recipe import Recipe, Rule
-from onnxq.search.within.history import GIVEN_UP, StepOutcome, Suspect
+from onnxq.search.within.history import GIVEN_UP, KEPT, StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import learned, unlearned
 from onnxq.search.within.state import SearchState
 from onnxq.search.within.strategy import Means, SearchResult, search
@@ -38,6 +38,9 @@ class Network:
     fails_without_nodes: bool = True
     learns: bool = False
     wider: str | None = None
+    nodes: Sequence[str] = ()
+    together: float = 0.0
+    """Points that are lost as long as half of the nodes are quantized, whichever they are."""
 
     def floats(self, recipe: Recipe) -> set[str]:
         return {rule.match for rule in recipe.rules if rule.quantize is False or rule.preset == "w8a16"}
@@ -49,6 +52,7 @@ class Network:
         if self.fails_without_nodes and left == set(self.order):
             return StepOutcome(failure="nothing would be quantized")
         drop = sum(points for node, points in self.damage.items() if node not in left)
+        drop += self.together if 2 * len(left) <= len(self.nodes) else 0.0
         won = self.free.get(recipe.range, 0.0)
         won += sum(points for name, points in self.free.items() if getattr(recipe, name, False) is True)
         drop = max(0.0, drop - won)
@@ -62,7 +66,7 @@ class Network:
         extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
         limits = Limits(max_drop=max_drop)
         learn = learned if self.learns else None
-        means = Means(extras, learn, self.wider)
+        means = Means(extras, learn, self.wider, self.nodes)
         return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, means)
 
 
@@ -79,6 +83,46 @@ def test_where_nothing_is_float_the_nodes_that_hurt_get_wider_activations() -> N
     assert found.best.rules == (Rule("n3", preset="w8a16"), Rule("n7", preset="w8a16"))
     assert not any(rule.quantize is False for recipe in network.asked for rule in recipe.rules)
     assert any(step.tried == "2 nodes (n3 …) w8a16" for step in found.history)
+
+
+def test_where_no_nodes_alone_are_to_blame_all_get_wider_activations_and_groups_give_them_back() -> None:
+    network = Network(
+        {"n3": 3.0}, ["n3", "n4"], {}, {"minmax": 0.1}, wider="w8a16", nodes=NODES, together=5.0,
+        fails_without_nodes=False,
+    )  # fmt: skip
+    found = network.search()
+    assert [step.tried for step in found.history][:2] == ["as given", "all nodes w8a16"]
+    assert 10 < len(network.floats(found.best)) < 20
+    assert "n3" in network.floats(found.best)
+    assert any(step.tried.startswith("all nodes w8a16 but 2 nodes (n") for step in found.history)
+
+
+def test_a_model_with_wider_activations_is_there_before_time_ends() -> None:
+    network = Network(
+        {"n3": 3.0}, ["n3", "n4"], wider="w8a16", nodes=NODES, together=5.0, fails_without_nodes=False
+    )  # fmt: skip
+    found = network.search(budget=3.0)
+    assert network.floats(found.best) == set(NODES)
+    assert found.inside
+    assert found.late
+
+
+def test_a_range_that_hurts_with_wider_activations_is_not_kept() -> None:
+    class Narrow(Network):
+        def attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
+            outcome = super().attempt(recipe, seconds)
+            assert outcome.drop is not None
+            lost = 9.0 if recipe.range == "minmax" and len(self.floats(recipe)) > 10 else 0.0
+            return replace(outcome, drop=outcome.drop + lost)
+
+    network = Narrow(
+        {}, ["n3"], wider="w8a16", nodes=NODES, together=5.0, fails_without_nodes=False, free={"minmax": 1.0}
+    )  # fmt: skip
+    found = network.search()
+    assert any(step.recipe.range == "minmax" and step.verdict == KEPT for step in found.history)
+    assert found.inside
+    assert found.best.range == START.range
+    assert len(network.floats(found.best)) < len(NODES)
 
 
 @pytest.mark.parametrize("change", ["minmax", "entropy", "equalize", "adaround"])

@@ -12,18 +12,21 @@ from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.common import place_first
 
 
-def values_in_order(model: ir.Model, nodes: Collection[str]) -> list[str]:
+def values_in_order(model: ir.Model, nodes: Collection[str], stored: Collection[str] = ()) -> list[str]:
     """Names of the float32 values that some nodes of the main graph read or write, in graph order, weights too.
 
     Args:
         model: unchanged.
         nodes: names of the nodes.
+        stored: names of nodes of which only weights count.
     """
     found: dict[str, None] = {}
     for node in model.graph:
-        if node.name in nodes:
+        if node.name in nodes or node.name in stored:
             for value in (*node.inputs, *node.outputs):
-                if value is not None and value.name and _is_float(value) and not value.is_graph_output():
+                if value is None or not value.name or not _is_float(value) or value.is_graph_output():
+                    continue
+                if node.name in nodes or walk.is_constant(value):
                     found[value.name] = None
     return list(found)
 
