@@ -133,7 +133,7 @@ def turn_into(out: Array, array: Array) -> None:
             piece = out[:, index * rows : (index + 1) * rows]
             piece[...] = array[: piece.shape[1], index].T
         return
-    words = array.view(np.uint8)
+    words: Array = array.view(np.uint8)
     for kind in (np.uint16, np.uint32, np.uint64):
         pairs = words.reshape(words.shape[0] // 2, 2, count, columns)
         joined = pairs[:, 1].astype(kind)

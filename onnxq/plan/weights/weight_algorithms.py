@@ -137,7 +137,10 @@ class PackedWeights:
         if self._spill is not None:
             if isinstance(found, QTensor):
                 # one reads memory, the other writes to the disk
-                work = partial(weight_error_db, weight, found), partial(self._spill.keep_tensor, found)
+                work: list[Callable[[], Any]] = [
+                    partial(weight_error_db, weight, found),
+                    partial(self._spill.keep_tensor, found),
+                ]
                 error, found = each(_called, work)
                 self.errors[id(found)] = error
             else:
