@@ -37,6 +37,7 @@ from onnxq.pipeline.deliver.on_engine import check_python
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import for_memory, is_large, leave_unconfirmed, spill_beside
+from onnxq.pipeline.learned.finetuned import rounded_in_order
 from onnxq.pipeline.planning import settle_preset, what_data_would_buy
 from onnxq.pipeline.trained_model import check_training, kept_and_added, said_of, take_training, wants_training
 from onnxq.pipeline.transformation import unused_statistics
@@ -214,7 +215,8 @@ def open_job(
     if given.preset != "auto" or not options.benchmark:
         has_moments = bool(saved.moments) if saved is not None else data is not None
         has_ranges = data is not None or saved is not None or prepared.training is not None
-        given = settle_preset(given, has_ranges, has_moments)
+        settled = settle_preset(given, has_ranges, has_moments)
+        given = rounded_in_order(settled, given) if data is not None and saved is None else settled
     python = None if options.engine_python is None else os.fspath(options.engine_python)
     job = Job(
         prepared, given, target, data, saved, clock, stack, options.threads, options.seconds, options.budget, python

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -13,10 +11,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job, open_data
 from onnxq.pipeline.learned import reconstructing
-from onnxq.pipeline.learned.finetuned import with_learned_start
-from onnxq.pipeline.planning import settle_preset
 from onnxq.recipe.recipe import Recipe
-from onnxq.stats.statistics import Statistics
 from onnxq.targets import target_named
 from tests.graph.build import Array, build, weights
 
@@ -67,16 +62,3 @@ def test_a_state_does_not_speak_for_what_comes_out(monkeypatch: pytest.MonkeyPat
     blurred, learned = io.load(model(blur=np.float32(3))), io.load(turned(0.6))
     said = reconstructing._worse(job(), blurred, learned)
     assert said is not None and "samples lose 0.0 % of decisions without and" in said, "its scores are what counts"
-
-
-def test_packed_weights_of_few_bits_start_in_the_order_of_the_graph() -> None:
-    asked = replace(job(), recipe=Recipe(preset="w2", finetune=True))
-    assert with_learned_start(settle_preset(asked.recipe, has_data=True), asked).sequential
-    for recipe in (
-        Recipe(preset="w2", finetune=True, algorithm="autoround"), Recipe(preset="w4", finetune=True),
-        Recipe(preset="w8a8", finetune=True),
-    ):  # fmt: skip
-        named = replace(asked, recipe=recipe)
-        assert not with_learned_start(settle_preset(recipe, has_data=True), named).sequential
-    elsewhere = replace(asked, statistics=Statistics())
-    assert not with_learned_start(settle_preset(asked.recipe, has_data=True), elsewhere).sequential

@@ -185,6 +185,17 @@ def test_packed_weights_learn_without_static_scales() -> None:
 
 
 @pytest.mark.torch
+def test_packed_weights_of_few_bits_start_in_the_order_of_the_graph_unless_an_algorithm_is_named() -> None:
+    text = "g (float[N,64] x) => (float[N,24] y) { [fc1] a = MatMul (x, w1) r = Tanh (a) [fc2] y = MatMul (r, w2) }"
+    given = {"model": build(text, w1=0.1 * weights(64, 96), w2=weights(96, 24)), "preset": "w2", "bits": None}
+    rows = np.random.default_rng(2).normal(size=(100, 64)).astype(np.float32)
+    given |= {"block_size": 32, "calibration": [{"x": rows[i : i + 1]} for i in range(100)], "epochs": 1}
+    plain, named = finetune(**given, algorithm=None), finetune(**given, algorithm="autoround")
+    asked = finetune(**given, algorithm="autoround", sequential=True)
+    assert plain.model == asked.model != named.model
+
+
+@pytest.mark.torch
 def test_labels_count_where_they_fit_and_are_left_out_where_not(tmp_path: Path) -> None:
     data = tmp_path / "data.npz"
     array = samples(140)

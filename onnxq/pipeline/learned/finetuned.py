@@ -56,19 +56,22 @@ _FEW_BITS = 4
 _SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
 
 
-def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
-    """The recipe of a finetuning that starts from what layers and blocks learn by themselves in a fraction of its time.
-
-    Where integers have few bits and nothing else rounds them, blocks learn first. Packed weights that are rounded by
-    samples are rounded in the order of the graph, where statistics are not given and no other machine rounds them.
+def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
+    """The recipe of a finetuning of packed weights that are rounded in the order of the graph, unless told otherwise.
 
     Args:
-        recipe: with the algorithm that its preset takes.
-        job: its recipe is what the user asked for.
+        recipe: of a run with samples and without statistics; with the algorithm that its preset takes.
+        asked: what the user asked for.
     """
-    if job.recipe.algorithm is None and recipe.algorithm == _LAYERWISE:
-        here = job.data is not None and job.statistics is None and job.tasks is None
-        recipe = recipe.override(sequential=True) if here else recipe
+    learns = recipe.finetune and asked.algorithm is None and recipe.algorithm == _LAYERWISE
+    return recipe.override(sequential=True) if learns else recipe
+
+
+def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
+    """The recipe of a finetuning whose blocks learn first, where integers have few bits and nothing else rounds them.
+
+    From weights rounded to nearest it would have to find what blocks learn by themselves in a fraction of the time.
+    """
     integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
     given = recipe.algorithm is not None or recipe.learns or recipe.reconstructs
     if job.prepared.training is not None or given or not integers:

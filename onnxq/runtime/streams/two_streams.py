@@ -17,6 +17,7 @@ from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
 from onnxq.errors import CalibrationError, ModelError
+from onnxq.graph.files.io import forget_weights
 from onnxq.graph.types import Model
 from onnxq.graph.views.cuts import Segment, segment_model, segments_of
 from onnxq.runtime.padding import Masks
@@ -135,7 +136,9 @@ class TwoStreams:
         if not segment.nodes:
             return None
         model, inputs = segment_model(self._model, segment, constants, self._dtypes)
-        return _Part(session_of(model, threads=self._threads), inputs)
+        part = _Part(session_of(model, threads=self._threads), inputs)
+        forget_weights(model)  # which the runtime has copied
+        return part
 
     def _run(self, part: _Part | None, segment: Segment, feed: Feed, index: int, side: int) -> Array:
         """The value of one sample on one side; what later segments read is written."""
