@@ -26,13 +26,14 @@ from onnxq.algorithms.groups import (
 from onnxq.core.affine import to_storage
 from onnxq.core.dtypes import Array
 from onnxq.core.in_order import each
+from onnxq.core.packing import turn_into
 from onnxq.core.spec import PerTensor, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
 
 _SHORT = 512
 """Elements of a group up to which all groups are worked on at once, element by element."""
 
-_SLAB = 1 << 18
+_SLAB = 1 << 19
 """Elements that a thread works on at a time: few enough that they and three arrays beside them stay in its cache, and
 so many that threads seldom wait for the interpreter."""
 
@@ -161,7 +162,8 @@ def _by_tiles(
     by_rows = weight.strides[0] >= weight.strides[1]
     high = max(1, _SLAB // width) if by_rows else _ROWS
     wide = blocks if by_rows else max(1, _SLAB // (size * min(high, rows)))
-    values = np.empty(weight.shape, spec.dtype.numpy)
+    stored_as = np.dtype(f"u{np.dtype(spec.dtype.numpy).itemsize}")  # numpy moves its own types faster than 4-bit ones
+    values = np.empty(weight.shape, stored_as)
     scales, zero_points = np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.float32)
     counts = split_columns(importance, (1, width), spec.granularity) if importance is not None or width % size else None
     search = search_symmetric if spec.symmetric else search_affine
@@ -191,7 +193,7 @@ def _by_tiles(
             search(groups, spec, config.tried)
         scale = _half(np.ldexp(groups.scale, exponent), config.float16_scale)
         levels = _round(x, scale, groups.zero_point, spec, space.levels)
-        stored = to_storage(levels, spec.dtype).reshape(shape)
+        stored = to_storage(levels, spec.dtype).view(stored_as).reshape(shape)
         places = (slice(tile[1], tile[1] + wide), taken)
         for found, kept in ((scale, scales), (groups.zero_point, zero_points)):
             lying = np.broadcast_to(found, (1, x.shape[1])).reshape(shape[1:])
@@ -199,13 +201,10 @@ def _by_tiles(
         if by_rows:
             values[taken, cut] = stored.transpose(1, 2, 0).reshape(part.shape)[:, : width - cut.start]
             return
-        for block in range(shape[1]):  # pieces small enough that turning them stays in the cache
-            start = cut.start + block * size
-            piece = values[taken, start : start + size]
-            piece[...] = stored[: piece.shape[1], block].T
+        turn_into(values[taken, cut], stored)
 
     each(solve, [(row, block) for row in range(0, rows, high) for block in range(0, blocks, wide)])
-    return values, scales, zero_points
+    return values.view(spec.dtype.numpy), scales, zero_points
 
 
 def _by_rows(

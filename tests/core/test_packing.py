@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 
-from onnxq.core.packing import pack, pack_blocks, unpack, unpack_blocks
+from onnxq.core.packing import pack, pack_blocks, turn_into, unpack, unpack_blocks
 from onnxq.errors import RecipeError
 
 
@@ -47,3 +49,17 @@ def test_blocks_are_filled_up() -> None:
 def test_other_widths_are_refused() -> None:
     with pytest.raises(RecipeError, match="3 bits do not divide a byte; use 2, 4, 8"):
         pack(np.zeros(3), 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+@pytest.mark.parametrize(
+    ("rows", "count", "columns", "width"), [(32, 3, 5, 96), (16, 2, 7, 24), (16, 2, 7, 27), (6, 4, 9, 24)]
+)
+def test_turned_matrices_lie_side_by_side(dtype: Any, rows: int, count: int, columns: int, width: int) -> None:
+    array = np.random.default_rng(0).integers(0, 127, (rows, count, columns)).astype(dtype)
+    around = np.full((columns, width + 16), -1 if dtype is not np.uint8 else 255, dtype)
+
+    turn_into(around[:, 8 : 8 + width], array)
+
+    assert np.array_equal(around[:, 8 : 8 + width], array.transpose(2, 1, 0).reshape(columns, -1)[:, :width])
+    assert (around[:, :8] == around[0, 0]).all() and (around[:, 8 + width :] == around[0, 0]).all()

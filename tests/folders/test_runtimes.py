@@ -153,6 +153,33 @@ def test_optimum_generates(tmp_path: Path, preset: str, seq2seq: bool) -> None:
     assert len(answer) == COUNT and same_start(answer, plain) >= COUNT // 2
 
 
+@pytest.mark.optimum
+@pytest.mark.text
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
+def test_exports_of_optimum_generate(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    import torch
+    import transformers
+    from optimum.exporters.onnx import main_export
+
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 256,
+        "eos_token_id": 257, "pad_token_id": 257, "head_dim": 16,
+    }  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**shape))
+    model.save_pretrained(tmp_path / "torch")
+    main_export(tmp_path / "torch", tmp_path / "in", task="text-generation-with-past", library_name="transformers")
+    capfd.readouterr()
+    answers = [
+        generated_by_optimum(folder, seq2seq=False)[len(PROMPT) :]
+        for folder in (tmp_path / "in", quantized(tmp_path / "in", "w8"))
+    ]
+    assert len(answers[1]) == COUNT and same_start(*answers) >= 1
+    assert same_start(answers[1], generated_by_plain_runtime([tmp_path / "in.w8" / "model.onnx"])) >= COUNT // 2
+
+
 # transformers.js.
 
 ANSWER = """

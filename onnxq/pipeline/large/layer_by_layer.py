@@ -10,12 +10,14 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
+from onnxq.core.in_order import each
+from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.graph.files.io import expect_weights, forget_weights
 from onnxq.graph.files.structure import check_structure
 from onnxq.graph.files.whole_file import write_beside
-from onnxq.graph.types import Node
+from onnxq.graph.types import Model, Node
 from onnxq.graph.views.single_layer import Layers, layer_ends
 from onnxq.graph.walk import all_nodes
 from onnxq.pipeline.build import build
@@ -33,6 +35,9 @@ _APART_DB = 10.0
 _AUDIBLE_DB = 30.0
 """Above this no difference counts."""
 
+
+_AT_ONCE = 2
+"""Layers that are run at a time: each has one thread for most of it, while the runtime lays out its weights."""
 
 _SHORT = (1, 8)
 """Lengths of the free axes of a synthetic sample that are tried first."""
@@ -90,13 +95,17 @@ def _judge_layers(built: Candidate, job: Job, verdict: Verdict) -> None:
     wanted = [name for name, plan in built.plan.nodes.items() if plan.action in (WEIGHT, DYNAMIC, STORAGE)]
     found = _Found()
     progress = job.clock.report("verify")
-    for count, name in enumerate(wanted):
+    for count in range(0, len(wanted), _AT_ONCE):
         progress(count, len(wanted))
-        for ahead in wanted[count + (1 if count else 0) : count + 2]:  # read while this one runs
+        for ahead in wanted[count + (_AT_ONCE if count else 0) : count + 2 * _AT_ONCE]:  # read while these run
             if ahead in nodes:
                 expect_weights(nodes[ahead])
-        if name in nodes:
-            _run_layer(nodes[name], before, after, found)
+        layers = [_taken(nodes[name], before, after) for name in wanted[count : count + _AT_ONCE] if name in nodes]
+        for layer, figure in each(_decibels, [layer for layer in layers if layer is not None]):
+            if figure is not None:
+                found.decibels[layer] = figure
+                if figure <= 0.0:
+                    found.broken.append(layer)
     if found.broken:
         verdict.failures.append(
             f"layer {found.broken[0]!r}{_more(found.broken)}: its outputs are NaN or infinite, or nothing but noise, "
@@ -126,30 +135,48 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _run_layer(node: Node, before: Layers, after: Layers, found: _Found) -> None:
+@dataclass(frozen=True)
+class _Layer:
+    """One layer as two models, and what they are run on."""
+
+    name: str
+    read: str
+    written: str
+    array: Array
+    before: Model
+    after: Model
+
+
+def _taken(node: Node, before: Layers, after: Layers) -> _Layer | None:
+    """A layer by itself; None where it cannot be run so."""
     ends = layer_ends(node)
     if ends is None:
-        return
+        return None
     read, written, shape, dtype, most = ends
     array = _numbers(shape, dtype, most)
+    real, rounded = (layers.part(read, written, array) for layers in (before, after))
+    if real is None or rounded is None:
+        return None
+    return _Layer(node.name or "", read, written, array, real, rounded)
+
+
+def _decibels(layer: _Layer) -> tuple[str, float | None]:
+    """Its name, and the signal to noise of its outputs; None where they are 0 or not finite in float.
+
+    Raises:
+        ModelError: the runtime refuses it.
+    """
     results: list[Array] = []
-    for layers in (before, after):
-        part = layers.part(read, written, array)
-        if part is None:
-            return
+    for part in (layer.before, layer.after):
         # kernels that unpack few bits are many times slower on weights that they have not laid out
-        session = session_of(part, optimize=False, packed=layers is after, label=node.name or "")
-        results.append(session.run({read: array}, [written])[0])
+        threads, packed = max(1, free_processors() // _AT_ONCE), part is layer.after
+        session = session_of(part, optimize=False, packed=packed, threads=threads, label=layer.name)
+        results.append(session.run({layer.read: layer.array}, [layer.written])[0])
         forget_weights(part)
     real, rounded = (np.asarray(result, np.float32) for result in results)
-    if not np.isfinite(real).all():
-        return  # what is not finite in float is no fault of rounding
-    figure = sqnr_db(real, rounded) if np.isfinite(rounded).all() else -math.inf
-    if not real.any():
-        return
-    found.decibels[node.name or ""] = figure
-    if figure <= 0.0:
-        found.broken.append(node.name or "")
+    if not np.isfinite(real).all() or not real.any():
+        return layer.name, None  # what is not finite in float is no fault of rounding
+    return layer.name, sqnr_db(real, rounded) if np.isfinite(rounded).all() else -math.inf
 
 
 def _numbers(shape: tuple[int, ...], dtype: str, most: int) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from onnxq.algorithms.nearest import quantize_codebook
 from onnxq.algorithms.rounding_error import weight_error_db
 from onnxq.core.codebook import FP4, NF4, CodebookTensor
 from onnxq.core.dtypes import Array
+from onnxq.core.in_order import each
 from onnxq.core.mapped import Spill, forget
 from onnxq.core.spec import Granularity, QTensor, TensorSpec
 from onnxq.errors import RecipeError
@@ -133,14 +136,22 @@ class PackedWeights:
         key = _key(weight, how)
         if self._spill is not None:
             if isinstance(found, QTensor):
-                error = weight_error_db(weight, found)
-                found = self._spill.keep_tensor(found)
+                # one reads memory, the other writes to the disk
+                work: list[Callable[[], Any]] = [
+                    partial(weight_error_db, weight, found),
+                    partial(self._spill.keep_tensor, found),
+                ]
+                error, found = each(_called, work)
                 self.errors[id(found)] = error
             else:
                 found = self._spill.keep_codes(found)
             forget(weight)  # last of all: a single element brings a whole huge page back
         self._known.setdefault(key, []).append((weight, found))
         return found
+
+
+def _called(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def _key(weight: Array, how: tuple[object, ...]) -> tuple[Any, ...]:
