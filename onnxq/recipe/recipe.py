@@ -128,8 +128,7 @@ class Recipe:
             quantize outputs too.
         float_bias: biases stay float, in QDQ models.
         dedicated_pairs: each reader of a value has a Q/DQ pair of its own.
-        asymmetric_weights: weights of layers on integers have their zero point where their range asks for it, and one
-            scale a tensor.
+        asymmetric_weights: weights of layers on integers have a zero point of their own, and one scale a tensor.
         unsigned_weights: weights of layers on integers are uint8.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
         own_grids: each value and constant has its own ``NAME_scale`` and ``NAME_zero_point``, equal to others or not.
@@ -379,9 +378,7 @@ class Recipe:
 
 _RECIPE_TYPES = field_types(Recipe)
 _RULE_TYPES = field_types(Rule)
-
-_WRITTEN = "float_bias dedicated_pairs own_pairs own_grids asymmetric_weights unsigned_weights"
-_IN_FILES = ("rules", "values", *_WRITTEN.split())
+_IN_FILES = "rules values float_bias dedicated_pairs own_pairs own_grids asymmetric_weights unsigned_weights".split()
 RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
 
