@@ -121,17 +121,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         rewrite, learned = reconstructed(job, plan, rewrite, steps, allowance, nearest)
         warnings += learned
     with clock.step("rewrite"):
-        bias = target.float_bias or recipe.float_bias
-        single = float_biases(recipe, model.graph)
-        style = Style(
-            target.steered,
-            bias,
-            recipe.dedicated_pairs,
-            recipe.own_pairs,
-            recipe.own_grids,
-            float_biases=single,
-        )
-        emit(model, rewrite, form, style)
+        emit(model, rewrite, form, _style(job, model))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
             keep_apart(model)
         again = round_again(model, unread(given, plan.values)) if given is not None else []
@@ -150,6 +140,19 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     warnings += initializer_inputs.said_of_constants(consumed)
     name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
     return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
+
+
+def _style(job: Job, model: Model) -> Style:
+    """How the recipe and the target want Q and DQ written."""
+    recipe, target = job.recipe, job.target
+    return Style(
+        steered=target.steered,
+        float_bias=target.float_bias or recipe.float_bias,
+        dedicated=recipe.dedicated_pairs,
+        own_pairs=recipe.own_pairs,
+        own_grids=recipe.own_grids,
+        float_biases=float_biases(recipe, model.graph),
+    )
 
 
 def finish(model: Model) -> None:
