@@ -77,6 +77,8 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         mark_rows(model, target.runs)
     done = transform(job, smoothing=smoothing)
     model = job.prepared.model
+    if target.coverage != MEASURED:
+        mark_rows(model, target.runs)  # of the nodes that were added
     if job.statistics is not None and (recipe.rotate or uses_awq(recipe) or (recipe.smooths and smoothing)):
         job = replace(job, statistics=None)
     with clock.around("plan"):

@@ -516,3 +516,20 @@ def test_float8_of_a_network_is_compared_as_the_file_says(root: Path, tmp_path: 
     assert any("optimizations of onnxruntime's CPU provider off" in warning for warning in result.warnings)
     found = onnxq.diagnose(model, tmp_path / "q.onnx", data=data, threads=1)
     assert min(f.arriving_sqnr_db for f in found.findings if f.arriving_sqnr_db is not None) > 15
+
+
+def test_what_smoothing_multiplies_by_is_on_integers_too() -> None:
+    sizes = np.ones(16, np.float32)
+    sizes[3] = 100.0
+    model = build(
+        "g (float[1, 16] x) => (float[1, 16] y) { [l] y = MatMul (x, w) }", w=weights(16, 16) / sizes[:, None]
+    )
+    rng = np.random.default_rng(0)
+    samples = [{"x": (rng.standard_normal((1, 16)) * sizes).astype(np.float32)} for _ in range(40)]
+    for alpha in (0.5, 1.0):
+        result = onnxq.quantize(
+            model, target="qnn", preset="w8a8", calibration=samples, smooth=alpha, benchmark=False, force=True
+        )
+        kinds = [node.op_type for node in result.model.graph.node]
+        assert "Mul" in kinds
+        assert not onnxq.lint(result.model, target="qnn").findings
