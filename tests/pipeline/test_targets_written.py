@@ -175,7 +175,11 @@ def loud_input() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     samples = feeds()
     for sample in samples:
         sample["x"][:, 0] *= 100
-    return build(CONV, w=w, b=weights(16), v=weights(16, 16, 1, 1, seed=1) / 4), samples
+    layers = {"v": weights(64, 16, 3, 3, seed=1) / 12, "u": weights(64, 64, 3, 3, seed=2) / 24}
+    text = """g (float[1, 8, 10, 10] x) => (float[1, 64, 10, 10] y) {
+        [a] c = Conv <pads = [1, 1, 1, 1]> (x, w, b) [r] d = Relu (c) [s] e = Conv <pads = [1, 1, 1, 1]> (d, v)
+        [t] f = Relu (e) [u] y = Conv <pads = [1, 1, 1, 1]> (f, u) }"""
+    return build(text, w=w, b=weights(16), **layers), samples
 
 
 def test_layers_that_hurt_get_wider_activations_within_a_limit() -> None:
