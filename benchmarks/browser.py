@@ -12,8 +12,8 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from benchmarks.kept_rows import Row, add_choice, chosen, measured, rows_in
 from benchmarks.measure import open_session
 from benchmarks.tables import NONE, markdown, number
 from benchmarks.workloads import Workload
-from onnxq.core.error_measures import decibels
+from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import OnnxqError
 from onnxq.runtime.engines.places import NODE_MODULES, RunsOn
 
@@ -102,16 +102,13 @@ def _run_here(path: Path, feeds: Sequence[Feed]) -> list[list[Any]]:
 
 
 def _nearness(expected: Outputs, found: Outputs) -> float:
-    """SQNR of the worst real-valued output, in dB; infinite where all are equal."""
-    signal, noise = dict[int, float](), dict[int, float]()
-    for left, right in zip(expected, found, strict=True):
-        for i, (want, got) in enumerate(zip(left, right, strict=True)):
-            if want.dtype.kind == "f":
-                exact = want.astype(np.float64)
-                error = np.asarray(got, np.float64).reshape(want.shape) - exact
-                signal[i] = signal.get(i, 0.0) + float(np.square(exact).sum())
-                noise[i] = noise.get(i, 0.0) + float(np.square(error).sum())
-    return min((decibels(signal[i], noise[i]) for i in signal), default=float("inf"))
+    """SQNR of the worst real-valued output over all feeds, in dB; infinite where all are equal."""
+    pairs = zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True)
+    return min((sqnr_db(_joined(want), _joined(got)) for want, got in pairs if want[0].dtype.kind == "f"), default=inf)
+
+
+def _joined(arrays: Sequence[Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(array, np.float64).reshape(-1) for array in arrays])
 
 
 def render(results: dict[str, Any]) -> str:
@@ -167,11 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     path = RESULTS / "browser.json"
 
-    def in_folder(workload: Workload) -> Row:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(workload, Path(folder), Path(modules).resolve(), chromium, options.seconds)
+    def in_page(workload: Workload, folder: Path) -> Row:
+        return measure(workload, folder, Path(modules).resolve(), chromium, options.seconds)
 
-    for _ in measured(tasks, in_folder, path, "where", render):
+    for _ in measured(tasks, in_page, path, "where", render):
         pass
     print(render(rows_in(path)))
     return 0

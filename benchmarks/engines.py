@@ -127,11 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tasks
     path = RESULTS / "engines.json"
 
-    def in_folder(workload: Workload) -> Row:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(workload, options.engine, options.engine_python, Path(folder), options.seconds)
+    def on_engine(workload: Workload, folder: Path) -> Row:
+        return measure(workload, options.engine, options.engine_python, folder, options.seconds)
 
-    for _ in measured(tasks, in_folder, path, "engine", render):
+    for _ in measured(tasks, on_engine, path, "engine", render):
         pass
     print(render(rows_in(path)))
     return 0

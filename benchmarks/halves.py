@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,12 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tasks
     path = RESULTS / "halves.json"
 
-    def in_folder(workload: Workload) -> Row:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(workload, options.preset, Path(folder))
+    def with_preset(workload: Workload, folder: Path) -> Row:
+        return measure(workload, options.preset, folder)
 
     failed: list[str] = []
-    for row in measured(tasks, in_folder, path, "preset", render):
+    for row in measured(tasks, with_preset, path, "preset", render):
         failed += failures([row])
     print(render(rows_in(path)))
     print("\n".join(failed), file=sys.stderr)

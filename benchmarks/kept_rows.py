@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def chosen(found: Sequence[Workload], options: argparse.Namespace) -> list[Workl
 
 def measured(
     tasks: Sequence[Workload],
-    measure: Callable[[Workload], Row],
+    measure: Callable[[Workload, Path], Row],
     path: Path,
     key: str,
     render: Callable[[dict[str, Any]], str],
@@ -46,7 +47,7 @@ def measured(
 
     Args:
         tasks: what to measure.
-        measure: makes the row of one, with its ``model`` and ``key``.
+        measure: makes the row of one, with its ``model`` and ``key``; gets an empty folder that is removed after it.
         path: file of the rows, as JSON; the page lies beside it. Rows of other tasks in it stay.
         key: what tells rows of one model apart.
         render: makes the page.
@@ -56,7 +57,8 @@ def measured(
     """
     for workload in tasks:
         print(f"{workload.name} ...", file=sys.stderr, flush=True)
-        row = measure(workload)
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(workload, Path(folder))
         keep(row, path, key, render)
         yield row
 
