@@ -21,6 +21,9 @@ _MOST = 127
 _OFF = 1e-3
 """Steps by which a weight may lie beside its grid: folding in float32 leaves a hundredth of that."""
 
+_LOOKED = 64
+"""Elements of a channel that are tried first: where these lie on no grid, the others are not looked at."""
+
 _LEAST = 16
 """Elements of a weight that say something: fewer may lie on a grid by chance."""
 
@@ -60,25 +63,30 @@ def grid_under(weight: Array, axis: int) -> tuple[Array, GivenGrid] | None:
         weight: float32.
         axis: of the channels, of which each may have a scale of its own.
     """
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    turned = np.moveaxis(weight, axis, 0)
+    rows = turned.reshape(len(turned), -1).astype(np.float64)
     largest = abs(rows).max(axis=1, initial=0.0)
     if weight.size < _LEAST or not np.isfinite(largest).all() or not largest.any():
         return None
     steps = np.zeros(len(rows))
     missing = largest > 0
+    some = rows[:, :: max(rows.shape[1] // _LOOKED, 1)]
     for count in range(1, _MOST + 1):
-        if not missing.any():
+        which = np.flatnonzero(missing)
+        if not which.size:
             break
-        scaled = rows[missing] * (count / largest[missing])[:, None]
-        fits = (abs(scaled - np.rint(scaled)) < _OFF).all(axis=1)
-        which = np.flatnonzero(missing)[fits]
+        for looked in (some, rows):
+            which = which[_are_whole(looked[which] * (count / largest[which])[:, None])]
         steps[which] = largest[which] / count
         missing[which] = False
     if missing.any():
         return None
     steps[steps == 0] = np.median(steps[steps > 0])
-    integers = np.moveaxis(np.rint(rows / steps[:, None]).reshape(np.moveaxis(weight, axis, 0).shape), 0, axis).astype(
-        np.int64
-    )
+    integers = np.moveaxis(np.rint(rows / steps[:, None]).reshape(turned.shape), 0, axis).astype(np.int64)
     scale, zero = steps.astype(np.float32), np.zeros(len(steps), np.int64)
     return integers, GivenGrid(QType.INT8, scale, zero, axis, -_MOST, _MOST)
+
+
+def _are_whole(rows: Array) -> Array:
+    """Whether all elements of a row are integers, nearly."""
+    return np.asarray((abs(rows - np.rint(rows)) < _OFF).all(axis=1))
