@@ -75,10 +75,9 @@ def target_of(wishes: Mapping[str, Any], reduce_range: bool) -> str:
     return target or ("cpu-avx2" if reduce_range else "cpu")
 
 
-def weights_of(preset: str, weight: Any, target: str) -> dict[str, bool]:
-    """Keys of a recipe for weights of 8 bits with the signedness that was asked for, where that is free."""
-    unsigned = as_member(QuantType, weight, "weight_type").name == "QUInt8"
-    return {"unsigned_weights": True} if unsigned and preset == "w8a8" and target in ("cpu", "cpu-avx2") else {}
+def asks_unsigned(preset: str, weight: Any) -> bool:
+    """Whether weights are to be uint8, which integers of 8 bits on both sides can be."""
+    return preset == "w8a8" and getattr(weight, "name", "") == "QUInt8"
 
 
 def ranges_of(preset: str, method: CalibrationMethod, *, average: bool) -> dict[str, Any]:

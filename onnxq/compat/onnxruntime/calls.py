@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import api
-from onnxq.compat.onnxruntime.asked_types import form_of, preset_of, ranges_of, target_of, weights_of
+from onnxq.compat.onnxruntime.asked_types import asks_unsigned, form_of, preset_of, ranges_of, target_of
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
     QuantConfig,
@@ -101,8 +101,9 @@ def quantize_static(
     wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
     wishes |= ranges_of(preset, method, average=wishes.pop("average", False))
     wishes["target"] = target_of(wishes, reduce_range)
-    weights = weights_of(preset, weight_type, wishes["target"])
-    wishes["recipe_keys"] = {"own_grids": True, **weights, **wishes.get("recipe_keys", {})}
+    unsigned = asks_unsigned(preset, kinds[1]) and wishes["target"] in ("cpu", "cpu-avx2")
+    keys = {"own_grids": True, **({"unsigned_weights": True} if unsigned else {})}
+    wishes["recipe_keys"] = {**keys, **wishes.get("recipe_keys", {})}
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:
         if not cache.is_file():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.compat.onnxruntime.asked_types import asks_unsigned
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
 from onnxq.compat.onnxruntime.wishes import literal, override_of
 from onnxq.core.affine import params_from_range
@@ -51,7 +52,7 @@ def weights_apart(
     known |= {value.name: value for node in walk.all_nodes(graph) for value in (*node.inputs, *node.outputs) if value}
     rules: list[dict[str, object]] = []
     values: list[dict[str, object]] = []
-    unsigned = getattr(weight_type, "name", "") == "QUInt8" and preset == "w8a8"
+    unsigned = asks_unsigned(preset, weight_type)
     for name, overrides in list(given.items()):
         value = known.get(name)
         if value is None:

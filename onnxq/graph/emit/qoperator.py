@@ -21,10 +21,8 @@ from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
 Inputs = list[ir.Value | None]
 
-_STYLE = Style()
 
-
-def emit_qoperator(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
+def emit_qoperator(model: ir.Model, rewrite: Rewrite, style: Style) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
     builder = common.Builder(model, joins_grids=not style.own_grids)
     nodes = common.folded_first(model.graph, rewrite)

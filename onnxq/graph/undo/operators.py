@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.core.dtypes import Array
 from onnxq.graph import walk
+from onnxq.graph.emit.channels.pointwise import to_first, to_last
 from onnxq.graph.undo import real_weights
 from onnxq.graph.undo.own import OWN
 from onnxq.graph.undo.products import PRODUCTS
@@ -117,14 +118,14 @@ def _integer_operator(tracker: Tracker, node: ir.Node) -> None:
             scales.append(tracker.array(scale))
             inputs.append(tracker.floats(node, value, scale, zero, form.axes.get(position, 1)))
             if rank and position == 0:
-                inputs[0] = _turned(tracker, node, inputs[0], [0, rank - 1, *range(1, rank - 1)])
+                inputs[0] = _turned(tracker, node, inputs[0], to_first(rank))
     while inputs and inputs[-1] is None:
         inputs.pop()
     kept = [attribute for name, attribute in node.attributes.items() if name not in DROPPED]
     made = tracker.instead(node, "", form.op_type, inputs, kept)
     if rank:
         made.shape = None
-        made = _turned(tracker, node, made, [0, *range(2, rank), 1])
+        made = _turned(tracker, node, made, to_last(rank))
     if node.op_type == "MatMulIntegerToFloat" and (bias := walk.input_at(node, 6)) is not None:
         made = tracker.before(node, "Add", [made, bias], f"{node.outputs[0].name}_sum")
     if form.result is None:
@@ -167,12 +168,10 @@ def _pool_with_channels_last(tracker: Tracker, node: ir.Node) -> None:
     if real is None or real.product or node.outputs[0].is_graph_output() or "kernel_shape" not in node.attributes:
         return
     rank = len(node.attributes["kernel_shape"].as_ints()) + 2
-    turned = _turned(tracker, node, real.value, [0, rank - 1, *range(1, rank - 1)])
+    turned = _turned(tracker, node, real.value, to_first(rank))
     made = tracker.instead(node, "", "MaxPool", [turned], list(node.attributes.values()))
     made.shape = None
-    tracker.stand_for(
-        node.outputs[0], Real(_turned(tracker, node, made, [0, *range(2, rank), 1]), real.scale, real.zero)
-    )
+    tracker.stand_for(node.outputs[0], Real(_turned(tracker, node, made, to_last(rank)), real.scale, real.zero))
     tracker.done += 1
 
 
