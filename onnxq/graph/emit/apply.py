@@ -9,7 +9,7 @@ from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.packed_weights.packed import emit_weight_only
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.qoperator import emit_qoperator
-from onnxq.graph.emit.rewrite import Rewrite, Style
+from onnxq.graph.emit.rewrite import USUAL, Rewrite, Style
 from onnxq.graph.prepare.whole.lower_opset import NEWEST
 
 _DOMAIN = "com.microsoft"
@@ -20,10 +20,7 @@ _ATTRIBUTES = frozenset({"axis"})
 """What the operators of that domain know; one scale a block they do not."""
 
 
-_STYLE = Style()
-
-
-def emit(model: ir.Model, rewrite: Rewrite, form: str, style: Style = _STYLE) -> None:
+def emit(model: ir.Model, rewrite: Rewrite, form: str, style: Style = USUAL) -> None:
     """Rewrite the model in place.
 
     Args:

@@ -19,15 +19,13 @@ from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.resizes import hold_layout
-from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite, Style
+from onnxq.graph.emit.rewrite import USUAL, NodeRewrite, Rewrite, Style
 from onnxq.graph.reading.ops import Kind, activation_positions, row_in
-
-_STYLE = Style()
 
 _BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
-def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = _STYLE) -> None:
+def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = USUAL) -> None:
     """Rewrite the model in place.
 
     Args:

@@ -16,13 +16,13 @@ from onnxq.graph.emit.float_nodes import hold_float
 from onnxq.graph.emit.native import to_integers
 from onnxq.graph.emit.norms import hold_pools, join_gelus
 from onnxq.graph.emit.resizes import hold_layout
-from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite, Style
+from onnxq.graph.emit.rewrite import USUAL, NodeRewrite, Rewrite, Style
 from onnxq.graph.reading.ops import OPS, Kind, activation_positions
 
 Inputs = list[ir.Value | None]
 
 
-def emit_qoperator(model: ir.Model, rewrite: Rewrite, style: Style) -> None:
+def emit_qoperator(model: ir.Model, rewrite: Rewrite, style: Style = USUAL) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
     builder = common.Builder(model, joins_grids=not style.own_grids)
     nodes = common.folded_first(model.graph, rewrite)

@@ -38,6 +38,10 @@ class Style:
     float_biases: frozenset[str] = frozenset()
 
 
+USUAL = Style()
+"""How Q and DQ are written where nobody says otherwise."""
+
+
 @dataclass(frozen=True, eq=False)
 class NodeRewrite:
     """One node that runs on integers.
