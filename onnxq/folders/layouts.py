@@ -90,11 +90,16 @@ def layout_of(folder: Path) -> Layout:
     inner = [path for path in graphs if path.parts[0] == "onnx"]
     outer = [path for path in graphs if len(path.parts) == 1]
     sentences = MODULES in names
+    if (
+        GENAI_CONFIG in names
+    ):  # published folders of it keep the model's config.json: only further graphs speak for optimum
+        named = {name for _, name in _filenames(read_json(folder / GENAI_CONFIG), "")}
+        outer = [path for path in outer if path.stem in _ROLES and str(path) not in named]
     found = [
         *([GENAI] if GENAI_CONFIG in names else []),
         *([SENTENCES] if sentences else []),
         *([JS] if inner and CONFIG in names and not sentences else []),
-        *([OPTIMUM] if outer and CONFIG in names and not sentences and GENAI_CONFIG not in names else []),
+        *([OPTIMUM] if outer and CONFIG in names and not sentences else []),
     ]
     if len(found) > 1:
         marks = {GENAI: GENAI_CONFIG, SENTENCES: MODULES}

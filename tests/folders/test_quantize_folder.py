@@ -76,6 +76,14 @@ def test_a_genai_folder_keeps_its_names_and_its_caches(tmp_path: Path) -> None:
     assert "decode" in made.summary() and "onnxruntime_genai.Model" in made.summary()
 
 
+def test_a_genai_folder_may_keep_the_config_of_its_model(tmp_path: Path) -> None:
+    folder, out = genai_folder(tmp_path / "in", with_tokenizer=False), tmp_path / "out"
+    write(folder, {"config.json": CONFIG})  # as the folders have that are published
+    made = onnxq.quantize_folder(folder, out, preset="w8", **QUICK)
+    assert made.kind == "onnxruntime-genai" and json.loads((out / "config.json").read_text()) == CONFIG
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "genai_config.json", "model.onnx"]
+
+
 def test_every_graph_of_an_encoder_decoder_is_calibrated_on_what_the_others_give(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {**seq2seq_files(), "config.json": CONFIG, "model.safetensors": "weights"})
     tokenizer(folder)

@@ -46,6 +46,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: write(genai_folder(f, with_tokenizer=False), {"onnx/model.onnx": encoder(), "config.json": {}}),
         r"is a folder of onnxruntime-genai \(genai_config.json\) and transformers.js",
     ),
+    "genai and optimum": (
+        lambda f: write(
+            genai_folder(f, with_tokenizer=False), {"decoder_model_merged.onnx": encoder(), "config.json": {}}
+        ),
+        r"is a folder of onnxruntime-genai \(genai_config.json\) and optimum \(decoder_model_merged.onnx\) at once",
+    ),
     "missing file": (
         lambda f: write(f, {"other.onnx": encoder(), "genai_config.json": genai_config()}),
         "genai_config.json: decoder names 'model.onnx', which is not in",
