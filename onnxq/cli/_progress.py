@@ -1,4 +1,4 @@
-"""What surrounds the work of a command: a progress bar, and a standard output that only the result reaches."""
+"""What surrounds the work of a command: its progress, and a standard output that only the result reaches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
+from onnxq.cli._progress_lines import progress_lines
+
 Progress = Callable[[str, int, int | None], None]
 """Called with the step, how much of it is done, and how much there is (None where that is unknown)."""
 
@@ -14,19 +16,20 @@ _SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 @contextmanager
-def working(as_json: bool) -> Iterator[Progress | None]:
+def working(as_json: bool) -> Iterator[Progress]:
     """Surround the work of a command.
 
     What the user's own readers print goes to standard error where standard output is for one JSON object. Progress
-    is drawn on standard error, only where that is a terminal.
+    goes to standard error: a bar where that is a terminal, else a line now and then.
 
     Args:
         as_json: standard output is for one JSON object.
 
     Yields:
-        What the work calls to show progress; None where nobody would see it.
+        What the work calls to show progress.
     """
-    with progress_bar() as progress:
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    with progress_bar() if on_terminal else progress_lines() as progress:
         if as_json:
             with redirect_stdout(sys.stderr):
                 yield progress
@@ -35,15 +38,12 @@ def working(as_json: bool) -> Iterator[Progress | None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """Give the function that draws progress, or None where standard error is no terminal.
+def progress_bar() -> Iterator[Progress]:
+    """Give the function that draws progress on the terminal.
 
     Drawing happens inside the calls, never from a thread, so that latency measurements are not disturbed. The bar is
     wiped when the work ends, also when it fails.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress

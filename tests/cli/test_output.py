@@ -173,7 +173,6 @@ def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> N
                 "cache": True,
                 "benchmark": False,
                 "force": True,
-                "progress": None,
             },
         ),
         (

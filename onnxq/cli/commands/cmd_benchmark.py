@@ -90,8 +90,7 @@ def command(
     from onnxq import api
 
     with working(as_json) as progress:
-        if progress is not None:
-            progress("benchmark", 0, None)
+        progress("benchmark", 0, None)
         result = api.benchmark(
             list(models),
             data=calibration,

@@ -106,8 +106,7 @@ def command(
     if max_drop is not None and metric is not None and metric not in DROPS:
         raise RecipeError(f"--max-drop: --metric {metric} has no units to fall in; {there_are(metric, DROPS)}")
     with working(as_json) as progress:
-        if progress is not None:
-            progress("compare", 0, None)
+        progress("compare", 0, None)
         result = api.compare(
             float_model,
             quantized_model,
