@@ -200,9 +200,10 @@ def examine(
         ModelError: a model cannot be loaded or run, or nothing in it is quantized.
     """
     with clock.step("diagnose"):
-        look = look or Look()
+        look, report = look or Look(), clock.report("diagnose")
+        report(0, None)
         reference, apart = take_apart(prepared.model, original, quantized, first, threads, look.engine is not None)
-        return everywhere(reference, apart, samples, threads, clock.report("diagnose"), look)[0]
+        return everywhere(reference, apart, samples, threads, report, look)[0]
 
 
 def everywhere(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -218,7 +219,8 @@ def diagnose(
     findings = [work.finding(unit) for unit in units]
     few = weight_bytes(float_model) > _LARGE
     number = min(SUSPECTS, max(FEWER, samples // _PER_SUSPECT)) if few else SUSPECTS
-    _measure_outputs(float_model, isolated, work, findings, first, number, threads)
+    report = partial(progress, samples, total) if progress is not None else None
+    _measure_outputs(float_model, isolated, work, findings, first, number, report)
     return Diagnosis(ranked(findings), work.output_ratios(), samples)
 
 
@@ -243,7 +245,7 @@ class _Work:
     """The three sessions and what was summed up."""
 
     def __init__(self, float_model: Model, isolated: Isolated, threads: int | None, engine: Engine | None) -> None:
-        self.isolated = isolated
+        self.isolated, self.threads = isolated, threads
         units = isolated.units
         outputs = [value.name or "" for value in float_model.graph.outputs]
         wanted = list(dict.fromkeys([*isolated.sources, *(unit.value for unit in units), *outputs]))
@@ -358,9 +360,10 @@ def _measure_outputs(
     findings: Sequence[Finding],
     feeds: Sequence[Feed],
     number: int,
-    threads: int | None,
+    report: Callable[[], None] | None,
 ) -> None:
     """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
+    threads = work.threads
     made = {value.name for node in float_model.graph for value in node.outputs}
     suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
     errors: dict[int, dict[str, ErrorSum]] = {
@@ -375,6 +378,8 @@ def _measure_outputs(
     around = with_outputs(float_model, [*beside, *ends, *isolated.sources])
     float_session = session_of(around.model, threads=threads, packed=False, label="float model")
     for feed in feeds:
+        if report is not None:  # that time goes on
+            report()
         values = {**feed, **dict(zip(around.outputs, float_session.run(feed, around.outputs), strict=True))}
         got = work.run_apart(feed, values, [isolated.units[i].output for i in errors])
         for i, array in zip(errors, got, strict=True):

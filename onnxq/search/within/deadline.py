@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from onnxq.pipeline.clock import Clock
+
+Item = TypeVar("Item")
 
 
 class LateError(Exception):
@@ -34,3 +37,11 @@ class Deadline(Clock):
                 raise LateError
 
         return call
+
+
+def watched(items: Iterable[Item], clock: Clock, name: str) -> Iterator[Item]:
+    """The items, with a report to the clock before each, which may raise LateError."""
+    report = clock.report(name)
+    for done, item in enumerate(items):
+        report(done, None)
+        yield item

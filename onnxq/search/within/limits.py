@@ -9,6 +9,7 @@ from dataclasses import replace
 from onnxq.core.dtypes import QType
 from onnxq.errors import RecipeError
 from onnxq.pipeline.candidate import Candidate
+from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.job import Data, Job
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import make_plan
@@ -16,6 +17,7 @@ from onnxq.plan.placement.estimate import estimated_us
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.runtime.session import Session, open_session
+from onnxq.search.within.deadline import watched
 from onnxq.search.within.history import StepOutcome
 from onnxq.search.within.score import TaskMetric
 from onnxq.targets import WHOLE, Target
@@ -74,12 +76,17 @@ class LimitsJudge:
         session = open_session(chosen.content, threads=self.job.threads) if self.before is not None else None
         return self.outcome(chosen, chosen.verdict.comparison, session)
 
-    def measure(self, built: Candidate) -> StepOutcome:
-        """The outcome of a model."""
+    def measure(self, built: Candidate, clock: Clock) -> StepOutcome:
+        """The outcome of a model.
+
+        Raises:
+            LateError: the clock has a deadline, and it is over.
+        """
         session = open_session(built.content, threads=self.job.threads, label="quantized model")
         held_out = self.data.held_out
         with self.job.clock.step("compare"):
-            comparison = compare(self.float, session, held_out, labels=held_out.labels, facts=self.job.output_facts())
+            feeds = watched(held_out, clock, "compare")
+            comparison = compare(self.float, session, feeds, labels=held_out.labels, facts=self.job.output_facts())
         return self.outcome(built, comparison, session)
 
     def outcome(self, built: Candidate, comparison: Comparison, session: Session | None) -> StepOutcome:
@@ -96,14 +103,17 @@ class LimitsJudge:
         cost = estimated_us(self.job.prepared.model, built.plan, self.job.target, self._seen.shapes)
         return StepOutcome(drop, comparison.sqnr_db, cost, built.size, failure, loss=comparison.loss)
 
-    def prices(self, recipe: Recipe, nodes: Sequence[str]) -> dict[str, float]:
+    def prices(self, recipe: Recipe, nodes: Sequence[str], clock: Clock) -> dict[str, float]:
         """By node, the estimated microseconds that an inference takes longer where it alone is left float, or wider.
 
         Conversions around it, and what they do to the kernels beside it, can be most of that.
+
+        Raises:
+            LateError: the clock has a deadline, and it is over.
         """
         base = self._planned_us(recipe)
         found = {}
-        for node in nodes[:_PRICED]:
+        for node in watched(nodes[:_PRICED], clock, "diagnose"):
             with contextlib.suppress(RecipeError):
                 wider = wider_than(recipe, self.job.target)
                 left = Rule(node, quantize=False) if wider is None else Rule(node, preset=wider)

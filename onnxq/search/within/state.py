@@ -27,13 +27,14 @@ class SearchState:
         note: what the user should know of the file that was to be continued; empty where there is nothing.
     """
 
-    def __init__(self, path: Path | None, key: str, *, resume: bool) -> None:
+    def __init__(self, path: Path | None, key: str, *, resume: bool, spent: float = 0.0) -> None:
         """Start, or go on.
 
         Args:
             path: the file; None keeps everything in memory.
             key: identifies the model, the data and what is searched for.
             resume: go on from the file if it is there.
+            spent: seconds that were gone before the first answer.
 
         Raises:
             OnnxqError: the file is no such file, or cannot be written.
@@ -45,7 +46,7 @@ class SearchState:
         self._statistics: dict[str, float] = {}
         if path is not None and path.exists():
             self._read(path, resume)
-        self._passed, self._since = 0.0, time.monotonic()
+        self._passed, self._since = spent, time.monotonic()
         self._write()
 
     def clock(self) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import RANGES, Recipe, Rule
 from onnxq.search.within.history import GIVEN_UP, KEPT, Step, StepOutcome, Suspect
+from onnxq.search.within.pace import Pace
 from onnxq.search.within.range_changes import Change, range_of_all, range_of_one, ranges_of
 from onnxq.search.within.widening import Widening
 from onnxq.verify.budget import Limits
@@ -34,6 +35,9 @@ _SHORT_SHARE = 0.2
 
 _SLOW_SHARE = 0.4
 """Share of the time that is left which one slow attempt may take."""
+
+_DIAGNOSIS_SHARE = 0.5
+"""The same for finding the nodes that hurt: the rest is for trying what that tells."""
 
 _MANY = 16
 """Nodes from which on it is tried whether wider activations are cheaper for whole groups of neighbours."""
@@ -64,8 +68,8 @@ class SearchResult:
 Attempt = Callable[[Recipe, float], StepOutcome]
 """Builds and measures a recipe in so many seconds, or gives up."""
 
-Diagnose = Callable[[Recipe], Sequence[Suspect]]
-"""Gives the quantized nodes of a recipe's model, the worst first."""
+Diagnose = Callable[[Recipe, float], Sequence[Suspect] | None]
+"""Gives the quantized nodes of a recipe's model, the worst first; None where that takes more than so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,14 @@ class Means:
         wider: the preset that nodes get where this says they leave the integers, for engines that have nothing else;
             None leaves them float.
         nodes: those that can get it, in the order of the graph.
+        seconds: that an attempt is expected to take, before one was made.
     """
 
     extras: Sequence[Change] = ()
     learn: Callable[[Recipe, float], Recipe | None] | None = None
     wider: str | None = None
     nodes: Sequence[str] = ()
+    seconds: float = 0.0
 
 
 _MEANS = Means()
@@ -112,10 +118,11 @@ def search(
         attempt: what a recipe gives.
         diagnose: the quantized nodes of a recipe's model, the worst first.
         clock: seconds so far.
-        budget: seconds that all of this may take; the first attempt is made in any case.
+        budget: seconds that all of this may take; the first attempt is made in any case, and no other one is begun that
+            would not end in time, by what the last ones took.
         means: what else it may do.
     """
-    return _RecipeSearch(start, limits, attempt, diagnose, clock, budget, means).run()
+    return _RecipeSearch(start, limits, attempt, diagnose, Pace(clock, budget, means.seconds), means).run()
 
 
 @dataclass
@@ -124,8 +131,7 @@ class _RecipeSearch:
     _limits: Limits
     _attempt: Attempt
     _diagnose: Diagnose
-    _clock: Callable[[], float]
-    _budget: float
+    _pace: Pace
     _means: Means
     _known: dict[Recipe, StepOutcome] = field(default_factory=dict)
     _history: list[Step] = field(default_factory=list)
@@ -146,8 +152,11 @@ class _RecipeSearch:
         """Attempt a recipe once; ``against`` is what it has to beat to be worth keeping."""
         if recipe in self._known:
             return self._known[recipe]
-        started = self._clock()
-        outcome = self._known[recipe] = self._attempt(recipe, max(self._budget - started, 0.0) * share)
+        started = self._pace.clock()
+        outcome = self._known[recipe] = self._attempt(recipe, self._pace.left * share)
+        seconds = max(self._pace.clock() - started, 0.0)
+        if len(self._known) > 1 and not (recipe.adaround or recipe.reconstructs or outcome.failure):
+            self._pace.took(seconds)
         # What was broken off says nothing about the recipe: the search is not complete.
         self._late = self._late or outcome.gave_up
         inside = self._inside(outcome)
@@ -159,7 +168,7 @@ class _RecipeSearch:
             verdict = KEPT
         else:
             verdict = "outside the limit" if against is None else "no better"
-        self._history.append(Step(words, outcome, max(self._clock() - started, 0.0), inside, verdict, recipe))
+        self._history.append(Step(words, outcome, seconds, inside, verdict, recipe))
         return outcome
 
     def _inside(self, outcome: StepOutcome) -> bool:
@@ -175,9 +184,18 @@ class _RecipeSearch:
         return _db(outcome) > _db(than) + _GAIN_DB
 
     def _out_of_time(self, share: float = 1.0) -> bool:
-        """Whether so much of the budget is spent."""
-        self._late = self._late or self._clock() >= self._budget
-        return self._clock() >= share * self._budget
+        """Whether so much of the budget is spent, or another attempt would take more than all of it."""
+        full = not self._pace.room()
+        self._late = self._late or full
+        return full or self._pace.clock() >= share * self._pace.budget
+
+    def _suspects(self, recipe: Recipe) -> Sequence[Suspect]:
+        """The nodes that hurt; none where there is no time to find them and to try something."""
+        if self._out_of_time():
+            return ()
+        found = self._diagnose(recipe, self._pace.left * _DIAGNOSIS_SHARE)
+        self._late = self._late or found is None
+        return found or ()
 
     # What costs nothing at inference.
 
@@ -201,7 +219,7 @@ class _RecipeSearch:
             learned = replace(best, adaround=True)
             if self._inside(self._try("AdaRound", learned, against=best, share=_SLOW_SHARE)):
                 return learned
-        blocks = self._means.learn(best, self._budget - self._clock()) if self._means.learn is not None else None
+        blocks = self._means.learn(best, self._pace.left) if self._means.learn is not None else None
         if blocks is not None and self._inside(self._try("reconstruction", blocks, against=best)):
             return blocks  # else nodes leave the integers from what takes no minutes each time
         return best
@@ -209,7 +227,7 @@ class _RecipeSearch:
     def _changes(self) -> list[Change]:
         if PRESETS[self._start.preset].activations != "static":
             return list(self._means.extras)
-        suspects = self._diagnose(self._start)
+        suspects = self._suspects(self._start)
         ranges = [range_of_all(name) for name in _TRIED_RANGES if name != self._start.range]
         helped = [suspect for suspect in suspects if suspect.range is not None]
         if helped:
@@ -252,7 +270,7 @@ class _RecipeSearch:
         if self._means.wider is not None and self._means.nodes and base != self._start and not self._out_of_time():
             # What was best with 8 bits need not be with 16: a narrow range cuts off what now has room.
             base = self._start if self._better(self._all_wide(self._start), self._all_wide(base)) else base
-        suspects = self._diagnose(base)
+        suspects = self._suspects(base)
         order = [suspect.node for suspect in suspects]
         cheap = [suspect.node for suspect in sorted(suspects, key=_damage_by_price)]
         best = self._fewest(base, order)

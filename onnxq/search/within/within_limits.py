@@ -31,6 +31,7 @@ from onnxq.search.within.deadline import Deadline, LateError
 from onnxq.search.within.history import StepOutcome, Suspect
 from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
 from onnxq.search.within.limits import LimitsJudge, wider_than
+from onnxq.search.within.pace import FirstModel, Stopwatch
 from onnxq.search.within.range_changes import Change
 from onnxq.search.within.score import TaskMetric
 from onnxq.search.within.state import SearchState
@@ -92,7 +93,7 @@ def with_limits(
         timed: measure latency.
         known: ranges of the job's model from the same samples.
     """
-    own = not options.metric.is_default
+    own, watch = not options.metric.is_default, Stopwatch(job.clock)
     # What gate judges is the default metric; that of the user's function is judged here.
     gated = replace(job, recipe=replace(job.recipe, max_drop=None)) if own else job
     first = _first(gated, known, timed=timed)
@@ -115,7 +116,7 @@ def with_limits(
         gated = replace(gated, recipe=unlearned(gated.recipe))
         first = make(gated, timed=timed)
         outcome = work.judge(first)
-    return _LimitSearch(gated, options, work, first, outcome).run(timed=timed)
+    return _LimitSearch(gated, options, work, first, outcome, watch.first_model()).run(timed=timed)
 
 
 def _first(job: Job, known: Statistics | None, *, timed: bool) -> Candidate:
@@ -143,12 +144,18 @@ class _LimitSearch:
     """One search, and the models that it builds."""
 
     def __init__(
-        self, job: Job, options: SearchOptions, work: LimitsJudge, first: Candidate, outcome: StepOutcome
+        self,
+        job: Job,
+        options: SearchOptions,
+        work: LimitsJudge,
+        first: Candidate,
+        outcome: StepOutcome,
+        spent: FirstModel,
     ) -> None:
-        self._job, self._options, self._work = job, options, work
+        self._job, self._options, self._work, self._spent = job, options, work, spent
         self._start = job.recipe
         self._first = first
-        self._state = SearchState(options.state, _key(job, work, options), resume=options.resume)
+        self._state = SearchState(options.state, _key(job, work, options), resume=options.resume, spent=spent.seconds)
         self._held: dict[Recipe, tuple[Candidate, ExitStack]] = {self._start: (first, ExitStack())}
         self._statistics: dict[tuple[Any, ...], Statistics | None] = {_rewrites(self._start): first.statistics}
         self._refused: dict[Recipe, str] = {}
@@ -165,12 +172,13 @@ class _LimitSearch:
             self._attempt,
             self._diagnose,
             self._state.clock,
-            self._job.budget,
+            self._spent.left_of(self._job.budget, self._job.seconds if timed else 0.0),
             Means(
                 self._extras(),
                 learned if can_learn(self._job) else None,
                 wider_than(self._start, self._job.target),
                 [node.name for node in self._first.plan.nodes.values() if node.action == INTEGER],
+                self._spent.attempt,
             ),
         )
         return self._finish(found, timed=timed)
@@ -203,30 +211,32 @@ class _LimitSearch:
         """
         held = self._model(recipe, clock)
         try:
-            return self._work.measure(held)
+            return self._work.measure(held, clock)
         except ModelError as error:
             if recipe in self._refused:  # a second refusal, of what already was made to run, is an answer
                 raise
             self._refused[recipe] = str(error)
             self._held.pop(recipe)[1].close()
             held = self._model(recipe, clock)
-            return self._work.measure(held)
+            return self._work.measure(held, clock)
 
-    def _diagnose(self, recipe: Recipe) -> list[Suspect]:
+    def _diagnose(self, recipe: Recipe, seconds: float) -> list[Suspect] | None:
         # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
         plain = replace(recipe, equalize=False, smooth=None, adaround=False, reconstruct=False)
         known = self._state.suspects(plain)
         if known is not None:
             return known
-        job = self._job
+        job, clock = self._job, Deadline(self._job.clock, seconds)
         try:
-            held = self._model(plain, job.clock)
+            held = self._model(plain, clock)
             given = job.prepared.original
             original = io.load(given) if isinstance(given, Path) else job.prepared.model
             data = self._work.data
-            result = examine(job.prepared, original, held.quantized, data.held_out, data.first, job.threads, job.clock)
-            prices = self._work.prices(plain, [finding.node for finding in result.findings])
+            result = examine(job.prepared, original, held.quantized, data.held_out, data.first, job.threads, clock)
+            prices = self._work.prices(plain, [finding.node for finding in result.findings], clock)
             suspects = suspects_of(result, prices)
+        except LateError:
+            return None
         except OnnxqError:  # a model that cannot be taken apart leaves only what changes all of it
             suspects = []
         self._state.put_suspects(plain, suspects)
@@ -284,7 +294,8 @@ class _LimitSearch:
     def _finish(self, found: SearchResult, *, timed: bool) -> Candidate:
         job = self._job
         order = [recipe for recipe, _ in found.inside]
-        if timed:
+        each = job.seconds + self._spent.attempt
+        if timed and job.budget - self._state.clock() > (_FINALISTS + 1) * each:
             order = self._by_time(order)
         failed: list[str] = []
         for recipe in order[:_VERIFIED]:
@@ -292,6 +303,8 @@ class _LimitSearch:
             if not chosen.verdict.failures:
                 return self._told(chosen, found, recipe)
             failed += chosen.verdict.failures
+            if self._state.clock() + each > job.budget:
+                break
         chosen = self._verified(found.best, timed=timed)
         told = self._told(chosen, found, found.best)
         best = next(step.tried for step in found.history if step.recipe == found.best)

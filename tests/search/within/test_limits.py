@@ -31,7 +31,7 @@ def judge(model: object = None, samples: object = None, **limits: float) -> Limi
 
 def test_a_layer_between_integers_costs_more_in_float_than_the_last_one() -> None:
     names = [f"layer{i}" for i in range(LAYERS)]
-    prices = judge().prices(RECIPE, names)
+    prices = judge().prices(RECIPE, names, Clock(None))
     assert set(prices) == set(names)
     assert all(price > 0 for price in prices.values())
     assert prices["layer1"] > prices[names[-1]], "it needs conversions before and behind it"
@@ -41,14 +41,14 @@ def test_what_a_conversion_does_to_the_pool_behind_it_is_part_of_the_price() -> 
     text = """g (float[1,16,64,64] x) => (float[1,16,32,32] y) { [a] a = Conv <pads = [1,1,1,1]> (x, w)
         [m] m = MaxPool <kernel_shape = [2,2], strides = [2,2]> (a) [c] y = Conv <pads = [1,1,1,1]> (m, w) }"""
     samples = [{"x": weights(1, 16, 64, 64, seed=i)} for i in range(2)]
-    prices = judge(build(text, w=weights(16, 16, 3, 3)), samples).prices(RECIPE, ["a", "c"])
+    prices = judge(build(text, w=weights(16, 16, 3, 3)), samples).prices(RECIPE, ["a", "c"], Clock(None))
     pool = target_named("cpu").costs.before_quantize["MaxPool"].us(16 * 32 * 32 * 4)
     conversion = target_named("cpu").costs.quantize.us(16 * 32 * 32)
     assert prices["a"] > pool + conversion
 
 
 def test_a_node_that_is_not_there_has_no_price() -> None:
-    assert judge().prices(RECIPE, ["nothing"]) == {}
+    assert judge().prices(RECIPE, ["nothing"], Clock(None)) == {}
 
 
 def test_figures_in_words() -> None:

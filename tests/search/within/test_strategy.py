@@ -39,6 +39,10 @@ class Network:
     learns: bool = False
     wider: str | None = None
     nodes: Sequence[str] = ()
+    diagnosis: float = 0.0
+    """Seconds to find the nodes that hurt."""
+    expected: float = 0.0
+    """Seconds that the first attempts are expected to take."""
     together: float = 0.0
     """Points that are lost as long as half of the nodes are quantized, whichever they are."""
 
@@ -59,14 +63,18 @@ class Network:
         cost = 100.0 + sum(self.price.get(node, 1.0) for node in left)
         return StepOutcome(drop, 40.0 - drop, cost, 1000 + len(left))
 
-    def diagnose(self, recipe: Recipe) -> list[Suspect]:
+    def diagnose(self, recipe: Recipe, seconds: float) -> list[Suspect] | None:
+        if self.diagnosis > seconds:
+            self.now += seconds
+            return None
+        self.now += self.diagnosis
         return [Suspect(n, self.damage.get(n, 0.0), price=self.price.get(n, 1.0)) for n in self.order]
 
     def search(self, max_drop: float = 0.5, budget: float = 1e6) -> SearchResult:
         extras = [("equalization", lambda recipe: replace(recipe, equalize=True))]
         limits = Limits(max_drop=max_drop)
         learn = learned if self.learns else None
-        means = Means(extras, learn, self.wider, self.nodes)
+        means = Means(extras, learn, self.wider, self.nodes, self.expected)
         return search(START, limits, self.attempt, self.diagnose, lambda: self.now, budget, means)
 
 
@@ -199,6 +207,36 @@ def test_the_budget_ends_it(attempts: int) -> None:
     assert found.outcome.drop == min(step.outcome.drop or 0.0 for step in found.history)
 
 
+@given(st.floats(1.0, 9.0), st.floats(0.0, 60.0), st.floats(10.0, 90.0), st.booleans())
+def test_nothing_is_begun_that_would_end_after_the_time_that_was_given(
+    seconds: float, diagnosis: float, budget: float, wide: bool
+) -> None:
+    """A clock that is moved by hand: attempts and the diagnosis take what they take."""
+    network = Network(
+        dict.fromkeys(NODES[:5], 1.0), NODES, seconds=seconds, diagnosis=diagnosis, wider="w8a16" if wide else None,
+        nodes=NODES if wide else (), fails_without_nodes=not wide, expected=seconds,
+    )  # fmt: skip
+    found = network.search(budget=budget)
+    assert network.now <= budget + 1e-6
+    assert found.late or found.inside
+    if wide and 2 * seconds <= budget:
+        assert found.inside, "all nodes with wider activations come first"
+
+
+def test_the_longest_of_the_latest_attempts_tells_what_the_next_one_takes() -> None:
+    """Other work comes: an attempt that took 1 s takes 10 s, and with 9 s left no further one is begun."""
+
+    class Busy(Network):
+        def attempt(self, recipe: Recipe, seconds: float) -> StepOutcome:
+            self.seconds = 10.0 if self.now >= 11.0 else 1.0
+            return super().attempt(recipe, seconds)
+
+    network = Busy(dict.fromkeys(NODES[:5], 1.0), NODES)
+    found = network.search(budget=40.0)
+    assert network.now == 31.0
+    assert found.late
+
+
 def test_the_first_attempt_is_made_without_any_time() -> None:
     found = Network({"n0": 1.0}, NODES).search(budget=0.0)
     assert (len(found.history), found.late) == (1, True)
@@ -262,7 +300,7 @@ def test_no_recipe_is_tried_twice_and_the_way_is_always_the_same() -> None:
 def test_a_model_that_fails_is_never_chosen() -> None:
     limits = Limits(min_sqnr=10.0)
     found = search(
-        START, limits, lambda r, s: StepOutcome(sqnr_db=99.0, failure="broken"), lambda r: [], lambda: 0.0, 1.0
+        START, limits, lambda r, s: StepOutcome(sqnr_db=99.0, failure="broken"), lambda r, s: [], lambda: 0.0, 1.0
     )
     assert not found.inside
     assert found.history[0].to_dict()["verdict"] == "broken"
@@ -290,7 +328,7 @@ def test_worst_nodes_get_ranges_of_their_own() -> None:
         return StepOutcome(0.0 if own == "minmax" and recipe.range == "mse" else 1.0, 20.0, 1.0, 1)
 
     suspects = [Suspect("bad", 1.0)]
-    found = search(START, Limits(0.5), attempt, lambda recipe: suspects, lambda: 0.0, 1.0)
+    found = search(START, Limits(0.5), attempt, lambda recipe, seconds: suspects, lambda: 0.0, 1.0)
     assert found.best == replace(START, rules=(Rule("bad", range="minmax"),))
 
 
@@ -315,10 +353,10 @@ def continued(path: Path, network: Network, die_at: int | None, *, resume: bool)
         state.put_outcome(recipe, outcome, seconds)
         return outcome
 
-    def diagnose(recipe: Recipe) -> list[Suspect]:
+    def diagnose(recipe: Recipe, seconds: float) -> list[Suspect] | None:
         suspects = state.suspects(recipe)
         if suspects is None:
-            suspects = network.diagnose(recipe)
+            suspects = network.diagnose(recipe, seconds)
             state.put_suspects(recipe, suspects)
         return suspects
 
