@@ -52,8 +52,8 @@ if TYPE_CHECKING:
         Inspection,
         QuantizeResult,
     )
+    from onnxq.request.run_options import QuantizeOptions
     from onnxq.runtime.engines.places import RunsOn
-    from onnxq.search.run_options import QuantizeOptions
     from onnxq.stats.statistics import Statistics
     from onnxq.verify.compare import Comparison
     from onnxq.verify.lint.findings import LintResult
@@ -117,7 +117,7 @@ _HOMES = {
     "MissingExtraError": "onnxq.errors",
     "ModelError": "onnxq.errors",
     "OnnxqError": "onnxq.errors",
-    "QuantizeOptions": "onnxq.search.run_options",
+    "QuantizeOptions": "onnxq.request.run_options",
     "QuantizeResult": "onnxq.report.results",
     "Recipe": "onnxq.recipe.recipe",
     "RecipeError": "onnxq.errors",

@@ -24,12 +24,12 @@ from onnxq.recipe.arguments import checked
 from onnxq.recipe.foreign import ForeignRecipe, convert
 from onnxq.recipe.recipe import Recipe
 from onnxq.report.results import CalibrateResult, QuantizeResult
+from onnxq.request.quantizing import quantize_by
+from onnxq.request.report_of_run import report
+from onnxq.request.run_options import QuantizeOptions, split_options
 from onnxq.runtime.custom_ops import Libraries, registered, with_custom_ops
 from onnxq.runtime.engines.places import RAY, RunsOn, spread_over
 from onnxq.runtime.session import CPU
-from onnxq.search.quantizing import quantize_by
-from onnxq.search.report_of_run import report
-from onnxq.search.run_options import QuantizeOptions, split_options
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 from onnxq.stats.tensorrt_cache import cache_of

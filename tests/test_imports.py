@@ -27,6 +27,7 @@ TIERS = [
     ["pipeline"],
     ["diagnosis"],
     ["search"],
+    ["request"],
     ["folders", "modules"],
     ["api"],
     ["compat", "cli"],

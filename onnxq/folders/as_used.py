@@ -14,8 +14,8 @@ from onnxq.data.text.prompts import longest
 from onnxq.errors import CalibrationError
 from onnxq.folders import layouts
 from onnxq.folders.layouts import GENAI, GraphFile, Layout
+from onnxq.request.used_as import UsedAs, part_of
 from onnxq.runtime.session import open_session
-from onnxq.search.used_as import UsedAs, part_of
 
 _PARTS: Mapping[str, tuple[str, ...]] = {
     layouts.ENCODER: (ENCODER,),

@@ -35,11 +35,11 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
 from onnxq.recipe.values import WORKLOADS
 from onnxq.report.folder_results import FolderResult, GraphResult
+from onnxq.request.quantizing import quantize_by
+from onnxq.request.report_of_run import command_of_run
+from onnxq.request.run_options import Options, split_options
+from onnxq.request.used_as import UsedAs, check_generate
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
-from onnxq.search.quantizing import quantize_by
-from onnxq.search.report_of_run import command_of_run
-from onnxq.search.run_options import Options, split_options
-from onnxq.search.used_as import UsedAs, check_generate
 from onnxq.verify.language.generation import Generated, compare_generated
 
 _OF_ONE_GRAPH = {"statistics": "--stats", "states": "--state"}

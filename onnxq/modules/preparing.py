@@ -28,8 +28,8 @@ from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.recipe.recipe import Recipe
 from onnxq.recipe.unused import refuse_unused
-from onnxq.search.quantizing import open_job
-from onnxq.search.run_options import Options
+from onnxq.request.opening import open_job
+from onnxq.request.run_options import Options
 
 if TYPE_CHECKING:
     from onnxq.qat.trainable.exporting import Exported
@@ -105,7 +105,7 @@ def prepare(
     samples = calibration if calibration is not None else _samples(exported)
     with ExitStack() as stack, blas_threads():
         options = Options(calibration=samples, benchmark=False)
-        job, _, _ = open_job(given, exported.graph.model, None, options, Clock(None), stack)
+        job = open_job(given, exported.graph.model, None, options, Clock(None), stack).job
         first, random = plain_graph(job.prepared.model), randomized(exported.graph)
         other = load_and_prepare(
             with_constants(exported.graph.model, random), job.target, Clock(None), job.prepared.wishes

@@ -24,9 +24,10 @@ from onnxq.pipeline.job import Job, contents
 from onnxq.qat import need_torch
 from onnxq.recipe.arguments import checked
 from onnxq.report.results import QuantizeResult
+from onnxq.request.opening import open_job
+from onnxq.request.result_of_run import result_of
+from onnxq.request.run_options import Options
 from onnxq.runtime.session import Session, open_session
-from onnxq.search.quantizing import open_job, result_of
-from onnxq.search.run_options import Options
 from onnxq.verify.compare import Patience, compare_all
 from onnxq.verify.reference import Reference
 
@@ -105,7 +106,7 @@ def export(
     with ExitStack() as stack, blas_threads():
         samples = origin.calibration if calibration is None else calibration
         options = Options(calibration=samples, benchmark=benchmark, seconds=seconds, threads=threads)
-        job, _, _ = open_job(origin.recipe, float_model, None, options, clock, stack)
+        job = open_job(origin.recipe, float_model, None, options, clock, stack).job
         content, changed = module.learned()
         model = io.load(content)
         replace_constants(model, changed)

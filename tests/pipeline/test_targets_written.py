@@ -483,7 +483,7 @@ def test_a_refused_node_is_named_with_the_reason_of_the_engine_and_nothing_is_wr
     error: type[onnxq.OnnxqError] = TargetError
     message = "qnn: its engine has nothing for Det 'd'"
     if not known:  # an operator that our table does not know to be refused
-        monkeypatch.setattr("onnxq.search.quantizing.check_operators", lambda model, target: None)
+        monkeypatch.setattr("onnxq.request.opening.check_operators", lambda model, target: None)
         error = VerificationError
         message = "qnn: the engine would leave .* nodes to the CPU: .*Det 'd'"
     with pytest.raises(error, match=message):

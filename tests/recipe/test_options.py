@@ -15,7 +15,7 @@ from onnxq.recipe.recipe import FORMATS, RANGES, RECIPE_OPTIONS, Recipe
 from onnxq.recipe.recipe_options import RecipeOptions
 from onnxq.recipe.unused import USES
 from onnxq.recipe.values import field_types
-from onnxq.search.run_options import Options, RunOptions
+from onnxq.request.run_options import Options, RunOptions
 from onnxq.stats.ranges import RANGE_METHODS
 from onnxq.targets import TARGETS
 

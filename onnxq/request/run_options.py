@@ -12,9 +12,9 @@ from onnxq.pipeline.clock import Progress
 from onnxq.pipeline.float_model import Source
 from onnxq.recipe.recipe import RECIPE_OPTIONS, Recipe
 from onnxq.recipe.recipe_options import RecipeOptions
+from onnxq.request.used_as import UsedAs
 from onnxq.runtime.custom_ops import Libraries, registered
 from onnxq.runtime.engines.places import RunsOn
-from onnxq.search.used_as import UsedAs
 from onnxq.search.within.score import Function
 from onnxq.stats.statistics import Statistics
 

@@ -17,7 +17,7 @@ from onnxq.report.html.page import page_of_file, result_page
 from onnxq.report.results import QuantizeResult
 
 if TYPE_CHECKING:
-    from onnxq.search.run_options import Options
+    from onnxq.request.run_options import Options
 
 
 @checked
