@@ -74,7 +74,7 @@ def test_caches_go_with_quantized_weights(preset: str) -> None:
 def test_caches_change_where_float_is_the_best_form_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxq.pipeline.candidate import Candidate
     from onnxq.plan.decisions import Plan
-    from onnxq.request import result_of_run
+    from onnxq.request import quantizing
 
     def float_wins(job, options, *, timed: bool) -> Candidate:
         return Candidate("float", None, job.recipe, "qdq", Plan({}, {}), content=job.prepared.original)
