@@ -16,8 +16,8 @@ import pytest
 
 import onnxq
 from onnxq.data.text.language_run import LanguageModel
-from onnxq.runtime.session import open_session
 from onnxq.request.used_as import part_of
+from onnxq.runtime.session import open_session
 from tests.language_models import (
     HEADS,
     LAYERS,

@@ -11,8 +11,8 @@ from onnxq.data.feeds import InputSpec
 from onnxq.data.text.language_inputs import UnknownCacheError, language_inputs
 from onnxq.data.text.language_run import AFTER, ENCODER, FIRST, LanguageModel
 from onnxq.errors import CalibrationError
-from onnxq.runtime.session import open_session
 from onnxq.request.used_as import part_of
+from onnxq.runtime.session import open_session
 from tests.language_models import HEAD, HEADS, VOCABULARY, WIDTH, decoder, encoder, genai_decoder
 
 IDS = np.array([5, 17, 200, 42, 8, 99])

@@ -12,8 +12,8 @@ import onnxq
 from onnxq.data.text.language_run import LanguageModel
 from onnxq.data.text.own_texts import own_texts
 from onnxq.errors import CalibrationError, RecipeError
-from onnxq.runtime.session import open_session
 from onnxq.request.used_as import part_of
+from onnxq.runtime.session import open_session
 from tests.decoders import Style, decoder
 from tests.language_models import encoder, genai_decoder, genai_folder, seq2seq_files
 
