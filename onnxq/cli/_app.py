@@ -25,8 +25,8 @@ EPILOG = """\
 \b
 Examples:
   onnxq quantize model.onnx -c calibration.npz
-  onnxq compare model.onnx model.w8a8.onnx -c calibration.npz
-  onnxq benchmark model.onnx model.w8a8.onnx
+  onnxq compare model.onnx model.auto.onnx -c calibration.npz
+  onnxq benchmark model.onnx model.auto.onnx
 
 \b
 Exit codes:
@@ -35,6 +35,8 @@ Exit codes:
   2    the command line or an option makes no sense
   3    verification failed and nothing was written
   130  interrupted and nothing was written
+
+'onnxq COMMAND --help' has the common options of a command with examples, 'onnxq COMMAND --help-all' all options.
 
 Every command takes --json: standard output then holds exactly one JSON object, the result or
 {"error": {"type", "message", "exit_code"}}. Set ONNXQ_DEBUG=1 to see tracebacks.

@@ -81,7 +81,7 @@ def _declared(group: str, *, python: bool, ray: bool) -> list[Callable[[Any], An
             "--provider",
             metavar="NAME",
             group=group,
-            default_text="cpu, or that of --target",
+            default_text="cpu, or that of --target" if ray else "cpu",
             help="Execution provider of ONNX Runtime, such as CUDA or CUDAExecutionProvider.",
         ),
         option(
@@ -91,14 +91,14 @@ def _declared(group: str, *, python: bool, ray: bool) -> list[Callable[[Any], An
             multiple=True,
             callback=_options_of_provider,
             group=group,
-            help="An option of --provider. Repeatable.",
+            help="An option that --provider takes, such as device_id=1. Repeatable.",
         ),
         option(
             "--engine",
             type=click.Choice(["web", "ray"] if ray else ["web"]),
             group=group,
             default_text="ONNX Runtime",
-            help="With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH."
+            help="What runs the models. With web: onnxruntime-web on WebAssembly, in the Node that is on the PATH."
             + (" With ray: samples are run, and layers quantized, on a Ray cluster." if ray else ""),
         ),
         option(
@@ -107,7 +107,7 @@ def _declared(group: str, *, python: bool, ray: bool) -> list[Callable[[Any], An
             metavar="FOLDER",
             group=group,
             default_text="ONNXQ_NODE_MODULES in the environment",
-            help="Folder with onnxruntime-web, which npm install made.",
+            help="Folder with onnxruntime-web, as 'npm install onnxruntime-web' makes it, for --engine web.",
         ),
     ]
     if ray:

@@ -25,7 +25,7 @@ def tokenizer_option(group: str) -> Callable[[F], F]:
         type=FILE,
         group=group,
         default_text="tokenizer.json beside MODEL or above its folder",
-        help="Tokenizer for samples that are text.",
+        help="File of the tokenizer (tokenizer.json) that samples which are text are read with.",
     )
 
 

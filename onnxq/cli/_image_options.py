@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._options import option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,8 +58,10 @@ def _options(group: str) -> list[Callable[[Any], Any]]:
         option(
             "--preprocess",
             metavar="NAME",
+            shell_complete=names_of("onnxq.data.preprocessing:PREPROCESSES"),
             group=group,
             default_text="guessed by trying, and said",
+            short="How pixels become numbers: imagenet, 0-1, -1-1, 0-255 or caffe; guessed where it is not given.",
             help="How pixels become numbers: imagenet (mean and deviation of ImageNet), 0-1, -1-1, 0-255 or caffe (BGR "
             "less ImageNet's mean colour).",
         ),
@@ -67,6 +70,7 @@ def _options(group: str) -> list[Callable[[Any], Any]]:
             metavar="R,G,B",
             callback=_numbers,
             group=group,
+            default_text="that of --preprocess",
             help="Mean of each channel, of pixels from 0 to 1, or as they are with --preprocess 0-255.",
         ),
         option(
@@ -74,9 +78,17 @@ def _options(group: str) -> list[Callable[[Any], Any]]:
             metavar="R,G,B",
             callback=_numbers,
             group=group,
+            default_text="that of --preprocess",
             help="Standard deviation of each channel, in the same unit.",
         ),
-        option("--bgr/--rgb", "bgr", default=None, group=group, default_text="rgb", help="Order of the channels."),
+        option(
+            "--bgr/--rgb",
+            "bgr",
+            default=None,
+            group=group,
+            default_text="rgb; bgr with caffe",
+            help="Order of the channels.",
+        ),
         option(
             "--resize",
             metavar="N|stretch|pad",

@@ -33,6 +33,7 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             is_flag=True,
             default=None,
             group=group,
+            default_text="off; on with w8a8-learned",
             help="Let blocks of the network learn from the float model: the rounding of weights, the grids of "
             "activations and the biases, together. Takes minutes; needs PyTorch.",
         ),
@@ -52,15 +53,16 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             metavar="M",
             group=group,
             default_text="4",
-            help="Time that learning may take; what it does not suffice for stays as it is.",
+            help="Minutes of computing that learning may take; what they do not suffice for stays as it is. Where "
+            "blocks learn first and then the whole model, blocks take a quarter of them.",
         ),
         option(
             "--epochs",
             type=click.IntRange(min=1),
             metavar="N",
             group=group,
-            default_text="by the number of samples",
-            help="Passes of finetuning over the samples.",
+            default_text="3 to 60, by the number of samples",
+            help="How often finetuning goes over the samples, at most.",
         ),
         option(
             "--learning-rate",
@@ -68,7 +70,7 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             metavar="X",
             group=group,
             default_text="0.002",
-            help="Of finetuning, as a share of scales and grids.",
+            help="Step of finetuning, as a share of each scale and of the grid of each weight.",
         ),
         option(
             "--seed",
@@ -76,15 +78,15 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             metavar="N",
             group=group,
             default_text="0",
-            help="Of the order of the samples in finetuning, and of what --generate draws.",
+            help="Number that the order of the samples in finetuning, and what --generate draws, follow from.",
         ),
         option(
-            "--train-on" if how else "--device",  # where --device is what runs the model
+            *(["--train-on"] if how else ["--train-on", "--device"]),  # elsewhere --device is what runs the model
             "device",
             type=click.Choice(DEVICES),
             group=group,
             default_text="cpu",
-            help="What finetuning runs on.",
+            help="Processor that finetuning runs on.",
         ),
     ]
 

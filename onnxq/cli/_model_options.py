@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._options import FILE, F, option
 from onnxq.recipe.recipe import FLOAT_TYPES
 
@@ -41,18 +42,9 @@ def float_options(group: str) -> Callable[[F], F]:
 
 
 def model_options(group: str) -> Callable[[F], F]:
-    """Add --fix-dim, --drop-tail, --opset, --float-output and --engine-python."""
+    """Add --fix-dim, --drop-tail, --opset and --float-output."""
 
     def add(function: F) -> F:
-        function = option(
-            "--engine-python",
-            type=FILE,
-            metavar="FILE",
-            group=group,
-            default_text="this Python",
-            help="Python that has the engine of the target, such as one with onnxruntime-openvino; the model is then "
-            "run and timed there too.",
-        )(function)
         function = option(
             "--float-output",
             "float_outputs",
@@ -90,35 +82,41 @@ def model_options(group: str) -> Callable[[F], F]:
     return add
 
 
-def decoder_options(group: str) -> Callable[[F], F]:
-    """Add --kv-cache, --rotate and --sequential."""
+def engine_python_option(group: str) -> Callable[[F], F]:
+    """Add --engine-python, for a command that has a target."""
+    return option(
+        "--engine-python",
+        type=FILE,
+        metavar="FILE",
+        group=group,
+        default_text="this Python; python3 on --device",
+        help="Python that has the engine of the target, such as one with onnxruntime-openvino; the model is then run "
+        "and timed there too.",
+    )
 
-    def add(function: F) -> F:
-        function = option(
-            "--sequential",
-            is_flag=True,
-            default=None,
-            group=group,
-            help="Round packed weights layer by layer in the order of the graph, each by what the quantized layers "
-            "before it give, towards what the float layer gives. Needs samples, which go through the model once more.",
-        )(function)
-        function = option(
-            "--rotate",
-            is_flag=True,
-            default=None,
-            group=group,
-            help="Turn the residual stream of a transformer, and heads of values, by orthogonal "
-            "matrices that are folded into the weights (QuaRot), so that no channel is far larger than the others. "
-            "Nothing is computed at inference for it.",
-        )(function)
-        return option(
-            "--kv-cache",
-            metavar="FORM",
-            group=group,
-            default_text="as they are",
-            help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the "
-            "samples, or float. Inputs and outputs of the model change type with them. Attention in plain operators "
-            "becomes GroupQueryAttention, and a decoder without caches gets some.",
-        )(function)
 
-    return add
+def kv_cache_option(group: str) -> Callable[[F], F]:
+    """Add --kv-cache."""
+    return option(
+        "--kv-cache",
+        metavar="FORM",
+        shell_complete=names_of("onnxq.recipe.recipe:CACHES"),
+        group=group,
+        default_text="as they are",
+        help="What the caches of keys and values of a decoder hold: int8 or int4, with scales found on the samples, or "
+        "float. Inputs and outputs of the model change type with them. Attention in plain operators becomes "
+        "GroupQueryAttention, and a decoder without caches gets some.",
+    )
+
+
+def rotate_option(group: str) -> Callable[[F], F]:
+    """Add --rotate."""
+    return option(
+        "--rotate",
+        is_flag=True,
+        default=None,
+        group=group,
+        help="Turn the residual stream of a transformer, and heads of values, by orthogonal matrices that are folded "
+        "into the weights (QuaRot), so that no channel is far larger than the others. Nothing is computed at inference "
+        "for it.",
+    )

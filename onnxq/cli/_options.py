@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from onnxq.cli._guard import State
 
@@ -32,6 +33,10 @@ class _Data(click.types.StringParamType):
             self.fail(f"it is empty; pass {CALIBRATION_FORMS}", param, ctx)
         return value
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files and folders, which most samples are in."""
+        return [CompletionItem(incomplete, type="file")]
+
 
 class FiniteRange(click.FloatRange):
     """A number of a range that is neither NaN, which no bound refuses, nor infinite."""
@@ -42,37 +47,45 @@ class FiniteRange(click.FloatRange):
             self.fail(f"{number} is no finite number", param, ctx)
         return float(number)
 
+    def _describe_range(self) -> str:
+        """For the help text, which says nothing of a range without bounds."""
+        return super()._describe_range() if (self.min, self.max) != (None, None) else ""
+
 
 FILE = _Path(path_type=Path)
 DATA = _Data()
 
 CALIBRATION_FORMS = (
     "an .npz file (arrays by input name, samples along axis 0, 'labels' optional), a .parquet or .csv table (columns "
-    "by input name), a folder of feeds (.npz, .npy), of images or of recordings (folders in it are classes), or "
-    "module:callable, which returns an iterable of feeds; for language models a .txt file, a line or a paragraph a "
-    "sample"
+    "by input name), a folder of .npz or .npy files, of images or of recordings (folders in it are classes), or "
+    "module:callable, which returns an iterable of dicts (arrays by input name); for language models a .txt file, a "
+    "line or a paragraph a sample"
 )
 
 
-class GroupedOption(click.Option):
-    """An option that is listed under a heading of its own in the help text."""
+CALIBRATION_SHORT = "an .npz, .csv, .parquet or .txt file, a folder of images, recordings or .npz, or module:callable"
 
-    def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
+
+class GroupedOption(click.Option):
+    """An option that is listed under a heading of its own in the help text, with ``short`` for a text in --help."""
+
+    def __init__(self, *args: Any, group: str = "Options", short: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+        self.short = short
 
 
 class GroupedCommand(click.Command):
     """A command whose help lists options under their headings, in the order in which they were declared.
 
-    With ``common``, the names of parameters that ``--help`` lists, it also has ``--help-all``, which lists all of them.
+    All have ``--help-all``, which lists all options. With ``common``, the names of parameters, ``--help`` lists these
+    alone; without, it lists all too, and does not speak of ``--help-all``.
     """
 
     def __init__(self, *args: Any, common: Collection[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.in_short = {*common, "help", "help_all"} if common else set()
-        if common:
-            self.params.append(_help_all())
+        self.params.append(_help_all(hidden=not common))
 
     def _is_short(self, ctx: click.Context) -> bool:
         return bool(self.in_short) and not ctx.meta.get(_ALL)
@@ -105,7 +118,7 @@ class GroupedCommand(click.Command):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 if short:
-                    record = record[0], _first_sentence(record[1])
+                    record = record[0], _in_short(record[1], getattr(parameter, "short", ""))
                 groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
         last = groups.pop("Options", [])
         for title, records in [*groups.items(), ("Options", last)]:
@@ -116,9 +129,11 @@ class GroupedCommand(click.Command):
 _ALL = "onnxq.help_all"
 
 
-def _first_sentence(text: str) -> str:
+def _in_short(text: str, short: str) -> str:
+    """The first sentence of a help text, or what stands for it; and the default, where that is a few words."""
     sentence = re.split(r"\.(?= |$)|  \[default", text)[0]
-    return (re.split("[:;] ", sentence)[0] if len(sentence) > 100 else sentence) + "."
+    said = short or (re.split("[:;] ", sentence)[0] if len(sentence) > 100 else sentence) + "."
+    return said + "".join(re.findall(r"  \[(?:default: [^\]]{1,24}|required)\]", text))
 
 
 def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -128,12 +143,13 @@ def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-def _help_all() -> GroupedOption:
+def _help_all(*, hidden: bool) -> GroupedOption:
     return GroupedOption(
         ["--help-all"],
         is_flag=True,
         is_eager=True,
         expose_value=False,
+        hidden=hidden,
         callback=_show_all,
         help="Show every option, with its default, and exit.",
     )
@@ -212,7 +228,7 @@ def states_option(group: str) -> Callable[[F], F]:
         callback=_pairs,
         group=group,
         default_text="pairs found by name, such as hn and h, or by shape, for inputs that DATA lacks",
-        help="Feed output OUT of the float model back into input IN at the next sample. Repeatable.",
+        help="Feed output OUT of the model back into input IN at the next sample. Repeatable.",
     )
 
 
@@ -224,7 +240,7 @@ def custom_ops_option(group: str) -> Callable[[F], F]:
         multiple=True,
         metavar="LIBRARY",
         group=group,
-        help="Library of custom operators (.so, .dll) that onnxruntime needs to run the model. Can be repeated.",
+        help="Library of custom operators (.so, .dll) that onnxruntime needs to run the model. Repeatable.",
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import Result
 
 from onnxq._version import __version__
@@ -52,7 +56,7 @@ def test_without_arguments_help_goes_to_stderr(run: Run) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_is_complete(run: Run, name: str) -> None:
-    result = run(name, "--help-all" if getattr(commands()[name], "in_short", None) else "--help")
+    result = run(name, "--help-all")
     assert result.exit_code == 0
     assert f"  Examples:\n    onnxq {name}" in result.stdout.replace("onnxq quantize model.onnx --stats", "")
     assert result.stdout.isascii()
@@ -70,6 +74,64 @@ def test_help_of_quantize_is_a_screen_and_names_the_rest(run: Run) -> None:
         if isinstance(parameter, click.Option):
             assert all(name in whole for name in parameter.opts), parameter.name
     assert "MODEL is an ONNX file" in whole and "MODEL is an ONNX file" not in short
+    assert "-p, --preset NAME" in short and "[default: auto]" in short
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_a_screen_and_help_all_has_every_option(run: Run, name: str) -> None:
+    short, whole = run(name, "--help").stdout, run(name, "--help-all").stdout
+    assert len(short.splitlines()) <= 50
+    assert ("--help-all" in short) == (short != whole)
+    for parameter in commands()[name].params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert all(flag in whole for flag in (*parameter.opts, *parameter.secondary_opts)), parameter.name
+            assert parameter.required <= ("[required]" in short)
+    assert "None" not in whole.replace("'None'", "")
+
+
+COMPLETED = [
+    (["qu"], {"quantize"}),
+    (["quantize", "--pre"], {"--preset", "--preprocess"}),
+    (["quantize", "-p", "w8a8-l"], {"w8a8-learned"}),
+    (["finetune", "-p", "nf"], {"nf4"}),
+    (["quantize", "--target", "web"], {"web", "web-gpu"}),
+    (["lint", "--target", "q"], {"qnn"}),
+    (["quantize", "--algorithm", "g"], {"gptq"}),
+    (["quantize", "--kv-cache", "int"], {"int8", "int4"}),
+    (["compare", "--metric", "co"], {"cosine"}),
+    (["quantize", "--metric", "per"], {"perplexity"}),
+    (["calibrate", "--preprocess", "i"], {"imagenet"}),
+    (["quantize", "--format", ""], {"qdq", "qoperator"}),
+]
+
+
+@pytest.mark.parametrize(("words", "offered"), COMPLETED, ids=[" ".join(words) for words, _ in COMPLETED])
+def test_the_shell_completes(words: list[str], offered: set[str]) -> None:
+    completer = ShellComplete(app, {}, "onnxq", "_ONNXQ_COMPLETE")
+    assert {item.value for item in completer.get_completions(words[:-1], words[-1])} == offered
+
+
+@pytest.mark.parametrize("words", [["quantize"], ["quantize", "-c"], ["quantize", "-o"], ["compare", "a.onnx"]])
+def test_the_shell_completes_files(words: list[str]) -> None:
+    (item,) = ShellComplete(app, {}, "onnxq", "_ONNXQ_COMPLETE").get_completions(words, "mod")
+    assert (item.value, item.type) == ("mod", "file")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_line_of_a_start_file_gives_a_script(root: Path, shell: str) -> None:
+    line = next(
+        row for row in (root / "docs/commands.md").read_text(encoding="utf-8").splitlines() if f"| {shell}" in row
+    )
+    assert f"_ONNXQ_COMPLETE={shell}_source onnxq" in line
+    if shell == "bash" and shutil.which("bash") is None:
+        pytest.skip("bash is not installed; it is asked for its version")
+    environment = {**os.environ, "_ONNXQ_COMPLETE": f"{shell}_source"}
+    program = "from onnxq.cli._app import app; app.main([], 'onnxq')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_onnxq_completion" in done.stdout and f"{shell}_complete" in done.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,6 +11,7 @@ from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     FiniteRange,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=GroupedCommand,
+    common="calibration threads seconds min_speedup place provider engine preprocess as_json verbose".split(),
     short_help="Measure latency, size and peak memory of models.",
     epilog=examples(
         "onnxq benchmark model.onnx model.w8a8.onnx",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     type=DATA,
     metavar="DATA",
     group="Measurement",
+    short=f"Samples to run: {CALIBRATION_SHORT}.",
     help=f"Samples to run: {CALIBRATION_FORMS}. Without them inputs are synthetic, with free dimensions of 64 or "
     "what else runs.",
 )
@@ -55,9 +58,9 @@ if TYPE_CHECKING:
     "--seconds",
     type=FiniteRange(min=0, min_open=True),
     default=3.0,
-    show_default=True,
     metavar="S",
     group="Measurement",
+    default_text="3",
     help="Time to spend on each model.",
 )
 @option(

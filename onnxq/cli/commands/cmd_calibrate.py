@@ -11,6 +11,7 @@ from onnxq.cli._engine_options import ray_address as ray_address_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     GroupedCommand,
@@ -28,6 +29,7 @@ from onnxq.cli._progress import working
 
 @click.command(
     cls=GroupedCommand,
+    common="calibration output moments resume provider preprocess as_json verbose".split(),
     short_help="Save the statistics of a model's values for later.",
     epilog=examples(
         "onnxq calibrate model.onnx -c calibration.npz -o model.stats.npz",
@@ -42,6 +44,7 @@ from onnxq.cli._progress import working
     metavar="DATA",
     required=True,
     group="Input and output",
+    short=f"Samples to run: {CALIBRATION_SHORT}.",
     help=f"Samples to run: {CALIBRATION_FORMS}.",
 )
 @states_option("Input and output")
@@ -65,7 +68,8 @@ from onnxq.cli._progress import working
     "--moments",
     is_flag=True,
     group="Input and output",
-    help="Also save second moments of layer inputs, which 'onnxq quantize --algorithm gptq' needs. They are large.",
+    help="Also save second moments of layer inputs, which the algorithms gptq, autoround and awq of 'onnxq quantize' "
+    "need. They are large.",
 )
 @option(
     "--resume",

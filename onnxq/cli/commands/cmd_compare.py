@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     FiniteRange,
@@ -38,6 +40,7 @@ DROPS = ("top1", "accuracy", "perplexity", "divergence")
 
 @click.command(
     cls=GroupedCommand,
+    common="calibration metric min_sqnr max_drop place provider preprocess as_json verbose".split(),
     short_help="Compare a quantized model with its float original.",
     epilog=examples(
         "onnxq compare model.onnx model.w8a8.onnx -c test.npz",
@@ -54,14 +57,17 @@ DROPS = ("top1", "accuracy", "perplexity", "divergence")
     metavar="DATA",
     required=True,
     group="Data",
+    short=f"Samples to run through both models: {CALIBRATION_SHORT}.",
     help=f"Samples to run through both models: {CALIBRATION_FORMS}.",
 )
 @states_option("Data")
 @option(
     "--metric",
     metavar="NAME",
+    shell_complete=names_of("onnxq.verify.metrics:METRICS"),
     group="Data",
-    help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It must be there.",
+    help="The figure that counts: sqnr, cosine, top1, accuracy, perplexity or divergence. It is printed last; a figure "
+    "that the data does not give is an error.",
 )
 @option(
     "--min-sqnr",

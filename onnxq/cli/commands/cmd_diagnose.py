@@ -11,6 +11,7 @@ from onnxq.cli._engine_options import engine_options
 from onnxq.cli._image_options import image_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     GroupedCommand,
@@ -29,6 +30,7 @@ from onnxq.cli._summary import show_diagnosis
 
 @click.command(
     cls=GroupedCommand,
+    common="data recipe recipe_out place provider preprocess as_json verbose".split(),
     short_help="Rank the quantized nodes by the error they cause.",
     epilog=examples(
         "onnxq diagnose model.onnx model.w8a8.onnx -c calibration.npz",
@@ -47,6 +49,7 @@ from onnxq.cli._summary import show_diagnosis
     metavar="DATA",
     group="Data",
     default_text="calibration_data/<model stem>.npz beside FLOAT, beside its folder or in the working folder, if there",
+    short=f"Samples to run: {CALIBRATION_SHORT}.",
     help=f"Samples to run: {CALIBRATION_FORMS}.",
 )
 @states_option("Data")
@@ -69,13 +72,13 @@ from onnxq.cli._summary import show_diagnosis
     "--save-tensors",
     metavar="FOLDER",
     type=FILE,
-    group="Options",
+    group="Data",
     help="Write the raw values too: for each sample (at most 32) a file with what each quantized node gives in float, "
     "where it alone is quantized, and in the whole quantized model.",
 )
-@threads_option("Options")
-@custom_ops_option("Options")
-@engine_options("Options", python=True)
+@threads_option("Engine")
+@custom_ops_option("Engine")
+@engine_options("Engine", python=True)
 @image_options()
 @output_options
 @click.pass_context

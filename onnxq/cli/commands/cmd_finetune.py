@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option
+from onnxq.cli._image_options import image_options
 from onnxq.cli._learning_options import learning_options
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     GroupedCommand,
@@ -31,11 +34,12 @@ _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learni
 
 @click.command(
     cls=GroupedCommand,
+    common="output calibration preset recipe bits minutes device force preprocess as_json verbose".split(),
     short_help="Quantize a model and let it learn from the float model.",
     epilog=examples(
         "onnxq finetune model.onnx -c samples.npz",
         "onnxq finetune model.onnx -c samples.npz --bits 4 --minutes 20",
-        "onnxq finetune lm.onnx -c text.npz -p w2 --device cuda",
+        "onnxq finetune lm.onnx -c text.npz -p w2 --train-on cuda",
     ),
 )
 @click.argument("model", type=FILE)
@@ -46,12 +50,14 @@ _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learni
 @option(
     "-c", "--calibration", type=DATA, metavar="DATA", group=_FILES,
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
+    short=f"Samples to learn from: {CALIBRATION_SHORT}.",
     help=f"Samples to learn from: {CALIBRATION_FORMS}. Labels, where there are any, count too.",
 )  # fmt: skip
 @generate_option(_FILES)
 @tokenizer_option(_FILES)
 @option(
     "-p", "--preset", metavar="NAME", group=_HOW, default_text="w8a8",
+    shell_complete=names_of("onnxq.recipe.presets:PRESETS"),
     help="What weights and activations become; 'onnxq presets' lists the names.",
 )  # fmt: skip
 @option(
@@ -65,13 +71,15 @@ _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learni
 )  # fmt: skip
 @option(
     "--kv-cache", metavar="FORM", group=_HOW, default_text="as they are",
+    shell_complete=names_of("onnxq.recipe.recipe:CACHES"),
     help="What a decoder's caches of keys and values hold: int8, int4 or float. It learns with them rounded.",
 )  # fmt: skip
 @learning_options(_LEARNING, how=False)
 @option("--no-benchmark", is_flag=True, group=_PROOF, help="Do not measure latency.")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
-@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails.")
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
+@image_options()
 @output_options
 @click.pass_context
 def command(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._options import FILE, GroupedCommand, examples, option, output_options, state
 from onnxq.cli._output import emit_json, show_text, show_warnings
 
@@ -21,7 +22,10 @@ from onnxq.cli._output import emit_json, show_text, show_warnings
     ),
 )
 @click.argument("model", type=FILE)
-@option("--target", metavar="NAME", required=True, help="What will run the model; 'onnxq targets' lists the names.")
+@option(
+    "--target", metavar="NAME", required=True, shell_complete=names_of("onnxq.targets:TARGETS"),
+    help="What will run the model; 'onnxq targets' lists the names.",
+)  # fmt: skip
 @option("--fix", is_flag=True, help="Make right what can be without data, and write it to the file of -o.")
 @option("-o", "--output", metavar="FILE", type=FILE, help="File for the fixed model.")
 @option(

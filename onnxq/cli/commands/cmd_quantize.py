@@ -7,13 +7,21 @@ from typing import Any
 
 import click
 
+from onnxq.cli._completion import names_of
 from onnxq.cli._engine_options import engine_options
 from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option, workload_option
 from onnxq.cli._image_options import image_options
 from onnxq.cli._learning_options import learning_options
-from onnxq.cli._model_options import decoder_options, float_options, model_options
+from onnxq.cli._model_options import (
+    engine_python_option,
+    float_options,
+    kv_cache_option,
+    model_options,
+    rotate_option,
+)
 from onnxq.cli._options import (
     CALIBRATION_FORMS,
+    CALIBRATION_SHORT,
     DATA,
     FILE,
     FiniteRange,
@@ -27,17 +35,17 @@ from onnxq.cli._options import (
     threads_option,
 )
 from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._packed_options import packed_options
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_quantization
 from onnxq.recipe.recipe import FORMATS, RANGES
-from onnxq.recipe.rounding import ROUNDINGS
-from onnxq.recipe.values import BITS
 
-_FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Verification"
+_FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Search and verification"
+_PACKED, _BETTER, _FORM = "Packed weights (w8, w4, w2)", "Winning accuracy back", "Form of the model"
 
 # What --help shows; --help-all shows the rest too.
 _COMMON = (
-    "output calibration preset recipe algorithm target include exclude min_sqnr max_drop budget report force "
+    "output calibration preset recipe target include exclude min_sqnr max_drop budget report force "
     "preprocess as_json verbose"
 ).split()
 
@@ -81,6 +89,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="DATA",
     group=_FILES,
     default_text="calibration_data/<model stem>.npz beside MODEL, beside its folder or in the working folder, if there",
+    short=f"Samples that show which values occur: {CALIBRATION_SHORT}.",
     help=f"Samples that show which values occur: {CALIBRATION_FORMS}.",
 )
 @generate_option(_FILES)
@@ -94,9 +103,16 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Statistics saved by 'onnxq calibrate': samples are then run to measure the result, not for ranges.",
 )
 @option(
+    "--external-data",
+    is_flag=True,
+    group=_FILES,
+    help="Put weights into a file beside the output, as is done above 2 GB.",
+)
+@option(
     "-p",
     "--preset",
     metavar="NAME",
+    shell_complete=names_of("onnxq.recipe.presets:PRESETS"),
     group=_HOW,
     default_text="auto",
     help="What weights and activations become; 'onnxq presets' lists the names.",
@@ -107,6 +123,14 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     type=FILE,
     group=_HOW,
     help="YAML file with all of these choices, by node where need be. Options on the command line win over it.",
+)
+@option(
+    "--target",
+    metavar="NAME",
+    shell_complete=names_of("onnxq.targets:TARGETS"),
+    group=_HOW,
+    default_text="cpu",
+    help="What will run the model; 'onnxq targets' lists the names.",
 )
 @option(
     "--format",
@@ -147,104 +171,6 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="One weight scale for each output channel, or one for the whole weight.",
 )
 @option(
-    "--bias-correct/--no-bias-correct",
-    default=None,
-    group=_HOW,
-    default_text="on",
-    help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
-)
-@option(
-    "--equalize",
-    is_flag=True,
-    default=None,
-    group=_HOW,
-    help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
-)
-@option(
-    "--smooth",
-    metavar="ALPHA|auto",
-    callback=_alpha,
-    group=_HOW,
-    default_text="off, or the preset's",
-    help="SmoothQuant: even out the channels of activations by moving their range into the weights that read them; "
-    "ALPHA from 0 to 1, 0.5 is usual, or auto, which tries some on the samples.",
-)
-@option(
-    "--outliers",
-    type=float,
-    metavar="X",
-    group=_HOW,
-    default_text="off; 6 with llm-int8",
-    help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
-    "activations have a scale a row.",
-)
-@learning_options(_HOW)
-@option(
-    "--bits",
-    type=click.Choice([str(bits) for bits in BITS]),
-    callback=lambda ctx, parameter, value: int(value) if value is not None else None,
-    group=_HOW,
-    default_text="the preset's",
-    help="Bits of a packed weight; 3 are stored as 4.",
-)
-@option(
-    "--block-size",
-    type=int,
-    metavar="N",
-    group=_HOW,
-    default_text="32, or 128 at 8 bits",
-    help="Elements of a packed weight that share a scale: 16, 32, 64, 128 or 256; 0 for one scale a column.",
-)
-@option(
-    "--algorithm",
-    metavar="NAME",
-    group=_HOW,
-    default_text="gptq with samples, kquant without, rtn at 8 bits",
-    help=f"How packed weights are rounded: {', '.join(ROUNDINGS)}. With w8a8 and w8, gptq rounds by their use.",
-)
-@option(
-    "--accuracy-level",
-    type=click.IntRange(0, 4),
-    metavar="0-4",
-    group=_HOW,
-    default_text="4",
-    help="How MatMulNBits computes: 0 and 1 in float32, 4 with activations rounded to int8 inside the kernel, which is "
-    "fast and adds an error of 0.5 to 0.7 %.",
-)
-@option(
-    "--target-bits",
-    type=float,
-    metavar="X",
-    group=_HOW,
-    help="Average bits a packed weight may take, scales and zero points included; more go where the error is larger.",
-)
-@float_options(_HOW)
-@model_options(_HOW)
-@option(
-    "--target",
-    metavar="NAME",
-    group=_HOW,
-    default_text="cpu",
-    help="What will run the model; 'onnxq targets' lists the names.",
-)
-@option(
-    "--fuse",
-    metavar="TYPE",
-    group=_HOW,
-    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
-    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
-)
-@option(
-    "--max-memory",
-    type=FiniteRange(min=0, min_open=True),
-    metavar="GIB",
-    group=_HOW,
-    default_text="2",
-    help="Memory for the second moments that gptq and awq need; where it is too little, samples are run several times. "
-    "Without samples, larger models are quantized a layer at a time.",
-)
-@decoder_options(_HOW)
-@option(
     "--include",
     metavar="PATTERN",
     multiple=True,
@@ -266,6 +192,51 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     group=_WHICH,
     help="Quantize only operators of this type, such as Conv, even where that is expected to be slower. Repeatable.",
 )
+@packed_options(_PACKED)
+@option(
+    "--bias-correct/--no-bias-correct",
+    default=None,
+    group=_BETTER,
+    default_text="on",
+    help="Take from the bias of a Conv or Gemm what rounding its weights adds to the mean of its output.",
+)
+@option(
+    "--equalize",
+    is_flag=True,
+    default=None,
+    group=_BETTER,
+    help="Even out the weights of neighbouring layers channel by channel first, without changing what they compute.",
+)
+@option(
+    "--smooth",
+    metavar="ALPHA|auto",
+    callback=_alpha,
+    group=_BETTER,
+    default_text="off, or the preset's",
+    help="SmoothQuant: even out the channels of activations by moving their range into the weights that read them; "
+    "ALPHA from 0 to 1, 0.5 is usual, or auto, which tries some on the samples.",
+)
+@option(
+    "--outliers",
+    type=float,
+    metavar="X",
+    group=_BETTER,
+    default_text="off; 6 with llm-int8",
+    help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
+    "activations have a scale a row.",
+)
+@rotate_option(_BETTER)
+@learning_options(_BETTER)
+@float_options(_FORM)
+@model_options(_FORM)
+@option(
+    "--fuse",
+    metavar="TYPE",
+    group=_FORM,
+    help="First let onnxruntime.transformers join attention, embeddings and activations into its own operators: the "
+    "model type, such as bert or gpt2, or auto to find it. The result is used only where it computes the same.",
+)
+@kv_cache_option(_FORM)
 @option(
     "--min-sqnr",
     type=float,
@@ -279,14 +250,15 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     type=FiniteRange(min=0),
     metavar="X",
     group=_PROOF,
-    help="The same for a metric that may fall by X: in points of accuracy (with labels) or top-1 agreement, or in the "
-    "units of --metric.",
+    help="Search for the fastest model whose metric falls by at most X: points of accuracy (with labels) or of top-1 "
+    "agreement, or the units of --metric.",
 )
 @option(
     "--metric",
     metavar="NAME",
+    shell_complete=names_of("onnxq.cli.commands.cmd_compare:DROPS"),
     group=_PROOF,
-    default_text="top1",
+    default_text="accuracy where the data has labels, else top1",
     help="What --max-drop is about: top1, accuracy, perplexity, divergence, or module:function, which gets a callable "
     "from a feed to the outputs by name and returns a number, higher for a better model.",
 )
@@ -312,7 +284,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     "--resume",
     is_flag=True,
     group=_PROOF,
-    help="Go on with a search that was interrupted, from its file.",
+    help="Go on with a search that was interrupted, from the file of --search-state.",
 )
 @option(
     "--no-benchmark",
@@ -331,13 +303,14 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="FILE.html",
     type=FILE,
     group=_PROOF,
+    short="Also write a page of figures and pictures; needs the extra 'report'.",
     help="Also write one page with figures, pictures and the outputs of both models; needs the extra 'report'.",
 )
-@option("--external-data", is_flag=True, group=_FILES, help="Put weights into a file beside it, as done above 2 GB.")
-@engine_options("Engine", ray=True)
+@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
 @threads_option(_PROOF, default_text="the processors that are free, and 1 while latency is measured")
 @custom_ops_option(_PROOF)
-@option("--force", is_flag=True, group=_PROOF, help="Write the model even if verification fails; replace a folder.")
+@engine_options("Engine", ray=True)
+@engine_python_option("Engine")
 @image_options()
 @output_options
 @click.pass_context
