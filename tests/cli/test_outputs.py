@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from onnxq.cli._app import app
-from onnxq.cli._options import FILE
+from onnxq.cli.options.shared_options import FILE
 from onnxq.graph.files import io, saving
 
 # For each command: its outputs with their options, and its inputs with the arguments that name them.

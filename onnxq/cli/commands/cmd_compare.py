@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._engine_options import engine_options
-from onnxq.cli._image_options import image_options
-from onnxq.cli._options import (
+from onnxq.cli._output import emit_json, end_with, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_comparison
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.engine_options import engine_options
+from onnxq.cli.options.image_options import image_options
+from onnxq.cli.options.shared_options import (
     CALIBRATION_FORMS,
     CALIBRATION_SHORT,
     DATA,
@@ -24,9 +27,6 @@ from onnxq.cli._options import (
     output_options,
     states_option,
 )
-from onnxq.cli._output import emit_json, end_with, show_warnings
-from onnxq.cli._progress import working
-from onnxq.cli._summary import show_comparison
 from onnxq.errors import RecipeError, there_are
 from onnxq.report.words import decibels
 

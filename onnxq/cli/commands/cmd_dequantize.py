@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli._options import (
+from onnxq.cli._output import emit_json, show_text, show_warnings
+from onnxq.cli.options.shared_options import (
     FILE,
     GroupedCommand,
     custom_ops_option,
@@ -16,7 +17,6 @@ from onnxq.cli._options import (
     state,
     threads_option,
 )
-from onnxq.cli._output import emit_json, show_text, show_warnings
 from onnxq.report.printable import printable
 
 

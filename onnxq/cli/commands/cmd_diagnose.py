@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
-from onnxq.cli._engine_options import engine_options
-from onnxq.cli._image_options import image_options
-from onnxq.cli._options import (
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_diagnosis
+from onnxq.cli.options.engine_options import engine_options
+from onnxq.cli.options.image_options import image_options
+from onnxq.cli.options.shared_options import (
     CALIBRATION_FORMS,
     CALIBRATION_SHORT,
     DATA,
@@ -23,9 +26,6 @@ from onnxq.cli._options import (
     states_option,
     threads_option,
 )
-from onnxq.cli._output import emit_json, show_warnings
-from onnxq.cli._progress import working
-from onnxq.cli._summary import show_diagnosis
 
 
 @click.command(

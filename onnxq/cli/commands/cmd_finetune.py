@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option
-from onnxq.cli._image_options import image_options
-from onnxq.cli._learning_options import learning_options
-from onnxq.cli._options import (
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_quantization
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.folder_options import generate_option, quantize_a_folder, tokenizer_option
+from onnxq.cli.options.image_options import image_options
+from onnxq.cli.options.learning_options import learning_options
+from onnxq.cli.options.shared_options import (
     CALIBRATION_FORMS,
     CALIBRATION_SHORT,
     DATA,
@@ -24,9 +27,6 @@ from onnxq.cli._options import (
     state,
     threads_option,
 )
-from onnxq.cli._output import emit_json, show_warnings
-from onnxq.cli._progress import working
-from onnxq.cli._summary import show_quantization
 from onnxq.recipe.values import BITS
 
 _FILES, _HOW, _LEARNING, _PROOF = "Input and output", "How to quantize", "Learning", "Verification"

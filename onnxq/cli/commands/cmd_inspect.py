@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli._options import FILE, GroupedCommand, examples, option, output_options
 from onnxq.cli._output import emit_json
 from onnxq.cli._summary import show_inspection
+from onnxq.cli.options.shared_options import FILE, GroupedCommand, examples, option, output_options
 
 
 @click.command(

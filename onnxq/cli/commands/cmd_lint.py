@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._options import FILE, GroupedCommand, examples, option, output_options, state
 from onnxq.cli._output import emit_json, show_text, show_warnings
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.shared_options import FILE, GroupedCommand, examples, option, output_options, state
 
 
 @click.command(

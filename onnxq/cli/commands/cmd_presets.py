@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from onnxq.cli._options import GroupedCommand, examples, output_options
 from onnxq.cli._output import emit_json
 from onnxq.cli._summary import show_records
+from onnxq.cli.options.shared_options import GroupedCommand, examples, output_options
 
 _BESIDE_INTEGERS = {None: "float", "dynamic": "{} bits, at inference", "token": "{} bits, at inference"}
 

@@ -7,19 +7,23 @@ from typing import Any
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._engine_options import engine_options
-from onnxq.cli._folder_options import generate_option, quantize_a_folder, tokenizer_option, workload_option
-from onnxq.cli._image_options import image_options
-from onnxq.cli._learning_options import learning_options
-from onnxq.cli._model_options import (
+from onnxq.cli._output import emit_json, show_warnings
+from onnxq.cli._progress import working
+from onnxq.cli._summary import show_quantization
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.engine_options import engine_options
+from onnxq.cli.options.folder_options import generate_option, quantize_a_folder, tokenizer_option, workload_option
+from onnxq.cli.options.image_options import image_options
+from onnxq.cli.options.learning_options import learning_options
+from onnxq.cli.options.model_options import (
     engine_python_option,
     float_options,
     kv_cache_option,
     model_options,
     rotate_option,
 )
-from onnxq.cli._options import (
+from onnxq.cli.options.packed_options import packed_options
+from onnxq.cli.options.shared_options import (
     CALIBRATION_FORMS,
     CALIBRATION_SHORT,
     DATA,
@@ -34,10 +38,6 @@ from onnxq.cli._options import (
     states_option,
     threads_option,
 )
-from onnxq.cli._output import emit_json, show_warnings
-from onnxq.cli._packed_options import packed_options
-from onnxq.cli._progress import working
-from onnxq.cli._summary import show_quantization
 from onnxq.recipe.recipe import FORMATS, RANGES
 
 _FILES, _HOW, _WHICH, _PROOF = "Input and output", "How to quantize", "What to quantize", "Search and verification"

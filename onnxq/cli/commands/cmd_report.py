@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli._options import FILE, GroupedCommand, examples, option, output_options, state
 from onnxq.cli._output import emit_json, show_text
+from onnxq.cli.options.shared_options import FILE, GroupedCommand, examples, option, output_options, state
 
 
 @click.command(

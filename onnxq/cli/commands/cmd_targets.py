@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from onnxq.cli._options import GroupedCommand, examples, output_options
 from onnxq.cli._output import emit_json, show_text
 from onnxq.cli._summary import show_records
+from onnxq.cli.options.shared_options import GroupedCommand, examples, output_options
 
 
 @click.command(

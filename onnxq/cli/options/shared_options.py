@@ -42,6 +42,7 @@ class FiniteRange(click.FloatRange):
     """A number of a range that is neither NaN, which no bound refuses, nor infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; NaN and infinities are refused."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{number} is no finite number", param, ctx)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._options import option
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.shared_options import option
 
 F = TypeVar("F", bound=Callable[..., Any])
 

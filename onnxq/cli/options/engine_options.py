@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxq.cli._options import FILE, F, option
+from onnxq.cli.options.shared_options import FILE, F, option
 
 
 def _options_of_provider(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

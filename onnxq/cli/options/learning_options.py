@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxq.cli._options import FiniteRange, option
+from onnxq.cli.options.shared_options import FiniteRange, option
 from onnxq.recipe.recipe import DEVICES
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxq.cli._options import FILE, option, state
 from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._progress import working
 from onnxq.cli._summary import show_folder
+from onnxq.cli.options.shared_options import FILE, option, state
 from onnxq.recipe.values import WORKLOADS
 
 F = TypeVar("F", bound=Callable[..., Any])

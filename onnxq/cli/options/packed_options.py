@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import click
 
-from onnxq.cli._completion import names_of
-from onnxq.cli._options import F, FiniteRange, option
+from onnxq.cli.options.completion import names_of
+from onnxq.cli.options.shared_options import F, FiniteRange, option
 from onnxq.recipe.rounding import ROUNDINGS
 from onnxq.recipe.values import BITS
 
