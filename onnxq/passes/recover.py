@@ -22,8 +22,9 @@ from onnxq.graph.views.counterparts import Counterparts
 from onnxq.passes.absorb import Change, absorb
 from onnxq.passes.channel_factors import channel_factors
 from onnxq.passes.equalize import absorb_biases
+from onnxq.passes.even_depthwise import is_depthwise, multiply_channels
 from onnxq.passes.even_out import by_groups, write_factors
-from onnxq.passes.pairs import writer
+from onnxq.passes.pairs import input_channels, writer
 from onnxq.passes.scales import scale_channels
 from onnxq.plan.weights.needed_moments import layer_input
 
@@ -53,6 +54,7 @@ def recover(model: Model, quantized: Counterparts, lowest: Lowest | None = None)
         How many layers got other weights.
     """
     before = weight_fit(model, quantized)
+    _in_front_of_depthwise(model, quantized)  # first: a Mul shows its factors, which are guessed at between layers
     if _between_layers(model, quantized) and lowest is not None:
         absorb_biases(model, lambda axes: _absorbed(model, quantized, lowest(axes)))
     _in_front_of_layers(model, quantized)
@@ -138,6 +140,19 @@ def _in_front_of_layers(model: Model, quantized: Counterparts) -> None:
             found = _taken_up(layers[0], channels[name], quantized)
             if found is not None and _fits_better(layers, found, quantized):
                 _scale(model, name, layers, found)
+
+
+def _in_front_of_depthwise(model: Model, quantized: Counterparts) -> None:
+    """Factors of what depthwise convolutions read, which a Mul took up."""
+    found: dict[str, Array] = {}
+    for node in model.graph:
+        value = walk.input_at(node, 0)
+        if value is None or not is_depthwise(node):
+            continue
+        for product, factors in quantized.multiplier(value.name or "").items():
+            if quantized.reads(node, product) and factors.size == input_channels(node) and (factors > 0).all():
+                found[node.name or ""] = factors.reshape(-1).astype(np.float64)
+    multiply_channels(model, found)
 
 
 def _scale(model: Model, name: str, layers: list[Node], factors: Array) -> None:

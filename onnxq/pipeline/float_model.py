@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
+from onnxq.core.dtypes import Array
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.files import io
 from onnxq.graph.files.checker import check_sizes, check_weights
@@ -83,6 +84,7 @@ class Prepared:
         integers: that engine computes on integers alone.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
         evened: channels of its activations were evened out.
+        depthwise: what `onnxq.pipeline.finer_sums` found of its layers, for all that is built of it.
     """
 
     model: Model
@@ -112,6 +114,7 @@ class Prepared:
     integers: bool = False
     training: Training | None = None
     evened: bool = False
+    depthwise: dict[str, Array | None] = field(default_factory=dict)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

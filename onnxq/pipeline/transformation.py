@@ -22,6 +22,7 @@ from onnxq.passes.rotate import Rotated, rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.collection import collect_statistics
+from onnxq.pipeline.finer_sums import finer_sums
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan
@@ -87,6 +88,8 @@ def transform(job: Job, *, smoothing: bool = True) -> Transformed:
         _smooth(job, done)
     if uses_awq(recipe):
         done.notes += _awq(job)
+    with clock.around("transform"):
+        done.notes += finer_sums(job)
     return done
 
 

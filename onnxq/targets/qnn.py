@@ -44,5 +44,6 @@ TARGET = Target(
     fixed_shapes=True,
     provider="QNNExecutionProvider",
     finest=FINEST,
+    sum_unit=256,
     wide_costs=2.0,  # twice the bytes; the simulator tells nothing of times
 )

@@ -145,6 +145,7 @@ class Target:
         scales_turn: a scale a channel holds for a product that is transposed and reshaped before anything is rounded.
         booleans_pass: a boolean input may be handed on as an output.
         wide_costs: times that a kernel takes longer where its activations have 16 bits.
+        sum_unit: products of 16-bit activations that its kernels' sums are a multiple of; what is below is cut off.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
     """
@@ -179,6 +180,7 @@ class Target:
     scales_turn: bool = True
     booleans_pass: bool = True
     wide_costs: float = 1.0
+    sum_unit: int = 1
     measured: str = ""
 
     @property

@@ -78,6 +78,14 @@ class SampleExtremes:
         """(channels,), largest magnitude."""
         return np.maximum(np.abs(self.lowest), np.abs(self.highest))
 
+    def joined(self, other: SampleExtremes) -> SampleExtremes:
+        """What both showed together."""
+        return SampleExtremes(
+            np.concatenate([self.rows, other.rows]),
+            np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class SharedValue:

@@ -168,10 +168,31 @@ def _multipliers(graph: ir.Graph) -> dict[str, dict[str, Array]]:
         if node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
             continue
         for position in (0, 1):
-            array, value = walk.const_array(node.inputs[position]), node.inputs[1 - position]
-            if array is not None and array.ndim == 1 and array.dtype.kind == "f" and value is not None and value.name:
+            array, value = _vector(node.inputs[position]), _unrounded(node.inputs[1 - position])
+            if array is not None and value is not None and value.name:
                 found.setdefault(value.name, {})[node.outputs[0].name or ""] = array
     return found
+
+
+def _vector(value: ir.Value | None) -> Array | None:
+    """A constant with one number a channel, on integers too; None for anything else."""
+    producer = value.producer() if value is not None else None
+    array = walk.const_array(value)
+    if array is None and producer is not None and producer.op_type == "DequantizeLinear":
+        array = dequantized(producer)
+    if array is None or array.dtype.kind != "f" or array.ndim == 0 or array.size != max(array.shape):
+        return None
+    return array.reshape(-1)
+
+
+def _unrounded(value: ir.Value | None) -> ir.Value | None:
+    """A value in front of its Q and DQ."""
+    for _ in range(_STEPS):
+        producer = value.producer() if value is not None else None
+        if producer is None or producer.op_type not in _ROUNDING:
+            break
+        value = walk.input_at(producer, 0)
+    return value
 
 
 def bare_name(name: str) -> str:
