@@ -17,8 +17,8 @@ from onnxq.graph.files import io
 from onnxq.graph.views.exported_module import ExportedGraph, randomized, with_constants
 from onnxq.graph.views.plain_graph import plain_graph
 from onnxq.pipeline.candidate import Candidate
+from onnxq.pipeline.channels.evening import even_channels
 from onnxq.pipeline.clock import Clock
-from onnxq.pipeline.evening import even_channels
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import narrow_ranges

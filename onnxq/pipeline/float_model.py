@@ -84,7 +84,7 @@ class Prepared:
         integers: that engine computes on integers alone.
         training: what it was trained with, taken out of its graph; None where it brought nothing along.
         evened: channels of its activations were evened out.
-        depthwise: what `onnxq.pipeline.finer_sums` found of its layers, for all that is built of it.
+        depthwise: what `onnxq.pipeline.channels.finer_sums` found of its layers, for all that is built of it.
     """
 
     model: Model

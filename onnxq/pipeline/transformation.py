@@ -21,8 +21,8 @@ from onnxq.passes.equalize import absorb_biases, equalize
 from onnxq.passes.rotate import Rotated, rotate
 from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
+from onnxq.pipeline.channels.finer_sums import finer_sums
 from onnxq.pipeline.collection import collect_statistics
-from onnxq.pipeline.finer_sums import finer_sums
 from onnxq.pipeline.job import Job, contents
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan

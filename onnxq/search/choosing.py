@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxq.errors import EngineError, OnnxqError, RecipeError
 from onnxq.pipeline.candidate import Candidate
-from onnxq.pipeline.evening import even_channels
+from onnxq.pipeline.channels.evening import even_channels
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.finetuned import finetuned, with_learned_start
 from onnxq.pipeline.learned.reconstructing import check_learning
