@@ -51,19 +51,25 @@ class MediaFiles:
 def files_with(folder: Path, suffixes: frozenset[str]) -> dict[str, list[Path]]:
     """Files of the given endings, in lower case, by class: the name of the folder they are in, "" for none.
 
+    An empty folder beside others is a class without samples: the numbers of the classes behind it count it. One that
+    holds other files is no class.
+
     Raises:
         CalibrationError: the folder cannot be read.
     """
+    empty: set[str] = set()
     try:
         entries = sorted(folder.iterdir())
         found = {"": _fitting(entries, suffixes)}
         if not found[""]:
             for entry in entries:
                 if entry.is_dir() and not entry.name.startswith("."):
-                    found[entry.name] = _fitting(sorted(entry.iterdir()), suffixes)
+                    inside = sorted(entry.iterdir())
+                    found[entry.name] = _fitting(inside, suffixes)
+                    empty |= {entry.name} if not inside else set()
     except OSError as error:
         raise CalibrationError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    return {name: paths for name, paths in found.items() if paths}
+    return {name: paths for name, paths in found.items() if paths or name in empty} if any(found.values()) else {}
 
 
 def _fitting(entries: list[Path], suffixes: frozenset[str]) -> list[Path]:
@@ -109,8 +115,10 @@ def readable_files(folder: Path, by_class: dict[str, list[Path]], check: Callabl
         notes.append(f"{said}; they are left out")
     if classes:
         shown = ", ".join(f"{name} = {numbers[name]}" for name in classes[:_NAMED])
+        without = sum(not by_class[name] for name in classes)
         notes.append(
             f"{folder}: labels are the folders' names in their order: {shown}{', …' * (len(classes) > _NAMED)}"
+            + (f"; {without} of {len(classes)} folders are empty, and counted" if without else "")
         )
     labels = np.array([label for _, label in good], np.int64) if classes else None
     return MediaFiles([path for path, _ in good], labels, notes)

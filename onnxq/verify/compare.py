@@ -325,10 +325,7 @@ class _Trial:
         tokens = next((found for found in self._tokens.values() if found.known), None)
         if tokens is not None and self._token_labels is not None:
             hits = None
-        if hits is not None and (chosen is None or not hits.complete):
-            warnings.append(
-                "labels: they do not match an output of class scores item by item, so accuracy is not given"
-            )
+        warnings += hits.doubts(chosen is not None) if hits is not None else []
         accuracy = hits.accuracy if hits is not None and chosen is not None else None
         if tokens is not None and accuracy is None:
             accuracy = tokens.accuracy

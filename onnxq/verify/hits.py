@@ -6,6 +6,9 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 
+_MANY = 10
+"""Labels of which a model that was trained for them hits one at least."""
+
 
 class Hits:
     """Counts how often the largest element is at the label."""
@@ -32,6 +35,18 @@ class Hits:
     def complete(self) -> bool:
         """Every batch had its labels, and none were left."""
         return self._fits and self._used == len(self._labels) > 0
+
+    def doubts(self, classes: bool) -> list[str]:
+        """What makes the labels doubtful.
+
+        Args:
+            classes: whether an output holds scores of classes.
+        """
+        if not classes or not self.complete:
+            return ["labels: they do not match an output of class scores item by item, so accuracy is not given"]
+        if self._used >= _MANY and not self._right[0]:
+            return [f"labels: the float model hits none of {self._used}; are they its classes, numbered as it does?"]
+        return []
 
     @property
     def accuracy(self) -> dict[str, float] | None:

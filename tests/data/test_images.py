@@ -120,6 +120,25 @@ def test_folders_are_classes_and_take_turns(tmp_path: Path) -> None:
     assert any("cat = 0, dog = 1" in note for note in reader.notes)
 
 
+def test_empty_folders_are_classes_without_samples(tmp_path: Path) -> None:
+    """Of a model of a thousand classes one may have photos of ten: their numbers are still those of the model."""
+    photos(tmp_path / "bird", 1)
+    photos(tmp_path / "fox", 1)
+    for name in ("ant", "cat", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.txt").write_text("none")
+    reader = open_reader(Images(tmp_path, "0-1"), NCHW)
+    assert reader.labels is not None and reader.labels.tolist() == [1, 3]
+    assert any("2 of 4 folders are empty" in note for note in reader.notes), reader.notes
+
+
+def test_empty_folders_alone_are_no_samples(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(CalibrationError):
+        open_reader(Images(tmp_path, "0-1"), NCHW)
+
+
 def test_folders_named_by_numbers_are_those_classes(tmp_path: Path) -> None:
     for name in ("7", "12"):
         photos(tmp_path / name, 1)

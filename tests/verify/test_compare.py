@@ -103,6 +103,13 @@ def test_labels_that_do_not_match_the_samples_give_no_accuracy(content, labels):
     ]
 
 
+def test_labels_of_which_the_float_model_hits_none_are_doubted(content):
+    feeds = [{"x": np.eye(3, dtype=np.float32)[np.arange(12) % 3]}]
+    (warning,) = compare(content(FLOAT), content(NOISY), feeds, labels=(np.arange(12) + 1) % 3, threads=1).warnings
+    assert "the float model hits none of 12" in warning
+    assert compare(content(FLOAT), content(NOISY), feeds, labels=np.arange(12) % 3, threads=1).warnings == []
+
+
 def test_labels_may_be_one_hot_or_a_column(content):
     for labels in (np.eye(3)[[0, 1, 2]], np.array([[0], [1], [2]])):
         found = compare(content(FLOAT), content(NOISY), FEEDS, labels=labels, threads=1)
