@@ -141,11 +141,18 @@ class _Ranges:
         return (low, max(high, min(low, 0.0) + decision.least)) if decision.least else (low, high)
 
     def second(self, name: str) -> QParams:
-        """Scale and zero point of the second grid of a value."""
-        decision = self._plan.conversions[name].decision
+        """Scale and zero point of the second grid of a value.
+
+        What only moves elements holds what its source holds, whatever samples showed of it: where the source is masked,
+        calibration leaves out the padding, and with it the mask. What was cut off on a coarser grid need not fit again.
+        """
+        decision, root = self._plan.conversions[name].decision, self._root(name)
         if isinstance(decision, Fixed):
             return decision.params
-        return params_from_range(*self._calibrated(name, decision), decision.spec)
+        if root in self.found and _spec(self._plan, self._plan.values[root]).bits < decision.spec.bits:
+            return params_from_range(*self.found[root], decision.spec)
+        shown = root if self._statistics is not None and root in self._statistics else name
+        return params_from_range(*self._calibrated(shown, decision), decision.spec)
 
     def params(self, name: str) -> QParams:
         """Scale and zero point of a value."""

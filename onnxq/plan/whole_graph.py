@@ -84,8 +84,10 @@ class Whole:
 
     def why_wide(self, node: Node, choice: Choice) -> str:
         """What is wrong with 8 bits for a value that a node touches; empty where nothing is, or a rule decides."""
-        if not self.coarse or choice.rule.preset is not None:
+        if choice.rule.preset is not None:
             return ""
+        if node.op_type in self.target.rough_in_8 and widens(self.recipe, self.target):
+            return f"{node.op_type} of 8 bits is rounded badly by {self.target.name}"
         touched = (value.name or "" for value in (*node.inputs, *node.outputs) if value is not None)
         return next((f"value {name!r} {self.coarse[name]}" for name in touched if name in self.coarse), "")
 

@@ -16,6 +16,7 @@ from onnxq.pipeline.transformation import in_time
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
+from onnxq.targets import Target
 from onnxq.verify.compare import compare
 
 _SECONDS = 15.0
@@ -64,7 +65,7 @@ def what_helps(job: Job, verdict: Verdict) -> str | None:
     cost = sum(job.clock.seconds.get(step, 0.0) for step in ("plan", "calibrate", "transform", "rewrite"))
     end = time.monotonic() + _SECONDS
     better: list[tuple[float, str]] = []
-    for name, other in _attempts(recipe):
+    for name, other in _attempts(recipe, job.target):
         if time.monotonic() + cost > end:
             break
         started = time.monotonic()
@@ -78,13 +79,17 @@ def what_helps(job: Job, verdict: Verdict) -> str | None:
     return "tried on the held-out samples: " + ", ".join(f"{name} gives {db:.1f} dB" for db, name in better[:_NAMED])
 
 
-def _attempts(recipe: Recipe) -> list[tuple[str, Recipe]]:
+def _attempts(recipe: Recipe, target: Target) -> list[tuple[str, Recipe]]:
     """Other recipes, by the options that ask for them."""
     preset = PRESETS[recipe.preset]
     found = []
     if preset.weights == "blocks" and recipe.accuracy_level not in (0, None):
         found.append(("--accuracy-level 0", recipe.override(accuracy_level=0)))
-    for name in _OTHERS.get(recipe.preset, ()):
+    others = _OTHERS.get(recipe.preset, ())
+    if target.presets:  # all that it runs
+        wider = () if preset.activation_bits == 16 else ("w8a16",)
+        others = tuple(name for name in (*others, *wider) if name in target.presets)
+    for name in others:
         # what was asked of the weights belongs to the preset that it was asked with
         other = Recipe(
             preset=name,

@@ -145,6 +145,7 @@ class Target:
         scales_turn: a scale a channel holds for a product that is transposed and reshaped before anything is rounded.
         booleans_pass: a boolean input may be handed on as an output.
         wide_costs: times that a kernel takes longer where its activations have 16 bits.
+        rough_in_8: operators whose kernels for 8-bit activations are off by more than rounding; they have 16 bits.
         sum_unit: products of 16-bit activations that its kernels' sums are a multiple of; what is below is cut off.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
@@ -180,6 +181,7 @@ class Target:
     scales_turn: bool = True
     booleans_pass: bool = True
     wide_costs: float = 1.0
+    rough_in_8: frozenset[str] = frozenset()
     sum_unit: int = 1
     measured: str = ""
 

@@ -6,6 +6,7 @@ import pytest
 
 import onnxq
 from onnxq.search import remedies
+from onnxq.targets import TARGETS
 from tests.plan.weights.test_levels import DATA, network
 
 TRIED = "tried on the held-out samples: "
@@ -46,3 +47,10 @@ def test_every_preset_has_others_that_exist() -> None:
 
     assert set(remedies._OTHERS) == set(PRESETS) - {"auto", "float", "w8", "fp16", "bf16"}
     assert {name for names in remedies._OTHERS.values() for name in names} <= set(PRESETS)
+
+
+def test_a_target_that_names_its_presets_is_told_of_no_others() -> None:
+    (line,) = told(preset="w8a8", target="qnn", fix_dims=["N=8"])
+    named = [part.split()[1] for part in line.removeprefix(TRIED).split(", ")]
+    assert "w8a8-smooth" in named
+    assert set(named) <= set(TARGETS["qnn"].presets)
