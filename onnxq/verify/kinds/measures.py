@@ -120,7 +120,7 @@ class ClassMeasure:
         background, often = self.common
         total = self._flips.decisions
         price, least, among = 1.0, OF_CLASSES, total
-        if kind == loss.POSITIONS and often > COMMON:
+        if kind == loss.POSITIONS and often > COMMON and total:  # no sample may be left to compare
             found = int((self.counts.sum(axis=1) - self.counts[:, background]).sum())
             share = min(1.0, (often - COMMON) / (RARE - COMMON))
             price, least = UNSURE**share, OF_CLASSES + (OF_RESULTS - OF_CLASSES) * share

@@ -48,33 +48,33 @@ def generator() -> np.random.Generator:
 # Kinds.
 
 
-@pytest.mark.parametrize(
-    ("fact", "make", "kind"),
-    [
-        (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (8, 5))), loss.CLASSES),
-        (OutputFact(UNKNOWN), lambda g: softmax(g.normal(0, 4, (8, 5))), loss.CLASSES),
-        (OutputFact(LINEAR, -1), lambda g: g.normal(0, 4, (8, 5)), loss.CLASSES),
-        (OutputFact(RELU), lambda g: g.normal(0, 4, (8, 5)), loss.CLASSES),
-        (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (1, 30, 5))), loss.POSITIONS),
-        (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (1, 6, 9, 9)), 1), loss.POSITIONS),
-        (OutputFact(LINEAR, 1), lambda g: g.normal(0, 4, (1, 6, 9, 9)), loss.POSITIONS),
-        (OutputFact(SIGMOID), lambda g: sigmoid(g.normal(0, 4, (1, 30, 5))), loss.PROBABILITIES),
-        (OutputFact(UNKNOWN), lambda g: sigmoid(g.normal(0, 4, (1, 1))), loss.PROBABILITIES),
-        (OutputFact(LINEAR, -1), lambda g: g.normal(0, 4, (8, 1)), loss.VALUES),
-        (OutputFact(LINEAR, -1, like_input=True), lambda g: g.normal(0, 4, (8, 5)), loss.VALUES),
-        (OutputFact(LINEAR), lambda g: g.normal(0, 4, (1, 100, 4)), loss.VALUES),
-        (OutputFact(UNKNOWN), lambda g: g.normal(0, 4, (5,)), loss.VALUES),
-        (OutputFact(LINEAR), lambda g: g.normal(0, 1, (1, 1, 16000)), loss.SIGNAL),
-        (OutputFact(SIGMOID), lambda g: sigmoid(g.normal(0, 1, (1, 3, 64, 64))), loss.SIGNAL),
-        (OutputFact(embedding=True), lambda g: g.normal(0, 1, (8, 16)), loss.EMBEDDING),
-        (OutputFact(SOFTMAX, state_of="h"), lambda g: g.normal(0, 1, (2, 1, 16)), loss.STATE),
-        (
-            OutputFact(MIXED),
-            lambda g: np.concatenate([g.uniform(0, 64, (1, 4, 50)), sigmoid(g.normal(-4, 2, (1, 3, 50)))], axis=1),
-            loss.DETECTION,
-        ),
-    ],
-)
+KINDS: list[tuple[OutputFact, Any, str]] = [
+    (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (8, 5))), loss.CLASSES),
+    (OutputFact(UNKNOWN), lambda g: softmax(g.normal(0, 4, (8, 5))), loss.CLASSES),
+    (OutputFact(LINEAR, -1), lambda g: g.normal(0, 4, (8, 5)), loss.CLASSES),
+    (OutputFact(RELU), lambda g: g.normal(0, 4, (8, 5)), loss.CLASSES),
+    (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (1, 30, 5))), loss.POSITIONS),
+    (OutputFact(SOFTMAX), lambda g: softmax(g.normal(0, 4, (1, 6, 9, 9)), 1), loss.POSITIONS),
+    (OutputFact(LINEAR, 1), lambda g: g.normal(0, 4, (1, 6, 9, 9)), loss.POSITIONS),
+    (OutputFact(SIGMOID), lambda g: sigmoid(g.normal(0, 4, (1, 30, 5))), loss.PROBABILITIES),
+    (OutputFact(UNKNOWN), lambda g: sigmoid(g.normal(0, 4, (1, 1))), loss.PROBABILITIES),
+    (OutputFact(LINEAR, -1), lambda g: g.normal(0, 4, (8, 1)), loss.VALUES),
+    (OutputFact(LINEAR, -1, like_input=True), lambda g: g.normal(0, 4, (8, 5)), loss.VALUES),
+    (OutputFact(LINEAR), lambda g: g.normal(0, 4, (1, 100, 4)), loss.VALUES),
+    (OutputFact(UNKNOWN), lambda g: g.normal(0, 4, (5,)), loss.VALUES),
+    (OutputFact(LINEAR), lambda g: g.normal(0, 1, (1, 1, 16000)), loss.SIGNAL),
+    (OutputFact(SIGMOID), lambda g: sigmoid(g.normal(0, 1, (1, 3, 64, 64))), loss.SIGNAL),
+    (OutputFact(embedding=True), lambda g: g.normal(0, 1, (8, 16)), loss.EMBEDDING),
+    (OutputFact(SOFTMAX, state_of="h"), lambda g: g.normal(0, 1, (2, 1, 16)), loss.STATE),
+    (
+        OutputFact(MIXED),
+        lambda g: np.concatenate([g.uniform(0, 64, (1, 4, 50)), sigmoid(g.normal(-4, 2, (1, 3, 50)))], axis=1),
+        loss.DETECTION,
+    ),
+]
+
+
+@pytest.mark.parametrize(("fact", "make", "kind"), KINDS)
 def test_kinds(generator: np.random.Generator, fact: OutputFact, make: Any, kind: str) -> None:
     output = make(generator)
     found = of(fact, (output, output))
@@ -298,6 +298,17 @@ def test_lists_of_other_lengths_count_by_what_is_missing() -> None:
     found = judges.judged()["y"]
     assert found is not None
     assert found.loss == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(("fact", "make", "kind"), KINDS)
+def test_outputs_that_all_come_out_longer_are_judged_by_that(
+    generator: np.random.Generator, fact: OutputFact, make: Any, kind: str, axis: int
+) -> None:
+    """A decoder that stops later, in every sample: there is nothing of one shape to compare."""
+    output = make(generator)
+    longer = np.concatenate([output, output], axis)
+    assert of(fact, (output, longer), (output, longer)).loss == pytest.approx(0.5)
 
 
 SHAPES = [
