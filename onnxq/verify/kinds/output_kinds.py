@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from onnxq.core.dtypes import Array
@@ -286,8 +284,9 @@ class OutputJudge:
         if self._broken:
             found = Judged(found.kind, found.measure, found.value, 1.0)
         if self._otherwise:
-            share = self._otherwise / self._samples
-            found = replace(found, loss=min(1.0, max(found.loss, share)))
+            share = min(1.0, self._otherwise / self._samples)
+            if share > found.loss:  # what could be compared says less
+                found = Judged(found.kind, "difference in length", share, share)
         return found
 
     def _of_kind(self) -> Judged:
