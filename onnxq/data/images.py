@@ -84,6 +84,7 @@ class Images:
         source = ImageSource(folder, inputs, asked)
         if asked is None:
             source.preprocess = sized(source.preprocess, self.resize, self.crop)
+            source.check_crop(self.crop)
             if self.bgr:
                 source.preprocess = replace(source.preprocess, bgr=True)
             source.settle(run, outputs, bgr=self.bgr)
@@ -131,7 +132,14 @@ class ImageSource:
                 f"{folder}: holds {len(self._files.paths)} images, but the model takes {self._slot.batch} at a time; "
                 "add images"
             )
-        crop = self.preprocess.crop
+        self.check_crop(self.preprocess.crop)
+
+    def check_crop(self, crop: int | None) -> None:
+        """Refuse a crop that is not the model's size.
+
+        Raises:
+            RecipeError: it is another.
+        """
         sides = {self._slot.height, self._slot.width} - {None}
         if crop is not None and sides - {crop}:
             raise RecipeError(

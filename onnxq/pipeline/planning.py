@@ -111,7 +111,7 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
 
     Raises:
         RecipeError: a pattern matches nothing, or the plan quantizes nothing.
-        CalibrationError: the statistics are of another model, or lack a value.
+        CalibrationError: the statistics are of another model, or lack a value; or samples hold nothing but NaN.
     """
     prepared, recipe, statistics = job.prepared, job.recipe, job.statistics
     warnings: list[str] = []
@@ -134,6 +134,10 @@ def plan_and_calibrate(job: Job) -> tuple[Plan, Statistics | None, list[str]]:
         check_statistics(statistics, prepared.model, wanted)
     elif samples is not None:
         statistics = collect_statistics(job, wanted, samples, warnings)
+        if wanted.values and len(never_finite(plan, statistics)) == len(plan.calibrated) > 0:
+            raise CalibrationError(
+                "calibration: no value of the model had a finite number on any sample; look for NaN in them"
+            )
     else:
         raise CalibrationError("calibration: the plan needs ranges and there is no data; pass --calibration")
     unusable: dict[str, str] = {}

@@ -348,6 +348,17 @@ def one_bad_feed_in_a_folder(folder: Path, x: np.ndarray) -> Path:
     return folder / "feeds"
 
 
+@pytest.mark.parametrize("preset", ["w8a8", "auto"])
+def test_samples_of_nothing_but_nan_are_refused(
+    run: Run, tmp_path: Path, model: Path, samples: np.ndarray, snapshot: Snapshot, preset: str
+) -> None:
+    """One bad sample among good ones is a warning; ranges of none are no static quantization."""
+    data = save(tmp_path / "d.npz", x=np.full_like(samples, np.nan))
+    before = snapshot()
+    check(run("quantize", model, "-c", data, "-p", preset, "--no-benchmark"), 1, "no value", "finite", "NaN")
+    assert snapshot() == before
+
+
 @pytest.mark.parametrize("command", ["quantize", "calibrate", "diagnose", "compare", "benchmark"])
 @pytest.mark.parametrize(
     ("spoil", "parts"),

@@ -188,6 +188,8 @@ def test_no_folder_and_no_images_are_said(tmp_path: Path) -> None:
     photos(tmp_path)
     with pytest.raises(RecipeError, match=r"--crop 5: the model's input 'x' is \(N, 3, 8, 8\); leave --crop out"):
         open_reader(Images(tmp_path, "0-1", crop=5), NCHW)
+    with pytest.raises(RecipeError, match="--crop 5: the model's input 'x'"):  # where the rest is guessed, too
+        open_reader(Images(tmp_path, crop=5), NCHW)
 
 
 def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
