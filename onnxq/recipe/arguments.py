@@ -37,7 +37,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if kwargs.get(own) is not None:
                 raise RecipeError(f"{function.__name__}: calibration and data are two names of one thing; pass one")
             kwargs[own] = kwargs.pop(other)
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise RecipeError(f"{function.__name__}: {error}; it takes {_named(signature)}") from None
         for name, value in bound.arguments.items():
             check = _CHECKS.get(name)
             if check is not None and (value is not None or signature.parameters[name].default is not None):
@@ -47,6 +50,16 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _named(signature: inspect.Signature) -> str:
+    """The parameters of a function, as a call writes them."""
+    forms: dict[Any, str] = {
+        inspect.Parameter.KEYWORD_ONLY: "{}=",
+        inspect.Parameter.VAR_POSITIONAL: "*{}",
+        inspect.Parameter.VAR_KEYWORD: "**{}",
+    }
+    return ", ".join(forms.get(given.kind, "{}").format(given.name) for given in signature.parameters.values())
 
 
 def _checked_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,3 +175,18 @@ def test_hostile_yaml_is_one_error(text: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"recipe\.yaml") as raised:
         onnxq.Recipe.from_file(path)
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: onnxq.diagnose("m.onnx", preset="w8"), r"^diagnose: .*unexpected .*'preset'; it takes float_model, "),
+        (lambda: onnxq.compare("a.onnx", "b.onnx", [{}]), r"^compare: too many positional .*; it takes .* data=, "),
+        (onnxq.quantize, r"^quantize: missing a required argument: 'model'; it takes model, output, .*preset="),
+        (onnxq.benchmark, r"^benchmark: missing a required argument: 'models'; it takes"),
+    ],
+    ids=["unknown", "too many", "missing", "missing all"],
+)
+def test_arguments_that_do_not_fit_the_function_are_one_line(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(onnxq.RecipeError, match=said):
+        call()
