@@ -174,6 +174,16 @@ class Plan:
         """The limits of each value whose parameters are given."""
         return {name: decision.limits for name, decision in self.values.items() if isinstance(decision, Fixed)}
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The value whose parameters each value has that takes another's, because its elements are only moved there."""
+        found: dict[str, str] = {}
+        for name, decision in self.values.items():
+            while isinstance(decision, SharedWith):
+                found[name] = decision.value
+                decision = self.values[decision.value]
+        return found
+
     def coverage(self) -> dict[str, dict[str, int]]:
         """``{operator: {"quantized": n, "total": n}}``; integer, folded and storage nodes count as quantized."""
         table: dict[str, dict[str, int]] = {}

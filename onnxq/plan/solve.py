@@ -106,7 +106,7 @@ def solve(
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
-    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, fixed=plan.fixed, converted=converted)
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, {}, plan.fixed, converted, plan.sources)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors, weights.errors)))
 
 

@@ -89,6 +89,21 @@ def test_grids_are_found_by_name(form: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_what_only_moves_elements_has_the_grid_of_its_input(form: str) -> None:
+    text = """g (float[1, 8, 12, 12] x) => (float[1, 8, 12, 12] y) {
+        [one] h = Conv <pads = [1, 1, 1, 1]> (x, u) [turn] t = Transpose <perm = [0, 1, 3, 2]> (h)
+        [pool] p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (t)
+        [two] y = Conv <pads = [1, 1, 1, 1]> (p, v) }"""
+    u, v = RNG.standard_normal((2, 8, 8, 3, 3)).astype(np.float32)
+    made = quantized(build(text, opset=17, u=u, v=v), own_grids=True, format=form)
+    names = {tensor.name for tensor in made.graph.initializer}
+    assert {"h_scale", "h_zero_point"} <= names
+    assert not names & {"t_scale", "t_zero_point", "p_scale", "p_zero_point"}
+    consumers = {name for node in made.graph.node for name in node.input if name.endswith("_scale")}
+    assert consumers >= {"x_scale", "h_scale", "y_scale"}
+
+
 def test_a_bias_may_stay_float() -> None:
     proto = model()
     floats = {tensor.name for tensor in quantized(proto, float_bias=True).graph.initializer if tensor.data_type == 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -43,17 +44,20 @@ class Builder:
     Subgraphs see the constants of the main graph, and the runtime takes them for constants there too.
     """
 
-    def __init__(self, model: ir.Model, *, joins_equal: bool = True, joins_grids: bool = True) -> None:
+    def __init__(
+        self, model: ir.Model, *, joins_equal: bool = True, own_grids: Mapping[str, str] | None = None
+    ) -> None:
         """Look at what the model has.
 
         Args:
             model: changed by what is made.
             joins_equal: integers of equal contents are one initializer, whatever their scales. The QNN provider (2.7)
                 keeps one scale an initializer, and computes wrong numbers for all others.
-            joins_grids: scales and zero points of equal contents are one initializer; else each is found by its name.
+            own_grids: each value has its own scale and zero point, found by its name or, where it is here, by that of
+                the value it has them from; None: those of equal contents are one initializer.
         """
         self._joins_equal = joins_equal
-        self._joins_grids = joins_grids
+        self._own_grids = own_grids
         self._own: dict[int, tuple[QTensor, ir.Value]] = {}
         self.graph = model.graph
         self.names = walk.Names(model)
@@ -83,12 +87,15 @@ class Builder:
 
     def scale(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Scale as the operators take it: a scalar, or one entry a channel."""
-        return self.constant(shortened(f"{value}_scale{suffix}"), shaped(params.scale), joins=self._joins_grids)
+        return self._of_grid(value, f"_scale{suffix}", params.scale, None)
 
     def zero_point(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Zero point of the same shape."""
-        name, dtype = shortened(f"{value}_zero_point{suffix}"), params.spec.dtype
-        return self.constant(name, shaped(params.zero_point), dtype, joins=self._joins_grids)
+        return self._of_grid(value, f"_zero_point{suffix}", params.zero_point, params.spec.dtype)
+
+    def _of_grid(self, value: str, suffix: str, array: Array, dtype: QType | None) -> ir.Value:
+        source = (self._own_grids or {}).get(value, value)
+        return self.constant(shortened(source + suffix), shaped(array), dtype, joins=self._own_grids is None)
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""
@@ -166,7 +173,7 @@ class Builder:
         """DequantizeLinear of an activation or, along ``axis``, of a constant."""
         attributes = [ir.AttrInt64("axis", axis)] if axis is not None else []
         inputs: list[ir.Value | None] = [value, self.scale(base, params)]
-        if params.spec.dtype is not QType.INT32 or not self._joins_grids:  # there it is zero by the standard
+        if params.spec.dtype is not QType.INT32 or self._own_grids is not None:  # there it is zero by the standard
             inputs.append(self.zero_point(base, params))
         return self.node(
             "DequantizeLinear",

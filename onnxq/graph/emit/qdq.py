@@ -33,7 +33,8 @@ def emit_qdq(model: ir.Model, rewrite: Rewrite, style: Style = USUAL) -> None:
         rewrite: what becomes of it.
         style: how it is written.
     """
-    builder = common.Builder(model, joins_equal=style.steered, joins_grids=not style.own_grids)
+    own_grids = rewrite.sources if style.own_grids else None
+    builder = common.Builder(model, joins_equal=style.steered, own_grids=own_grids)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _QdqEmitter(builder, rewrite, nodes, style)
     for value in common.inputs_of(model.graph):

@@ -24,7 +24,7 @@ Inputs = list[ir.Value | None]
 
 def emit_qoperator(model: ir.Model, rewrite: Rewrite, style: Style = USUAL) -> None:
     """Rewrite the model in place; arguments as for `onnxq.graph.emit.qdq.emit_qdq`."""
-    builder = common.Builder(model, joins_grids=not style.own_grids)
+    builder = common.Builder(model, own_grids=rewrite.sources if style.own_grids else None)
     nodes = common.folded_first(model.graph, rewrite)
     emitter = _QOperatorEmitter(builder, rewrite, nodes)
     for value in common.inputs_of(model.graph):

@@ -24,7 +24,8 @@ class Style:
         float_biases: names of those that are left if not all are.
         dedicated: give each reader of a value a pair of its own.
         own_pairs: write them as the runtime's own operators.
-        own_grids: give each value and constant a scale and a zero point of its own, found by its name.
+        own_grids: give each value and constant a scale and a zero point of its own, found by its name; those that take
+            another value's have the very same.
         settled: move Transposes beside products to where they cost least; without, every value has the name and the
             axes of the float model's.
     """
@@ -126,6 +127,7 @@ class Rewrite:
         fixed: values whose parameters the model brought along, with the smallest and the largest integer where a Clip
             has to see to them.
         converted: the second grid of the values that have one.
+        sources: the value whose parameters each value has that takes another's.
     """
 
     values: dict[str, QParams] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Rewrite:
     channels: dict[str, QParams] = field(default_factory=dict)
     fixed: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     converted: dict[str, SecondGrid] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def read_by(self, node: str) -> dict[str, QParams]:
         """Parameters of the activations as a node reads them."""
