@@ -39,9 +39,11 @@ class Reader:
         inputs: what the model takes; every feed fits it.
         notes: what a user should know about the data.
         states: the input that each state output goes back into; None where outputs were not looked at.
+        calibrates_on_all: ranges are made from every feed, those that the result is checked on among them.
     """
 
     states: Mapping[str, str] | None = None
+    calibrates_on_all = False
 
     def __init__(self, source: Source, inputs: Sequence[InputSpec], start: int = 0, stop: int | None = None) -> None:
         """Read the feeds ``start`` to ``stop`` of a source (None: to its end)."""
@@ -300,7 +302,7 @@ def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Rea
 
     Returns:
         (those to calibrate on, those held out), which are disjoint; with one feed both are that feed and the
-        second's notes say so.
+        second's notes say so. Where the reader calibrates on all, the first are all.
 
     Raises:
         CalibrationError: there is not one feed.
@@ -313,4 +315,5 @@ def split(reader: Reader, fraction: float = 0.2, at_most: int = 64) -> tuple[Rea
         held.notes.append("calibration data: one sample only, so the check runs on what was calibrated on; add samples")
         return reader, held
     held_out = min(max(int(count * fraction), 1), at_most, count - 1)
-    return reader.part(0, count - held_out), reader.part(count - held_out, count)
+    used = reader if reader.calibrates_on_all else reader.part(0, count - held_out)
+    return used, reader.part(count - held_out, count)

@@ -572,3 +572,12 @@ def test_preprocessing_raises_old_operator_sets_whatever_is_skipped(tmp_path: Pa
     x = np.arange(48, dtype=np.float32).reshape(1, 3, 4, 4)
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.repeat(2, axis=2).repeat(2, axis=3))
+
+
+def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:
+    model = build("g (float[1, 4] x) => (float[1, 2] y) { y = Slice (x, a, b, c) }",
+                  a=np.array([0]), b=np.array([2]), c=np.array([1]))  # fmt: skip
+    samples = [{"x": np.float32([[1, 2, 3, 4]])}, {"x": np.float32([[-4, -3, -2, -1]])}]
+    ours.quantize_static(model, tmp_path / "out.onnx", samples, extra_options={"ForceQuantizeNoInputCheck": True})
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    assert constants["x_scale"] == pytest.approx(8 / 255)

@@ -298,3 +298,12 @@ def test_the_hash_does_not_depend_on_the_form_the_data_came_in(tmp_path):
         np.save(tmp_path / "folder" / f"{index}.npy", data[index : index + 1])
     forms = [tmp_path / "a.npz", tmp_path / "folder", [{"x": row[None]} for row in data]]
     assert len({open_reader(form, INPUTS).hash for form in forms}) == 1
+
+
+def test_a_reader_may_calibrate_on_all() -> None:
+    for count in (1, 2, 10):
+        reader = open_reader([feed(i) for i in range(count)], INPUTS)
+        reader.calibrates_on_all = True
+        calibration, held = split(reader)
+        assert values(calibration) == list(range(count))
+        assert values(held) == list(range(count - max(count // 5, 1), count))

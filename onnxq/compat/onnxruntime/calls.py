@@ -258,9 +258,11 @@ def _limit(external: bool) -> dict[str, int]:
 
 
 def _samples(model: Source, reader: Any) -> Reader:
-    """The samples of a reader, which may be read only once, as one that can be read again."""
+    """The samples of a reader, which may be read only once, as one that can be read again; all make the ranges."""
     session = open_session(Path(model) if isinstance(model, str | os.PathLike) else io.to_bytes(io.load(model)))
-    return open_reader(reader, session.input_specs, recurrence=Recurrence(session.output_specs, session.run, {}))
+    samples = open_reader(reader, session.input_specs, recurrence=Recurrence(session.output_specs, session.run, {}))
+    samples.calibrates_on_all = True
+    return samples
 
 
 def _provider(providers: Sequence[Any] | None) -> str:

@@ -104,8 +104,10 @@ def _spread(
     step, zero = float(common.scale.reshape(())), int(common.zero_point.reshape(()))
     scale_x = float(given.scale.reshape(()))
     middle = (common.spec.qmin + common.spec.qmax + 1) // 2
+    products = scale_x * weight.params.scale.reshape(-1).astype(np.float64)
     own = np.maximum(_HEADROOM * highest / (common.spec.qmax - middle), step * _FINEST)
-    moved = np.abs(middle - zero) * own / (scale_x * weight.params.scale.reshape(-1).astype(np.float64))
+    own = np.maximum(own, products)  # sums of products are no finer, nor is the bias that moves a channel's zero
+    moved = np.abs(middle - zero) * own / products
     finer = (own < step) & (moved < _BIAS_LIMIT)
     steps = np.where(finer, own, step).astype(np.float32)
     if np.mean(np.log2(step / steps)) < LEAST_GAIN_BITS:

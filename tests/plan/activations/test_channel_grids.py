@@ -83,3 +83,16 @@ def test_diagnosis_sees_through_the_scales() -> None:
     wide = next(finding for finding in found.findings if finding.node == "wide")
     assert wide.weight_sqnr_db is not None and wide.weight_sqnr_db > 35
     assert wide.arriving_sqnr_db is not None and wide.arriving_sqnr_db > 28
+
+
+def test_channels_are_no_finer_than_the_sums_of_their_products() -> None:
+    given = build(
+        "g (float[N,2,4,4] x) => (float[N,1,3,3] y) { y = Conv (x, w) }", w=np.zeros((1, 2, 2, 2), np.float32)
+    )
+    recipe = onnxq.Recipe.from_mapping(
+        {"preset": "w8a8", "include": ["*"], "values": [{"match": "*", "min_range": 1e-4}]}
+    )
+    sample = {"x": np.zeros((1, 2, 4, 4), np.float32)}
+    quantized = onnxq.quantize(given, calibration=[sample], recipe=recipe, benchmark=False).model
+    assert quantized is not None
+    assert not session(quantized.SerializeToString()).run(None, sample)[0].any()
