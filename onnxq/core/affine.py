@@ -191,7 +191,8 @@ def _params_of_slab(lows: Array, highs: Array, spec: TensorSpec) -> tuple[Array,
     if spec.symmetric:
         zero_point = np.full(scale.shape, spec.midpoint, np.int64)
     else:
-        zero_point = np.clip(np.rint(spec.qmin - lows / scale.astype(np.float64)), spec.qmin, spec.qmax)
+        step = np.where(floored == wide.astype(np.float32), wide, scale)  # not rounded, which would decide ties
+        zero_point = np.clip(np.rint(spec.qmin - lows / np.where(wide > 0.0, step, 1.0)), spec.qmin, spec.qmax)
     return scale, to_storage(np.asarray(zero_point), spec.dtype)
 
 

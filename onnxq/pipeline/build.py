@@ -112,11 +112,11 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
         solution, learned = refine(job, plan, solution, biases, allowance=half)
         warnings += learned
     with clock.step("rewrite"):
-        rewrite = spread_channels(model, solution.rewrite, used) if target.steered else solution.rewrite
+        rewrite = spread_channels(model, solution.rewrite, used, plan.widened) if target.steered else solution.rewrite
     if recipe.reconstructs:
         nearest = None
         if solution.rewrite is not plain:
-            nearest = spread_channels(model, plain, used) if target.steered else plain
+            nearest = spread_channels(model, plain, used, plan.widened) if target.steered else plain
         steps = weight_steps(model, solution.rewrite)
         rewrite, learned = reconstructed(job, plan, rewrite, steps, allowance, nearest)
         warnings += learned

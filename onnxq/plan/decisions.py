@@ -18,12 +18,14 @@ class Calibrated:
         within: (low, high) that the value has by definition (Softmax lies in 0…1), or outside which its readers tell
             nothing apart: the range is no wider.
         least: width that the range has at least, in the units of the value; its high end gives way.
+        zeros: nothing but zeros makes a range too.
     """
 
     spec: TensorSpec
     range_method: str
     within: tuple[float, float] | None = None
     least: float = 0.0
+    zeros: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +177,18 @@ class Plan:
         return {name: decision.limits for name, decision in self.values.items() if isinstance(decision, Fixed)}
 
     @property
+    def widened(self) -> frozenset[str]:
+        """Names of the values whose ranges have a least width."""
+        return frozenset(name for name, found in self.values.items() if isinstance(found, Calibrated) and found.least)
+
+    @property
     def sources(self) -> dict[str, str]:
         """The value whose parameters each value has that takes another's, because its elements are only moved there."""
         found: dict[str, str] = {}
-        for name, decision in self.values.items():
-            while isinstance(decision, SharedWith):
-                found[name] = decision.value
-                decision = self.values[decision.value]
+        for name in self.values:
+            root = name
+            while isinstance(decision := self.values[root], SharedWith):
+                root = found[name] = decision.value
         return found
 
     def coverage(self) -> dict[str, dict[str, int]]:

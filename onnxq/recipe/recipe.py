@@ -131,8 +131,8 @@ class Recipe:
         asymmetric_weights: weights of layers on integers have a zero point of their own, and one scale a tensor.
         unsigned_weights: weights of layers on integers are uint8.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
-        own_grids: each value and constant has its own ``NAME_scale`` and ``NAME_zero_point``, equal to others or not, but
-            for values that take another's, as behind a Reshape: both read the same.
+        own_grids: each value and constant has its own ``NAME_scale`` and ``NAME_zero_point``, equal to others or not;
+            a value that takes another's grid, as behind a Reshape, reads that one's.
         drop_tail: take post-processing off, which changes the model's outputs.
         opset: default operator set of the model that is written; None takes what the model has and the target needs.
     """

@@ -24,6 +24,7 @@ class ValueRule:
         method: how the range is found from statistics.
         symmetric: zero in the middle of the grid, or the grid where the values are.
         min_range: least width of the range, in the units of the value; a narrower one gets a higher end.
+        zeros: True gives a value that was zero in all of calibration a grid with steps of 1; else it stays float.
         scale: reals in a step of the grid; with ``zero_point``, instead of what calibration finds; of a weight also one
             a channel.
         zero_point: integer that stands for zero; likewise.
@@ -39,6 +40,7 @@ class ValueRule:
     method: str | None = None
     symmetric: bool | None = None
     min_range: float | None = None
+    zeros: bool | None = None
     scale: float | tuple[float, ...] | None = None
     zero_point: int | tuple[int, ...] | None = None
     quantize: bool | None = None
@@ -80,7 +82,8 @@ class ValueRule:
             raise RecipeError(f"{where}: quantize is true by itself; a rule for the node insists on integers")
         if not any(getattr(self, field.name) is not None for field in fields(self) if field.name != "match"):
             raise RecipeError(
-                f"{where}: says nothing; use range, method, symmetric, min_range, scale, bits, convert or quantize"
+                f"{where}: says nothing; use range, method, symmetric, min_range, zeros, scale, bits, convert or "
+                "quantize"
             )
 
 

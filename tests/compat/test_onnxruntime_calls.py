@@ -574,6 +574,91 @@ def test_preprocessing_raises_old_operator_sets_whatever_is_skipped(tmp_path: Pa
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.repeat(2, axis=2).repeat(2, axis=3))
 
 
+@pytest.mark.parametrize("least", [None, 1e-4])
+def test_named_layers_that_saw_zeros_alone(
+    tmp_path: Path, least: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(
+        "g (float[1,2,4,4] x) => (float[1,1,3,3] y) { y = Conv (x, w) }", w=np.zeros((1, 2, 2, 2), np.float32)
+    )
+    kinds = {"activation_type": ours.QuantType.QUInt8, "weight_type": ours.QuantType.QUInt8}
+    with caplog.at_level(logging.WARNING):
+        ours.quantize_static(
+            model,
+            tmp_path / "out.onnx",
+            [{"x": np.zeros((1, 2, 4, 4), np.float32)}],
+            op_types_to_quantize=["Conv"],
+            extra_options={"MinimumRealRange": least},
+            **kinds,
+        )
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    for name in ("x", "w", "y"):  # as onnxruntime has it
+        assert constants[f"{name}_scale"] == np.float32(1 if least is None else least / 255)
+        assert constants[f"{name}_zero_point"] == 0
+    assert ("values that were zero in all of calibration have steps of 1" in caplog.text) == (least is None)
+
+
+def test_unsigned_weights_have_the_range_of_their_elements(tmp_path: Path) -> None:
+    weight = np.float32([[[-1, -2], [1, 2]], [[-0.5, -1], [0.5, 6]]])
+    model = build("g (float[1,2,8] x) => (float[1,2,7] y) { [conv] y = Conv (x, w) }", w=weight)
+    samples = [{"x": np.random.default_rng(i).standard_normal((1, 2, 8)).astype(np.float32)} for i in range(4)]
+
+    def written(**options: Any) -> tuple[Any, Any]:
+        kinds = {"activation_type": ours.QuantType.QUInt8, "weight_type": ours.QuantType.QUInt8}
+        ours.quantize_static(model, tmp_path / "out.onnx", samples, op_types_to_quantize=["Conv"], **kinds, **options)
+        made = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+        assert made["w_quantized"].dtype == np.uint8
+        return made["w_scale"], made["w_zero_point"]
+
+    scale, zero = written()
+    assert (scale, zero) == (np.float32(8 / 255), 64)
+    scale, zero = written(extra_options={"WeightSymmetric": True})
+    assert (scale, zero) == (np.float32(6 / 127), 128)
+    scale, zero = written(per_channel=True)
+    assert zero.tolist() == [128, 128] and scale == pytest.approx([2 / 127, 6 / 127])
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize(
+    ("activations", "elsewhere"),
+    [("QInt8", False), ("QUInt8", False), ("QInt16", False), ("QUInt16", False), ("QInt8", True), ("QUInt8", True)],
+)
+def test_given_grids_mean_the_same_reals_in_every_type(
+    tmp_path: Path, activations: str, unsigned: bool, elsewhere: bool
+) -> None:
+    text = "g (float[1,4] x) => (float[1,4] z) { [p] y = MatMul (x, w) [a] r = Relu (y) [s] z = Add (r, c) }"
+    rng = np.random.default_rng(0)
+    w, c = rng.standard_normal((4, 4)).astype(np.float32), rng.standard_normal((1, 4)).astype(np.float32)
+    model = build(text, w=w, c=c)
+    kind = ours.QuantType[activations]
+    of_weights = ours.QuantType.QUInt8 if unsigned else ours.QuantType.QInt8
+    middle = {"QInt8": 0, "QUInt8": 128, "QInt16": 0, "QUInt16": 1 << 15}
+    step = 8 / (1 << (16 if activations.endswith("16") else 8))
+    asked = {
+        "x": (kind, step, middle[activations] + 3),
+        "c": (kind, step, middle[activations] - 5),
+        "w": (of_weights, 1 / 32, middle[of_weights.name] + 7),
+    }
+    overrides = {name: [{"quant_type": k, "scale": s, "zero_point": z}] for name, (k, s, z) in asked.items()}
+    if elsewhere:
+        wide = {"quant_type": ours.QuantType.QUInt16, "recv_nodes": {"s"}}
+        overrides["r"] = [{"quant_type": kind, "convert": wide}]
+    ours.quantize_static(
+        model,
+        tmp_path / "out.onnx",
+        [{"x": rng.standard_normal((1, 4)).astype(np.float32)} for _ in range(8)],
+        activation_type=kind,
+        weight_type=of_weights,
+        op_types_to_quantize=["MatMul", "Relu", "Add"],
+        extra_options={"TensorQuantOverrides": overrides},
+    )
+    made = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    for name, (k, scale, zero) in asked.items():
+        found = made[f"{name}_zero_point"]
+        assert made[f"{name}_scale"] == np.float32(scale), name
+        assert int(found) - np.iinfo(found.dtype).min == zero - np.iinfo(k.name[1:].lower()).min, name
+
+
 def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:
     model = build("g (float[1, 4] x) => (float[1, 2] y) { y = Slice (x, a, b, c) }",
                   a=np.array([0]), b=np.array([2]), c=np.array([1]))  # fmt: skip

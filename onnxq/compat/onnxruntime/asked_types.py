@@ -80,6 +80,11 @@ def asks_unsigned(preset: str, weight: Any) -> bool:
     return preset == "w8a8" and getattr(weight, "name", "") == "QUInt8"
 
 
+def weight_keys(unsigned: bool, *, even: bool) -> dict[str, bool]:
+    """Keys of a recipe for uint8 weights, which are asymmetric by themselves; none for signed ones."""
+    return {"unsigned_weights": True, **({} if even else {"asymmetric_weights": True})} if unsigned else {}
+
+
 def ranges_of(preset: str, method: CalibrationMethod, *, average: bool) -> dict[str, Any]:
     """How ranges are found; float8 clips none."""
     if preset == "fp8":

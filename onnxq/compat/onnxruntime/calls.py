@@ -5,11 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxq import api
-from onnxq.compat.onnxruntime.asked_types import asks_unsigned, form_of, preset_of, ranges_of, target_of
+from onnxq.compat.onnxruntime.asked_types import (
+    asks_unsigned,
+    form_of,
+    preset_of,
+    ranges_of,
+    target_of,
+    weight_keys,
+)
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
     QuantConfig,
@@ -18,7 +26,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     UnsupportedError,
     as_member,
 )
-from onnxq.compat.onnxruntime.tensors import outputs_of, weights_apart
+from onnxq.compat.onnxruntime.tensors import asks_other_engine, narrow_weights, outputs_of, weights_apart
 from onnxq.compat.onnxruntime.wishes import literal, wishes_of
 from onnxq.data.carried_states import Recurrence
 from onnxq.data.readers import Reader, open_reader
@@ -31,6 +39,7 @@ from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.pipeline.planning import NothingToQuantizeError
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.value_rules import ValueRule
 from onnxq.report.results import QuantizeResult
 from onnxq.runtime.session import open_session
 from onnxq.targets import target_named
@@ -95,14 +104,17 @@ def quantize_static(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
     kinds = (as_member(QuantType, activation_type, "activation_type"), as_member(QuantType, weight_type, "weight_type"))
-    extra_options, rules, values = weights_apart(model_input, extra_options, preset, *kinds)
+    unsigned = asks_unsigned(preset, kinds[1]) and not asks_other_engine(extra_options)
+    extra_options, rules, values = weights_apart(model_input, extra_options, preset, *kinds, unsigned)
     wishes = {"preset": preset, "rules": rules, **wishes_of(extra_options)}
     wishes["values"] = [*wishes.get("values", []), *values]
     wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
     wishes |= ranges_of(preset, method, average=wishes.pop("average", False))
     wishes["target"] = target_of(wishes, reduce_range)
-    unsigned = asks_unsigned(preset, kinds[1]) and wishes["target"] in ("cpu", "cpu-avx2")
-    keys = {"own_grids": True, **({"unsigned_weights": True} if unsigned else {})}
+    symmetric = extra_options.get("WeightSymmetric")  # unsaid, what is signed is symmetric, and what has channels
+    even = not unsigned or per_channel if symmetric is None else bool(symmetric)
+    wishes["values"] = [*narrow_weights(model_input, wishes["values"], even), *wishes["values"]]
+    keys = {"own_grids": True, **weight_keys(unsigned, even=even)}
     wishes["recipe_keys"] = {**keys, **wishes.get("recipe_keys", {})}
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:
@@ -320,11 +332,28 @@ def _quantized(
         return api.quantize(model, output, benchmark=False, **wishes, **options)
     except NothingToQuantizeError:
         if wishes["include"] or wishes["op_types"]:
-            raise
+            if wishes["preset"] == "w8a8-dynamic":
+                raise
+            return _steps_of_one(model, output, wishes, options)
     try:
         return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
     except NothingToQuantizeError as error:
         return _as_it_is(model, output, wishes, str(error))
+
+
+def _steps_of_one(
+    model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], options: Mapping[str, Any]
+) -> QuantizeResult:
+    """Quantize nodes that were named although values around them were zero in all of calibration.
+
+    Raises:
+        NothingToQuantizeError: that is not the reason.
+    """
+    given: Recipe = wishes["recipe"]
+    recipe = given.override(values=(ValueRule("*", zeros=True), *given.values))
+    result = api.quantize(model, output, benchmark=False, **{**wishes, "recipe": recipe}, **options)
+    said = "values that were zero in all of calibration have steps of 1, as from onnxruntime; use other samples"
+    return replace(result, warnings=[*result.warnings, said])
 
 
 def _as_it_is(model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], reason: str) -> QuantizeResult:

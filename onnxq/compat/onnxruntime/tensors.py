@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.compat.onnxruntime.asked_types import asks_unsigned
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
 from onnxq.compat.onnxruntime.wishes import literal, override_of
 from onnxq.core.affine import params_from_range
@@ -15,7 +14,8 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.types import Model
+from onnxq.graph.reading.ops import row_of
+from onnxq.graph.types import Model, Value
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
 from onnxq.targets import target_named
@@ -30,6 +30,7 @@ def weights_apart(
     preset: str,
     activation_type: Any = None,
     weight_type: Any = None,
+    unsigned: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, object]], list[dict[str, object]]]:
     """Options whose overrides are of activations alone, and rules for the other tensors: of their nodes, and of values.
 
@@ -38,13 +39,14 @@ def weights_apart(
         extra_options: as given.
         preset: what the types stand for.
         activation_type: of activations whose override names none.
-        weight_type: likewise of weights, and whether all are stored as uint8.
+        weight_type: likewise of weights.
+        unsigned: weights of layers are uint8.
 
     Raises:
         UnsupportedError: a tensor is not in the model, or what is said of a weight has no equal here.
     """
     options = dict(extra_options or {})
-    given = dict(options.get(_OVERRIDES) or {})
+    given = overrides_of(options)
     if not given:
         return options, [], []
     graph = io.load(model).graph
@@ -52,17 +54,20 @@ def weights_apart(
     known |= {value.name: value for node in walk.all_nodes(graph) for value in (*node.inputs, *node.outputs) if value}
     rules: list[dict[str, object]] = []
     values: list[dict[str, object]] = []
-    unsigned = asks_unsigned(preset, weight_type)
     for name, overrides in list(given.items()):
         value = known.get(name)
         if value is None:
             raise UnsupportedError(f"extra_options[{_OVERRIDES!r}]: tensor {name!r} is not present in the model")
-        default = weight_type if walk.is_constant(value) else activation_type
+        operand = walk.is_constant(value) and not _is_weight(value)
+        default = weight_type if walk.is_constant(value) and not operand else activation_type
         entries = [_of_type(entry, default) for entry in overrides]
         if not walk.is_constant(value):
             options[_OVERRIDES] = given = {**given, name: entries}
             continue
         options[_OVERRIDES] = given = {key: kept for key, kept in given.items() if key != name}
+        if operand:
+            values += _of_operand(name, entries, preset)
+            continue
         readers = [node.name for node in value.consumers() if node.name]
         by_channel = any("axis" in entry for entry in entries)
         small = _of_four_bits(name, entries, preset)
@@ -71,6 +76,46 @@ def weights_apart(
         if grid:
             values.append({"match": literal(name), **grid})
     return options, rules, values
+
+
+def overrides_of(extra_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is said of single tensors, by their names."""
+    return dict((extra_options or {}).get(_OVERRIDES) or {})
+
+
+def asks_other_engine(extra_options: Mapping[str, Any] | None) -> bool:
+    """Whether an override is of what a processor has no kernels for."""
+    entries = [entry for entries in overrides_of(extra_options).values() for entry in entries]
+    kinds = {getattr(entry.get("quant_type"), "name", "") for entry in entries}
+    return bool(kinds & {"QInt4", "QUInt4"}) or any("convert" in entry for entry in entries)
+
+
+def _is_weight(value: Value) -> bool:
+    """Whether a layer reads a constant as its weight or its bias, and not as one of two values that it joins."""
+    found = False
+    for node, position in value.uses():
+        row = row_of(node)
+        found = found or row is None or position in (row.weight, row.bias)
+    return found
+
+
+def _of_operand(name: str, entries: Sequence[Mapping[str, Any]], preset: str) -> list[dict[str, object]]:
+    """The rule of a constant that has a grid as activations have it.
+
+    Raises:
+        UnsupportedError: it says what has no equal here.
+    """
+    where = f"extra_options[{_OVERRIDES!r}]: constant {name!r}"
+    if len(entries) != 1 or "convert" in entries[0]:
+        what = "convert" if len(entries) == 1 else f"{len(entries)} entries"
+        raise UnsupportedError(f"{where}: {what}, and it has one grid, as an activation has; leave that out")
+    rule = override_of(name, entries[0])
+    bits, wide = rule.pop("bits", 8), preset in ("w8a16", "w4a16")
+    if (bits == 16) != wide and (bits == 16 or "zero_point" in rule):
+        raise UnsupportedError(
+            f"{where}: has {bits} bits beside activations of {24 - bits}; pass a type of their width"
+        )
+    return [{"match": literal(name), **rule}] if rule else []
 
 
 def _of_four_bits(name: str, entries: Sequence[Mapping[str, Any]], preset: str) -> dict[str, Any]:
@@ -130,6 +175,27 @@ def _grid(name: str, entries: Sequence[Mapping[str, Any]], unsigned: bool) -> di
     if "scale" in each[0]:
         return {key: [rule[key] for rule in each] for key in ("scale", "zero_point")}
     return {}
+
+
+def narrow_weights(model: Source, values: Sequence[Mapping[str, Any]], even: bool) -> list[dict[str, object]]:
+    """Rules that widen the ranges of weights as the rule of all values does, which patterns leave out.
+
+    Args:
+        model: path or ``onnx.ModelProto``.
+        values: rules of values.
+        even: weights have zero in the middle of their grid.
+    """
+    least = max((rule["min_range"] for rule in values if rule["match"] == "*" and "min_range" in rule), default=0.0)
+    found = {}
+    for node in walk.all_nodes(io.load(model).graph) if least else ():
+        row = row_of(node)
+        value = None if row is None or row.weight is None else walk.input_at(node, row.weight)
+        array = walk.const_array(value)
+        if value is None or array is None or not np.issubdtype(array.dtype, np.floating):
+            continue
+        if float(array.max(initial=0.0)) - float(array.min(initial=0.0)) < least:
+            found[value.name or ""] = {"match": literal(value.name or ""), "min_range": least, "symmetric": even}
+    return list(found.values())
 
 
 def outputs_of(model: Source, op_types: Sequence[str]) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ That needs readers that compute in float: an integer kernel takes one scale for 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +43,9 @@ _PER_CHANNEL_OPSET = 13
 _BIAS_LIMIT = float(1 << 30)
 
 
-def spread_channels(model: Model, rewrite: Rewrite, statistics: Statistics | None) -> Rewrite:
+def spread_channels(
+    model: Model, rewrite: Rewrite, statistics: Statistics | None, but: Collection[str] = ()
+) -> Rewrite:
     """Give the channels of convolution outputs grids of their own, where they gain enough.
 
     A channel whose own grid would be no finer keeps the common one, so that none loses.
@@ -51,6 +54,7 @@ def spread_channels(model: Model, rewrite: Rewrite, statistics: Statistics | Non
         model: the prepared model; not changed.
         rewrite: the numbers of a plan for it.
         statistics: with the largest magnitude of each channel; outputs without stay as they are.
+        but: names of values whose grid is to be no finer.
 
     Returns:
         The rewrite with other scales and biases, or the same one.
@@ -62,7 +66,7 @@ def spread_channels(model: Model, rewrite: Rewrite, statistics: Statistics | Non
     for node in walk.all_nodes(model.graph):
         change = rewrite.nodes.get(node.name or "")
         name = node.outputs[0].name or ""
-        if change is None or node.op_type != "Conv" or name in rewrite.fixed:
+        if change is None or node.op_type != "Conv" or name in rewrite.fixed or name in but:
             continue
         if not _reads_floats(node, change, rewrite):
             continue
@@ -96,7 +100,7 @@ def _spread(
     source, weight = node.inputs[0], change.constants.get(1)
     common = rewrite.values[node.outputs[0].name or ""]
     given = rewrite.values.get(source.name or "") if source is not None else None
-    if weight is None or given is None or highest is None:
+    if weight is None or given is None or highest is None or not highest.any():
         return None
     count = weight.values.shape[0]
     if highest.size != count or weight.params.scale.size != count or not isinstance(common.spec.granularity, PerTensor):
@@ -104,10 +108,8 @@ def _spread(
     step, zero = float(common.scale.reshape(())), int(common.zero_point.reshape(()))
     scale_x = float(given.scale.reshape(()))
     middle = (common.spec.qmin + common.spec.qmax + 1) // 2
-    products = scale_x * weight.params.scale.reshape(-1).astype(np.float64)
     own = np.maximum(_HEADROOM * highest / (common.spec.qmax - middle), step * _FINEST)
-    own = np.maximum(own, products)  # sums of products are no finer, nor is the bias that moves a channel's zero
-    moved = np.abs(middle - zero) * own / products
+    moved = np.abs(middle - zero) * own / (scale_x * weight.params.scale.reshape(-1).astype(np.float64))
     finer = (own < step) & (moved < _BIAS_LIMIT)
     steps = np.where(finer, own, step).astype(np.float32)
     if np.mean(np.log2(step / steps)) < LEAST_GAIN_BITS:

@@ -18,8 +18,8 @@ _OF_LOGITS = ("LogSoftmax", "Softmax", "Sigmoid")
 def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[str, str]:
     """Find the values that the nodes which touch them have to stay float for.
 
-    Those are values of which calibration saw no finite number, or nothing but zeros where no least range is asked for:
-    a grid for them would clip whatever comes later. All values of a body that never ran. And the input of a Softmax or
+    Those are values of which calibration saw no finite number, or nothing but zeros where nobody asked for a grid all
+    the same: it would clip whatever comes later. All values of a body that never ran. And the input of a Softmax or
     Sigmoid where a mask was added to it (−10000, or −∞): beside that an 8-bit grid has no levels left for the numbers
     that matter.
 
@@ -34,8 +34,8 @@ def unusable_values(model: Model, plan: Plan, statistics: Statistics) -> dict[st
     found = never_run(model, plan, statistics)
     for name in plan.calibrated:
         decision = plan.values[name]
-        least = decision.least if isinstance(decision, Calibrated) else None
-        if name not in found and (reason := _nothing_seen(statistics.get(name), least or 0.0)):
+        zeros = isinstance(decision, Calibrated) and (decision.zeros or decision.least > 0)
+        if name not in found and (reason := _nothing_seen(statistics.get(name), zeros)):
             found[name] = reason
     return {**wide_logits(model, plan, statistics), **found}
 
@@ -69,12 +69,12 @@ def _shared(name: str, plan: Plan) -> list[str]:
     return chain
 
 
-def _nothing_seen(statistic: ValueStatistic | None, least: float) -> str:
+def _nothing_seen(statistic: ValueStatistic | None, zeros: bool) -> str:
     if statistic is None:
         return "has no statistics"
     if statistic.low is None:
         return "had no finite number in calibration"
-    return "was zero in all of calibration" if statistic.low == statistic.high == least == 0.0 else ""
+    return "was zero in all of calibration" if statistic.low == statistic.high == 0.0 and not zeros else ""
 
 
 def _masked(statistic: ValueStatistic | None) -> str:

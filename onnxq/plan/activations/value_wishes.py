@@ -121,6 +121,7 @@ def _wished(decision: Calibrated | Fixed | Derived, rule: ValueRule, spec: Tenso
             spec=spec,
             range_method=rule.method or decision.range_method,
             least=decision.least if rule.min_range is None else rule.min_range,
+            zeros=decision.zeros if rule.zeros is None else rule.zeros,
         )
     return decision if rule.bits is None else Calibrated(spec, rule.method or "minmax")
 

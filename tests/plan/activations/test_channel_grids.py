@@ -85,14 +85,27 @@ def test_diagnosis_sees_through_the_scales() -> None:
     assert wide.arriving_sqnr_db is not None and wide.arriving_sqnr_db > 28
 
 
-def test_channels_are_no_finer_than_the_sums_of_their_products() -> None:
+@pytest.mark.parametrize("key", [{"zeros": True}, {"min_range": 1e-4}])
+def test_an_output_that_was_zero_keeps_its_grid(key: dict[str, object]) -> None:
     given = build(
         "g (float[N,2,4,4] x) => (float[N,1,3,3] y) { y = Conv (x, w) }", w=np.zeros((1, 2, 2, 2), np.float32)
     )
     recipe = onnxq.Recipe.from_mapping(
-        {"preset": "w8a8", "include": ["*"], "values": [{"match": "*", "min_range": 1e-4}]}
+        {"preset": "w8a8", "include": ["*"], "own_grids": True, "values": [{"match": "*", **key}]}
     )
     sample = {"x": np.zeros((1, 2, 4, 4), np.float32)}
     quantized = onnxq.quantize(given, calibration=[sample], recipe=recipe, benchmark=False).model
     assert quantized is not None
     assert not session(quantized.SerializeToString()).run(None, sample)[0].any()
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("_scale")}
+    for name in ("x", "y"):
+        np.testing.assert_allclose(scales[f"{name}_scale"], 1 if "zeros" in key else 1e-4 / 255)
+
+
+def test_a_least_range_holds_for_channels_too() -> None:
+    recipe = onnxq.Recipe.from_mapping(
+        {"preset": "w8a8", "include": ["wide"], "values": [{"match": "a", "min_range": 0.001}]}
+    )
+    quantized = onnxq.quantize(model(), calibration=feeds(), recipe=recipe, benchmark=False, force=True).model
+    assert quantized is not None
+    assert channel_scales(quantized) == []
