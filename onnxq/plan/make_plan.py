@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxq.core.dtypes import QType
-from onnxq.core.spec import PerAxis, PerTensor, TensorSpec
+from onnxq.core.spec import TensorSpec
 from onnxq.graph import walk
 from onnxq.graph.experts import small_layers
 from onnxq.graph.reading.logarithms import before_logs
@@ -16,7 +15,6 @@ from onnxq.graph.reading.ops import (
     Kind,
     activation_positions,
     bias_behind,
-    channel_axis,
     gives_float,
     is_weight,
 )
@@ -50,7 +48,7 @@ from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
 from onnxq.plan.weights.needed_moments import layer_input, moments_of
 from onnxq.plan.weights.outlier_channels import check_outliers, split_inputs, threshold
-from onnxq.plan.weights.stored import MIN_STORED, is_small, scales_outweigh, storage_specs
+from onnxq.plan.weights.stored import MIN_STORED, integer_spec, is_small, scales_outweigh, storage_specs
 from onnxq.plan.weights.weight_only import notes_on
 from onnxq.plan.whole_graph import Whole, plan_whole
 from onnxq.recipe.presets import PRESETS, Preset
@@ -340,31 +338,11 @@ def _weight_specs(found: Quantizable, recipe: Recipe, target: Target, selection:
     node, row = found.node, found.row
     specs: dict[int, TensorSpec] = {}
     if row.weight is not None and is_weight(node, row):
-        specs[row.weight] = _weight_spec(node, row.weight, recipe, target, found.choice)
+        specs[row.weight] = integer_spec(node, row.weight, recipe, target, found.choice)
     for position in activation_positions(node, row):
         if walk.is_constant(node.inputs[position]):
             specs[position] = activation_spec(recipe, target)
     return specs
-
-
-def _weight_spec(node: Node, position: int, recipe: Recipe, target: Target, choice: Choice) -> TensorSpec:
-    array = walk.const_array(node.inputs[position])
-    assert array is not None
-    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
-    old = node.graph is not None and walk.opset(node.graph) < target.min_opset  # QuantizeLinear has no axis there
-    turned = not target.scales_turn and walk.is_turned_and_reshaped(node)
-    axis = channel_axis(node, array.ndim) if per_channel and not old and not turned else None
-    asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
-    bits = min(asked, target.weight_bits)
-    bits_used = bits if bits < target.weight.bits else None
-    even = not recipe.asymmetric_weights
-    return TensorSpec(
-        QType.UINT8 if recipe.unsigned_weights else target.weight,
-        PerTensor() if axis is None or not even else PerAxis(axis),  # integer kernels have one zero point
-        symmetric=even,
-        narrow_range=even,
-        grid_bits=bits_used,
-    )
 
 
 def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: Survey) -> dict[str, NodePlan]:

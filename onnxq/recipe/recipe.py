@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import RecipeError
+from onnxq.recipe.node_rules import RANGES, Rule, node_rules
 from onnxq.recipe.patterns_of_names import matches, sorted_patterns
 from onnxq.recipe.presets import PRESETS, Preset
 from onnxq.recipe.rounding import ROUNDINGS
@@ -24,56 +25,19 @@ from onnxq.recipe.values import (
     field_types,
     names,
     plain,
-    rule_mappings,
     settle,
     sizes,
 )
 
+__all__ = ["CACHES", "DEVICES", "FLOAT_TYPES", "FORMATS", "RANGES", "RECIPE_OPTIONS", "Recipe", "Rule"]
+
 FORMATS = ("qdq", "qoperator")
 CACHES = ("float", "int8", "int4")
 DEVICES = ("cpu", "cuda")
-RANGES = ("minmax", "percentile", "entropy", "mse", "average")
 FLOAT_TYPES = ("float16", "bfloat16")
 _LISTS = ("include", "exclude", "op_types", "fix_dims", "float_outputs")
 _LARGEST = 1 << 20
 """Bytes of a recipe's file; one line for each of 10,000 nodes is less."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What holds for the nodes whose name matches a pattern; the last rule that matches wins, key by key.
-
-    Attributes:
-        match: a node name or a shell pattern over node names (``layer1.*``).
-        quantize: False leaves the nodes float; True quantizes them even where that is expected to be slower.
-        range: range method of the values they write.
-        per_channel: scales for their weights by channel (True) or by tensor (False).
-        preset: another preset than the recipe's.
-        bits: bits of their weights.
-        block_size: elements of a weight that share a scale; 0 for one scale a column.
-        algorithm: how their weights are rounded.
-        accuracy_level: of their MatMulNBits kernels.
-        smooth: SmoothQuant's α for their input, or "auto"; of layers that read one value the first counts.
-    """
-
-    match: str
-    quantize: bool | None = None
-    range: str | None = None
-    per_channel: bool | None = None
-    preset: str | None = None
-    bits: int | None = None
-    block_size: int | None = None
-    algorithm: str | None = None
-    accuracy_level: int | None = None
-    smooth: float | str | None = None
-
-    def __post_init__(self) -> None:
-        settle(self, "rule", _RULE_TYPES)
-        check_choice("rule range", self.range, RANGES)
-        check_choice("rule preset", self.preset, tuple(name for name in PRESETS if name not in ("auto", "float")))
-        check_choice("rule algorithm", self.algorithm, tuple(ROUNDINGS))
-        check_weights("rule ", self.bits, self.block_size, self.accuracy_level)
-        check_smooth("rule smooth", self.smooth)
 
 
 @dataclass(frozen=True)
@@ -129,7 +93,9 @@ class Recipe:
         float_bias: biases stay float, in QDQ models.
         dedicated_pairs: each reader of a value has a Q/DQ pair of its own.
         asymmetric_weights: weights of layers on integers have a zero point of their own, and one scale a tensor.
-        unsigned_weights: weights of layers on integers are uint8.
+        unsigned_weights: weights of layers on integers are uint8, or uint16 where they are wide.
+        wide_weights: these weights have 16 bits, beside activations of 16.
+        signed_activations: activations of 16 bits are int16.
         own_pairs: Q and DQ are ONNX Runtime's own operators (com.microsoft).
         own_grids: each value and constant has its own ``NAME_scale`` and ``NAME_zero_point``, equal to others or not;
             a value that takes another's grid, as behind a Reshape, reads that one's.
@@ -185,13 +151,15 @@ class Recipe:
     drop_tail: bool = False
     asymmetric_weights: bool = False
     unsigned_weights: bool = False
+    wide_weights: bool = False
+    signed_activations: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:
         settle(self, "recipe", _RECIPE_TYPES)
         for key in _LISTS:
             object.__setattr__(self, key, names(key, getattr(self, key) or ()))
-        object.__setattr__(self, "rules", _rules(self.rules, "recipe"))
+        object.__setattr__(self, "rules", node_rules(self.rules, "recipe"))
         object.__setattr__(self, "values", value_rules(self.values, "recipe"))
         check_choice("--preset", self.preset, tuple(PRESETS))
         check_choice("--format", self.format, FORMATS)
@@ -329,7 +297,7 @@ class Recipe:
             )
         check_keys(where, data, [field.name for field in fields(cls)])
         values: dict[str, Any] = {key: plain(value) for key, value in data.items() if value is not None}
-        values["rules"] = _rules(values.get("rules") or (), where)
+        values["rules"] = node_rules(values.get("rules") or (), where)
         values["values"] = value_rules(values.get("values") or (), where)
         for key in _LISTS:
             if key in values:
@@ -378,24 +346,12 @@ class Recipe:
 
 
 _RECIPE_TYPES = field_types(Recipe)
-_RULE_TYPES = field_types(Rule)
-_IN_FILES = "rules values float_bias dedicated_pairs own_pairs own_grids asymmetric_weights unsigned_weights".split()
+_IN_FILES = (
+    "rules values float_bias dedicated_pairs own_pairs own_grids asymmetric_weights unsigned_weights wide_weights "
+    "signed_activations"
+).split()
 RECIPE_OPTIONS = tuple(field.name for field in fields(Recipe) if field.name not in _IN_FILES)
 """Every option that recipe, command line and `onnxq.quantize` share, by its one name."""
-
-
-def _rules(given: object, where: str) -> tuple[Rule, ...]:
-    """Rules as they may be written: a list of mappings, or of `Rule`.
-
-    Raises:
-        RecipeError: names the rule that is none.
-    """
-    entries = rule_mappings(given, Rule, where, "rules", "rule", "a node name or a pattern")
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Rule):
-            check_types(f"{where}: rule {index + 1}", entry, _RULE_TYPES)
-            entries[index] = Rule(**entry)
-    return tuple(entries)
 
 
 _NO_RULE = Rule(match="")

@@ -253,7 +253,7 @@ def test_types_without_kernels_and_wrong_words(root: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="quant_format QOperator: no engine has such operators for float8"):
         eight = {"activation_type": float8, "weight_type": float8}
         ours.quantize_static(model, output, Digits(root), quant_format=ours.QuantFormat.QOperator, **eight)
-    with pytest.raises(ValueError, match="weight_type QInt4: .* weights of 4 bits with 16"):
+    with pytest.raises(ValueError, match="weight_type QInt4: .* weights of 4 or 16 bits with 16"):
         ours.quantize_static(model, output, Digits(root), weight_type=int4)
     with pytest.raises(ValueError, match="reduce_range: is for processors, and these types are for qnn"):
         ours.quantize_static(model, output, Digits(root), activation_type=int16, weight_type=int4, reduce_range=True)
@@ -283,7 +283,7 @@ def test_sixteen_bits_of_activations(root: Path, tmp_path: Path, caplog: pytest.
     nodes = onnx.load(output).graph.node
     zeros = {constants[node.input[2]] for node in nodes if node.op_type == "QuantizeLinear"}
     assert zeros == {onnx.TensorProto.UINT16}
-    with pytest.raises(ValueError, match="weight_type QInt16: weights of 8 bits"):
+    with pytest.raises(ValueError, match="weight_type QInt16: weights of 8 bits .* weights of 4 or 16 bits with 16"):
         ours.quantize_static(model, output, Digits(root), weight_type=ours.QuantType.QInt16)
 
 
@@ -618,26 +618,30 @@ def test_unsigned_weights_have_the_range_of_their_elements(tmp_path: Path) -> No
     assert zero.tolist() == [128, 128] and scale == pytest.approx([2 / 127, 6 / 127])
 
 
-@pytest.mark.parametrize("unsigned", [False, True])
+EIGHT, SIXTEEN = ("QInt8", "QUInt8"), ("QInt16", "QUInt16")
+
+
 @pytest.mark.parametrize(
-    ("activations", "elsewhere"),
-    [("QInt8", False), ("QUInt8", False), ("QInt16", False), ("QUInt16", False), ("QInt8", True), ("QUInt8", True)],
+    ("activations", "weights", "elsewhere"),
+    [(kind, weight, other) for kind in EIGHT for weight in EIGHT for other in (False, True)]
+    + [(kind, weight, False) for kind in SIXTEEN for weight in (*EIGHT, *SIXTEEN)],
 )
 def test_given_grids_mean_the_same_reals_in_every_type(
-    tmp_path: Path, activations: str, unsigned: bool, elsewhere: bool
+    tmp_path: Path, activations: str, weights: str, elsewhere: bool
 ) -> None:
     text = "g (float[1,4] x) => (float[1,4] z) { [p] y = MatMul (x, w) [a] r = Relu (y) [s] z = Add (r, c) }"
     rng = np.random.default_rng(0)
     w, c = rng.standard_normal((4, 4)).astype(np.float32), rng.standard_normal((1, 4)).astype(np.float32)
     model = build(text, w=w, c=c)
     kind = ours.QuantType[activations]
-    of_weights = ours.QuantType.QUInt8 if unsigned else ours.QuantType.QInt8
+    of_weights = ours.QuantType[weights]
     middle = {"QInt8": 0, "QUInt8": 128, "QInt16": 0, "QUInt16": 1 << 15}
     step = 8 / (1 << (16 if activations.endswith("16") else 8))
     asked = {
         "x": (kind, step, middle[activations] + 3),
         "c": (kind, step, middle[activations] - 5),
-        "w": (of_weights, 1 / 32, middle[of_weights.name] + 7),
+        "w": (of_weights, 8 / (1 << (16 if weights in SIXTEEN else 8)), middle[weights] + 7),
+        "z": (ours.QuantType.QUInt8, 1 / 16, 99),  # of another width than the others, where those have 16 bits
     }
     overrides = {name: [{"quant_type": k, "scale": s, "zero_point": z}] for name, (k, s, z) in asked.items()}
     if elsewhere:
@@ -657,6 +661,39 @@ def test_given_grids_mean_the_same_reals_in_every_type(
         found = made[f"{name}_zero_point"]
         assert made[f"{name}_scale"] == np.float32(scale), name
         assert int(found) - np.iinfo(found.dtype).min == zero - np.iinfo(k.name[1:].lower()).min, name
+        assert found.dtype.itemsize == np.dtype(k.name[1:].lower()).itemsize, name
+        if k.name in SIXTEEN:
+            assert found.dtype == k.name[1:].lower(), name
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", SIXTEEN)
+def test_weights_and_activations_of_16_bits(tmp_path: Path, kind: str, bias: bool, per_channel: bool) -> None:
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(0, 0.1, (6, 4, 3, 3)).astype(np.float32), "b": rng.normal(size=6).astype(np.float32)}
+    inputs = "x, w, b" if bias else "x, w"
+    text = f"g (float[1,4,8,8] x) => (float[1,6,6,6] y) {{ [one] h = Conv ({inputs}) [r] y = Relu (h) }}"
+    model = build(text, **(constants if bias else {"w": constants["w"]}))
+    samples = [{"x": rng.standard_normal((1, 4, 8, 8)).astype(np.float32)} for _ in range(8)]
+    made = ours.QuantType[kind]
+    result = ours.quantize_static(
+        model, tmp_path / "out.onnx", samples, activation_type=made, weight_type=made, per_channel=per_channel
+    )
+    kinds = {t.name: onnx.numpy_helper.to_array(t).dtype for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    for name in ("x_zero_point", "y_zero_point", "w_quantized", "w_zero_point"):
+        assert kinds[name] == kind[1:].lower()
+    assert result.sqnr_db is not None and result.sqnr_db > 75
+    with pytest.raises(ours.UnsupportedError, match="weight_type QInt16: qnn takes weights of 8 and 4 bits"):
+        convert = {"convert": {"quant_type": ours.QuantType.QUInt8, "recv_nodes": {"one"}}}
+        ours.quantize_static(
+            model,
+            tmp_path / "out.onnx",
+            samples,
+            activation_type=ours.QuantType.QUInt16,
+            weight_type=ours.QuantType.QInt16,
+            extra_options={"TensorQuantOverrides": {"x": [convert]}},
+        )
 
 
 def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ _RANGES = {
 _FORMATS = {QuantFormat.QDQ: "qdq", QuantFormat.QOperator: "qoperator"}
 _BITS = {"QInt4": 4, "QUInt4": 4, "QInt8": 8, "QUInt8": 8, "QInt16": 16, "QUInt16": 16}
 _FLOAT8 = "QFLOAT8E4M3FN"
-_PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16", (16, 4): "w4a16", (_FLOAT8, _FLOAT8): "fp8"}
-"""By bits of activations and weights."""
+_PRESETS = {(8, 8): "w8a8", (16, 8): "w8a16", (16, 16): "w8a16", (16, 4): "w4a16", (_FLOAT8, _FLOAT8): "fp8"}
+"""By bits of activations and weights; weights of 16 bits are a key of the recipe."""
 
-_TARGETS = {"w4a16": "qnn", "fp8": "tensorrt"}
+TARGETS = {"w4a16": "qnn", "fp8": "tensorrt"}
 """The engines that have kernels for types which a CPU does not know."""
 
 
@@ -41,8 +41,8 @@ def preset_of(activation: Any, weight: Any) -> str:
     if preset is None:
         argument, kind = ("weight_type", kinds[1]) if bits[0] in (8, 16, _FLOAT8) else ("activation_type", kinds[0])
         raise UnsupportedError(
-            f"{argument} {kind}: weights of 8 bits (QInt8, QUInt8) go with activations of 8 or 16, weights of 4 bits "
-            f"with 16, {_FLOAT8} with itself; for 4-bit weights and float activations use MatMulNBitsQuantizer"
+            f"{argument} {kind}: weights of 8 bits (QInt8, QUInt8) go with activations of 8 or 16, weights of 4 or 16 "
+            f"bits with 16, {_FLOAT8} with itself; for 4-bit weights and float activations use MatMulNBitsQuantizer"
         )
     return preset
 
@@ -67,7 +67,7 @@ def target_of(wishes: Mapping[str, Any], reduce_range: bool) -> str:
         UnsupportedError: weights of 7 bits, which are for processors, together with such a type.
     """
     presets = [wishes["preset"], *(rule.get("preset") for rule in wishes["rules"])]
-    target = next((_TARGETS[preset] for preset in presets if preset in _TARGETS), None)
+    target = next((TARGETS[preset] for preset in presets if preset in TARGETS), None)
     if target is None and any("convert" in rule for rule in wishes["values"]):
         target = "qnn"
     if target is not None and reduce_range:
@@ -76,8 +76,21 @@ def target_of(wishes: Mapping[str, Any], reduce_range: bool) -> str:
 
 
 def asks_unsigned(preset: str, weight: Any) -> bool:
-    """Whether weights are to be uint8, which integers of 8 bits on both sides can be."""
-    return preset == "w8a8" and getattr(weight, "name", "") == "QUInt8"
+    """Whether weights are to be uint8, or uint16; those of 4 bits are signed."""
+    return preset in ("w8a8", "w8a16") and getattr(weight, "name", "") in ("QUInt8", "QUInt16")
+
+
+def wide_keys(activation: Any, weight: Any, target: str) -> dict[str, bool]:
+    """Keys of a recipe for 16 bits: of weights, and with a sign where a processor, which computes in float, runs them.
+
+    Raises:
+        UnsupportedError: another engine is to run weights of 16 bits.
+    """
+    processor = target.startswith("cpu")
+    if _BITS.get(weight.name) == 16 and not processor:
+        raise UnsupportedError(f"weight_type {weight}: {target} takes weights of 8 and 4 bits; pass QInt8")
+    found = {"wide_weights": True} if _BITS.get(weight.name) == 16 else {}
+    return {**found, "signed_activations": True} if activation.name == "QInt16" and processor else found
 
 
 def weight_keys(unsigned: bool, *, even: bool) -> dict[str, bool]:

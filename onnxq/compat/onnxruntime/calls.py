@@ -11,12 +11,14 @@ from typing import Any
 
 from onnxq import api
 from onnxq.compat.onnxruntime.asked_types import (
+    TARGETS,
     asks_unsigned,
     form_of,
     preset_of,
     ranges_of,
     target_of,
     weight_keys,
+    wide_keys,
 )
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
@@ -80,7 +82,7 @@ def quantize_static(
         reduce_range: weights of 7 bits, for processors without VNNI (target ``cpu-avx2``).
         activation_type: 8 bits; written with the signedness of the target's kernels, on the same 256 steps. Or 16, for
             NPUs; a CPU has no kernels for those. Or float8, with weights of float8, for TensorRT.
-        weight_type: 8 bits, symmetric. Or 4, with activations of 16, for QNN: symmetric int4.
+        weight_type: 8 bits. Or 4, with activations of 16, for QNN: symmetric int4. Or 16 with 16.
         nodes_to_quantize: only these nodes, faster or not.
         nodes_to_exclude: nodes that stay float.
         use_external_data_format: weights go into a file beside the model, whatever its size.
@@ -104,8 +106,9 @@ def quantize_static(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
     kinds = (as_member(QuantType, activation_type, "activation_type"), as_member(QuantType, weight_type, "weight_type"))
-    unsigned = asks_unsigned(preset, kinds[1]) and not asks_other_engine(extra_options)
-    extra_options, rules, values = weights_apart(model_input, extra_options, preset, *kinds, unsigned)
+    processor = preset not in TARGETS and not asks_other_engine(extra_options)
+    unsigned = processor and asks_unsigned(preset, kinds[1])
+    extra_options, rules, values = weights_apart(model_input, extra_options, preset, kinds, processor)
     wishes = {"preset": preset, "rules": rules, **wishes_of(extra_options)}
     wishes["values"] = [*wishes.get("values", []), *values]
     wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
@@ -114,7 +117,7 @@ def quantize_static(
     symmetric = extra_options.get("WeightSymmetric")  # unsaid, what is signed is symmetric, and what has channels
     even = not unsigned or per_channel if symmetric is None else bool(symmetric)
     wishes["values"] = [*narrow_weights(model_input, wishes["values"], even), *wishes["values"]]
-    keys = {"own_grids": True, **weight_keys(unsigned, even=even)}
+    keys = {"own_grids": True, **weight_keys(unsigned, even=even), **wide_keys(*kinds, wishes["target"])}
     wishes["recipe_keys"] = {**keys, **wishes.get("recipe_keys", {})}
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:

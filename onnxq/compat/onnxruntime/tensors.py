@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
-from onnxq.compat.onnxruntime.wishes import literal, override_of
+from onnxq.compat.onnxruntime.wishes import literal, override_of, rule_of
 from onnxq.core.affine import params_from_range
 from onnxq.core.dtypes import QType
 from onnxq.core.spec import TensorSpec
@@ -28,19 +28,17 @@ def weights_apart(
     model: Source,
     extra_options: Mapping[str, Any] | None,
     preset: str,
-    activation_type: Any = None,
-    weight_type: Any = None,
-    unsigned: bool = False,
+    types: tuple[Any, Any] = (None, None),
+    processor: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, object]], list[dict[str, object]]]:
-    """Options whose overrides are of activations alone, and rules for the other tensors: of their nodes, and of values.
+    """Options without overrides, and rules that say what those say: of nodes, and of values.
 
     Args:
         model: path or ``onnx.ModelProto``.
         extra_options: as given.
         preset: what the types stand for.
-        activation_type: of activations whose override names none.
-        weight_type: likewise of weights.
-        unsigned: weights of layers are uint8.
+        types: of activations whose override names none, and of weights.
+        processor: a processor runs the model, and takes what is unsigned and signed as it is asked for.
 
     Raises:
         UnsupportedError: a tensor is not in the model, or what is said of a weight has no equal here.
@@ -54,6 +52,10 @@ def weights_apart(
     known |= {value.name: value for node in walk.all_nodes(graph) for value in (*node.inputs, *node.outputs) if value}
     rules: list[dict[str, object]] = []
     values: list[dict[str, object]] = []
+    activation_type, weight_type = types
+    bits = 16 if preset in ("w8a16", "w4a16") else 8
+    signed = processor and getattr(activation_type, "name", "") == "QInt16"
+    del options[_OVERRIDES]
     for name, overrides in list(given.items()):
         value = known.get(name)
         if value is None:
@@ -61,21 +63,22 @@ def weights_apart(
         operand = walk.is_constant(value) and not _is_weight(value)
         default = weight_type if walk.is_constant(value) and not operand else activation_type
         entries = [_of_type(entry, default) for entry in overrides]
-        if not walk.is_constant(value):
-            options[_OVERRIDES] = given = {**given, name: entries}
-            continue
-        options[_OVERRIDES] = given = {key: kept for key, kept in given.items() if key != name}
-        if operand:
-            values += _of_operand(name, entries, preset)
-            continue
+        try:
+            if not walk.is_constant(value):
+                values.append(rule_of(name, entries, bits, signed))
+                continue
+            if operand:
+                values.append(_of_operand(name, entries, bits, signed))
+                continue
+        except UnsupportedError as error:
+            raise UnsupportedError(f"extra_options[{_OVERRIDES!r}]: {error}") from None
         readers = [node.name for node in value.consumers() if node.name]
         by_channel = any("axis" in entry for entry in entries)
         small = _of_four_bits(name, entries, preset)
         rules += [{"match": literal(reader), "per_channel": by_channel, **small} for reader in readers]
-        grid = {} if small else _grid(name, entries, unsigned)
-        if grid:
-            values.append({"match": literal(name), **grid})
-    return options, rules, values
+        grid = {} if small else _grid(name, entries, weight_type, processor)
+        values.append({"match": literal(name), **grid} if grid else {})
+    return options, rules, [rule for rule in values if rule]
 
 
 def overrides_of(extra_options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -99,23 +102,20 @@ def _is_weight(value: Value) -> bool:
     return found
 
 
-def _of_operand(name: str, entries: Sequence[Mapping[str, Any]], preset: str) -> list[dict[str, object]]:
+def _of_operand(name: str, entries: Sequence[Mapping[str, Any]], bits: int, signed: bool) -> dict[str, Any]:
     """The rule of a constant that has a grid as activations have it.
 
     Raises:
         UnsupportedError: it says what has no equal here.
     """
-    where = f"extra_options[{_OVERRIDES!r}]: constant {name!r}"
-    if len(entries) != 1 or "convert" in entries[0]:
-        what = "convert" if len(entries) == 1 else f"{len(entries)} entries"
-        raise UnsupportedError(f"{where}: {what}, and it has one grid, as an activation has; leave that out")
-    rule = override_of(name, entries[0])
-    bits, wide = rule.pop("bits", 8), preset in ("w8a16", "w4a16")
-    if (bits == 16) != wide and (bits == 16 or "zero_point" in rule):
+    if any("convert" in entry for entry in entries):
+        raise UnsupportedError(f"{name!r}: convert is of activations, and this is a constant; leave it out")
+    rule = rule_of(name, entries, bits, signed)
+    if "bits" in rule:
         raise UnsupportedError(
-            f"{where}: has {bits} bits beside activations of {24 - bits}; pass a type of their width"
+            f"{name!r}: {rule['bits']} bits beside activations of {bits}; pass a type of their width"
         )
-    return [{"match": literal(name), **rule}] if rule else []
+    return rule
 
 
 def _of_four_bits(name: str, entries: Sequence[Mapping[str, Any]], preset: str) -> dict[str, Any]:
@@ -145,23 +145,26 @@ def _of_type(entry: Mapping[str, Any], default: Any) -> Mapping[str, Any]:
     return {"quant_type": default, **entry} if known else entry
 
 
-def _grid(name: str, entries: Sequence[Mapping[str, Any]], unsigned: bool) -> dict[str, Any]:
+def _grid(name: str, entries: Sequence[Mapping[str, Any]], weight_type: Any, processor: bool) -> dict[str, Any]:
     """The keys of a value rule that say of a weight what overrides say, by tensor or by channel.
 
     Raises:
         UnsupportedError: they say what has no equal here, or not the same of each channel.
     """
     where = f"extra_options[{_OVERRIDES!r}]: weight {name!r}"
+    asked = getattr(weight_type, "name", "QInt8")
+    bits = 16 if asked.endswith("16") else 8
+    unsigned = processor and asked.startswith("QU")
     for entry in entries:
         more = sorted(set(entry) - _OF_WEIGHTS)
-        kind = getattr(entry.get("quant_type"), "name", "QInt8")
-        if more or kind not in ("QInt8", "QUInt8"):
+        kind = getattr(entry.get("quant_type"), "name", asked)
+        if more or kind not in (f"QInt{bits}", f"QUInt{bits}"):
             raise UnsupportedError(
                 f"{where}: {more[0] if more else 'quant_type'} has no equal here, since weights have "
-                "8 bits; leave it out"
+                f"{bits} bits; leave it out"
             )
-    shift = 0 if unsigned else -128
-    each = [override_of(name, {key: entry[key] for key in entry if key != "axis"}, shift) for entry in entries]
+    given = [{key: entry[key] for key in entry if key != "axis"} for entry in entries]
+    each = [override_of(name, entry, bits, not unsigned) for entry in given]
     if len({frozenset(rule) - {"symmetric"} for rule in each}) > 1:
         raise UnsupportedError(f"{where}: its channels have different keys; say the same of each")
     if len(each) == 1:
@@ -169,7 +172,7 @@ def _grid(name: str, entries: Sequence[Mapping[str, Any]], unsigned: bool) -> di
     if "range" in each[0]:
         low, high = (np.array([rule["range"][end] for rule in each], np.float64) for end in (0, 1))
         even = bool(each[0].get("symmetric", True))
-        spec = TensorSpec(QType.UINT8 if unsigned else QType.INT8, symmetric=even, narrow_range=True)
+        spec = TensorSpec(QType(f"{'u' if unsigned else ''}int{bits}"), symmetric=even, narrow_range=True)
         found = params_from_range(low, high, spec)
         return {"scale": found.scale, "zero_point": found.zero_point}
     if "scale" in each[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxq.compat.onnxruntime.quant_types import UnsupportedError
@@ -68,24 +68,36 @@ _OVERRIDES = {"quant_type", "scale", "zero_point", "symmetric", "rmin", "rmax", 
 
 
 def _overrides(value: Any) -> Wishes:
-    """Grids of activations by name; one for each, not by channel."""
-    rules: list[dict[str, Any]] = []
-    for name, entries in dict(value).items():
-        if len(entries) != 1:
-            raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
-        rule = override_of(name, entries[0])
-        if rule:
-            rules.append({"match": literal(name), **rule})
+    rules = [rule for name, entries in dict(value).items() if (rule := rule_of(name, entries))]
     return {"values": rules} if rules else {}
 
 
-def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str, Any]:
+def rule_of(name: str, entries: Sequence[Mapping[str, Any]], bits: int = 8, signed: bool = False) -> dict[str, Any]:
+    """The rule of an activation, which has one grid and not one a channel; empty where nothing is said.
+
+    Args:
+        name: of the tensor.
+        entries: its overrides.
+        bits: of activations about which nothing is said.
+        signed: activations are counted with a sign.
+
+    Raises:
+        UnsupportedError: as for `override_of`.
+    """
+    if len(entries) != 1:
+        raise UnsupportedError(f"{name!r} has {len(entries)} grids; an activation has one, weights find their own")
+    rule = override_of(name, entries[0], bits, signed)
+    return {"match": literal(name), **rule} if rule else {}
+
+
+def override_of(name: str, given: Mapping[str, Any], bits: int = 8, signed: bool = False) -> dict[str, Any]:
     """The keys of a value rule that say what an override says.
 
     Args:
         name: of the tensor, for messages.
         given: the override.
-        shift: what a zero point of uint8 moves by, where the grid is counted as int8; else those of int8 move by 128.
+        bits: of tensors about which nothing is said.
+        signed: the integers of the grid have a sign, so that zero points of unsigned ones move; else those of signed.
 
     Raises:
         UnsupportedError: it has no equal here, or contradicts itself.
@@ -93,11 +105,9 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
     unknown = set(given) - _OVERRIDES
     if unknown:
         raise UnsupportedError(f"{name!r}: {', '.join(sorted(unknown))} has no equal here; leave it out")
-    kind = getattr(given.get("quant_type"), "name", "QInt8")
+    kind = getattr(given.get("quant_type"), "name", f"QInt{bits}")
     if kind not in ("QInt8", "QUInt8", "QInt16", "QUInt16"):
         raise UnsupportedError(f"{name!r}: quant_type {kind} is no type of an activation here; pass 8 or 16 bits")
-    if "convert" in given and shift:
-        raise UnsupportedError(f"{name!r}: convert is of activations, and this is a weight; leave it out")
     if ("scale" in given) != ("zero_point" in given):
         raise UnsupportedError(f"{name!r}: Must provide both 'scale' and 'zero_point', since they belong together")
     if "scale" in given and (more := sorted({"symmetric", "reduce_range", "rmin", "rmax"} & set(given))):
@@ -109,16 +119,14 @@ def override_of(name: str, given: Mapping[str, Any], shift: int = 0) -> dict[str
     rule = {key: plain(given[key]) for key in ("scale", "zero_point", "symmetric") if key in given}
     if isinstance(rule.get("zero_point"), float) and rule["zero_point"].is_integer():
         rule["zero_point"] = int(rule["zero_point"])
-    if kind.endswith("16"):
-        rule["bits"] = 16
-        shift, kind = 0, "QInt8" if kind == "QInt16" else "QUInt8"
-    if "zero_point" in rule and "bits" in rule:
-        rule["zero_point"] += (1 << 15) if kind == "QInt8" else 0
-    elif "zero_point" in rule and kind == ("QUInt8" if shift else "QInt8"):
-        rule["zero_point"] += shift or 128  # the same grid, counted as the other type
+    width = 16 if kind.endswith("16") else 8
+    if width != bits:
+        rule["bits"] = width
+    if "zero_point" in rule and signed == kind.startswith("QU"):  # the same grid, counted as the other type
+        rule["zero_point"] += (-1 if signed else 1) << (width - 1)
     if "rmin" in given:
         rule["range"] = [plain(given["rmin"]), plain(given["rmax"])]
-    return {**rule, **_conversion(name, given["convert"], 16 if "bits" in rule else 8)} if "convert" in given else rule
+    return {**rule, **_conversion(name, given["convert"], width)} if "convert" in given else rule
 
 
 def _conversion(name: str, given: Any, bits: int) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def prepare(
         shapes.infer(model, report.notes, folded=True)
         shapes.recall(model, ranks)
     _simplify(model, report, without)
-    _speed_up(model, report, without)
+    _speed_up(model, report, {*without, *(_ON_PROCESSORS if integers else ())})
     if integers:
         count.update(_run({"on_integers": on_integers.run}, model, without))
     if joins:
@@ -212,6 +212,10 @@ _FORMS: dict[str, _Pass] = {
     "axes_pairs": axes_pairs.run,
     "narrow_convs": narrow_convs.run,
 }
+
+
+_ON_PROCESSORS = ("narrow_convs",)
+"""Forms for the kernels of processors, with Reshape and Transpose that other engines run as operators of their own."""
 
 
 def _run(passes: dict[str, _Pass], model: ir.Model, without: Collection[str]) -> Counter[str]:

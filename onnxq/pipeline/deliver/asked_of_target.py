@@ -42,9 +42,12 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     wide = any(WIDE in (rule.bits, rule.convert) for rule in recipe.values)
     if target.provider and QType.UINT16 not in target.activations and wide:
         raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave them out of the value rules")
-    if recipe.unsigned_weights or recipe.asymmetric_weights:
-        key = "unsigned_weights" if recipe.unsigned_weights else "asymmetric_weights"
-        if target.provider:
+    wide = all(preset.activation_bits == WIDE for preset in recipe.presets)
+    for key in ("wide_weights", "signed_activations"):
+        if getattr(recipe, key) and not wide:
+            raise RecipeError(f"{key}: goes with activations of 16 bits; use it with w8a16, or leave it out")
+    for key in ("unsigned_weights", "asymmetric_weights", "wide_weights", "signed_activations"):
+        if getattr(recipe, key) and target.provider:
             raise RecipeError(f"{key}: is for targets that run on this processor, not {target.name}; leave it out")
     if recipe.opset is not None and recipe.opset > target.max_opset:
         raise TargetError(

@@ -24,7 +24,8 @@ def activation_spec(recipe: Recipe, target: Target) -> TensorSpec:
     if any(preset.float8 for preset in recipe.presets):
         return TensorSpec(QType.FLOAT8, PerTensor(), symmetric=True)
     if asked == 16:
-        return TensorSpec(QType.UINT16, PerTensor(), symmetric=symmetric)
+        dtype = QType.INT16 if recipe.signed_activations else QType.UINT16
+        return TensorSpec(dtype, PerTensor(), symmetric=symmetric)
     dtype = QType.INT8 if symmetric and QType.INT8 in target.activations else target.activation
     return TensorSpec(dtype, PerTensor(), symmetric=symmetric, grid_bits=asked if asked < dtype.bits else None)
 

@@ -1,4 +1,4 @@
-"""Weights that are stored as integers and dequantized to float when the model is loaded."""
+"""Grids of weights that a layer multiplies as integers, or that are dequantized to float when the model is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from onnxq.graph import walk
 from onnxq.graph.reading.ops import STORABLE, channel_axis, contracted_axes
 from onnxq.graph.types import FLOAT32, Node
 from onnxq.plan.placement.select import Choice
+from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.targets import Target
 
 MIN_STORED = 1024
 """Weights of fewer elements stay float in storage: scales and two nodes would outweigh the saving."""
@@ -39,6 +41,33 @@ def storage_specs(node: Node, recipe: Recipe, choice: Choice) -> dict[int, Tenso
             continue
         specs[position] = TensorSpec(QType.INT8, granularity, symmetric=True, narrow_range=True)
     return specs
+
+
+def integer_spec(node: Node, position: int, recipe: Recipe, target: Target, choice: Choice) -> TensorSpec:
+    """Grid of the weight of a node that computes on integers."""
+    array = walk.const_array(node.inputs[position])
+    assert array is not None
+    per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
+    old = node.graph is not None and walk.opset(node.graph) < target.min_opset  # QuantizeLinear has no axis there
+    turned = not target.scales_turn and walk.is_turned_and_reshaped(node)
+    axis = channel_axis(node, array.ndim) if per_channel and not old and not turned else None
+    asked = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
+    bits = min(asked, target.weight_bits)
+    bits_used = bits if bits < target.weight.bits and not recipe.wide_weights else None
+    even = not recipe.asymmetric_weights
+    return TensorSpec(
+        _weight_type(recipe, target),
+        PerTensor() if axis is None or not even else PerAxis(axis),  # integer kernels have one zero point
+        symmetric=even,
+        narrow_range=even,
+        grid_bits=bits_used,
+    )
+
+
+def _weight_type(recipe: Recipe, target: Target) -> QType:
+    if recipe.wide_weights:
+        return QType.UINT16 if recipe.unsigned_weights else QType.INT16
+    return QType.UINT8 if recipe.unsigned_weights else target.weight
 
 
 def _granularity(node: Node, position: int, array: Array) -> Granularity:

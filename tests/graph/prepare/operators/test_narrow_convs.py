@@ -11,6 +11,7 @@ import pytest
 
 from onnxq.graph.emit.blocks import store_once
 from onnxq.graph.files import io
+from onnxq.graph.prepare import prepare
 from onnxq.graph.prepare.operators import narrow_convs
 from tests.graph.build import build, feeds_for, ops, prepared, run, session, weights
 
@@ -152,3 +153,10 @@ def test_a_small_weight_or_one_that_was_changed_is_stored_as_it_is() -> None:
     array[0] += 1.0
     value.const_value = ir.Tensor(array, name=value.name)
     assert not store_once(model)
+
+
+def test_an_engine_of_integers_gets_the_layer_as_it_is() -> None:
+    model = io.load(conv(8, 8, 3, 39, pads="[1, 19, 1, 19]"))
+    report = prepare(model, integers=True)
+    assert report.changes["narrow_convs"] == 0
+    assert [node.op_type for node in model.graph] == ["Conv"]
