@@ -696,6 +696,25 @@ def test_weights_and_activations_of_16_bits(tmp_path: Path, kind: str, bias: boo
         )
 
 
+@pytest.mark.parametrize("opset", [19, 21])
+def test_pairs_of_16_bits_have_one_domain(tmp_path: Path, opset: int) -> None:
+    rng = np.random.default_rng(0)
+    text = "g (float[1,2,8,8] x) => (float[1,4,6,6] y) { [act] s = Sigmoid (x) [conv] y = Conv (s, w) }"
+    model = build(text, opset=opset, w=rng.standard_normal((4, 2, 3, 3)).astype(np.float32))
+    ours.quantize_static(
+        model,
+        tmp_path / "out.onnx",
+        [{"x": rng.standard_normal((1, 2, 8, 8)).astype(np.float32)} for _ in range(4)],
+        activation_type=ours.QuantType.QUInt8,
+        op_types_to_quantize=["Conv", "Sigmoid"],
+        extra_options={"TensorQuantOverrides": {"s": [{"quant_type": ours.QuantType.QUInt16}]}},
+    )
+    made = onnx.load(tmp_path / "out.onnx")
+    assert {entry.domain: entry.version for entry in made.opset_import}[""] == opset
+    domains = {node.domain for node in made.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert domains == ({"com.microsoft"} if opset < 21 else {""})
+
+
 def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:
     model = build("g (float[1, 4] x) => (float[1, 2] y) { y = Slice (x, a, b, c) }",
                   a=np.array([0]), b=np.array([2]), c=np.array([1]))  # fmt: skip

@@ -52,6 +52,10 @@ _OLDEST = 11
 """The operator set that onnxruntime's quantizer, and its pre-processing with it, raises older models to."""
 
 
+_WIDE_SINCE = 21
+"""The operator set whose QuantizeLinear knows 16 bits."""
+
+
 def quantize_static(
     model_input: Source,
     model_output: str | os.PathLike[str],
@@ -118,6 +122,8 @@ def quantize_static(
     even = not unsigned or per_channel if symmetric is None else bool(symmetric)
     wishes["values"] = [*narrow_weights(model_input, wishes["values"], even), *wishes["values"]]
     keys = {"own_grids": True, **weight_keys(unsigned, even=even), **wide_keys(*kinds, wishes["target"])}
+    if _is_wide(wishes) and walk.opset(io.load(model_input)) < _WIDE_SINCE:
+        keys["own_pairs"] = True  # those of 16 bits have to be, and so all are of one domain, as there
     wishes["recipe_keys"] = {**keys, **wishes.get("recipe_keys", {})}
     samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
     if cache is not None:
@@ -265,6 +271,13 @@ def quant_pre_process(
         logger.warning("quant_pre_process: %s", line)
     saving.save(
         model, path, source=source if isinstance(source, str | os.PathLike) else None, **_limit(save_as_external_data)
+    )
+
+
+def _is_wide(wishes: Mapping[str, Any]) -> bool:
+    """Whether some value has 16 bits."""
+    return wishes["preset"] in ("w8a16", "w4a16") or any(
+        16 in (rule.get("bits"), rule.get("convert")) for rule in wishes["values"]
     )
 
 
