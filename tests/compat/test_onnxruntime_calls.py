@@ -715,6 +715,30 @@ def test_pairs_of_16_bits_have_one_domain(tmp_path: Path, opset: int) -> None:
     assert domains == ({"com.microsoft"} if opset < 21 else {""})
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_weights_that_are_integers_already_keep_their_grid(tmp_path: Path, per_channel: bool) -> None:
+    rng = np.random.default_rng(0)
+    scale = np.float32([0.02, 0.03]) if per_channel else np.float32(0.02)
+    integers = rng.integers(-100, 100, (2, 2, 5, 5)).astype(np.int8)
+    model = build(
+        """g (float[1,2,20,20] x) => (float[1,2,16,16] y) {
+        w = DequantizeLinear <axis = 0> (wq, ws, wz) [conv] y = Conv (x, w) }""",
+        opset=21,
+        wq=integers,
+        ws=scale,
+        wz=np.zeros(scale.shape, np.int8),
+    )
+    samples = [{"x": rng.standard_normal((1, 2, 20, 20)).astype(np.float32)} for _ in range(4)]
+    ours.quantize_static(model, tmp_path / "out.onnx", samples, op_types_to_quantize=["Conv"])
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    made = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    layer = next(node for node in graph.node if node.op_type == "Conv")
+    weight = next(node for node in graph.node if node.output[0] == layer.input[1])
+    np.testing.assert_array_equal(made[weight.input[0]], integers)
+    np.testing.assert_array_equal(made[weight.input[1]], scale)
+    assert {"x_scale", "y_scale"} <= made.keys()
+
+
 def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:
     model = build("g (float[1, 4] x) => (float[1, 2] y) { y = Slice (x, a, b, c) }",
                   a=np.array([0]), b=np.array([2]), c=np.array([1]))  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,16 @@ from onnxq.compat.onnxruntime.quant_types import (
     UnsupportedError,
     as_member,
 )
-from onnxq.compat.onnxruntime.tensors import asks_other_engine, narrow_weights, outputs_of, weights_apart
-from onnxq.compat.onnxruntime.wishes import literal, wishes_of
-from onnxq.data.carried_states import Recurrence
-from onnxq.data.readers import Reader, open_reader
-from onnxq.errors import RecipeError
+from onnxq.compat.onnxruntime.quantizing import nodes_of, provider_of, quantized, samples_of, settled, threshold
+from onnxq.compat.onnxruntime.stored_weights import floats_of
+from onnxq.compat.onnxruntime.tensors import asks_other_engine, narrow_weights, weights_apart
+from onnxq.compat.onnxruntime.wishes import wishes_of
 from onnxq.graph import walk
 from onnxq.graph.files import io, saving
 from onnxq.graph.prepare.whole.opset import raise_to
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import Source, load_and_prepare
-from onnxq.pipeline.planning import NothingToQuantizeError
-from onnxq.plan.decisions import Plan
-from onnxq.recipe.recipe import Recipe
-from onnxq.recipe.value_rules import ValueRule
 from onnxq.report.results import QuantizeResult
-from onnxq.runtime.session import open_session
 from onnxq.targets import target_named
 
 logger = logging.getLogger("onnxq.compat.onnxruntime")
@@ -110,11 +103,12 @@ def quantize_static(
             "Either calibration_data_reader or an existing calibration_cache_path must be provided; pass a reader"
         )
     kinds = (as_member(QuantType, activation_type, "activation_type"), as_member(QuantType, weight_type, "weight_type"))
+    model_input, given = floats_of(model_input)
     processor = preset not in TARGETS and not asks_other_engine(extra_options)
     unsigned = processor and asks_unsigned(preset, kinds[1])
     extra_options, rules, values = weights_apart(model_input, extra_options, preset, kinds, processor)
     wishes = {"preset": preset, "rules": rules, **wishes_of(extra_options)}
-    wishes["values"] = [*wishes.get("values", []), *values]
+    wishes["values"] = [*given, *wishes.get("values", []), *values]
     wishes |= form_of(preset, as_member(QuantFormat, quant_format, "quant_format"))
     wishes |= ranges_of(preset, method, average=wishes.pop("average", False))
     wishes["target"] = target_of(wishes, reduce_range)
@@ -125,17 +119,17 @@ def quantize_static(
     if _is_wide(wishes) and walk.opset(io.load(model_input)) < _WIDE_SINCE:
         keys["own_pairs"] = True  # those of 16 bits have to be, and so all are of one domain, as there
     wishes["recipe_keys"] = {**keys, **wishes.get("recipe_keys", {})}
-    samples = None if calibration_data_reader is None else _samples(model_input, calibration_data_reader)
+    samples = None if calibration_data_reader is None else samples_of(model_input, calibration_data_reader)
     if cache is not None:
         if not cache.is_file():
-            provider = _provider(calibration_providers)
+            provider = provider_of(calibration_providers)
             api.calibrate(model_input, cache, calibration=samples, target=wishes["target"], provider=provider)
         wishes["statistics"] = cache
-    wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
+    wishes |= nodes_of(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
     wishes["external_data"] = use_external_data_format
     if preset != "fp8":  # whose weights have one scale
         wishes["per_channel"] = per_channel
-    return _settled(_quantized(model_input, model_output, wishes, calibration=samples))
+    return settled(quantized(model_input, model_output, wishes, calibration=samples))
 
 
 def quantize_dynamic(
@@ -184,9 +178,9 @@ def quantize_dynamic(
     ):
         wishes.pop(static, None)  # activations have no ranges here, and products of two activations stay float
     wishes["target"] = "cpu-avx2" if reduce_range else "cpu"
-    wishes |= _nodes(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
+    wishes |= nodes_of(model_input, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude, wishes)
     wishes["external_data"] = use_external_data_format
-    return _settled(_quantized(model_input, model_output, wishes, per_channel=per_channel))
+    return settled(quantized(model_input, model_output, wishes, per_channel=per_channel))
 
 
 def quantize(model_input: Source, model_output: str | os.PathLike[str], quant_config: Any) -> QuantizeResult:
@@ -269,9 +263,8 @@ def quant_pre_process(
         logger.info("quant_pre_process: raised to operator set %d", _OLDEST)
     for line in notes:
         logger.warning("quant_pre_process: %s", line)
-    saving.save(
-        model, path, source=source if isinstance(source, str | os.PathLike) else None, **_limit(save_as_external_data)
-    )
+    place = source if isinstance(source, str | os.PathLike) else None
+    saving.save(model, path, source=place, **threshold(save_as_external_data))
 
 
 def _is_wide(wishes: Mapping[str, Any]) -> bool:
@@ -279,115 +272,3 @@ def _is_wide(wishes: Mapping[str, Any]) -> bool:
     return wishes["preset"] in ("w8a16", "w4a16") or any(
         16 in (rule.get("bits"), rule.get("convert")) for rule in wishes["values"]
     )
-
-
-def _limit(external: bool) -> dict[str, int]:
-    return {"threshold": 0} if external else {}
-
-
-def _samples(model: Source, reader: Any) -> Reader:
-    """The samples of a reader, which may be read only once, as one that can be read again; all make the ranges."""
-    session = open_session(Path(model) if isinstance(model, str | os.PathLike) else io.to_bytes(io.load(model)))
-    samples = open_reader(reader, session.input_specs, recurrence=Recurrence(session.output_specs, session.run, {}))
-    samples.calibrates_on_all = True
-    return samples
-
-
-def _provider(providers: Sequence[Any] | None) -> str:
-    first = next(iter(providers or ()), "CPUExecutionProvider")
-    return first[0] if isinstance(first, tuple) else str(first)
-
-
-def _nodes(
-    model: Source,
-    op_types: Sequence[str] | None,
-    only: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-    wishes: dict[str, Any],
-) -> dict[str, Any]:
-    """Which nodes: names and types that the model does not have are left out with a warning, as onnxruntime does."""
-    nodes = list(walk.all_nodes(io.load(model).graph))
-    names, types = {node.name for node in nodes}, {node.op_type for node in nodes}
-    found: dict[str, Any] = {
-        "op_types": [kind for kind in op_types or () if kind in types],
-        "include": _known("nodes_to_quantize", only, names),
-        "exclude": _known("nodes_to_exclude", exclude, names),
-    }
-    if (op_types and not found["op_types"]) or (only and not found["include"]):
-        argument = "nodes_to_quantize" if found["op_types"] or not op_types else "op_types_to_quantize"
-        raise RecipeError(f"{argument}: the model has none of these; it has nodes of {', '.join(sorted(types))}")
-    if wishes.pop("insist", False) and not found["op_types"] and not found["include"]:
-        found["include"] = ["*"]
-    if op_types_float := wishes.pop("float_outputs_of", ()):
-        wishes["values"] = [*wishes.get("values", []), *outputs_of(model, op_types_float)]
-    if wishes.pop("constant_products", False):
-        products = [n for n in nodes if n.op_type == "MatMul" and not any(walk.is_constant(i) for i in n.inputs)]
-        found["exclude"] += [node.name for node in products if node.name]
-    return found
-
-
-def _known(argument: str, given: Sequence[str] | None, names: set[str | None]) -> list[str]:
-    unknown = [name for name in given or () if name not in names]
-    if unknown:
-        logger.warning("%s: the model has no node %s", argument, ", ".join(map(repr, unknown)))
-    return [literal(name) for name in given or () if name in names]
-
-
-def _quantized(
-    model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], **options: Any
-) -> QuantizeResult:
-    """What pays is quantized; where nothing pays, all that can be; where nothing can, the float model is written.
-
-    Nodes and operators that were named are quantized or an error.
-    """
-    wishes = dict(wishes)
-    lists = {key: found for key in ("values", "rules") if (found := wishes.pop(key, None))}
-    if keys := {**lists, **wishes.pop("recipe_keys", {})}:
-        wishes["recipe"] = Recipe.from_mapping(keys, "extra_options")
-    try:
-        return api.quantize(model, output, benchmark=False, **wishes, **options)
-    except NothingToQuantizeError:
-        if wishes["include"] or wishes["op_types"]:
-            if wishes["preset"] == "w8a8-dynamic":
-                raise
-            return _steps_of_one(model, output, wishes, options)
-    try:
-        return api.quantize(model, output, benchmark=False, **{**wishes, "include": ["*"]}, **options)
-    except NothingToQuantizeError as error:
-        return _as_it_is(model, output, wishes, str(error))
-
-
-def _steps_of_one(
-    model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], options: Mapping[str, Any]
-) -> QuantizeResult:
-    """Quantize nodes that were named although values around them were zero in all of calibration.
-
-    Raises:
-        NothingToQuantizeError: that is not the reason.
-    """
-    given: Recipe = wishes["recipe"]
-    recipe = given.override(values=(ValueRule("*", zeros=True), *given.values))
-    result = api.quantize(model, output, benchmark=False, **{**wishes, "recipe": recipe}, **options)
-    said = "values that were zero in all of calibration have steps of 1, as from onnxruntime; use other samples"
-    return replace(result, warnings=[*result.warnings, said])
-
-
-def _as_it_is(model: Source, output: str | os.PathLike[str], wishes: Mapping[str, Any], reason: str) -> QuantizeResult:
-    """Write the float model, as onnxruntime does where it has no integer form for any node; the result says so."""
-    path = Path(output)
-    saving.check_destination(path, (model,))
-    loaded = io.load(model)
-    source = model if isinstance(model, str | os.PathLike) else None
-    saving.save(loaded, path, source=source, **_limit(bool(wishes.get("external_data"))))
-    before = io.size_of(Path(model)) if isinstance(model, str | os.PathLike) else len(io.to_bytes(loaded))
-    nodes = [(node.name or "", node.op_type, reason) for node in walk.all_nodes(loaded.graph)]
-    return QuantizeResult(
-        path, "float", None, wishes["target"], before, io.size_of(path), None, None, None, {}, nodes, {},
-        [f"the float model was written as it is: {reason}"], None, {}, Plan({}, {}),
-    )  # fmt: skip
-
-
-def _settled(result: QuantizeResult) -> QuantizeResult:
-    for line in result.warnings:
-        logger.warning("%s", line)
-    return result
