@@ -19,6 +19,7 @@ from onnxq.compat.onnxruntime.asked_types import (
     weight_keys,
     wide_keys,
 )
+from onnxq.compat.onnxruntime.integer_constants import floats_of
 from onnxq.compat.onnxruntime.quant_types import (
     CalibrationMethod,
     QuantConfig,
@@ -27,8 +28,7 @@ from onnxq.compat.onnxruntime.quant_types import (
     UnsupportedError,
     as_member,
 )
-from onnxq.compat.onnxruntime.quantizing import nodes_of, provider_of, quantized, samples_of, settled, threshold
-from onnxq.compat.onnxruntime.stored_weights import floats_of
+from onnxq.compat.onnxruntime.script_calls import nodes_of, provider_of, quantized, samples_of, settled, threshold
 from onnxq.compat.onnxruntime.tensors import asks_other_engine, narrow_weights, weights_apart
 from onnxq.compat.onnxruntime.wishes import wishes_of
 from onnxq.graph import walk
