@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ import onnxq
 from onnxq.errors import EngineError, RecipeError
 from onnxq.graph.files import io
 from onnxq.runtime.engines.places import RunsOn
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.engines.worker import read_message, write_message
 from onnxq.runtime.session import open_session
 from tests.graph.build import build
@@ -299,6 +301,40 @@ def test_a_connection_that_breaks_is_one_line(host: tuple[str, subprocess.Popen[
     engine.close()
     with pytest.raises(EngineError, match="exit code 255: .*[Cc]onnect"):
         RunsOn(device=command, python=sys.executable).open()
+
+
+@pytest.mark.ssh
+@pytest.mark.parametrize(("verb", "preset"), [("run", "w8a8"), ("time", "w8a8"), ("time", "auto")])
+def test_nothing_is_written_where_the_connection_breaks_midway(
+    host: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, preset: str
+) -> None:
+    """The server's child is killed while the device is asked for something; the server itself lives on."""
+    command, server = host
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "mlp.onnx").write_bytes(MLP.SerializeToString())
+    samples = [{"x": RNG.standard_normal((8, 64)).astype(np.float32)} for _ in range(10)]
+    asked = ProcessEngine._ask
+
+    def broken(engine: ProcessEngine, head: dict[str, Any], *arrays: Any, **options: Any) -> Any:
+        if head["verb"] == verb:
+            for child in children_of(server.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        return asked(engine, head, *arrays, **options)
+
+    monkeypatch.setattr(ProcessEngine, "_ask", broken)
+    there = RunsOn(device=command, python=sys.executable)
+    with pytest.raises(EngineError, match="device 'ssh .*exit code 255") as caught:
+        onnxq.quantize(
+            folder / "mlp.onnx", folder / "q.onnx", calibration=samples, preset=preset, runs_on=there, seconds=0.05
+        )
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["mlp.onnx"]
+    monkeypatch.undo()
+    engine = there.open()
+    assert engine.about().provider == "CPUExecutionProvider", "the server takes the next connection"
+    engine.close()
 
 
 def test_frames_of_memory_maps(tmp_path: Path) -> None:
