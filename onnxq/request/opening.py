@@ -167,7 +167,7 @@ def _ready_model(job: Job) -> None:
             group_attention(prepared, job.data, given.kv_cache, job.threads)
     if wants_training(given):
         take_training(prepared, job.target)
-    prepared.notes += _said_of_versions(prepared, needed_opset(given), job.target)
+    prepared.notes += _said_of_versions(prepared, given, job.target)
     if job.statistics is not None and job.data is not None:
         prepared.notes += unused_statistics(given)
 
@@ -224,15 +224,18 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     return engine
 
 
-def _said_of_versions(prepared: Prepared, needed: int, target: Target) -> list[str]:
-    """That the file needs a newer runtime than the user's did, for the form of weights that was chosen."""
+def _said_of_versions(prepared: Prepared, recipe: Recipe, target: Target) -> list[str]:
+    """That the file needs a newer runtime than the user's did, for the form of weights or types that was chosen."""
+    needed = needed_opset(recipe)
     (opset_before, ir_before), (opset, ir_version) = prepared.versions
     if needed <= target.min_opset or opset_before >= opset:
         return []
     also = f", and from IR version {ir_before} to {ir_version}" if ir_version > ir_before else ""
+    raised = f"the model was raised from {opset_before} to {opset}{also}"
+    if any(preset.float8 for preset in recipe.presets):
+        return [f"float8 needs operator set {needed}: {raised}"]
     return [
-        f"this form of weights needs operator set {needed}: the model was raised from {opset_before} to {opset}{also}; "
-        "--preset w4 without --format qdq needs neither"
+        f"this form of weights needs operator set {needed}: {raised}; --preset w4 without --format qdq needs neither"
     ]
 
 

@@ -364,6 +364,7 @@ def test_auto_is_the_preset_that_the_target_runs() -> None:
         ("web-gpu", {"preset": "w8a8"}, "wrong numbers"),
         ("tensorrt", {"preset": "w4"}, "--target tensorrt: does not run w4"),
         ("tensorrt", {"preset": "w8a16"}, "--target tensorrt: does not run w8a16"),
+        ("web", {"preset": "w4a16"}, "--target web: takes no activations of 16 bits, as w4a16 has"),
     ],
 )
 def test_what_a_target_does_not_run_is_said_first(target: str, options: dict[str, Any], said: str) -> None:

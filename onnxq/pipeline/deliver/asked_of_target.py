@@ -40,6 +40,11 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         if pairs:
             raise RecipeError(f"--format qoperator: has no {pairs[0]}, which is for Q and DQ; use --format qdq")
     wide = any(WIDE in (rule.bits, rule.convert) for rule in recipe.values)
+    sixteen = next((preset.name for preset in recipe.presets if preset.activation_bits == WIDE), None)
+    if target.provider and QType.UINT16 not in target.activations and sixteen is not None:
+        raise TargetError(
+            f"--target {target.name}: takes no activations of 16 bits, as {sixteen} has; use --preset w8a8, or another"
+        )
     if target.provider and QType.UINT16 not in target.activations and wide:
         raise TargetError(f"--target {target.name}: takes no activations of 16 bits; leave them out of the value rules")
     wide = all(preset.activation_bits == WIDE for preset in recipe.presets)

@@ -115,8 +115,8 @@ _CRASH = "onnxruntime's CPU provider, which verifies the model, crashes where it
 def _crashing(model: Model) -> Iterator[str]:
     """Names of each Transpose and MatMul that bring ONNX Runtime down (seen in 1.32) unless no Cast is near them.
 
-    Its fusion of a Transpose that moves the last axis but one to the front with a MatMul of a constant matrix loses
-    the Cast that stands between them, or that is put there since no kernel takes float16.
+    Its fusion of a Transpose that moves the first axis behind the other batch axes with a MatMul of a constant matrix
+    loses the Cast that stands between them, or that is put there since no kernel takes float16.
     """
     for node in walk.all_nodes(model.graph):
         source = walk.input_at(node, 0)
@@ -125,7 +125,7 @@ def _crashing(model: Model) -> Iterator[str]:
             continue
         order = walk.attr_ints(before, "perm")
         rank = len(order)
-        if rank > 2 and walk.is_constant(node.inputs[1]) and order == (*range(1, rank - 1), 0, rank - 1):
+        if rank > 2 and walk.is_constant(node.inputs[1]) and tuple(order[:-2]) == tuple(range(1, rank - 1)):
             yield node.name or ""
             yield before.name or ""
 
