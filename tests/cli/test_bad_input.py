@@ -700,3 +700,11 @@ def test_ctrl_c_midway_leaves_nothing(
     assert list(temporary.glob("onnxq*")) == []  # onnxruntime keeps a file of its own there
     if existing:
         assert output.read_bytes() == existing
+
+
+def test_two_networks_that_have_nothing_in_common_are_doubted(run: Run, tmp_path: Path, model: Path) -> None:
+    nothing_to_quantize(tmp_path / "other.onnx", onnx.ModelProto())
+    result = run("diff", model, tmp_path / "other.onnx")
+    assert result.exit_code == 0
+    assert "are they two forms of one network?" in result.stderr
+    assert run("diff", model, model).stderr == ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli._output import emit_json
+from onnxq.cli._output import emit_json, show_warnings
 from onnxq.cli._summary import show_difference
 from onnxq.cli.options.shared_options import FILE, GroupedCommand, examples, output_options
 
@@ -31,3 +31,5 @@ def command(first: Path, second: Path, as_json: bool, verbose: bool) -> None:
         emit_json(result.to_dict())
     else:
         show_difference(result.to_dict(), verbose=verbose)
+    if not result.nodes and not result.same:
+        show_warnings([f"no node of {first} has a counterpart in {second}: are they two forms of one network?"])
