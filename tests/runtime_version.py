@@ -8,7 +8,15 @@ import pytest
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
+def before(version: str) -> bool:
+    """Whether the runtime is older than that."""
+    return tuple(int(part) for part in version.split(".")[:2]) > VERSION
+
+
 def needs_runtime(version: str, why: str) -> pytest.MarkDecorator:
     """Leave a test out with runtimes before a version."""
-    least = tuple(int(part) for part in version.split("."))
-    return pytest.mark.skipif(least > VERSION, reason=f"onnxruntime before {version} {why}")
+    return pytest.mark.skipif(before(version), reason=f"onnxruntime before {version} {why}")
+
+
+CACHES = needs_runtime("1.27", "has no GroupQueryAttention with caches of integers, or without caches")
+TWO_BITS = needs_runtime("1.24", "has no MatMulNBits of 2 bits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -130,7 +131,12 @@ def _on_terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def prepare_process() -> None:
-    """Set up what belongs to the process: encodings that never fail, silent libraries, a clean end on SIGTERM."""
+    """Set up what belongs to the process: encodings that never fail, silent libraries, a clean end on SIGTERM.
+
+    ONNX Runtime has telemetry (1.32 under Linux too), and writes a line to standard error where it cannot keep its
+    number. Models are the user's own business: it is off unless the environment says otherwise.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import kv_cache
+from tests.runtime_version import CACHES
 
 
+@CACHES
 def test_the_table_of_speed_has_a_line_for_each_form(tmp_path: Path) -> None:
     lines = kv_cache.speed_table(tmp_path, (32,), 2).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["float", "int8", "int4"]

@@ -19,6 +19,7 @@ from benchmarks.peers import CONFIGS, OTHER_CONFIGS, quantize_with_peer
 from benchmarks.rows import Row
 from benchmarks.workloads import ROOT, Workload
 from tests.benchmarks.test_tables import failed, results, row
+from tests.runtime_version import needs_runtime
 
 EVERYTHING = Settings(quick=False, peers=True)
 
@@ -93,7 +94,10 @@ def test_a_length_that_the_model_does_not_take_is_left_out() -> None:
     assert list(timed_feeds(digits, [feed])) == [AS_FED]
 
 
-@pytest.mark.parametrize("config", ["dynamic per-channel", "4 bits, blocks of 32"])
+OF_4_BITS = needs_runtime("1.24", "has no quantizer that is told the bits")
+
+
+@pytest.mark.parametrize("config", ["dynamic per-channel", pytest.param("4 bits, blocks of 32", marks=OF_4_BITS)])
 def test_the_peer_quantizes_without_data(
     config: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from benchmarks.measure import open_session
 from benchmarks.weight_only import CONFIGS, QUICK, TIMED, divergence, main, matrix_elements, measure, packed_bits
 from benchmarks.weight_peers import PEERS, environment
 from benchmarks.weight_tasks import FORMS, METHODS, SCORED, WeightTask, find, stack
+from tests.runtime_version import needs_runtime
 
 
 class Short(Settings):
@@ -65,6 +66,7 @@ def test_a_task_is_measured_with_what_its_rows_cost(small: WeightTask, tmp_path:
     assert "| onnxq |        w4 rtn |" in text and "The same" not in text and "Failures" not in text
 
 
+@needs_runtime("1.24", "has no quantizer that is told the bits")
 def test_onnxruntimes_quantizer_runs_in_a_process_and_takes_5_bits(small: WeightTask, tmp_path: Path) -> None:
     model, feeds = small.model(tmp_path), write_feeds(small.feeds(), tmp_path / "feeds")
     output = tmp_path / "out.onnx"

@@ -89,6 +89,18 @@ def test_help_is_a_screen_and_help_all_has_every_option(run: Run, name: str) -> 
     assert "None" not in whole.replace("'None'", "")
 
 
+@pytest.mark.parametrize("given", [None, "0"])
+def test_the_runtimes_telemetry_is_off_unless_it_is_asked_for(given: str | None) -> None:
+    known = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = known if given is None else {**known, "ORT_DISABLE_TELEMETRY": given}
+    program = (
+        "import os\nfrom onnxq.cli._app import prepare_process\nprepare_process()\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (given or "1")
+
+
 COMPLETED = [
     (["qu"], {"quantize"}),
     (["quantize", "--pre"], {"--preset", "--preprocess"}),

@@ -35,6 +35,7 @@ from tests.language_models import (
     value,
     write,
 )
+from tests.runtime_version import CACHES
 
 pytestmark = pytest.mark.text
 
@@ -186,6 +187,7 @@ def test_configurations_change_only_where_they_must() -> None:
     assert both == {"a": 1, "transformers.js_config": {"dtype": {"encoder_model": "q8", "decoder_model_merged": "q4"}}}
 
 
+@CACHES
 @pytest.mark.parametrize(("form", "size"), [("int8", HEAD), ("int4", HEAD // 2)])
 def test_genai_is_told_of_caches_that_are_shorter(tmp_path: Path, form: str, size: int) -> None:
     folder, out = genai_folder(tmp_path / "in"), tmp_path / "out"

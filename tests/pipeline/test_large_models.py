@@ -20,6 +20,7 @@ from onnxq.core.spec import PerBlock, TensorSpec
 from onnxq.errors import OnnxqError, VerificationError
 from onnxq.graph.files import external, io, saving, whole_file
 from onnxq.pipeline.large import layer_by_layer, pieces
+from tests.runtime_version import TWO_BITS
 
 TINY = 1e-6
 """GiB that are too few for any model."""
@@ -38,7 +39,9 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
     return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
-@pytest.mark.parametrize("preset", ["w4", "w8", "w2", "nf4", "w8a8-dynamic", "w8a8-token"])
+@pytest.mark.parametrize(
+    "preset", ["w4", "w8", pytest.param("w2", marks=TWO_BITS), "nf4", "w8a8-dynamic", "w8a8-token"]
+)
 def test_a_layer_at_a_time_gives_the_same_model(llama: Path, tmp_path: Path, preset: str) -> None:
     whole, part = tmp_path / "whole.onnx", tmp_path / "part.onnx"
     first = onnxq.quantize(llama, whole, preset=preset, benchmark=False)

@@ -17,6 +17,7 @@ from onnxq.runtime.session import session_of
 from tests.decoders import Style, prompts
 from tests.graph.attention.test_grouped import feeds_of, fuse, loaded
 from tests.graph.build import build
+from tests.runtime_version import CACHES
 
 
 def fused(style: Style):
@@ -31,6 +32,7 @@ def test_caches_by_their_names() -> None:
     assert (second.heads, second.size, second.integer) == (2, 8, False)
 
 
+@CACHES
 def test_caches_that_are_added_give_token_by_token_what_was_given_at_once() -> None:
     style = Style(caches=False, mask=False)
     model, sizes = fused(style)
@@ -58,6 +60,7 @@ def test_a_mask_from_outside_forbids_caches_to_be_added() -> None:
         add_caches(model, sizes)
 
 
+@CACHES
 @pytest.mark.parametrize("bits", [8, 4])
 def test_ports_change_type_and_the_operator_computes_with_what_they_stand_for(bits: int) -> None:
     model, _ = fused(Style())

@@ -20,6 +20,7 @@ from onnxq.runtime.probe import probe
 from onnxq.runtime.session import session_of
 from tests.decoders import Style, decoder, prompts, with_past
 from tests.graph.build import build, weights
+from tests.runtime_version import CACHES
 
 STYLES = [
     Style(),
@@ -60,7 +61,7 @@ def feeds_of(style: Style):
     return feeds
 
 
-@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("style", [pytest.param(s, marks=[] if s.caches else CACHES, id=str(s)) for s in STYLES])
 def test_the_operator_computes_the_same_over_lengths_masks_and_caches(style: Style) -> None:
     model, feeds = loaded(style), feeds_of(style)
     before = model.clone()

@@ -18,6 +18,7 @@ from onnxq.graph.files import io
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build, weights
 from tests.graph.emit.at_inference import Array, by_row, by_tensor, close, ops, outputs, quantized, rows_of, weight
+from tests.runtime_version import before
 
 FORMS = {"w8a8-dynamic": by_tensor, "w8a8-token": by_row}
 FUSED = {"w8a8-dynamic": "DynamicQuantizeMatMul", "w8a8-token": "MatMulIntegerToFloat"}
@@ -54,6 +55,8 @@ def test_matmul_of_any_rank_becomes_one_kernel(preset: str, shape: tuple[int, ..
     result = quantized(model) if preset == "w8a8-dynamic" else quantized(model, preset)
     assert result.model is not None
     only_integers(result.model)
+    if 0 in shape and before("1.24"):
+        pytest.skip("onnxruntime before 1.24 does not multiply what has no elements by its scales")
     x = drawn(*shape)
     (y,), graph = outputs(result.model, {"x": x})
     close(y, FORMS[preset](x, W) + (B if bias else 0.0))
@@ -262,6 +265,8 @@ def test_operator_sets(preset: str, opset: int) -> None:
         w=W,
         b=B,
     )
+    if opset == 23 and before("1.24"):
+        pytest.skip("onnxruntime before 1.24 has no QuantizeLinear of operator set 23")
     result = quantized(model, preset)
     x = drawn(3, 128)
     assert result.model is not None

@@ -25,11 +25,14 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.targets import target_named
 from tests.graph.build import build
+from tests.runtime_version import TWO_BITS, before, needs_runtime
 
 RNG = np.random.default_rng(7)
+JOINS_ALL = not before("1.24")
+"""Whether the runtime makes MatMulNBits of a DQ in front of a Gemm, and where blocks leave a rest."""
 BLOCK_SIZES = {2: (32, 128, 0), 3: (32, 0), 4: (16, 32, 256, 0), 8: (16, 64, 0)}
 FORMS = [
-    (bits, block, symmetric, form)
+    pytest.param(bits, block, symmetric, form, marks=[TWO_BITS] * (bits == 2))
     for bits, blocks in BLOCK_SIZES.items()
     for block in blocks
     for symmetric in (True, False)
@@ -92,7 +95,8 @@ def test_matmul_equals_its_dequantized_weight(
         (actual,) = run(result, {"x": x}, tmp_path / f"{optimize}.onnx", optimize=optimize)
         close(actual, expected)
     fused = [node.op_type for node in onnx.load(tmp_path / "True.onnx").graph.node]
-    assert fused == ["MatMulNBits"]
+    if JOINS_ALL or form == "qoperator":
+        assert fused == ["MatMulNBits"]
 
 
 def test_integers_and_scales_take_the_space_they_should() -> None:
@@ -135,7 +139,8 @@ def test_gemm(form: str, bias: tuple[int, ...], transposed: int, tmp_path: Path)
             np.testing.assert_allclose(actual, expected, rtol=0, atol=0.02 * np.abs(expected).max())
         else:
             close(actual, expected)
-    assert "MatMulNBits" in [node.op_type for node in onnx.load(tmp_path / "True.onnx").graph.node]
+    if JOINS_ALL or form == "qoperator" or bias in ((5, 24), (5, 1)):
+        assert "MatMulNBits" in [node.op_type for node in onnx.load(tmp_path / "True.onnx").graph.node]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -154,8 +159,11 @@ def test_embedding(bits: int, symmetric: bool, width: int) -> None:
         np.testing.assert_array_equal(actual, unfolded(solution, "emb")[ids])
 
 
+TIED = needs_runtime("1.24", "computes with affine weights of a table wrongly where they are shared")
+
+
 @pytest.mark.parametrize("transposed", [True, False])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=TIED)])
 def test_tied_embedding_and_output_layer_share_their_integers(transposed: bool, symmetric: bool) -> None:
     table = RNG.standard_normal((40, 96)).astype(np.float32)
     head = (
@@ -184,7 +192,10 @@ def test_a_shared_weight_is_quantized_and_stored_once(form: str, tmp_path: Path)
     assert [n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node] == ["MatMulNBits"] * 2
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+HALVES = needs_runtime("1.28", "has no MatMulNBits of 2 bits in float16")
+
+
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=HALVES), 4, 8])
 def test_half_precision(bits: int) -> None:
     weight = RNG.standard_normal((100, 20)).astype(np.float16)
     model = build("g (float16[B, 100] x) => (float16[B, 20] y) { [layer] y = MatMul(x, w) }", w=weight)

@@ -14,6 +14,7 @@ import onnxq
 from onnxq.errors import ModelError, RecipeError, VerificationError
 from onnxq.runtime.fuse import farthest_apart
 from tests.decoders import Style, decoder, prompts
+from tests.runtime_version import CACHES
 
 STYLE = Style(blocks=2)
 
@@ -32,6 +33,7 @@ def opened(proto: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@CACHES
 @pytest.mark.parametrize(("form", "least"), [("int8", 30.0), ("int4", 10.0)])
 def test_a_decoder_keeps_its_names_and_its_caches_change_type(form: str, least: float) -> None:
     result = quantized(STYLE, form)
@@ -50,6 +52,7 @@ def test_a_decoder_keeps_its_names_and_its_caches_change_type(form: str, least: 
     assert f"caches  {form}, 256 -> " in " ".join(result.summary().split()).replace("caches ", "caches  ", 1)
 
 
+@CACHES
 def test_caches_of_float_are_exact_and_need_no_samples() -> None:
     style = replace(STYLE, caches=False, mask=False)
     model = onnx.load_model_from_string(decoder(style))
@@ -63,6 +66,7 @@ def test_caches_of_float_are_exact_and_need_no_samples() -> None:
     assert farthest_apart(expected, opened(result.model).run(["logits"], {**feed, **empty})) < 1e-5
 
 
+@CACHES
 @pytest.mark.parametrize("preset", ["w8", "w8a8-dynamic", "w4", "w8a8"])
 def test_caches_go_with_quantized_weights(preset: str) -> None:
     result = quantized(STYLE, "int8", preset)
@@ -71,6 +75,7 @@ def test_caches_go_with_quantized_weights(preset: str) -> None:
     assert result.caches["before"]["sqnr_db"] >= result.sqnr_db - 3.0  # a token alone has scales of its own
 
 
+@CACHES
 def test_caches_change_where_float_is_the_best_form_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxq.pipeline.candidate import Candidate
     from onnxq.plan.decisions import Plan
@@ -85,11 +90,13 @@ def test_caches_change_where_float_is_the_best_form_of_the_weights(monkeypatch: 
     assert result.model is not None and opened(result.model).get_inputs()[2].type == "tensor(int8)"
 
 
+@CACHES
 def test_limits_hold_for_the_model_with_its_caches() -> None:
     with pytest.raises(VerificationError, match="SQNR"):
         quantized(STYLE, "int4", min_sqnr=60.0)
 
 
+@CACHES
 def test_float_caches_in_the_data_are_stored_as_the_model_takes_them() -> None:
     from tests.decoders import with_past
 
@@ -98,6 +105,7 @@ def test_float_caches_in_the_data_are_stored_as_the_model_takes_them() -> None:
     assert result.sqnr_db is not None and result.sqnr_db > 25.0
 
 
+@CACHES
 def test_caches_whose_last_axis_is_open_begin_empty_in_each_sample() -> None:
     grouped = quantized(STYLE, "float").model
     assert grouped is not None
@@ -112,6 +120,7 @@ def test_caches_whose_last_axis_is_open_begin_empty_in_each_sample() -> None:
     assert any("each sample starts with an empty one" in line for line in result.warnings)
 
 
+@CACHES
 def test_scales_come_from_what_is_stored() -> None:
     result = quantized(STYLE, "int8")
     assert result.model is not None
@@ -150,6 +159,7 @@ def test_odd_heads_have_no_four_bits() -> None:
     refuse([cache], "int8")
 
 
+@CACHES
 def test_caches_that_are_integers_are_left_alone() -> None:
     result = quantized(STYLE, "int8")
     assert result.model is not None
@@ -172,6 +182,7 @@ def test_an_unknown_form_is_refused() -> None:
         onnxq.Recipe(kv_cache="int2")
 
 
+@CACHES
 @pytest.mark.torch
 def test_learning_with_rounded_caches_never_comes_out_worse() -> None:
     samples = prompts(STYLE, 30, 24)
