@@ -127,9 +127,9 @@ def prepare(
 
 _OTHERWISE = {
     "adaround": "--adaround", "reconstruct": "--reconstruct", "equalize": "--equalize", "smooth": "--smooth",
-    "rotate": "--rotate", "fuse": "--fuse", "kv_cache": "--kv-cache", "float_type": "--float-type",
-    "target_bits": "--target-bits", "max_drop": "--max-drop", "min_sqnr": "--min-sqnr", "sequential": "--sequential",
-    "drop_tail": "--drop-tail",
+    "rotate": "--rotate", "learn_rotation": "--learn-rotation", "fuse": "--fuse", "kv_cache": "--kv-cache",
+    "float_type": "--float-type", "target_bits": "--target-bits", "max_drop": "--max-drop", "min_sqnr": "--min-sqnr",
+    "sequential": "--sequential", "drop_tail": "--drop-tail",
 }  # fmt: skip
 """Options that change the float model first, or search for a model, or learn in another way."""
 

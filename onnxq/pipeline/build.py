@@ -28,10 +28,11 @@ from onnxq.pipeline.learned.compensating import compensated, compensates, with_r
 from onnxq.pipeline.learned.learning import refine
 from onnxq.pipeline.learned.minutes import block_minutes
 from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
+from onnxq.pipeline.learned.rotating import why_as_drawn
 from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
 from onnxq.pipeline.trained_model import rename
-from onnxq.pipeline.transformation import settle_levels, transform, uses_awq, why_unsmoothed
+from onnxq.pipeline.transformation import Transformed, settle_levels, transform, uses_awq, why_unsmoothed
 from onnxq.plan.activations.channel_grids import spread_channels
 from onnxq.plan.decisions import DYNAMIC, INTEGER, WEIGHT
 from onnxq.plan.given import unread
@@ -54,20 +55,32 @@ def build(job: Job) -> Candidate:
         CalibrationError: data or statistics that do not fit it.
     """
     with job.clock.around("rewrite"):
-        built, searched = _build(job)
-    if not searched or job.data is None:
+        built, done = _build(job)
+    if job.data is None:
         return built
-    with job.clock.around("rewrite"):
-        plain, _ = _build(job, smoothing=False)
-    reason = why_unsmoothed(built.quantized, plain.quantized, job)
+    smoothing = True
+    if done.searched:
+        with job.clock.around("rewrite"):
+            plain, _ = _build(job, smoothing=False)
+        built, smoothing = _chosen(built, plain, why_unsmoothed(built.quantized, plain.quantized, job))
+    if done.learned:
+        drawn = replace(job, recipe=job.recipe.override(learn_rotation=False))
+        with job.clock.around("rewrite"):
+            plain, _ = _build(drawn, smoothing=smoothing)
+        built, _ = _chosen(built, plain, why_as_drawn(built.quantized, plain.quantized, job))
+    return built
+
+
+def _chosen(built: Candidate, plain: Candidate, reason: str | None) -> tuple[Candidate, bool]:
+    """The first, or the plain one where there is a reason for it, which it then tells; and whether it is the first."""
     if reason is None:
-        return built
+        return built, True
     plain.warnings.insert(0, reason)
-    return plain
+    return plain, False
 
 
-def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
-    """As `build`, with or without smoothing; and whether there was smoothing by exponents that were searched."""
+def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, Transformed]:
+    """As `build`, with or without smoothing; and what rewriting the float model did."""
     recipe, target, clock = job.recipe, job.target, job.clock
     form = recipe.format or target.formats[0]
     model = copy_of(job.prepared.model)
@@ -139,7 +152,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, bool]:
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
-    return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done.searched
+    return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done
 
 
 def _style(job: Job, model: Model) -> Style:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
-from onnxq.errors import ModelError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.graph.attention.plain_attention import RunFacts
 from onnxq.graph.edit import copy_of
 from onnxq.graph.prepare import prepare
@@ -23,7 +19,10 @@ from onnxq.passes.smooth import Smoothed, smooth, smoothable
 from onnxq.passes.value_heads import value_heads
 from onnxq.pipeline.channels.finer_sums import finer_sums
 from onnxq.pipeline.collection import collect_statistics
-from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.held_out import compared
+from onnxq.pipeline.learned.reconstructing import check_learning
+from onnxq.pipeline.learned.rotating import OPTION, learned_turns
 from onnxq.pipeline.planning import seen_by
 from onnxq.plan.make_plan import Wanted, make_plan
 from onnxq.plan.weights.levels import choose_levels, rounded_inputs
@@ -33,21 +32,14 @@ from onnxq.runtime.fuse import NORM_OPSET, TOLERANCE, farthest_apart, fuse
 from onnxq.runtime.minima import channel_minima
 from onnxq.runtime.probe import probe
 from onnxq.runtime.sampled_rows import sample_rows
-from onnxq.runtime.session import open_session, session_of
+from onnxq.runtime.session import session_of
 from onnxq.runtime.synthetic import runnable_feed
-from onnxq.verify.compare import compare_all
 
 _ROWS = 512
 """Rows of a layer's input that exponents are tried on, about."""
 
 _LEVEL_FEEDS = 8
 """Samples that are run for accuracy levels: massive activations stand in the same channels of all of them."""
-
-_JUDGED_FEEDS = 32
-"""Held-out samples that the two are compared on, at most."""
-
-_JUDGED_SECONDS = 10.0
-"""After which no further sample is begun."""
 
 
 @dataclass
@@ -57,10 +49,12 @@ class Transformed:
     Attributes:
         notes: warnings, one line each.
         searched: some input was smoothed by an exponent that was searched.
+        learned: the matrices of a rotation have learned.
     """
 
     notes: list[str] = field(default_factory=list)
     searched: bool = False
+    learned: bool = False
 
 
 def transform(job: Job, *, smoothing: bool = True) -> Transformed:
@@ -80,7 +74,7 @@ def transform(job: Job, *, smoothing: bool = True) -> Transformed:
             done.notes += _fuse(job, recipe.fuse)
     if recipe.rotate:
         with clock.step("rotate"):
-            done.notes += _rotate(job)
+            _rotate(job, done)
     if recipe.equalize:
         with clock.step("equalize"):
             done.notes += _equalize(job)
@@ -124,43 +118,61 @@ def _fuse(job: Job, model_type: str) -> list[str]:
     return []
 
 
-def _rotate(job: Job) -> list[str]:
+def _rotate(job: Job, made: Transformed) -> None:
     """Turn residual streams and heads; what would change the outputs is taken back."""
     prepared, threads, data = job.prepared, job.threads, job.data
     if job.statistics is not None and data is None:
         raise RecipeError(
             "--rotate: changes the float model that --stats belongs to, so it needs samples; pass --calibration"
         )
+    if job.recipe.learn_rotation:
+        check_learning(job, OPTION)
     model = prepared.model
     feed = data.first if data is not None else runnable_feed(session_of(model, threads=threads))
-    turned, done, reasons = turned_copy(model, feed, threads)
+    turned, done, reasons = turned_copy(model, feed, threads, job.recipe.seed)
     left = [*done.reasons, *reasons]
     said = f" ({left[0]}{f'; and {len(left) - 1} more' if len(left) > 1 else ''})" if left else ""
     if not done.streams and not done.heads:
-        return [f"--rotate: nothing was turned{said}"]
-    apart = farthest_apart(session_of(model, threads=threads).run(feed), session_of(turned, threads=threads).run(feed))
-    if not apart <= TOLERANCE:
-        return [f"--rotate: not used, the float outputs would change by {apart:.1e}, more than {TOLERANCE:.0e}"]
+        made.notes.append(f"--rotate: nothing was turned{said}")
+        return
+    expected = session_of(model, threads=threads).run(feed)
+
+    def apart(other: Model) -> float:
+        return farthest_apart(expected, session_of(other, threads=threads).run(feed))
+
+    changed = apart(turned)
+    if not changed <= TOLERANCE:
+        made.notes.append(
+            f"--rotate: not used, the float outputs would change by {changed:.1e}, more than {TOLERANCE:.0e}"
+        )
+        return
     prepared.model = turned
-    if not left:
-        return []
-    return [
-        f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others not{said}"
-    ]
+    if left:
+        made.notes.append(
+            f"--rotate: turned {done.streams} residual stream(s) and the heads of {done.heads} layer(s), others "
+            f"not{said}"
+        )
+    if job.recipe.learn_rotation:
+        plan = make_plan(turned, job.recipe, job.target, seen_by(job))
+        learned, note = learned_turns(job, turned, plan)
+        made.notes.append(note)
+        if learned is not turned and apart(learned) <= TOLERANCE:
+            prepared.model, made.learned = learned, True
 
 
-def turned_copy(model: Model, feed: Feed, threads: int | None) -> tuple[Model, Rotated, list[str]]:
+def turned_copy(model: Model, feed: Feed, threads: int | None, seed: int = 0) -> tuple[Model, Rotated, list[str]]:
     """A copy whose residual streams and heads are turned, what was turned, and why heads were not.
 
     Args:
         model: float; unchanged.
         feed: a sample that it runs on.
         threads: threads an operator may use.
+        seed: of the matrices.
     """
     shapes = {name: info.shape for name, info in probe(model, feed, threads=threads).items()}
     turned = copy_of(model)
     heads, reasons = value_heads(turned, RunFacts(shapes))
-    return turned, rotate(turned, heads), reasons
+    return turned, rotate(turned, heads, seed), reasons
 
 
 def uses_awq(recipe: Recipe) -> bool:
@@ -277,28 +289,13 @@ def why_unsmoothed(smoothed: Model, plain: Model, job: Job) -> str | None:
         plain: quantized, without.
         job: holds the float model and the samples.
     """
-    data = job.data
-    assert data is not None
-    with job.clock.step("compare"), ExitStack() as stack:
-        try:
-            sessions = [open_session(contents(model, stack), threads=job.threads) for model in (smoothed, plain)]
-            reference = open_session(job.prepared.original, threads=job.threads, label="float model")
-            feeds = in_time(islice(data.held_out, _JUDGED_FEEDS), _JUDGED_SECONDS)
-            with_it, without = compare_all(reference, sessions, feeds, facts=job.output_facts())
-        except ModelError:
-            return None  # whoever verifies the model says so
+    found = compared([smoothed, plain], job)
+    if found is None:
+        return None
+    with_it, without = found
     if with_it.sqnr_db is None or without.sqnr_db is None or with_it.sqnr_db >= without.sqnr_db:
         return None
     return (
         f"--smooth: nothing was smoothed, since held-out samples have an SQNR of {without.sqnr_db:.1f} dB without and "
         f"{with_it.sqnr_db:.1f} dB with it; name an exponent to insist, such as --smooth 0.5"
     )
-
-
-def in_time(feeds: Iterable[Feed], seconds: float) -> Iterator[Feed]:
-    """Feeds until some seconds are over; one at least."""
-    end = time.monotonic() + seconds
-    for feed in feeds:
-        yield feed
-        if time.monotonic() > end:
-            return

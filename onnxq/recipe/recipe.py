@@ -84,6 +84,7 @@ class Recipe:
         max_memory: GiB that second moments of activations may take at a time; beyond it the samples are run again.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; None leaves them.
         rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
+        learn_rotation: let these learn from the samples (SpinQuant).
         float_type: what computes in float becomes "float16" or "bfloat16"; None takes the preset's.
         store_only: weights alone are stored in this type; everything computes in float32.
         keep_io: inputs and outputs keep their types where what computes between them is in another float type.
@@ -139,6 +140,7 @@ class Recipe:
     max_memory: float = 2.0
     kv_cache: str | None = None
     rotate: bool = False
+    learn_rotation: bool = False
     float_type: str | None = None
     store_only: bool = False
     keep_io: bool = True
@@ -192,8 +194,7 @@ class Recipe:
 
     def rule_for(self, names: Iterable[str]) -> Rule:
         """All rules that match one of the names, joined into one; later ones win key by key."""
-        names = tuple(names)
-        exact, patterns = self._sorted_rules
+        names, (exact, patterns) = tuple(names), self._sorted_rules
         found = {index for name in names for index in exact.get(name, ())}
         found |= {index for index in patterns if any(matches(self.rules[index].match, name) for name in names)}
         if not found:
@@ -217,8 +218,8 @@ class Recipe:
     @property
     def smooths(self) -> bool:
         """Whether any layer's input may be smoothed."""
-        given = (self.smooth, *(rule.smooth for rule in self.rules))
-        return any(alpha is not None for alpha in given) or any(p.smooth is not None for p in self.presets)
+        found = (self.smooth, *(rule.smooth for rule in self.rules), *(preset.smooth for preset in self.presets))
+        return any(alpha is not None for alpha in found)
 
     @property
     def learns(self) -> bool:
@@ -248,8 +249,7 @@ class Recipe:
     @property
     def presets(self) -> list[Preset]:
         """The presets of the recipe and its rules."""
-        names = dict.fromkeys((self.preset, *(rule.preset for rule in self.rules if rule.preset)))
-        return [PRESETS[name] for name in names]
+        return [PRESETS[name] for name in dict.fromkeys((self.preset, *(r.preset for r in self.rules if r.preset)))]
 
     def to_yaml(self) -> str:
         """The recipe as YAML, without the keys that have their default."""

@@ -49,6 +49,7 @@ class RecipeOptions(TypedDict, total=False):
         max_memory: GiB for second moments; without samples, a model above a quarter of it is quantized by layers.
         kv_cache: what a decoder's caches of keys and values hold: "float", "int8" or "int4"; missing ones are added.
         rotate: turn the residual stream and heads of values by orthogonal matrices folded into the weights (QuaRot).
+        learn_rotation: let these learn from the samples (SpinQuant).
     """
 
     format: str | None
@@ -87,3 +88,4 @@ class RecipeOptions(TypedDict, total=False):
     max_memory: float | None
     kv_cache: str | None
     rotate: bool | None
+    learn_rotation: bool | None

@@ -108,8 +108,10 @@ def refuse_unused(recipe: Recipe) -> None:
         raise RecipeError(
             "--sequential: auto tries forms of 8 bits, whose weights are rounded to nearest; use it with w4 or w2"
         )
+    if recipe.learn_rotation and not recipe.rotate:
+        raise RecipeError("--learn-rotation: is about the matrices of --rotate; use it with --rotate")
     if not recipe.finetune:
-        for name in ("epochs", "learning_rate", "seed", "device"):
+        for name in ("epochs", "learning_rate", "device", *(() if recipe.learn_rotation else ("seed",))):
             if getattr(recipe, name) != getattr(default, name):
                 raise RecipeError(f"--{name.replace('_', '-')}: is about learning end to end; use it with --finetune")
     static = {preset.activations for preset in recipe.presets} == {"static"}

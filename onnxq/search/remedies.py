@@ -11,8 +11,8 @@ from onnxq.pipeline.build import build
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.gate import HIGH_LOSS, LOW_SQNR_DB, Verdict
 from onnxq.pipeline.job import Job, contents
+from onnxq.pipeline.learned.held_out import in_time
 from onnxq.pipeline.planning import settle_preset
-from onnxq.pipeline.transformation import in_time
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session

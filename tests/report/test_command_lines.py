@@ -43,6 +43,7 @@ def test_defaults_are_not_said() -> None:
             "smooth": st.sampled_from([0.5, "auto"]),
             "sequential": st.just(True),
             "rotate": st.just(True),
+            "learn_rotation": st.just(True),
             "keep_io": st.just(False),
         },
     )

@@ -20,7 +20,7 @@ from onnxq.cli.options.model_options import (
     float_options,
     kv_cache_option,
     model_options,
-    rotate_option,
+    rotation_options,
 )
 from onnxq.cli.options.packed_options import packed_options
 from onnxq.cli.options.shared_options import (
@@ -225,7 +225,7 @@ def _alpha(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="LLM.int8(): input channels of a layer that reach this magnitude are computed in float. With presets whose "
     "activations have a scale a row.",
 )
-@rotate_option(_BETTER)
+@rotation_options(_BETTER)
 @learning_options(_BETTER)
 @float_options(_FORM)
 @model_options(_FORM)

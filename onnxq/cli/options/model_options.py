@@ -109,14 +109,26 @@ def kv_cache_option(group: str) -> Callable[[F], F]:
     )
 
 
-def rotate_option(group: str) -> Callable[[F], F]:
-    """Add --rotate."""
-    return option(
-        "--rotate",
-        is_flag=True,
-        default=None,
-        group=group,
-        help="Turn the residual stream of a transformer, and heads of values, by orthogonal matrices that are folded "
-        "into the weights (QuaRot), so that no channel is far larger than the others. Nothing is computed at inference "
-        "for it.",
-    )
+def rotation_options(group: str) -> Callable[[F], F]:
+    """Add --rotate and --learn-rotation."""
+
+    def add(function: F) -> F:
+        function = option(
+            "--learn-rotation",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="With --rotate: let the matrices learn from the samples, by what rounding would lose (SpinQuant). Needs "
+            "PyTorch: pip install 'onnxq[torch]'.",
+        )(function)
+        return option(
+            "--rotate",
+            is_flag=True,
+            default=None,
+            group=group,
+            help="Turn the residual stream of a transformer, and heads of values, by orthogonal matrices that are "
+            "folded into the weights (QuaRot), so that no channel is far larger than the others. Nothing is computed "
+            "at inference for it.",
+        )(function)
+
+    return add

@@ -15,24 +15,20 @@ from onnxq.core.dtypes import Array
 from onnxq.core.processors import free_processors
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.reading.output_facts import OutputFact
 from onnxq.graph.views.plain_graph import PlainGraph, plain_graph, replace_constants
 from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
 from onnxq.pipeline.learned.minutes import finetune_minutes
+from onnxq.pipeline.learned.output_targets import output_targets
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
-from onnxq.runtime.session import open_session
-from onnxq.verify import loss
-from onnxq.verify.kinds.output_kinds import normalized_axis
 
 if TYPE_CHECKING:
-    from onnxq.qat.distillation import OutputKind
     from onnxq.qat.finetuning import FinetuningResult
 
 _MOST = 4096
@@ -52,8 +48,6 @@ _LAYERWISE = "autoround"
 
 _FEW_BITS = 4
 """Bits of weights on integers up to which their blocks learn before all do."""
-
-_SCORES = (loss.CLASSES, loss.POSITIONS, loss.TEXT)
 
 
 def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
@@ -171,7 +165,9 @@ def _learned(
     samples = _samples(data)
     if samples.note:
         chosen.warnings.append(samples.note)
-    targets = _targets(job, chosen, data.first, samples.labels)
+    comparison = chosen.verdict.comparison
+    assert comparison is not None
+    targets = output_targets(job, comparison.judged, samples.labels, "--finetune")
     if samples.labels is not None and not any(target.labelled for target in targets.values()):
         every = np.concatenate(samples.labels)
         chosen.warnings.append(
@@ -214,47 +210,6 @@ def _samples(data: Data) -> _Samples:
                 f"{sum(sizes)} items to learn from; learned from the float model alone"
             )
     return _Samples(learn, judge, parts, note)
-
-
-def _targets(job: Job, chosen: Candidate, feed: Feed, labels: list[Array] | None) -> dict[str, OutputKind]:
-    """What each output holds, by its name in the prepared model; ``labels`` are of all samples, ``feed`` is one."""
-    from onnxq.qat.distillation import OutputKind
-
-    comparison = chosen.verdict.comparison
-    assert comparison is not None
-    session = open_session(job.prepared.original, threads=job.threads)
-    outputs = dict(zip(session.output_names, session.run(feed, session.output_names), strict=True))
-    facts = job.output_facts()
-    found = {}
-    for name, judged in comparison.judged.items():
-        array = outputs.get(name)
-        if judged is None or judged.kind == loss.ELEMENTS or not isinstance(array, np.ndarray):
-            continue
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
-            continue
-        array = array.astype(np.float32)
-        normalized = normalized_axis(array)
-        axis = _class_axis(array, facts.get(name)) if judged.kind in _SCORES else None
-        if normalized is not None and judged.kind in _SCORES:
-            axis = normalized
-        fits = labels is not None and axis is not None and _are_classes(labels, array, axis)
-        found[name] = OutputKind(judged.kind, axis, normalized is not None, float(array.var()), fits)
-    if not found:
-        raise CalibrationError("--finetune: no output of the model has finite real numbers that could be learned")
-    return found
-
-
-def _are_classes(labels: list[Array], output: Array, axis: int) -> bool:
-    """Whether labels can be the classes of an output that the first sample gave."""
-    count = output.shape[axis]
-    within = all(part.size == 0 or (part.min() >= 0 and part.max() < count) for part in labels)
-    return within and labels[0].size * count == output.size
-
-
-def _class_axis(array: Array, fact: OutputFact | None) -> int:
-    if fact is not None and fact.class_axis is not None and array.ndim > 2:
-        return fact.class_axis % array.ndim
-    return array.ndim - 1
 
 
 def narrow_ranges(graph: PlainGraph, plan: Plan) -> dict[str, tuple[int, int]]:

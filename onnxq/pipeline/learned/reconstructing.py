@@ -22,9 +22,9 @@ from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.types import Model, Node
 from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
 from onnxq.pipeline.job import Job, probe_shapes
+from onnxq.pipeline.learned.held_out import in_time
 from onnxq.pipeline.learned.learning import learning_signature
 from onnxq.pipeline.learned.minutes import block_minutes
-from onnxq.pipeline.transformation import in_time
 from onnxq.plan.decisions import Fixed, Plan
 from onnxq.plan.weights.constants import quantize_bias
 from onnxq.qat import need_torch
