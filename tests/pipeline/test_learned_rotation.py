@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxq.passes.turn_places import turn_further, turnables
 from onnxq.pipeline import build
 from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned import rotating
+from onnxq.qat import has_torch
 from onnxq.runtime.session import session_of
 from tests.decoders import Style, decoder, prompts
 from tests.passes.test_rotate import PLAIN, loaded
@@ -27,6 +29,14 @@ LINE = re.compile(r"--learn-rotation: in (\d+) steps the loss .* went from ([\d.
 
 def quantize(style: Style = RMS, **options: Any) -> onnxq.QuantizeResult:
     return onnxq.quantize(decoder(style), calibration=prompts(style, 16), **{**OPTIONS, **options})
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    if has_torch():
+        from onnxq.qat.rotations import rotation_learning
+
+        monkeypatch.setattr(rotation_learning, "RotationConfig", partial(rotation_learning.RotationConfig, steps=30))
 
 
 def losses(warnings: list[str]) -> tuple[float, float]:

@@ -37,8 +37,8 @@ class RotationConfig:
         threads: that torch may use; None leaves it as it is.
     """
 
-    steps: int = 100
-    angle: float = 0.02
+    steps: int = 200
+    angle: float = 0.05
     batch: int = 8
     every: int = 10
     seed: int = 0
