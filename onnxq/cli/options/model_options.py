@@ -118,8 +118,8 @@ def rotation_options(group: str) -> Callable[[F], F]:
             is_flag=True,
             default=None,
             group=group,
-            help="With --rotate: let the matrices learn from the samples, by what rounding would lose (SpinQuant). Needs "
-            "PyTorch: pip install 'onnxq[torch]'.",
+            help="With --rotate: let the matrices learn from the samples, by what rounding would lose (SpinQuant). "
+            "Needs PyTorch: pip install 'onnxq[torch]'.",
         )(function)
         return option(
             "--rotate",
