@@ -24,7 +24,7 @@ from onnxq.plan.activations.body_probes import probed_values
 from onnxq.plan.activations.dynamic import plan_dynamic
 from onnxq.plan.activations.second_grids import Sources, with_conversions
 from onnxq.plan.activations.value_decisions import decide_values
-from onnxq.plan.activations.value_wishes import kept_float, with_wishes
+from onnxq.plan.activations.value_wishes import kept_float, of_inner_values, with_wishes
 from onnxq.plan.decisions import (
     FLOAT,
     FOLDED,
@@ -101,6 +101,7 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     """
     check_outliers(recipe)
     graph = model.graph
+    recipe = of_inner_values(recipe, graph)
     op_types = {node.op_type for node in walk.all_nodes(graph)}
     selection = Selection(recipe, seen.sources, op_types, seen.op_types, small_layers(graph))
     spec = activation_spec(recipe, target)

@@ -15,6 +15,7 @@ from onnxq.graph.reading.ops import clamp_bounds
 from onnxq.graph.spilled import spill_of
 from onnxq.graph.types import Model, Node
 from onnxq.plan.activations.dynamic import dynamic_rewrite
+from onnxq.plan.activations.value_wishes import names_of_casts
 from onnxq.plan.decisions import (
     DYNAMIC,
     INTEGER,
@@ -106,7 +107,9 @@ def solve(
         elif node_plan.action == DYNAMIC:
             dynamic[name] = dynamic_rewrite(node, node_plan, weights)
     packed, errors = pack_weights(nodes, plan, weights, statistics, notes, report, way)
-    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, {}, plan.fixed, converted, plan.sources)
+    outer = names_of_casts(model.graph)
+    sources = {**outer, **{name: outer.get(root, root) for name, root in plan.sources.items()}}
+    rewrite = Rewrite(values, rewrites, storage, dynamic, packed, {}, plan.fixed, converted, sources)
     return Solution(rewrite, ranges.found, tuple(notes), tuple(weight_report(nodes, rewrite, errors, weights.errors)))
 
 

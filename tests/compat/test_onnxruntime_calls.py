@@ -748,6 +748,28 @@ def test_weights_that_are_integers_already_keep_their_grid(tmp_path: Path, per_c
     assert {"x_scale", "y_scale"} <= made.keys()
 
 
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_a_second_grid_has_the_name_of_its_value(tmp_path: Path, kind: str) -> None:
+    text = f"g ({kind}[1,2,3] x) => ({kind}[1,3,2] y) {{ [t] h = Transpose <perm = [0,2,1]> (x) [c] y = Cos (h) }}"
+    types = ours.QuantType
+    overrides = {
+        "h": [{"quant_type": types.QUInt8, "convert": {"quant_type": types.QUInt16, "recv_nodes": {"c"}}}],
+        "y": [{"quant_type": types.QUInt16}],
+    }
+    dtype = np.float32 if kind == "float" else np.float16
+    ours.quantize_static(
+        build(text),
+        tmp_path / "out.onnx",
+        [{"x": np.random.default_rng(i).uniform(-1, 1, (1, 2, 3)).astype(dtype)} for i in range(4)],
+        activation_type=types.QUInt8,
+        op_types_to_quantize=["Transpose", "Cos"],
+        extra_options={"TensorQuantOverrides": overrides, "ForceQuantizeNoInputCheck": True},
+    )
+    made = {t.name: onnx.numpy_helper.to_array(t).dtype for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    zeros = {name: kind for name, kind in made.items() if "zero_point" in name}
+    assert zeros == {"x_zero_point": np.uint8, "h_zero_point_convert": np.uint16, "y_zero_point": np.uint16}
+
+
 def test_every_sample_makes_the_ranges(tmp_path: Path) -> None:
     model = build("g (float[1, 4] x) => (float[1, 2] y) { y = Slice (x, a, b, c) }",
                   a=np.array([0]), b=np.array([2]), c=np.array([1]))  # fmt: skip

@@ -86,16 +86,17 @@ class Builder:
         return edit.add_initializer(self.graph, self.names.value(name), array, dtype)
 
     def scale(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
-        """Scale as the operators take it: a scalar, or one entry a channel."""
-        return self._of_grid(value, f"_scale{suffix}", params.scale, None)
+        """Scale as the operators take it: a scalar, or one entry a channel; with a suffix that of a second grid."""
+        return self._of_grid(value, "_scale", suffix, params.scale)
 
     def zero_point(self, value: str, params: QParams, suffix: str = "") -> ir.Value:
         """Zero point of the same shape."""
-        return self._of_grid(value, f"_zero_point{suffix}", params.zero_point, params.spec.dtype)
+        return self._of_grid(value, "_zero_point", suffix, params.zero_point, params.spec.dtype)
 
-    def _of_grid(self, value: str, suffix: str, array: Array, dtype: QType | None) -> ir.Value:
-        source = (self._own_grids or {}).get(value, value)
-        return self.constant(shortened(source + suffix), shaped(array), dtype, joins=self._own_grids is None)
+    def _of_grid(self, value: str, what: str, suffix: str, array: Array, dtype: QType | None = None) -> ir.Value:
+        source = value if suffix else (self._own_grids or {}).get(value, value)  # a second grid is the value's own
+        name = shortened(f"{source}{what}{suffix}")
+        return self.constant(name, shaped(array), dtype, joins=self._own_grids is None)
 
     def integers(self, value: str, tensor: QTensor) -> ir.Value:
         """The integers of a quantized constant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 
@@ -12,7 +13,7 @@ from onnxq.core.dtypes import QType
 from onnxq.core.spec import QParams, TensorSpec
 from onnxq.errors import RecipeError, closest
 from onnxq.graph import walk
-from onnxq.graph.types import Graph
+from onnxq.graph.types import FLOAT32, Graph
 from onnxq.plan.decisions import Calibrated, Decision, Derived, Fixed, SharedWith
 from onnxq.recipe.patterns_of_names import matches, one_name
 from onnxq.recipe.recipe import Recipe
@@ -30,6 +31,35 @@ def rule_of(recipe: Recipe, name: str) -> ValueRule | None:
                     joined = {key: value for key, value in joined.items() if key not in keys or key in given}
             joined |= given
     return ValueRule(**{**joined, "match": name}) if joined else None  # type: ignore[arg-type]
+
+
+def names_of_casts(graph: Graph) -> dict[str, str]:
+    """Inputs and outputs of another float type, by the name of the float32 value that each is cast to or from."""
+    found = {}
+    for value in graph.inputs:
+        for user in value.consumers():
+            if user.op_type == "Cast" and user.outputs[0].dtype == FLOAT32:
+                found[user.outputs[0].name or ""] = value.name or ""
+    for output in graph.outputs:
+        node = output.producer()
+        inner = walk.input_at(node, 0) if node is not None and node.op_type == "Cast" else None
+        if inner is not None and inner.dtype == FLOAT32 and not walk.is_constant(inner):
+            found[inner.name or ""] = output.name or ""
+    return found
+
+
+def of_inner_values(recipe: Recipe, graph: Graph) -> Recipe:
+    """The recipe with rules of such inputs and outputs for the values that have their numbers inside."""
+    inner = names_of_casts(graph) if recipe.values else {}
+    if not inner:
+        return recipe
+    rules: list[ValueRule] = []
+    for rule in recipe.values:
+        named = [name for name, outer in inner.items() if matches(rule.match, outer) and not matches(rule.match, name)]
+        if not named or one_name(rule.match) is None:
+            rules.append(rule)
+        rules += [replace(rule, match=glob.escape(name)) for name in named]
+    return replace(recipe, values=tuple(rules))
 
 
 def kept_float(recipe: Recipe, graph: Graph) -> dict[str, str]:

@@ -144,3 +144,23 @@ def test_rules_come_back_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert onnxq.Recipe.from_file(path) == recipe
+
+
+@pytest.mark.parametrize("match", ["x", "?"])
+def test_a_rule_of_an_input_holds_in_a_model_of_halves(match: str) -> None:
+    text = "g (float16[1,8] x) => (float16[1,8] y) { [p] h = MatMul (x, w) [q] y = MatMul (h, v) }"
+    model = build(text, w=weights(8, 8).astype(np.float16), v=weights(8, 8, seed=1).astype(np.float16))
+    samples = [{"x": np.random.default_rng(i).standard_normal((1, 8)).astype(np.float16)} for i in range(6)]
+    recipe = onnxq.Recipe.from_mapping(
+        {
+            "preset": "w8a8",
+            "include": ["*"],
+            "own_grids": True,
+            "values": [{"match": match, "range": [-10, 10]}],
+        }
+    )
+    result = onnxq.quantize(model, calibration=samples, recipe=recipe, benchmark=False, force=True)
+    assert not any("has no effect" in line for line in result.warnings)
+    assert result.model is not None
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    assert constants["x_scale"] == pytest.approx(20 / 255)
