@@ -27,7 +27,16 @@ from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned.compensating import compensated, compensates, with_rounded
 from onnxq.pipeline.learned.learning import refine
 from onnxq.pipeline.learned.minutes import block_minutes
-from onnxq.pipeline.learned.reconstructing import check_learning, goes_first, reconstructed, weight_steps
+from onnxq.pipeline.learned.module_link import weight_steps
+from onnxq.pipeline.learned.reconstructing import (
+    BY_LAYER,
+    BY_USE,
+    NEAREST,
+    Start,
+    check_learning,
+    goes_first,
+    reconstructed,
+)
 from onnxq.pipeline.learned.rotating import why_as_drawn
 from onnxq.pipeline.learned.sequential import Sequential
 from onnxq.pipeline.planning import non_finite, plan_and_calibrate, said_of_non_finite
@@ -110,10 +119,10 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, Transformed]
         way = Sequential.of(job, plan, stack) if recipe.sequential else job.spread
         solution = solve(model, plan, used, recipe.percentile, recipe.bias_correct, clock.report, given, way)
     rounded, biases = None, used if recipe.bias_correct else None
-    allowance, plain = Allowance(), solution.rewrite
+    allowance, plain, record = Allowance(), solution.rewrite, None
     if recipe.reconstructs:
         check_learning(job, "--reconstruct")
-        allowance = Allowance(60.0 * block_minutes(recipe))
+        allowance = Allowance(60.0 * block_minutes(recipe), until=job.learns_until)
     layers_first = recipe.reconstructs and goes_first(plan)
     if compensates(recipe) or (recipe.reconstructs and not layers_first):  # blocks go on from there
         rounded = job.rounded if job.rounded is not None else compensated(job, plan, solution.rewrite)
@@ -127,12 +136,13 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, Transformed]
     with clock.step("rewrite"):
         rewrite = spread_channels(model, solution.rewrite, used, plan.widened) if target.steered else solution.rewrite
     if recipe.reconstructs:
-        nearest = None
-        if solution.rewrite is not plain:
-            nearest = spread_channels(model, plain, used, plan.widened) if target.steered else plain
-        steps = weight_steps(model, solution.rewrite)
-        rewrite, learned = reconstructed(job, plan, rewrite, steps, allowance, nearest)
-        warnings += learned
+        other = solution.rewrite is not plain
+        nearest = spread_channels(model, plain, used, plan.widened) if target.steered else plain
+        starts = [Start(NEAREST, nearest, learns=not (other and layers_first))]
+        if other:
+            starts.append(Start(BY_LAYER if layers_first else BY_USE, rewrite))
+        rewrite, record = reconstructed(job, plan, starts, weight_steps(model, solution.rewrite), allowance)
+        warnings += record.notes
     with clock.step("rewrite"):
         emit(model, rewrite, form, _style(job, model))
         if target.slow_norms and plan.counts(INTEGER, DYNAMIC, WEIGHT):
@@ -152,7 +162,9 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, Transformed]
     warnings = [*done.notes, *warnings, *plan.notes, *solution.notes, *said_of_non_finite(found)]
     warnings += initializer_inputs.said_of_constants(consumed)
     name, weights = "cleaned" if recipe.only_cleans else recipe.preset, solution.weights
-    return Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded), done
+    built = Candidate(name, model, recipe, form, plan, used, found, warnings, weights, again, rounded)
+    built.reconstructed = record
+    return built, done
 
 
 def _style(job: Job, model: Model) -> Style:

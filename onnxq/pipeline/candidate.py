@@ -10,6 +10,7 @@ from onnxq.graph.files import io
 from onnxq.graph.types import Model
 from onnxq.pipeline.gate import Verdict
 from onnxq.pipeline.learned.compensating import Rounded
+from onnxq.pipeline.learned.learning_record import LearningRecord
 from onnxq.plan.decisions import Plan
 from onnxq.plan.weights.weight_errors import LayerWeight
 from onnxq.recipe.recipe import Recipe
@@ -48,6 +49,7 @@ class Candidate:
         trail: everything that a search for the limits tried.
         caches: what became of caches of keys and values; empty where they stay as they are.
         finetuned: what learning end to end changed; empty where there was none.
+        reconstructed: what letting blocks learn came to; None where that was not tried.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Candidate:
     trail: list[dict[str, Any]] = field(default_factory=list)
     caches: dict[str, Any] = field(default_factory=dict)
     finetuned: dict[str, Any] = field(default_factory=dict)
+    reconstructed: LearningRecord | None = None
 
     @property
     def quantized(self) -> Model:
@@ -126,4 +129,4 @@ class Candidate:
         """Become what another build made of the same recipe; name and figures stay."""
         for part in ("model", "recipe", "form", "plan", "statistics", "non_finite", "warnings", "weights", "rounded"):
             setattr(self, part, getattr(other, part))
-        self.compensated, self.content = other.compensated, other.content
+        self.compensated, self.content, self.reconstructed = other.compensated, other.content, other.reconstructed

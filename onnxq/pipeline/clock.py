@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ class Clock:
         self._progress = progress
         self._inside: list[float] = []
         self.seconds: dict[str, float] = {}
+
+    @property
+    def ends(self) -> float:
+        """`time.monotonic` by which all has to be done; infinity where nothing was promised."""
+        return math.inf
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

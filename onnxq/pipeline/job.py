@@ -89,6 +89,8 @@ class Job:
         rounded: weights that were rounded by how they are used, by (node, input), where that was done before; None
             where it was not.
         rounding: multiplications that this may take; layers that cost more stay rounded to nearest.
+        learns_until: `time.monotonic` at which learning has to be over, where a search promised its user an end;
+            infinity where only computing counts.
     """
 
     prepared: Prepared
@@ -110,6 +112,7 @@ class Job:
     layers: Path | None = None
     rounded: Mapping[tuple[str, int], QTensor] | None = None
     rounding: float = math.inf
+    learns_until: float = math.inf
 
     @property
     def spread(self) -> Spread | None:

@@ -173,11 +173,10 @@ class BlockLearner:
         optimizer = torch.optim.Adam(parts.groups(config))
         first = [group["lr"] for group in optimizer.param_groups]
         unit = max(self._training_error(samples), 1e-12)
-        step, begun = 0, allowance.left
+        step, begun = 0, allowance.mark()
         while step < count:
-            if step == _TRIED and begun < math.inf:
-                each = (begun - allowance.left) / _TRIED
-                count = min(count, step + int((1.0 - _SPARED) * max(allowance.left, 0.0) / max(each, 1e-9)))
+            if step == _TRIED:
+                count = int(min(count, step + allowance.repeats(begun, _TRIED, 1.0 - _SPARED)))
             outcome.short = count < config.iterations
             if allowance.over or step >= count:
                 outcome.short = True

@@ -7,7 +7,6 @@ float model's values. Nodes without a torch function stay as they are, and so do
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
@@ -199,7 +198,7 @@ def _learn(
         *figures, seconds = known["outcome"].tolist()
         allowance.spend(seconds)
         return BlockResult(*figures[:2], *map(int, figures[2:4]), *map(bool, figures[4:]))
-    before = allowance.left
+    begun = allowance.mark()
     current = task.emitted.clone()
     replace_constants(current, task.module.changed())
     names = block.inputs if learner.drops else ()
@@ -213,8 +212,7 @@ def _learn(
             return None
         outcome = learner.learn(samples, held_out, allowance.share(share))
     if path is not None:
-        seconds = before - allowance.left if before < math.inf else 0.0
-        figures = np.array([*astuple(outcome), seconds], np.float64)
+        figures = np.array([*astuple(outcome), allowance.computed_since(begun)], np.float64)
         atomic.write_arrays(path, {**learner.state(), "outcome": figures})
     return outcome
 

@@ -45,6 +45,7 @@ def quantization_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_caches(result.get("caches") or {}),
         *_trained(result.get("trained")),
         *_finetuned(result.get("finetuned")),
+        *([("learned", result["reconstructed"]["words"])] if result.get("reconstructed") else []),
         *_outliers(result.get("at_inference") or ()),
         ("latency", latency(result) + _workload(result)),
         *_phases(result),

@@ -75,7 +75,7 @@ def quantization_tables(result: Mapping[str, Any], *, everything: bool = False) 
 
 def _trail(trail: Sequence[Mapping[str, Any]], everything: bool) -> Table:
     """A line for everything that a search tried; where that is many, the first steps that were kept and the choice."""
-    first = trail[0]["estimated_us"]
+    first = next((step["estimated_us"] for step in trail if step["estimated_us"]), None)
     shown = list(trail)
     if not everything and len(trail) > ROWS_SHOWN:
         told = [step for step in trail[1:] if step["kept"]]

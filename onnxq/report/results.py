@@ -76,6 +76,9 @@ class QuantizeResult:
         refused: why the model was not written, one line each; empty where it was.
         finetuned: of a model that learned end to end: ``epochs``, ``loss`` and ``sqnr_db`` before and after on held-out
             samples, and how many ``weights`` learned; None for any other model.
+        reconstructed: of a model whose blocks learned: the whole ``models`` that were compared on held-out samples, the
+            one ``taken`` and the ``reason`` for none, ``seconds``, ``steps`` of those ``planned``, what ``cut`` them
+            short, and all of it in ``words``; None for any other model.
     """
 
     output: Path | None
@@ -116,6 +119,7 @@ class QuantizeResult:
     report: Path | None = None
     trained: dict[str, Any] | None = None
     finetuned: dict[str, Any] | None = None
+    reconstructed: dict[str, Any] | None = None
     refused: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,6 +179,7 @@ class QuantizeResult:
             "evidence": self.evidence,
             "trained": self.trained,
             "finetuned": self.finetuned,
+            "reconstructed": self.reconstructed,
             "refused": self.refused,
             "warnings": self.warnings,
         }

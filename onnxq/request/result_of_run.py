@@ -44,10 +44,11 @@ def result_of(chosen: Candidate, job: Job, destination: Path | None, size: int, 
         candidates=chosen.candidates,
         choices=chosen.choices,
         trail=chosen.trail,
+        reconstructed=None if chosen.reconstructed is None else chosen.reconstructed.to_dict(),
         caches=chosen.caches,
         engine=verdict.engine.to_dict() if verdict.engine is not None else None,
         float_type=None if is_float else chosen.recipe.half,
-        recipe=chosen.recipe.to_yaml() if chosen.trail else None,
+        recipe=chosen.recipe.to_yaml() if chosen.trail and not is_float else None,
         workload=None if job.workload is None or chosen.caches else job.workload.table(verdict.timings),
     )
 

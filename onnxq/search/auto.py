@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.walk import all_nodes
@@ -19,7 +21,15 @@ from onnxq.search.demotion.demoting import Demoting
 from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trials
-from onnxq.search.within.learned_candidates import can_learn, lacks_torch, learned, unlearned
+from onnxq.search.within.history import Step, StepOutcome
+from onnxq.search.within.learned_candidates import (
+    LEAST_SECONDS,
+    can_learn,
+    lacks_torch,
+    learned,
+    learns_until,
+    unlearned,
+)
 from onnxq.verify.benchmark import Timing
 
 _WORTH_LEARNING = 0.1
@@ -47,6 +57,7 @@ class _AutoSearch:
         self._trials = Trials(job)
         self._mixing = Mixing(job, self._trials)
         self._unlearned: Candidate | None = None
+        self._trail: list[dict[str, Any]] = []
 
     def run(self) -> Candidate:
         """All steps, in the order in which they pay: whole models, layers, a mixed one, accuracy, the choice."""
@@ -113,12 +124,32 @@ class _AutoSearch:
         if not can_learn(self._job):
             self._unlearned = base if lacks_torch(self._job) else None
             return
-        recipe = learned(base.recipe, trials.seconds_left)
-        trial = trials.build(f"{base.name} (learned)", recipe) if recipe is not None else None
+        started, left = time.monotonic(), trials.seconds_left
+        recipe = learned(base.recipe, left)
+        if recipe is None:
+            short = f"not tried: {left:.0f} s of --budget were left, and it needs {LEAST_SECONDS:.0f}"
+            self._trail.append(self._step(None, 0.0, short))
+            return
+        name, until = f"{base.name} (learned)", learns_until(recipe, left)
+        trial = trials.build(name, recipe, until or started)
         if trial is not None:
             trials.open(trial)
             trials.time([trial])
             trials.compare([trial])
+        why = next((reason for dropped, reason in trials.dropped if dropped == name), "") if trial is None else ""
+        self._trail.append(self._step(trial, time.monotonic() - started, why))
+
+    def _step(self, trial: Candidate | None, seconds: float, why: str) -> dict[str, Any]:
+        """A line of the trail on blocks that learned, or why they did not."""
+        base, found = self._trials.made[STATIC], None if trial is None else trial.comparison
+        inside = trial is not None and not trial.refused
+        verdict = why or ("inside the budget" if inside else f"outside the budget: {trial.refused}" if trial else "")
+        note = "" if trial is None or trial.reconstructed is None else trial.reconstructed.words()
+        outcome = StepOutcome(
+            sqnr_db=None if found is None else found.sqnr_db, size=0 if trial is None else trial.size,
+            loss=None if found is None else found.loss, note=note,
+        )  # fmt: skip
+        return Step(f"reconstruction of {base.name}", outcome, seconds, inside, verdict, base.recipe).to_dict()
 
     def _coarsen(self) -> None:
         """Where the best model has kernels that take longer with a scale for each channel, try it with one for all."""
@@ -130,7 +161,8 @@ class _AutoSearch:
                 continue
             if trials.out_of_time("one scale for a whole weight was not tried"):
                 return
-            trial = trials.build(f"{base.name} (per tensor)", recipe)
+            until = learns_until(recipe, trials.seconds_left)
+            trial = None if until is None else trials.build(f"{base.name} (per tensor)", recipe, until)
             if trial is None:
                 return
             trials.reasons[trial.name] = dict(trials.reasons.get(base.name, {}))
@@ -194,7 +226,9 @@ class _AutoSearch:
         nodes = [(name, node.op_type, self._mixing.form(trial, name), node.reason) for name, node in plan.nodes.items()]
         choices = chooser.choices_table(nodes, self._mixing.layers, reasons)
         made = replace(trial, name=trial.preset, plan=plan, verdict=verdict, choices=choices, session=None)
-        made.candidates, made.warnings = self._trials.table(trial.name), warnings
+        made.candidates, made.warnings, made.trail = self._trials.table(trial.name), warnings, self._trail
+        for row in self._trail if trial.recipe.reconstructs else ():
+            row["verdict"] += ", chosen"
         made.statistics = self._trials.statistics
         return made
 
@@ -252,7 +286,7 @@ class _AutoSearch:
         ]
         made = Candidate(FLOAT, None, job.recipe, "qdq", Plan(nodes, {}), trials.statistics, warnings=warnings)
         made.content, made.verdict = job.prepared.original, verdict
-        made.candidates, made.choices = trials.table(FLOAT), choices
+        made.candidates, made.choices, made.trail = trials.table(FLOAT), choices, self._trail
         return made
 
     def _unmeasured(self, error: ModelError) -> Candidate:

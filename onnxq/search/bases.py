@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,30 +38,34 @@ class Base:
         self.rounded: Rounded | None = None
         self._complete = False
 
-    def build(self, recipe: Recipe) -> Candidate:
+    def build(self, recipe: Recipe, learns_until: float = math.inf) -> Candidate:
         """Quantize a copy of it; ranges that earlier builds needed are not measured again.
+
+        Args:
+            recipe: how.
+            learns_until: `time.monotonic` at which learning has to be over.
 
         Raises:
             RecipeError: options that make no sense for the model, or that quantize nothing.
             CalibrationError: data or statistics that do not fit it.
         """
-        job = self._job
+        job = replace(self._job, learns_until=learns_until)
         if job.statistics is None and self.statistics is not None and job.data is not None:
             try:
-                return self._build_with(recipe, self.statistics)
+                return self._build_with(job, recipe, self.statistics)
             except CalibrationError:  # this one needs a value that the earlier ones did not; the next may need others
                 if not self._complete:
                     self._complete = True
                     complete(self.statistics, job)
                     with contextlib.suppress(CalibrationError):
-                        return self._build_with(recipe, self.statistics)
-        built = self._build_with(recipe, job.statistics)
+                        return self._build_with(job, recipe, self.statistics)
+        built = self._build_with(job, recipe, job.statistics)
         if self.statistics is None:
             self.statistics = built.statistics
         return built
 
-    def _build_with(self, recipe: Recipe, statistics: Statistics | None) -> Candidate:
-        built = build(replace(self._job, recipe=recipe, statistics=statistics, rounded=self.rounded))
+    def _build_with(self, job: Job, recipe: Recipe, statistics: Statistics | None) -> Candidate:
+        built = build(replace(job, recipe=recipe, statistics=statistics, rounded=self.rounded))
         if built.compensated is not None:
             self.rounded = built.compensated
         return built
@@ -76,8 +81,12 @@ class Bases:
         self._equalized: Base | None = None
         self._unchanged = ""
 
-    def build(self, recipe: Recipe) -> Candidate:
+    def build(self, recipe: Recipe, learns_until: float = math.inf) -> Candidate:
         """Quantize the model that a recipe starts from.
+
+        Args:
+            recipe: how.
+            learns_until: `time.monotonic` at which learning has to be over.
 
         Raises:
             RecipeError: as of `Base.build`; or the recipe equalizes and there is nothing to equalize.
@@ -85,7 +94,7 @@ class Bases:
         """
         alone = not (recipe.fuse is not None or recipe.smooths or uses_awq(recipe))
         if not recipe.equalize or not alone or self._job.data is None or self._job.statistics is not None:
-            return self.plain.build(recipe)
+            return self.plain.build(recipe, learns_until)
         if self._equalized is None:
             prepared = self._job.prepared
             model = copy_of(prepared.model)
@@ -96,7 +105,7 @@ class Bases:
             self._unchanged = "; ".join(notes) or "--equalize: nothing was equalized" if same else ""
         if self._unchanged:
             raise RecipeError(self._unchanged)
-        built = self._equalized.build(replace(recipe, equalize=False))
+        built = self._equalized.build(replace(recipe, equalize=False), learns_until)
         built.recipe = replace(built.recipe, equalize=True)
         return built
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def remember(job: Job, chosen: Candidate) -> None:
         "timings": [asdict(timing) for timing in timings],
         "candidates": chosen.candidates,
         "choices": chosen.choices,
+        "trail": chosen.trail,
         "size": chosen.size,
     }
     place = place_of(job)
@@ -107,7 +109,8 @@ def compared_widely(content: bytes | Path, job: Job) -> Compared:
 
 
 def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any]) -> Candidate | None:
-    built = build(replace(job, recipe=recipe))
+    until = time.monotonic() + 60.0 * recipe.minutes if recipe.reconstructs else math.inf
+    built = build(replace(job, recipe=recipe, learns_until=until))
     if known["preset"] == CLEANED:
         built = cleaned(job, built.plan.nodes)
     content = built.content = contents(built.quantized, job.stack)
@@ -122,5 +125,5 @@ def _built(job: Job, recipe: Recipe, timings: list[Timing], known: dict[str, Any
         return None
     verdict.timings = timings
     built.name, built.verdict, built.warnings = known["preset"], verdict, [REUSED, *built.warnings]
-    built.candidates, built.choices = known["candidates"], known["choices"]
+    built.candidates, built.choices, built.trail = known["candidates"], known["choices"], known["trail"]
     return built

@@ -89,17 +89,23 @@ def _beyond_auto(job: Job, options: SearchOptions, limits: Limits, *, timed: boo
     except OnnxqError as error:
         first.warnings.append(f"no search from static integers: {error}")
         return first
+    found.trail = [*first.trail, *found.trail]
     if found.verdict.failures or (found.verdict.ratio or 0.0) < _WORTH_IT:
-        return first
+        return replace(first, trail=_not_chosen(found.trail))
     if limits == Limits() and found.content:
         # the search saw the held-out samples alone, which may be too few to know how much the outputs vary
         found.verdict.comparison = compared_widely(found.content, job).comparison
         if missed := asked.outside(found.verdict.comparison):
             first.warnings.append(f"what a search from static integers found is outside on more samples: {missed}")
-            return first
+            return replace(first, trail=_not_chosen(found.trail))
     timings = found.verdict.timings
     found.verdict.timings = [own for timing in timings if (own := shown(timings[0], timing)) is not None]
     return replace(found, candidates=_with_row(first, found, job.recipe))
+
+
+def _not_chosen(trail: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trail of a search from whose models none was taken."""
+    return [row | {"verdict": str(row["verdict"]).removesuffix(", chosen")} for row in trail]
 
 
 def _too_rough(first: Candidate, size: int) -> bool:

@@ -82,15 +82,20 @@ class Trials:
 
     # Building.
 
-    def build(self, name: str, recipe: Recipe) -> Candidate | None:
+    def build(self, name: str, recipe: Recipe, learns_until: float = math.inf) -> Candidate | None:
         """Build a candidate; None where it quantizes nothing, cannot be built, or is one that there is already.
+
+        Args:
+            name: of the candidate.
+            recipe: what it is made by.
+            learns_until: `time.monotonic` at which learning has to be over.
 
         Raises:
             RecipeError: of the first candidate: what the user gave is at fault, whatever the candidate.
             CalibrationError: likewise.
         """
         try:
-            built = self._bases.build(recipe)
+            built = self._bases.build(recipe, learns_until)
         except NothingToQuantizeError as error:
             self.empty.append(error)
             self._drop(name, "quantizes nothing here")

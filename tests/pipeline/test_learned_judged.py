@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -10,9 +12,11 @@ from onnxq.graph.files import io
 from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.pipeline.job import Job, open_data
-from onnxq.pipeline.learned import reconstructing
+from onnxq.pipeline.learned import whole_models
+from onnxq.pipeline.learned.whole_models import Measured, measured, nearest, taken, why_worse
 from onnxq.recipe.recipe import Recipe
 from onnxq.targets import target_named
+from onnxq.verify.compare import Comparison
 from tests.graph.build import Array, build, weights
 
 FORM = """g (float[N,8] x, float[N,16] in_state) => (float[N,6] y, float[N,16] out_state) {
@@ -52,13 +56,49 @@ def turned(by: float) -> onnx.ModelProto:
 @pytest.mark.parametrize(("factor", "where"), [(0.6, "held-out samples"), (0.5, "samples")])
 def test_scores_that_change_more_decisions_are_not_taken(factor: float, where: str) -> None:
     plain, learned = io.load(sharper(factor)), io.load(turned(0.6))
-    said = reconstructing._worse(job(), plain, learned)
-    assert said is not None and f"since {where} lose " in said
-    assert reconstructing._worse(job(), learned, learned) is None
+    said = why_worse(*measured(job(), [plain, learned], math.inf))
+    assert said.startswith(f"{where} lose ")
+    assert why_worse(*measured(job(), [learned, learned], math.inf)) == ""
 
 
 def test_a_state_does_not_speak_for_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstructing, "_NOISIER_DB", 100.0)
+    monkeypatch.setattr(whole_models, "_NOISIER_DB", 100.0)
     blurred, learned = io.load(model(blur=np.float32(3))), io.load(turned(0.6))
-    said = reconstructing._worse(job(), blurred, learned)
-    assert said is not None and "samples lose 0.0 % of decisions without and" in said, "its scores are what counts"
+    said = why_worse(*measured(job(), [blurred, learned], math.inf))
+    assert "samples lose 0.0 % of decisions without and" in said, "its scores are what counts"
+
+
+def found(sqnr_db: float, loss: float) -> Comparison:
+    return Comparison({}, 8, sqnr_db, None, None, loss=loss)
+
+
+def test_of_two_that_learned_the_one_is_taken_that_has_less_noise_on_samples_held_out() -> None:
+    plain, other = Measured(found(18, 0.11), found(20, 0.08)), Measured(found(25, 0.13), found(22, 0.05))
+    one, two = Measured(found(25, 0.06), found(22, 0.02)), Measured(found(27, 0.10), found(23, 0.01))
+    assert taken([plain, other, two, one], [None, None, 1, 0]) == (2, "")
+    assert taken([plain, other, one, two], [None, None, 1, 0]) == (3, "")
+    near = Measured(found(27.5, 0.10), found(23, 0.01))
+    assert taken([plain, other, two, near], [None, None, 1, 0]) == (2, ""), "half a decibel is chance"
+    worse = Measured(found(10, 0.05), found(10, 0.02))
+    assert taken([plain, other, two, worse], [None, None, 1, 0]) == (2, "")
+    best, reason = taken([plain, other, worse], [None, None, 1])
+    assert best == 1 and reason.startswith("held-out samples have an SQNR of 25.0 dB without")
+
+
+def test_a_start_that_is_better_than_what_was_learned_from_another_one_is_taken() -> None:
+    plain, other = Measured(found(30, 0.01), found(30, 0.01)), Measured(found(18, 0.11), found(20, 0.08))
+    learned = Measured(found(25, 0.06), found(22, 0.02))
+    best, reason = taken([plain, other, learned], [None, None, 1])
+    assert best == 0 and "held-out samples have an SQNR of 30.0 dB without" in reason
+    assert taken([plain, other], [None, None]) == (0, "no block came nearer to float")
+
+
+def test_where_samples_held_out_and_all_of_them_say_opposite_things_what_was_learned_stays() -> None:
+    plain, other = Measured(found(30.9, 0.0028), found(31, 0.0046)), Measured(found(31.3, 0.0031), found(31, 0.0044))
+    assert taken([plain, other, other], [None, None, 1]) == (2, "")
+
+
+def test_blocks_learn_from_what_held_out_samples_find_nearest_and_from_both_where_they_do_not_tell() -> None:
+    assert nearest([found(18, 0.1), found(26, 0.1)]) == [1]
+    assert nearest([found(26, 0.1), found(18, 0.0)]) == [0]
+    assert nearest([found(26, 0.1), found(25.5, 0.1)]) == nearest([found(25.5, 0.1), found(26, 0.1)]) == [1, 0]

@@ -102,6 +102,30 @@ def test_where_time_is_short_fewer_steps_are_made_and_that_is_said(monkeypatch: 
 
 
 @needs_torch
+def test_what_was_tried_and_taken_is_said() -> None:
+    recipe = Recipe(preset="w8a8-learned", include=("*",))
+    result = onnxq.quantize(model(), calibration=feeds(), recipe=recipe, threads=1, benchmark=False, force=True)
+    found = result.to_dict()["reconstructed"]
+    assert [entry["name"] for entry in found["models"][:2]] == ["weights rounded to nearest", "weights rounded by use"]
+    learned = [entry for entry in found["models"] if entry["learned"]]
+    assert {entry["start"] for entry in learned} <= {"weights rounded to nearest", "weights rounded by use"}
+    (best,) = (entry for entry in found["models"] if entry["name"] == found["taken"])
+    assert best["learned"] and found["seconds"] > 0.0 and 0 < found["steps"] <= found["planned"]
+    assert f"{best['name']}: SQNR {found['models'][0]['sqnr_db']:.1f} -> {best['sqnr_db']:.1f} dB" in result.summary()
+    assert quantized().to_dict()["reconstructed"] is None
+
+
+@needs_torch
+def test_blocks_learn_from_another_start_only_where_time_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.qat.computing_time import Allowance
+
+    monkeypatch.setattr(Allowance, "repeats", lambda self, mark, times, share=1.0: 0.5 if times == 1 else 1e9)
+    recipe = Recipe(preset="w8a8-learned", include=("*",))
+    result = onnxq.quantize(model(), calibration=feeds(), recipe=recipe, threads=1, benchmark=False, force=True)
+    assert sum(entry["learned"] for entry in result.to_dict()["reconstructed"]["models"]) <= 1
+
+
+@needs_torch
 def test_another_load_of_the_machine_gives_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = quantized(reconstruct=True).model
     ticks = itertools.count()
@@ -110,7 +134,7 @@ def test_another_load_of_the_machine_gives_the_same_model(monkeypatch: pytest.Mo
 
 
 @needs_torch
-def test_eight_bit_roundings_are_those_of_gptq_and_do_not_learn_from_few_samples(
+def test_eight_bit_roundings_are_those_of_a_start_and_do_not_learn_from_few_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def integers(count: int, **options: Any) -> list[Any]:
@@ -122,7 +146,7 @@ def test_eight_bit_roundings_are_those_of_gptq_and_do_not_learn_from_few_samples
         arrays = map(onnx.numpy_helper.to_array, made.graph.initializer)
         return sorted(array.tobytes() for array in arrays if array.dtype == np.int8 and array.ndim > 1)
 
-    assert integers(5, reconstruct=True) == integers(5, algorithm="gptq") != integers(5)
+    assert integers(5, reconstruct=True) in (integers(5, algorithm="gptq"), integers(5))
     monkeypatch.setattr("onnxq.pipeline.build.compensated", lambda job, plan, rewrite: {})
     assert integers(5, reconstruct=True) == integers(5)
     monkeypatch.setattr("onnxq.qat.reconstruction.EVIDENCE", 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from onnxq.pipeline.job import Job
 from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
-from onnxq.qat.computing_time import Allowance
+from onnxq.qat.computing_time import Allowance, Mark
 from onnxq.runtime.layer_moments import LayerInput, LayerMoments, SecondStream, layer_moments
 from onnxq.stats.statistics import Statistics
 
@@ -99,7 +98,7 @@ def refine(
                 continue
             if allowance is not None and allowance.over:
                 break
-            begun = allowance.left if allowance is not None else 0.0
+            begun = allowance.mark() if allowance is not None else None
             stream = _stream(model, solution, seen.value)
             moments = layer_moments(model, {name: seen}, samples, rows=rows, stream=stream, threads=job.threads).get(
                 name
@@ -174,12 +173,11 @@ class _Kept:
             self.allowance.spend(float(known["seconds"]))
         return QTensor(values, tensor.params), known.get("shift")
 
-    def add(self, name: str, found: _Learned, begun: float) -> None:
+    def add(self, name: str, found: _Learned, begun: Mark | None) -> None:
         path = self._path(name)
         if path is None:
             return
-        bounded = self.allowance is not None and math.isfinite(begun)
-        seconds = begun - self.allowance.left if bounded and self.allowance is not None else 0.0
+        seconds = 0.0 if self.allowance is None or begun is None else self.allowance.computed_since(begun)
         arrays = {"values": np.ascontiguousarray(found[0].values).view(np.uint8), "seconds": np.array(seconds)}
         atomic.write_arrays(path, arrays if found[1] is None else {**arrays, "shift": found[1]})
 

@@ -1,61 +1,44 @@
-"""Let the blocks of a quantized model learn together: from a solution to one with learned numbers, and back again."""
+"""Let the blocks of a quantized model learn together: from solutions to one with learned numbers, and back again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from itertools import chain, islice
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.core.spec import PerBlock, QParams, QTensor
 from onnxq.errors import RecipeError
-from onnxq.graph import edit, walk
 from onnxq.graph.emit.apply import use_own_pair
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
-from onnxq.graph.emit.rewrite import DynamicRewrite, NodeRewrite, Rewrite, Style
+from onnxq.graph.emit.rewrite import Rewrite, Style
 from onnxq.graph.files import io
-from onnxq.graph.reading.ops import clamp_bounds
-from onnxq.graph.types import Model, Node
-from onnxq.graph.views.plain_graph import PlainNode, plain_graph, replace_constants
+from onnxq.graph.types import Model
+from onnxq.graph.views.plain_graph import plain_graph, replace_constants
 from onnxq.pipeline.job import Job, probe_shapes
-from onnxq.pipeline.learned.held_out import in_time
 from onnxq.pipeline.learned.learning import learning_signature
+from onnxq.pipeline.learned.learning_record import LearningRecord, TriedModel
 from onnxq.pipeline.learned.minutes import block_minutes
-from onnxq.plan.decisions import Fixed, Plan
-from onnxq.plan.weights.constants import quantize_bias
+from onnxq.pipeline.learned.module_link import ModuleLink
+from onnxq.pipeline.learned.whole_models import FEEDS, HELD_OUT, measured, nearest, on_held_out, taken
+from onnxq.plan.decisions import Plan
 from onnxq.qat import need_torch
 from onnxq.qat.computing_time import Allowance
-from onnxq.runtime.session import session_of
-from onnxq.verify.compare import Comparison, compare_all
-from onnxq.verify.loss import share
+from onnxq.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from onnxq.qat.graph_module import GraphModule, Grid
-    from onnxq.qat.parameters import Integers
     from onnxq.qat.reconstruction import Reconstructed
 
-_FEEDS = 64
-"""Samples that a block learns from, at most."""
+NEAREST, BY_USE, BY_LAYER = "weights rounded to nearest", "weights rounded by use", "roundings learned by layer"
+"""What blocks can learn from."""
 
-_HELD_OUT = 16
-"""Samples that it is judged by, at most."""
-
-_NEARER = 0.45
-"""Steps from an integer within which a weight is taken to lie that was rounded to it."""
-
-_SECONDS = 20.0
-"""After which no further sample is begun where the whole models are compared."""
-
-
-_NOISIER_DB = 1.0
-"""By which the SQNR of held-out samples is clearly another one: it moves by about that much with eight of them."""
-
-_NO_LOSS = 1e-4
-"""Losses that differ by less are equal: one decision in ten thousand."""
+_JUDGING = 0.2
+"""Share of the time on the clock that is kept for comparing whole models, where an end was promised."""
 
 
 def check_learning(job: Job, option: str) -> None:
@@ -79,60 +62,81 @@ def goes_first(plan: Plan) -> bool:
     return any(spec.bits < 8 for node in plan.nodes.values() for spec in node.weights.values())
 
 
+@dataclass(frozen=True)
+class Start:
+    """What blocks can learn from.
+
+    Attributes:
+        name: one of `NEAREST`, `BY_USE` and `BY_LAYER`.
+        rewrite: the plan's numbers.
+        learns: whether blocks may learn from it; else it only is what the others have to beat.
+    """
+
+    name: str
+    rewrite: Rewrite
+    learns: bool = True
+
+
 def reconstructed(
-    job: Job, plan: Plan, rewrite: Rewrite, steps: Mapping[str, Array], allowance: Allowance, nearest: Rewrite | None
-) -> tuple[Rewrite, list[str]]:
+    job: Job, plan: Plan, starts: Sequence[Start], steps: Mapping[str, Array], allowance: Allowance
+) -> tuple[Rewrite, LearningRecord]:
     """Learn the rounding of weights, activations' scales and zero points, and biases, block by block.
+
+    Blocks learn from the start that is nearest to float on held-out samples; where these do not clearly tell which one
+    that is, from each of those that may be, as far as time suffices. What they come to is taken where the whole model
+    is no worse than the one it started from, and than the other starts.
 
     Args:
         job: its prepared model gets the biases that its Add nodes hold; nothing else in it changes.
         plan: decisions.
-        rewrite: the plan's numbers.
+        starts: the plan's numbers, weights rounded in one way or another; the first is what there is without learning.
         steps: by node, its weight in steps of its grid before it was rounded, zero point added.
         allowance: time that it may take.
-        nearest: the plan's numbers with weights rounded to nearest, which come back where they are better in the whole;
-            None where those are what ``rewrite`` holds.
 
     Returns:
-        The rewrite with what was learned, and warnings.
+        The rewrite that was taken, with what was learned, and what was tried.
     """
-    if not rewrite.nodes and not rewrite.dynamic:
-        return rewrite, ["--reconstruct: no layer runs on integers, so nothing was learned"]
+    record, begun = LearningRecord(), time.monotonic()
+    if not starts[0].rewrite.nodes and not starts[0].rewrite.dynamic:
+        record.notes.append("--reconstruct: no layer runs on integers, so nothing was learned")
+        return starts[0].rewrite, record
     from onnxq.qat.graph_module import GraphModule
-    from onnxq.qat.reconstruction import Reconstruction, reconstruct
 
-    model, data, clock = job.prepared.model, job.data, job.clock
-    assert data is not None
-    emitted = _emitted(model, rewrite)
-    link = _Link(GraphModule(plain_graph(emitted)), rewrite)
-    link.restrict(model, plan, steps)
-    seen = probe_shapes(job, model)
-    floats = {name: int(np.prod(shape)) for name, shape in seen.shapes.items() if seen.dtypes.get(name) == "float32"}
-    with clock.step("reconstruct"):
-        task = Reconstruction(
-            link.module,
-            emitted,
-            model,
-            floats,
-            data.calibration.part(0, _FEEDS),
-            min(data.calibration.count_feeds(), _FEEDS),
-            list(islice(data.held_out, _HELD_OUT)),
-            allowance=allowance,
-            threads=job.threads,
-            report=clock.report("reconstruct"),
-            kept=job.layers,
-            signature=learning_signature(job, io.to_bytes(emitted)),
-        )
-        found = reconstruct(task)
-        said = _said(found, job)
-        learned = emitted.clone()
-        replace_constants(learned, link.module.changed())
-        best = learned
-        if worse := _worse(job, emitted, learned):
-            best, said = emitted, [*said, worse]
-        if nearest is not None and (worse := _worse(job, _emitted(model, nearest), best)):
-            return nearest, [*said, worse]
-    return link.rewrite_of(model) if best is learned else rewrite, said
+    model, until = job.prepared.model, allowance.until
+    if until < math.inf:
+        allowance = allowance.keeping(_JUDGING * max(allowance.on_the_clock, 0.0))
+    with job.clock.step("reconstruct"):
+        emitted = [_emitted(model, start.rewrite) for start in starts]
+        order = [place for place, start in enumerate(starts) if start.learns]
+        if len(order) > 1:
+            order = nearest(on_held_out(job, emitted, until))
+        links: dict[int, ModuleLink] = {}
+        models = list(emitted)
+        for place in order:
+            mark = allowance.mark()
+            links[place] = ModuleLink(GraphModule(plain_graph(emitted[place])), starts[place].rewrite)
+            links[place].restrict(model, plan, steps)
+            _learn(job, links[place], emitted[place], allowance, record)
+            if changed := links[place].module.changed():
+                models.append(emitted[place].clone())
+                replace_constants(models[-1], changed)
+            else:
+                del links[place]
+            if allowance.repeats(mark, 1) < 1.0:
+                break
+        figures = measured(job, models, until)
+        record.taken, record.reason = taken(figures, [None] * len(starts) + list(links))
+    names = [(start.name, False) for start in starts] + [(starts[place].name, True) for place in links]
+    record.models = [
+        TriedModel(*name, found.held_out.sqnr_db, found.held_out.loss)
+        for name, found in zip(names, figures, strict=True)
+    ]
+    record.seconds = time.monotonic() - begun
+    if record.reason:
+        record.notes.append(f"--reconstruct: nothing was taken over, since {record.reason}")
+    if record.taken < len(starts):
+        return starts[record.taken].rewrite, record
+    return links[list(links)[record.taken - len(starts)]].rewrite_of(model), record
 
 
 def _emitted(model: Model, rewrite: Rewrite) -> Model:
@@ -147,73 +151,38 @@ def _emitted(model: Model, rewrite: Rewrite) -> Model:
     return copy
 
 
-def _worse(job: Job, plain: Model, learned: Model) -> str | None:
-    """A warning, where the whole model is further from float than without what blocks learned.
+def _learn(job: Job, link: ModuleLink, emitted: Model, allowance: Allowance, record: LearningRecord) -> None:
+    """Let the blocks of the link's module learn, and note how far they came."""
+    from onnxq.qat.reconstruction import Reconstruction, reconstruct
 
-    The measure is that of the outputs, as where the model is verified. Few samples are held out, and what eight of them
-    say of decisions is mostly chance, while the size of the noise is told by few. Where noise clearly fell, decisions
-    are therefore counted on what the blocks learned from as well, and must not be clearly more; where it did not, what
-    is taken must lose no more on held-out samples alone nor on all.
-    """
     model, data = job.prepared.model, job.data
     assert data is not None
-    sessions = [session_of(either, threads=job.threads) for either in (learned, plain)]
-    reference = session_of(model, threads=job.threads)
-    facts = job.output_facts()
-    after, before = compare_all(reference, sessions, in_time(islice(data.held_out, _HELD_OUT), _SECONDS), facts=facts)
-    if after.sqnr_db is None or before.sqnr_db is None:
-        return None
-    start = "--reconstruct: nothing was taken over, since "
-    if after.sqnr_db < before.sqnr_db - _NOISIER_DB:
-        return (
-            f"{start}held-out samples have an SQNR of {before.sqnr_db:.1f} dB without and {after.sqnr_db:.1f} dB with "
-            "what the blocks learned"
+    seen = probe_shapes(job, model)
+    floats = {name: int(np.prod(shape)) for name, shape in seen.shapes.items() if seen.dtypes.get(name) == "float32"}
+    found = reconstruct(
+        Reconstruction(
+            link.module,
+            emitted,
+            model,
+            floats,
+            data.calibration.part(0, FEEDS),
+            min(data.calibration.count_feeds(), FEEDS),
+            list(islice(data.held_out, HELD_OUT)),
+            allowance=allowance,
+            threads=job.threads,
+            report=job.clock.report("reconstruct"),
+            kept=job.layers,
+            signature=learning_signature(job, io.to_bytes(emitted)),
         )
-    clearer = after.sqnr_db > before.sqnr_db + _NOISIER_DB
-    if not clearer and _loses(after, before):
-        return f"{start}held-out samples lose {_losses(before, after)} what the blocks learned"
-    samples = chain(islice(data.held_out, _HELD_OUT), data.calibration.part(0, _FEEDS))
-    after, before = compare_all(reference, sessions, in_time(samples, _SECONDS), facts=facts)
-    if _loses(after, before, 1.1 if clearer else 1.0):
-        return f"{start}samples lose {_losses(before, after)} what the blocks learned"
-    return None
+    )
+    record.steps += sum(outcome.steps for outcome in found.outcomes)
+    record.planned += sum(outcome.planned for outcome in found.outcomes)
+    if found.late or any(outcome.short for outcome in found.outcomes):
+        record.cut = "cut short by --budget" if allowance.until < math.inf else "cut short by --minutes"
+    record.notes += [line for line in _said(found, job.recipe, record) if line not in record.notes]
 
 
-def _loses(after: Comparison, before: Comparison, factor: float = 1.0) -> bool:
-    return after.loss is not None and before.loss is not None and after.loss > factor * before.loss + _NO_LOSS
-
-
-def _losses(before: Comparison, after: Comparison) -> str:
-    return f"{share(before.loss or 0.0)} of decisions without and {share(after.loss or 0.0)} with"
-
-
-def weight_steps(model: Model, rewrite: Rewrite) -> dict[str, Array]:
-    """By node, its weight in steps of its grid before rounding, zero point added.
-
-    Args:
-        model: the prepared model.
-        rewrite: with each weight's own scales, not yet those of spread channels.
-    """
-    found = {}
-    weights = _weights(rewrite)
-    for node in walk.all_nodes(model.graph):
-        tensor = weights.get(node.name or "")
-        weight = walk.const_array(walk.input_at(node, 1))
-        if tensor is None or weight is None or isinstance(tensor.params.spec.granularity, PerBlock):
-            continue
-        zero = tensor.params.zero_point.astype(np.float32)
-        found[node.name or ""] = np.asarray(weight.astype(np.float32) / tensor.params.scale + zero)
-    return found
-
-
-def _weights(rewrite: Rewrite) -> dict[str, QTensor]:
-    """The weight of each node that has an integer one."""
-    found = {name: stored[1] for name, stored in rewrite.storage.items() if 1 in stored}
-    changes: dict[str, NodeRewrite | DynamicRewrite] = {**rewrite.nodes, **rewrite.dynamic}
-    return found | {name: change.constants[1] for name, change in changes.items() if 1 in change.constants}
-
-
-def _said(found: Reconstructed, job: Job) -> list[str]:
+def _said(found: Reconstructed, recipe: Recipe, record: LearningRecord) -> list[str]:
     said = []
     if found.skipped:
         listed = ", ".join(found.skipped)
@@ -221,165 +190,16 @@ def _said(found: Reconstructed, job: Job) -> list[str]:
     if found.failed:
         blocks = "a block was" if len(found.failed) == 1 else f"{len(found.failed)} blocks were"
         said.append(f"--reconstruct: {blocks} left out; {found.failed[0]}")
+    within, more = f"{block_minutes(recipe):g} minutes", "--minutes gives more"
+    if "--budget" in record.cut:
+        within, more = "the time that was left", "--budget gives more"
     if found.late:
-        said.append(
-            f"--reconstruct: {found.late} blocks did not learn within {block_minutes(job.recipe):g} minutes; "
-            "--minutes gives more"
-        )
-    made, wanted = (sum(getattr(outcome, key) for outcome in found.outcomes) for key in ("steps", "planned"))
+        said.append(f"--reconstruct: {found.late} blocks did not learn within {within}; {more}")
     if any(outcome.short for outcome in found.outcomes):
+        of_computing = "" if "--budget" in record.cut else " of computing"
         said.append(
-            f"--reconstruct: blocks made {made} of {wanted} steps within {block_minutes(job.recipe):g} minutes of "
-            "computing; --minutes gives more"
+            f"--reconstruct: blocks made {record.steps} of {record.planned} steps within {within}{of_computing}; {more}"
         )
     if any(not outcome.finite for outcome in found.outcomes):
         said.append("--reconstruct: a loss was not finite; its block kept the best state before that")
     return said
-
-
-class _Link:
-    """What in a module is what in a rewrite: the emitter writes each distinct constant once, so by contents."""
-
-    def __init__(self, module: GraphModule, rewrite: Rewrite) -> None:
-        self.module, self._rewrite = module, rewrite
-        self._grids: dict[tuple[bytes, bytes, str], Grid] = {
-            _key(grid.scale.original, grid.zero.original if grid.zero is not None else None): grid
-            for grid in module.grids.values()
-        }
-        self._integers = {
-            (weight.integers.original.dtype.name, weight.integers.original.tobytes()): weight.integers
-            for weight in module.weights.values()
-        }
-        self._scales = {id(w.integers): w.scale for w in module.weights.values() if w.scale is not None}
-        self._nodes: dict[str, PlainNode] = {node.name: node for node in module.graph.nodes}
-
-    def restrict(self, model: Model, plan: Plan, steps: Mapping[str, Array]) -> None:
-        """Tell the module what must not change, and where the weights lay before they were rounded."""
-        for name, decision in plan.values.items():
-            grid = self._grid(name)
-            if grid is None:
-                continue
-            if isinstance(decision, Fixed):
-                grid.learns = grid.moves = False
-            if self._rewrite.values[name].spec.symmetric:
-                grid.moves = False
-        nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
-        for node_plan in plan.nodes.values():
-            clamp = nodes.get(node_plan.folds or "")
-            grid = self._grid(clamp.outputs[0].name or "") if clamp is not None else None
-            if clamp is not None and grid is not None:
-                grid.moves = False
-                if any(np.isfinite(bound) and bound != 0.0 for bound in clamp_bounds(clamp)):
-                    bound = float(grid.scale.original.reshape(()))
-                    grid.scale.bound = bound if grid.scale.bound is None else min(bound, grid.scale.bound)
-        for name, tensor in _weights(self._rewrite).items():
-            self._start(tensor, steps.get(name))
-
-    def _start(self, tensor: QTensor, steps: Array | None) -> None:
-        values, part = tensor.values, self._part(tensor)
-        if part is None:
-            return
-        spec = tensor.params.spec
-        part.low, part.high = spec.qmin, spec.qmax
-        if steps is None or steps.shape != values.shape:
-            return
-        whole = values.astype(np.float32)  # where it was learned already, it stays the nearer integer
-        start = whole + np.clip(np.clip(steps, spec.qmin, spec.qmax) - whole, -_NEARER, _NEARER)
-        turned = part.original.tobytes() != values.tobytes()
-        part.start_from((start.T if turned else start).reshape(part.original.shape))
-
-    def _part(self, tensor: QTensor) -> Integers | None:
-        # a Gemm's may have been turned, and a Conv's over single positions is a matrix
-        for values in (tensor.values, np.ascontiguousarray(tensor.values.T)):
-            found = self._integers.get((values.dtype.name, values.tobytes()))
-            if found is not None:
-                return found
-        return None
-
-    def _grid(self, name: str) -> Grid | None:
-        params = self._rewrite.values.get(name)
-        return None if params is None else self._grids.get(_key(params.scale, params.zero_point))
-
-    def rewrite_of(self, model: Model) -> Rewrite:
-        """The rewrite with the module's numbers.
-
-        Args:
-            model: the prepared model; float biases of products that were learned are set in it.
-        """
-        old = self._rewrite
-        nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
-        values = {name: self._params(name, params) for name, params in old.values.items()}
-        dynamic = {
-            name: replace(change, constants=self._constants(change.constants)) for name, change in old.dynamic.items()
-        }
-        storage = {name: self._constants(stored) for name, stored in old.storage.items()}
-        static = {}
-        for name, change in old.nodes.items():
-            source = nodes[name].inputs[0] if nodes[name].inputs else None
-            static[name] = self._node(name, change, values.get((source.name if source is not None else None) or ""))
-            if change.adds is not None:
-                self._set_bias(nodes[change.adds])
-        return replace(old, values=values, nodes=static, dynamic=dynamic, storage=storage)
-
-    def _params(self, name: str, params: QParams) -> QParams:
-        grid = self._grid(name)
-        if grid is None:
-            return params
-        zero = params.zero_point if grid.zero is None else grid.zero.array().reshape(params.zero_point.shape)
-        return replace(params, scale=grid.scale.array().reshape(params.scale.shape), zero_point=zero)
-
-    def _constants(self, constants: Mapping[int, QTensor]) -> dict[int, QTensor]:
-        found = dict(constants)
-        for position, tensor in constants.items():
-            part = self._part(tensor)
-            if part is not None:
-                same = part.original.tobytes() == tensor.values.tobytes()
-                array = np.ascontiguousarray(part.array() if same else part.array().T)
-                found[position] = QTensor(array.reshape(tensor.values.shape), self._own_scale(part, tensor.params))
-        return found
-
-    def _own_scale(self, part: Integers, params: QParams) -> QParams:
-        """The parameters of a weight with the scales that it has learned."""
-        scale = self._scales.get(id(part))
-        if scale is None or not bool(scale.shift.any()):
-            return params
-        return replace(params, scale=scale.array().reshape(params.scale.shape))
-
-    def _node(self, name: str, change: NodeRewrite, source: QParams | None) -> NodeRewrite:
-        constants = self._constants(change.constants)
-        if change.bias is None or source is None:
-            return replace(change, constants=constants)
-        scale = change.bias.params.scale.astype(np.float64)
-        learned = self._bias(name)
-        real = change.bias.values * scale if learned is None else learned
-        scale_x = float(source.scale.reshape(()))
-        return replace(change, constants=constants, bias=quantize_bias(real, scale_x, constants[1].params.scale))
-
-    def _bias(self, name: str) -> Array | None:
-        """The bias that a layer has learned, float64; a product adds it as a float."""
-        node = self._nodes.get(name)
-        if node is None or len(node.inputs) < 3:
-            return None
-        if node.op_type == "MatMulIntegerToFloat":
-            found = self.module.floats.get(node.inputs[6]) if len(node.inputs) > 6 else None
-        else:
-            bias = self.module.biases.get(node.inputs[2])
-            found = None if bias is None else bias.real
-        return None if found is None else found.detach().cpu().numpy().astype(np.float64)
-
-    def _set_bias(self, node: Node) -> None:
-        """A bias that the kernel adds as a float stands in the model itself."""
-        for value in node.inputs:
-            learned = self.module.floats.get(value.name or "") if value is not None else None
-            before = walk.const_array(value)
-            if value is not None and learned is not None and before is not None and value.is_initializer():
-                array = learned.detach().cpu().numpy().astype(before.dtype)
-                if not np.array_equal(array, before):
-                    edit.set_contents(value, array)
-
-
-def _key(scale: Array, zero: Array | None) -> tuple[bytes, bytes, str]:
-    """What tells grids apart: the bytes of scale and zero point, and their type."""
-    if zero is None:
-        return scale.tobytes(), b"", ""
-    return scale.tobytes(), zero.tobytes(), zero.dtype.name

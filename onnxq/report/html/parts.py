@@ -54,7 +54,7 @@ def trail(result: Mapping[str, Any]) -> dict[str, Any] | None:
     steps = result.get("trail") or []
     if not steps:
         return None
-    first = steps[0]["estimated_us"]
+    first = next((step["estimated_us"] for step in steps if step["estimated_us"]), None)
 
     def fast(step: Mapping[str, Any]) -> float | None:
         return first / step["estimated_us"] if first and step["estimated_us"] else None

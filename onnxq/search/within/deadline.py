@@ -10,6 +10,9 @@ from onnxq.pipeline.clock import Clock
 
 Item = TypeVar("Item")
 
+_BOUNDED = ("reconstruct",)
+"""Steps that do less where there is less time, and are told when theirs ends."""
+
 
 class LateError(Exception):
     """An attempt takes longer than it may."""
@@ -24,15 +27,21 @@ class Deadline(Clock):
         self.share(clock)
         self._end = time.monotonic() + seconds
 
+    @property
+    def ends(self) -> float:
+        """`time.monotonic` by which all has to be done."""
+        return self._end
+
     def report(self, name: str) -> Callable[[int, int | None], None]:
         """What a step calls as it goes on; it raises LateError once the step cannot end in time."""
         inner, started = self._inner.report("search"), time.monotonic()
+        bounded = name in _BOUNDED
 
         def call(done: int, total: int | None) -> None:
             inner(done, total)
             now = time.monotonic()
             # What is done of a step tells how long all of it will take.
-            expected = started + (now - started) * total / done if total and done else now
+            expected = started + (now - started) * total / done if total and done and not bounded else now
             if max(now, expected) > self._end:
                 raise LateError
 

@@ -28,6 +28,7 @@ class StepOutcome:
         failure: why the model cannot be used whatever its figures; empty where it can.
         gave_up: the attempt was broken off for lack of time.
         loss: expected share of changed decisions; None where nothing could be judged.
+        note: what is to be said of it beside figures; empty where nothing is.
     """
 
     drop: float | None = None
@@ -37,6 +38,7 @@ class StepOutcome:
     failure: str = ""
     gave_up: bool = False
     loss: float | None = None
+    note: str = ""
 
     def shortfall(self, limits: Limits) -> float:
         """How far outside the limits, in units of the metric and dB; 0 inside, inf where the model cannot be used."""
@@ -99,6 +101,7 @@ class Step:
         failure = figures.pop("failure")
         cost = figures.pop("cost")
         figures.pop("gave_up")
+        note = figures.pop("note")
         return {
             "tried": self.tried,
             **figures,
@@ -106,5 +109,5 @@ class Step:
             "seconds": round(self.seconds, 3),
             "inside": self.inside,
             "kept": self.inside or self.verdict == KEPT,
-            "verdict": failure or self.verdict,
+            "verdict": (failure or self.verdict) + (f"; {note}" if note else ""),
         }

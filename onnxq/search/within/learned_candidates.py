@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 
+from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job
 from onnxq.qat import has_torch
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
+from onnxq.search.within.history import StepOutcome
 
 _SHARE = 0.5
 """Share of the time that is left which learning may take; the rest is for what comes after it."""
 
-_LEAST_SECONDS = 20.0
-"""With less than that no block learns anything."""
+_LEAST = 20.0
+"""Seconds with less than which no block learns anything."""
+
+LEAST_SECONDS = _LEAST / _SHARE
+"""Seconds that have to be left for learning to be tried."""
 
 
 def unlearned(recipe: Recipe) -> Recipe:
@@ -30,9 +37,25 @@ def learned(recipe: Recipe, seconds: float) -> Recipe | None:
         seconds: that are left.
     """
     share = seconds * _SHARE
-    if PRESETS[recipe.preset].activations != "static" or recipe.reconstructs or share < _LEAST_SECONDS:
+    if PRESETS[recipe.preset].activations != "static" or recipe.reconstructs or share < _LEAST:
         return None
     return replace(recipe, reconstruct=True, algorithm=None, minutes=min(recipe.minutes, share / 60.0))
+
+
+def learns_until(recipe: Recipe, seconds: float) -> float | None:
+    """When learning has to be over, as `time.monotonic`, with so many seconds left; None where that is too early.
+
+    Minutes of a recipe are of computing, which takes longer on a busy machine: a search promised a time on the clock.
+    """
+    if not recipe.reconstructs:
+        return math.inf
+    share = seconds * _SHARE
+    return None if share < _LEAST else time.monotonic() + min(60.0 * recipe.minutes, share)
+
+
+def noted(outcome: StepOutcome, built: Candidate) -> StepOutcome:
+    """The outcome of a model with what is to be said of its blocks, where they learned."""
+    return outcome if built.reconstructed is None else replace(outcome, note=built.reconstructed.words())
 
 
 def can_learn(job: Job) -> bool:

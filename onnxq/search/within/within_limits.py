@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,7 +30,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.session import open_session
 from onnxq.search.within.deadline import Deadline, LateError
 from onnxq.search.within.history import StepOutcome, Suspect
-from onnxq.search.within.learned_candidates import can_learn, learned, unlearned
+from onnxq.search.within.learned_candidates import can_learn, learned, noted, unlearned
 from onnxq.search.within.limits import LimitsJudge, wider_than
 from onnxq.search.within.pace import FirstModel, Stopwatch
 from onnxq.search.within.range_changes import Change
@@ -211,14 +212,14 @@ class _LimitSearch:
         """
         held = self._model(recipe, clock)
         try:
-            return self._work.measure(held, clock)
+            return noted(self._work.measure(held, clock), held)
         except ModelError as error:
             if recipe in self._refused:  # a second refusal, of what already was made to run, is an answer
                 raise
             self._refused[recipe] = str(error)
             self._held.pop(recipe)[1].close()
             held = self._model(recipe, clock)
-            return self._work.measure(held, clock)
+            return noted(self._work.measure(held, clock), held)
 
     def _diagnose(self, recipe: Recipe, seconds: float) -> list[Suspect] | None:
         # Values of the rewritten model are not those of the float model; the nodes that hurt are the same.
@@ -265,13 +266,15 @@ class _LimitSearch:
             self._job.stack.push(stack)
         self._held[recipe] = built, stack  # the latest last
         while len(self._held) > _HELD:
-            oldest = next(iter(self._held))
+            oldest = next(held for held in self._held if not held.reconstructs)  # what learned is not made again
             self._held.pop(oldest)[1].close()
         return built
 
     def _build(self, recipe: Recipe, clock: Clock) -> Candidate:
         """Build with the statistics of earlier models that were rewritten alike; run the samples where some lack."""
         job, key = self._job, _rewrites(recipe)
+        if recipe.reconstructs:  # its minutes are of computing, and the time of a search is on the clock
+            job = replace(job, learns_until=min(clock.ends, time.monotonic() + 60.0 * recipe.minutes))
         # What smoothing leaves is another model, whose samples have to be run.
         known = self._statistics.get(key) if recipe.smooth is None else None
         if known is not None:
