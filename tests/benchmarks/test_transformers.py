@@ -94,7 +94,7 @@ def test_a_length_that_the_model_does_not_take_is_left_out() -> None:
     assert list(timed_feeds(digits, [feed])) == [AS_FED]
 
 
-OF_4_BITS = needs_runtime("1.24", "has no quantizer that is told the bits")
+OF_4_BITS = needs_runtime("1.28", "has no quantizer that is told the bits")
 
 
 @pytest.mark.parametrize("config", ["dynamic per-channel", pytest.param("4 bits, blocks of 32", marks=OF_4_BITS)])

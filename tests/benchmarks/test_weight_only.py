@@ -66,7 +66,7 @@ def test_a_task_is_measured_with_what_its_rows_cost(small: WeightTask, tmp_path:
     assert "| onnxq |        w4 rtn |" in text and "The same" not in text and "Failures" not in text
 
 
-@needs_runtime("1.24", "has no quantizer that is told the bits")
+@needs_runtime("1.28", "has no quantizer that is told the bits")
 def test_onnxruntimes_quantizer_runs_in_a_process_and_takes_5_bits(small: WeightTask, tmp_path: Path) -> None:
     model, feeds = small.model(tmp_path), write_feeds(small.feeds(), tmp_path / "feeds")
     output = tmp_path / "out.onnx"

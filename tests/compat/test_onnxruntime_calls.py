@@ -49,7 +49,7 @@ def agree(one: Path, other: Path, root: Path) -> float:
     ("name", "known"),
     [
         pytest.param(
-            "quantize_static", True, marks=needs_runtime("1.24", "asks for a reader of samples that may be None")
+            "quantize_static", True, marks=needs_runtime("1.28", "asks for a reader of samples that may be None")
         ),
         ("quantize_dynamic", True),
         ("quantize", True),
@@ -568,7 +568,7 @@ def ours_reader(samples: list[dict[str, np.ndarray]]) -> Any:
     return Reader()
 
 
-@needs_runtime("1.24", "reads no operator set as new as the converter of onnx writes")
+@needs_runtime("1.32", "reads no operator set as new as the converter of onnx writes")
 def test_preprocessing_raises_old_operator_sets_whatever_is_skipped(tmp_path: Path) -> None:
     scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
     ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, side, side]) for name, side in (("x", 4), ("y", 8))]

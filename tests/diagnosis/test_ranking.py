@@ -154,7 +154,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-DYNAMIC = pytest.param(None, marks=needs_runtime("1.24", "has no ConvInteger of int8 weights"), id="dynamic")
+DYNAMIC = pytest.param(None, marks=needs_runtime("1.28", "has no ConvInteger of int8 weights"), id="dynamic")
 
 
 @pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator, DYNAMIC])

@@ -101,7 +101,7 @@ def test_the_shape_that_the_model_declares_for_an_output_stays(form: str) -> Non
     assert [dim.dim_param for dim in output.shape.dim] == ["A", "B", "C", "D"]
 
 
-JOINED = needs_runtime("1.24", "joins a Pad with a pool that refuses so much of it")
+JOINED = needs_runtime("1.32", "joins a Pad with a pool that refuses so much of it")
 
 
 @pytest.mark.parametrize("mode", [pytest.param("constant", marks=JOINED), "edge", "reflect"])

@@ -25,14 +25,15 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.targets import target_named
 from tests.graph.build import build
-from tests.runtime_version import TWO_BITS, before, needs_runtime
+from tests.runtime_version import before, needs_runtime
 
 RNG = np.random.default_rng(7)
-JOINS_ALL = not before("1.24")
+JOINS_ALL = not before("1.28")
 """Whether the runtime makes MatMulNBits of a DQ in front of a Gemm, and where blocks leave a rest."""
+PACKED_TWO = needs_runtime("1.28", "makes no MatMulNBits of 2 bits of Q and DQ")
 BLOCK_SIZES = {2: (32, 128, 0), 3: (32, 0), 4: (16, 32, 256, 0), 8: (16, 64, 0)}
 FORMS = [
-    pytest.param(bits, block, symmetric, form, marks=[TWO_BITS] * (bits == 2))
+    pytest.param(bits, block, symmetric, form, marks=[PACKED_TWO] * (bits == 2))
     for bits, blocks in BLOCK_SIZES.items()
     for block in blocks
     for symmetric in (True, False)
@@ -159,7 +160,7 @@ def test_embedding(bits: int, symmetric: bool, width: int) -> None:
         np.testing.assert_array_equal(actual, unfolded(solution, "emb")[ids])
 
 
-TIED = needs_runtime("1.24", "computes with affine weights of a table wrongly where they are shared")
+TIED = needs_runtime("1.28", "computes with affine weights of a table wrongly where they are shared")
 
 
 @pytest.mark.parametrize("transposed", [True, False])

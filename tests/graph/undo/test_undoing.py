@@ -138,7 +138,7 @@ def test_static_models_of_onnxruntime(
     assert names <= {node.name for node in made.graph.node}
 
 
-CNN_OF_INT8 = pytest.param("cnn", marks=needs_runtime("1.24", "has no ConvInteger of int8 weights"))
+CNN_OF_INT8 = pytest.param("cnn", marks=needs_runtime("1.28", "has no ConvInteger of int8 weights"))
 
 
 @pytest.mark.parametrize("name", [CNN_OF_INT8, "mlp"])
