@@ -625,6 +625,8 @@ def test_unsigned_weights_have_the_range_of_their_elements(tmp_path: Path) -> No
     assert (scale, zero) == (np.float32(6 / 127), 128)
     scale, zero = written(per_channel=True)
     assert zero.tolist() == [128, 128] and scale == pytest.approx([2 / 127, 6 / 127])
+    scale, zero = written(reduce_range=True)
+    assert (scale, zero) == (np.float32(6 / 63), 64)
 
 
 EIGHT, SIXTEEN = ("QInt8", "QUInt8"), ("QInt16", "QUInt16")
