@@ -116,11 +116,20 @@ def test_a_growing_file_is_called_larger(run: Run, fake_api: Any) -> None:
     assert "top-1" not in text
 
 
-@pytest.mark.parametrize("name", ["presets", "targets"])
-def test_lists_are_tables_or_one_object(run: Run, fake_api: Any, name: str) -> None:
+def test_targets_are_a_table_or_one_object(run: Run, fake_api: Any) -> None:
     fake_api.answer = [{"name": "a", "needs_data": True}, {"name": "bb", "needs_data": False}]
-    assert run(name).stdout.split() == ["name", "needs", "data", "a", "yes", "bb", "no"]
-    assert json.loads(run(name, "--json").stdout) == {name: fake_api.answer}
+    assert run("targets").stdout.split() == ["name", "needs", "data", "a", "yes", "bb", "no"]
+    assert json.loads(run("targets", "--json").stdout) == {"targets": fake_api.answer}
+
+
+def test_presets_are_a_table_or_one_object(run: Run, fake_api: Any) -> None:
+    known = {"activations": "static", "activation_bits": 16, "bits": 4, "needs_data": True, "smooth": None}
+    fake_api.answer = [{"name": "a", "description": "what it does", **known}]
+    titles, row = run("presets").stdout.splitlines()
+    assert titles.split() == ["name", "needs", "data", "weight", "bits", "activations", "description"]
+    assert row.split() == ["a", "yes", "4", "16", "bits,", "calibrated", "what", "it", "does"]
+    assert "smooth" in run("presets", "--verbose").stdout
+    assert json.loads(run("presets", "--json").stdout) == {"presets": fake_api.answer}
 
 
 @pytest.mark.parametrize(
