@@ -108,7 +108,7 @@ def test_warnings_of_libraries_stay_off_the_terminal(run: Run, fake_api: Any) ->
         return [{"name": "a"}]
 
     fake_api.answer = noisy
-    result = run("presets")
+    result = run("targets")
     assert result.exit_code == 0
     assert result.stderr == ""
 
@@ -151,16 +151,16 @@ def test_signals_unwind_the_work_and_say_one_line(number: int, code: int, word: 
 
 
 def test_logging_of_libraries_stays_off_the_terminal() -> None:
-    body = "import logging\napi.presets = lambda: (logging.getLogger('lib').warning('noise'), [{'name': 'a'}])[1]"
-    out, err = start_fake(body, "presets").communicate(timeout=30)
+    body = "import logging\napi.targets = lambda: (logging.getLogger('lib').warning('noise'), [{'name': 'a'}])[1]"
+    out, err = start_fake(body, "targets").communicate(timeout=30)
     assert "a" in out
     assert err == ""
     assert logging.lastResort is not None
 
 
-@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"]], ids=" ".join)
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
-    body = "api.presets = lambda: (sys.stdin.read(), [{'name': 'a'}])[1]"
+    body = "api.targets = lambda: (sys.stdin.read(), [{'name': 'a'}])[1]"
     process = start_fake(body, *arguments, stdin=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
@@ -173,10 +173,10 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"]], ids=" ".join)
 def test_standard_output_on_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        process = start_fake("api.presets = lambda: [{'name': 'a'}]", *arguments, stdout=full)
+        process = start_fake("api.targets = lambda: [{'name': 'a'}]", *arguments, stdout=full)
         _, err = process.communicate(timeout=30)
     assert err == f"error: {os.strerror(errno.ENOSPC)}\n"
     assert process.returncode == 1
