@@ -41,7 +41,7 @@ def accuracy(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
         return float((network(images).argmax(1) == labels).float().mean())
 
 
-def main(folder: Path, *, epochs: int = 12) -> dict[str, tuple[float, onnxq.QuantizeResult | None]]:
+def main(folder: Path, *, epochs: int = 8) -> dict[str, tuple[float, onnxq.QuantizeResult | None]]:
     """Train a float network, then a copy of it for each form, and write that."""
     torch.manual_seed(0)
     data, test = np.load(ROOT / "calibration_data" / "digits_resnet.npz"), ROOT / "models" / "digits_resnet.test.npz"
