@@ -60,6 +60,8 @@ def check(expected: list[Array], got: list[Array], decibels: float, step: float)
 
 @hypothesis.settings(max_examples=100)
 @hypothesis.given(st.integers(0, 1 << 32), st.integers(1, 6), st.sampled_from(VARIANTS))
+@hypothesis.example(628, 5, {"include": ["*"]})  # an output that changed places with another value lost its shape
+@hypothesis.example(271, 5, {"include": ["*"]})  # onnx counts a window of a pool that rounds up too many
 def test_any_model_is_quantized_right(seed: int, steps: int, options: dict[str, object]) -> None:
     graph = RandomGraph(random.Random(seed), steps)  # fewer steps of a seed give a part of its graph
     model, feeds = graph.model(), graph.feeds(15)

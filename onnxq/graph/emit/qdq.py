@@ -163,7 +163,8 @@ class _QdqEmitter:
     def _as_pointwise(self, node: ir.Node, dequantizer: ir.Node, change: NodeRewrite) -> None:
         """Write a Conv over single positions as a product of matrices."""
         back = as_product(self._builder, node, list(dequantizer.inputs), change)
-        if not dequantizer.outputs[0].uses() and dequantizer.graph is not None:
+        real = dequantizer.outputs[0]
+        if not real.uses() and not real.is_graph_output() and dequantizer.graph is not None:
             dequantizer.graph.remove(dequantizer, safe=True)
         self.convert_float(back.outputs[0])
 

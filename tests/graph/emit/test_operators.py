@@ -194,3 +194,15 @@ def test_a_layer_that_the_user_excludes_is_not_rounded_by_the_runtime_either(for
     kinds = optimized(result.model, tmp_path)
     assert kinds["QLinearConv"] == 2, kinds
     assert kinds["Conv"] + kinds["FusedConv"] == 1, kinds
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_value_may_be_an_output(name: str) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(onnx.shape_inference.infer_shapes(MODELS[name]))
+    known = {info.name for info in model.graph.output}
+    inner = [v for v in model.graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    model.graph.output.extend(value for value in inner if value.name not in known)
+    result = onnxq.quantize(model, calibration=feeds(model), preset="w8a8", include=["*"], benchmark=False).model
+    assert result is not None
+    assert [(v.name, v.type) for v in result.graph.output] == [(v.name, v.type) for v in model.graph.output]

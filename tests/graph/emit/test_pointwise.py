@@ -218,3 +218,39 @@ def test_what_the_runtime_joins_with_a_convolution_stays_behind_it(activation: s
 def test_an_output_inside_keeps_its_name_and_numbers() -> None:
     gives = "float[N, 4, 5, 6] h, float[N, 4, 5, 6] y"
     assert settled(f"{READ} h = HardSigmoid (a) y = Mul (a, h)", gives)["Transpose"] >= 2
+
+
+# What is an output, or is read with the channels last, beside such a product; P is an order that puts them there.
+READERS = {
+    "output in between": ("y, r", "[p] a = Conv (x, w1) [r] r = Relu (a) [q] b = Conv (r, w2) y = Sigmoid (b)"),
+    "output turned": ("y", "[p] a = Conv (x, w1) s = Sigmoid (a) m = Mul (a, s) y = Transpose <perm = P> (m)"),
+    "output beside a turned value": (
+        "y, z",
+        "[p] a = Conv (x, w1) s = Sigmoid (a) z = Mul (a, s) t = Transpose <perm = P> (z) u = Tanh (t) y = Mul (u, u)",
+    ),
+    "output behind": ("y", "[p] a = Conv (x, w1) y = Relu (a)"),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"include": ["*"], "symmetric": True}, {"format": "qoperator"}], ids=str)
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("given", READERS)
+def test_whatever_reads_a_product_gets_it_as_it_was(given: str, rank: int, options: dict[str, object]) -> None:
+    """Over one axis, putting the channels first and putting them last are one order."""
+    names, body = READERS[given]
+    sizes, last = {1: ("40", "0, 2, 1"), 2: ("6, 7", "0, 2, 3, 1")}[rank]
+    used = {name: weights(48, deep, *[1] * rank, seed=deep) for name, deep in (("w1", 32), ("w2", 48)) if name in body}
+    shape = {"y": f"N, {sizes}, 48" if given == "output turned" or "perm" in body else f"N, 48, {sizes}"}
+    gives = ", ".join(f"float[{shape.get(name, f'N, 48, {sizes}')}] {name}" for name in names.split(", "))
+    proto = build(f"g (float[N, 32, {sizes}] x) => ({gives}) {{ {body.replace('= P>', f'= [{last}]>')} }}", **used)
+    draw = np.random.default_rng(0)
+    samples = [{"x": draw.normal(size=(1, 32, *map(int, sizes.split(",")))).astype(np.float32)} for _ in range(6)]
+    result = onnxq.quantize(proto, calibration=samples, preset="w8a8", benchmark=False, threads=1, **options)  # type: ignore[arg-type]
+    assert result.model is not None and [o.name for o in result.model.graph.output] == names.split(", ")
+    for level in LEVELS:
+        options_of = ort.SessionOptions()
+        options_of.graph_optimization_level, options_of.intra_op_num_threads = level, 1
+        opened = ort.InferenceSession(result.model.SerializeToString(), options_of)
+        for name, array in run(proto.SerializeToString(), samples[0]).items():
+            (got,) = opened.run([name], samples[0])
+            assert sqnr_db(array, got) > 20

@@ -166,10 +166,11 @@ def _quantizes(value: ir.Value) -> bool:
 
 
 def _ends(value: ir.Value) -> list[ir.Node]:
-    """The Transposes that put the channels of a value last again."""
+    """The Transposes that put the channels of a value last again, for others to read."""
     producer = value.producer()
     graph = producer.graph if producer is not None else None
-    return [user for user in value.consumers() if _puts_last(user) and user.graph is graph]
+    users = [user for user in value.consumers() if _puts_last(user) and user.graph is graph]
+    return [user for user in users if not user.outputs[0].is_graph_output()]
 
 
 def _sink(part: _Part, names: walk.Names) -> None:
@@ -178,13 +179,15 @@ def _sink(part: _Part, names: walk.Names) -> None:
         source, value = turn.inputs[0], turn.outputs[0]
         assert source is not None
         _replace(value, source, [*(u for u in value.consumers() if id(u) in inside), *_ends(value)])
-        _drop(_ends(source))
+        # Over one axis a Transpose that puts the channels first reads like one that puts them last.
+        _drop([end for end in _ends(source) if end not in part.turns])
         if not value.uses() and not value.is_graph_output() and turn.graph is not None:
             turn.graph.remove(turn, safe=True)
     for node in part.nodes:
         value = node.outputs[0]
         rank = len(walk.attr_ints(part.turns[0], "perm"))
-        stay = [*(u for u in value.consumers() if id(u) in inside), *_ends(value)]
+        ends = _ends(value)
+        stay = [*(u for u in value.consumers() if id(u) in inside), *ends]
         if any(value is other for other in part.read_outside):
             back = ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", to_first(rank))], num_outputs=1)
             back.name = names.node(f"{node.name}_turned")
@@ -194,7 +197,7 @@ def _sink(part: _Part, names: walk.Names) -> None:
         else:
             value.name = names.value(f"{value.name}_channels_last")
         value.shape = turned_shape(value.shape, to_last(rank))
-        _drop(_ends(value))
+        _drop(ends)
 
 
 def _replace(old: ir.Value, new: ir.Value, readers: Iterable[ir.Node]) -> None:

@@ -131,7 +131,7 @@ def _swap(node: ir.Node, mover: ir.Node, position: int | None, constant: Array |
         old = node.inputs[position]
         edit.set_constant(node, position, np.ascontiguousarray(constant), names, f"{old.name if old else ''}_moved")
         edit.drop_unused_initializer(old)
-    final_shape = data.shape
+    final_shape = output.shape if output.is_graph_output() else data.shape  # an output keeps what the model declares
     edit.set_input(node, node.inputs.index(data), source)
     graph.remove(node)
     graph.insert_before(mover, node)

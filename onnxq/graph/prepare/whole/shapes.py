@@ -124,9 +124,15 @@ def _update(value: ir.Value, found: onnx.TypeProto, main: ir.Graph) -> None:
         return
     shape = _shape(found)
     if _is_signature(value, main):
-        value.shape = _without_contradictions(value.shape, shape)
+        if value.shape is None or not _rounds_up(value.producer()):
+            value.shape = _without_contradictions(value.shape, shape)
     elif value.shape is None or (shape.rank() == value.shape.rank() and _known(shape) > _known(value.shape)):
         value.shape = shape
+
+
+def _rounds_up(node: ir.Node | None) -> bool:
+    """Whether onnx may count a window too many: one that would begin behind the end is none, which it does not know."""
+    return node is not None and bool(walk.attr_int(node, "ceil_mode", 0))
 
 
 def _shape(found: onnx.TypeProto) -> ir.Shape:
