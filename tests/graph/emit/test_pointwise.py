@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -15,8 +16,11 @@ from onnxq.graph import walk
 from onnxq.graph.emit.channels.channels_last import settle
 from onnxq.graph.files import io
 from onnxq.graph.reading.ops import is_pointwise
+from onnxq.graph.types import Model
 from onnxq.graph.views.plain_graph import PlainGraph
+from onnxq.pipeline.job import Job
 from onnxq.pipeline.learned import reconstructing
+from onnxq.pipeline.learned.whole_models import Measured
 from onnxq.qat.network_blocks import Block, Facts
 from onnxq.recipe.recipe import FORMATS
 from tests.graph.build import Array, build, run, weights
@@ -87,8 +91,14 @@ def test_blocks_that_learn_meet_at_values_of_the_float_model(monkeypatch: pytest
 
     monkeypatch.setattr(reconstruction, "find_blocks", find_blocks)
     given = build(MOBILE, **WEIGHTS)
-    judged = []
-    monkeypatch.setattr(reconstructing, "_worse", lambda job, plain, learned: judged.append(learned.clone()))
+    judged, measured = [], reconstructing.measured
+
+    def recorded(job: Job, models: Sequence[Model], until: float) -> list[Measured]:
+        judged.append(models[-1].clone())
+        return measured(job, models, until)
+
+    monkeypatch.setattr(reconstructing, "measured", recorded)
+    monkeypatch.setattr(reconstructing, "taken", lambda figures, starts: (len(figures) - 1, ""))  # what has learned
     plain, learned = (quantize(given, "p0", "p1", reconstruct=way) for way in (False, True))
     assert set("dfkm") <= set(seen[0])  # products and what comes behind, with the channels where float has them
     assert kinds(learned) == kinds(plain)
