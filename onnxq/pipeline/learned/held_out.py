@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 
@@ -43,7 +43,12 @@ def compared(models: Sequence[Model], job: Job) -> list[Comparison] | None:
 def in_time(feeds: Iterable[Feed], seconds: float) -> Iterator[Feed]:
     """Feeds until some seconds are over; one at least."""
     end = time.monotonic() + seconds
+    yield from until_over(feeds, lambda: time.monotonic() > end)
+
+
+def until_over(feeds: Iterable[Feed], over: Callable[[], bool]) -> Iterator[Feed]:
+    """Feeds until the time is over; one at least."""
     for feed in feeds:
         yield feed
-        if time.monotonic() > end:
+        if over():
             return

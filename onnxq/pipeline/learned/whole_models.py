@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from onnxq.data.feeds import Feed
 from onnxq.graph.types import Model
 from onnxq.pipeline.job import Job
+from onnxq.pipeline.learned.held_out import until_over
 from onnxq.qat.computing_time import Allowance
 from onnxq.runtime.session import session_of
 from onnxq.verify.compare import Comparison, compare_all
@@ -69,15 +70,8 @@ def on_held_out(job: Job, models: Sequence[Model], until: float) -> list[Compari
 def _compared(job: Job, models: Sequence[Model], feeds: Iterable[Feed], until: float) -> list[Comparison]:
     sessions = [session_of(model, threads=job.threads) for model in models]
     reference = session_of(job.prepared.model, threads=job.threads)
-    return compare_all(reference, sessions, _within(feeds, Allowance(_SECONDS, until=until)), facts=job.output_facts())
-
-
-def _within(feeds: Iterable[Feed], allowance: Allowance) -> Iterator[Feed]:
-    """Feeds until the time is over; one at least."""
-    for feed in feeds:
-        yield feed
-        if allowance.over:
-            return
+    allowance = Allowance(_SECONDS, until=until)
+    return compare_all(reference, sessions, until_over(feeds, lambda: allowance.over), facts=job.output_facts())
 
 
 def why_worse(before: Measured, after: Measured) -> str:
