@@ -281,7 +281,7 @@ def test_a_page_is_in_neither_folder(tmp_path: Path, place: str) -> None:
 
 def test_a_search_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_path: Path) -> None:
     folder, out, kept = genai_folder(tmp_path / "in"), tmp_path / "out", tmp_path / "out.search.json"
-    options: dict[str, Any] = {"preset": "w8a8", "min_sqnr": 36.0, "benchmark": False, "cache": False, "budget": 300}
+    options: dict[str, Any] = {"preset": "w8a8", "min_sqnr": 34.0, "benchmark": False, "cache": False, "budget": 300}
     options["calibration"] = prompts(tmp_path)
     compared: list[int] = []
 
@@ -291,7 +291,7 @@ def test_a_search_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_pa
 
     def killed(step: str, done: int, total: int | None) -> None:
         counted(step, done, total)
-        if len(compared) > 10:
+        if len(compared) > 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -303,7 +303,7 @@ def test_a_search_that_was_killed_goes_on_from_its_file_beside_the_folder(tmp_pa
     resumed = len(compared)
     compared.clear()
     onnxq.quantize_folder(folder, tmp_path / "whole", progress=counted, **options)
-    assert 0 < resumed <= len(compared) - 8  # what was measured is known
+    assert 0 < resumed <= len(compared) - 3  # what was measured is known
 
 
 KILLED = """
