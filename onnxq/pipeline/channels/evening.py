@@ -26,11 +26,9 @@ _FEEDS, _ROWS = 12, 384
 """Samples, and places of a value, that factors of channels are tried on: one that is twice what it should be costs a
 channel one bit of many."""
 
-_RANGES_FROM, _COMPARED, _SECONDS = 8, 16, 2.0
-"""Samples that make ranges of both forms, held-out ones that they are compared on, and the time that each may take."""
-
-_NOISE_DB = 1.0
-"""By how much few samples may differ from all."""
+_RANGES_FROM, _COMPARED, _SECONDS = 32, 64, 2.0
+"""Samples that make ranges of both forms, held-out ones that they are compared on, and the time that each may take.
+From eight samples the ranges of a text recognizer were such that the worse form looked better by 1.6 dB."""
 
 
 def even_channels(job: Job) -> None:
@@ -115,7 +113,7 @@ def _said(plain: Comparison, evened: Comparison) -> str:
     if before is None or after is None:
         worse = plain.loss is not None and evened.loss is not None and plain.loss < evened.loss
         return "channels of activations were not evened out: held-out samples lose more with it" if worse else ""
-    if before <= after + _NOISE_DB:
+    if before <= after:
         return ""
     return (
         f"channels of activations were not evened out: held-out samples have an SQNR of {before:.1f} dB without and "
