@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ SHAPES = ((2, 4, 6, 6), (2, 3, 5, 7), (1, 8, 6, 6), (2, 8), (2, 5, 8), (2, 4, 9)
 LARGEST = 20_000
 _SUFFIXES = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output", "_float")
 _UNARY = ("Relu", "Neg", "Sigmoid", "Tanh", "Identity", "Softmax")
-_ELEMENT = {np.dtype(t): helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in (np.float32, np.float16, np.int64, bool)}
 
 
 def session(model: onnx.ModelProto, optimize: bool = False) -> onnxruntime.InferenceSession:
@@ -32,6 +31,8 @@ def session(model: onnx.ModelProto, optimize: bool = False) -> onnxruntime.Infer
 class RandomGraph:
     """Grows a graph node by node; each is run at once, and one that the runtime refuses is left out."""
 
+    SHAPES: tuple[tuple[int, ...], ...] = SHAPES
+
     def __init__(self, rng: random.Random, steps: int) -> None:
         self.rng = rng
         self.opset = rng.choice(sorted(IR_VERSIONS))
@@ -42,13 +43,18 @@ class RandomGraph:
         self._data = np.random.default_rng(rng.randrange(1 << 16))
         self._count = 0
         self._squares: dict[str, str] = {}
-        self.input(self._data.normal(size=rng.choice(SHAPES)).astype(np.float32))
-        builders = [self.conv, self.conv, self.gemm, self.matmul, self.matmul, self.arithmetic, self.arithmetic]
-        builders += [self.concat, self.split, self.slice, self.gather, self.where, self.resize, self.pad, self.pool]
-        builders += [self.pool, self.unary, self.unary, self.clip, self.softmax, self.shape, self.shape, self.depth]
-        builders += [self.reduce, self.normalize, self.half, self.branch, self.loop, self.branches, self.layers_in_loop]
+        self.input(self._data.normal(size=rng.choice(self.SHAPES)).astype(np.float32))
+        builders = self.builders()
         for _ in range(steps):
             rng.choice(builders)()
+
+    def builders(self) -> list[Callable[[], None]]:
+        """What a graph grows by; more often where it stands more often."""
+        found = [self.conv, self.conv, self.gemm, self.matmul, self.matmul, self.arithmetic, self.arithmetic]
+        found += [self.concat, self.split, self.slice, self.gather, self.where, self.resize, self.pad, self.pool]
+        found += [self.pool, self.unary, self.unary, self.clip, self.softmax, self.shape, self.shape, self.depth]
+        found += [self.reduce, self.normalize, self.half, self.branch, self.loop, self.branches, self.layers_in_loop]
+        return found
 
     # What everything is made of.
 
@@ -482,7 +488,7 @@ class RandomGraph:
         if not self.nodes:
             return None
         read = {name for node in self.nodes for name in node.input}
-        made = [name for node in self.nodes for name in node.output]
+        made = [name for node in self.nodes for name in node.output if name in self.values]
         outputs = [name for name in made if name not in read][-4:]
         outputs += [self.rng.choice(made)] if self.coin(0.3) else []
         outputs += [self.rng.choice(list(self.inputs))] if self.coin(0.1) else []
@@ -519,4 +525,4 @@ def _info(name: str, array: Array, batch: str | None = None) -> onnx.ValueInfoPr
         shape = [f"{name}_{axis}" for axis in range(array.ndim)]
     elif batch is not None and shape and array.dtype == np.float32:
         shape[0] = batch
-    return helper.make_tensor_value_info(name, _ELEMENT[array.dtype], shape)
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)

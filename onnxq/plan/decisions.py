@@ -191,6 +191,16 @@ class Plan:
                 root = found[name] = decision.value
         return found
 
+    def grid_read(self, value: str, reader: str) -> TensorSpec | None:
+        """The grid on which a node reads a value; None where the value has none."""
+        second = self.conversions.get(value)
+        decision = self.values.get(value) if second is None or reader not in second.readers else second.decision
+        while isinstance(decision, SharedWith | Derived):
+            decision = self.values.get(decision.value if isinstance(decision, SharedWith) else decision.values[0])
+        if isinstance(decision, Fixed):
+            return decision.params.spec
+        return decision.spec if isinstance(decision, Calibrated) else None
+
     def coverage(self) -> dict[str, dict[str, int]]:
         """``{operator: {"quantized": n, "total": n}}``; integer, folded and storage nodes count as quantized."""
         table: dict[str, dict[str, int]] = {}

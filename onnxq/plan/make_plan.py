@@ -14,7 +14,6 @@ from onnxq.graph.reading.ops import (
     STORABLE,
     Kind,
     activation_positions,
-    bias_behind,
     gives_float,
     is_weight,
 )
@@ -43,6 +42,7 @@ from onnxq.plan.placement.halves import values_to_see
 from onnxq.plan.placement.place import ahead_of_work, place, pointwise_layers, why_float
 from onnxq.plan.placement.select import Choice, Selection
 from onnxq.plan.placement.units import keep_whole, mixed_units, units_of
+from onnxq.plan.product_biases import with_biases
 from onnxq.plan.wanted import Wanted
 from onnxq.plan.weight_wishes import named_weights, with_weight_wishes
 from onnxq.plan.weights.bias import mean_kind
@@ -111,8 +111,8 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     wished = kept_float(recipe, graph)
     unusable = {**wished, **seen.unusable}
     if target.coverage != MEASURED and any(preset.activations == "static" for preset in _presets(recipe)):
-        whole = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable, seen.low_sqnr))
-        return _as_wished(whole, recipe, spec, graph, seen.sources)
+        everything = plan_whole(model, Whole(recipe, target, selection, spec, seen.dtypes, unusable, seen.low_sqnr))
+        return _as_wished(everything, recipe, spec, graph, seen.sources)
     given = seen.given or Given()
     known = spread(graph, given.values)
     trained = None if seen.given is None else {name for name, _ in given.weights}
@@ -158,11 +158,10 @@ def make_plan(model: Model, recipe: Recipe, target: Target, seen: ModelFacts) ->
     nodes = {name: as_trained(plan, given) for name, plan in nodes.items()}
     nodes, idle = with_weight_wishes(nodes, recipe, graph)
     nodes = _drop_folds(nodes, values, found)
-    if target.adds_bias:
-        nodes = _with_biases(nodes, found, selection)
     notes = (*notes_on(nodes.values(), recipe), *in_vain, *idle)
     ordered = {node.name or "": nodes[node.name or ""] for node in found.order}
-    return with_conversions(Plan(ordered, values, notes, frozenset(found.guarded)), recipe, graph, seen.sources)
+    whole = with_conversions(Plan(ordered, values, notes, frozenset(found.guarded)), recipe, graph, seen.sources)
+    return with_biases(whole, found, selection) if target.adds_bias else whole
 
 
 def _at_inference(target: Target) -> tuple[str, ...]:
@@ -358,22 +357,4 @@ def _drop_folds(nodes: dict[str, NodePlan], values: dict[str, Decision], found: 
         result[name] = replace(plan, float_output=True, folds=None)
         if plan.folds is not None:
             result[plan.folds] = replace(result[plan.folds], action=FLOAT, reason="its output is only read as float")
-    return result
-
-
-def _with_biases(nodes: dict[str, NodePlan], found: Survey, selection: Selection) -> dict[str, NodePlan]:
-    """Let a MatMul whose products go straight to float add the bias behind it."""
-    result = dict(nodes)
-    for name, plan in nodes.items():
-        candidate = found.candidates.get(name)
-        if plan.action != INTEGER or not plan.float_output or candidate is None:
-            continue
-        added = bias_behind(candidate.node)
-        if added is None or selection.of(added.name or "", added.op_type).excluded:
-            continue
-        if result[added.name or ""].action == FLOAT:
-            result[name] = replace(plan, adds=added.name)
-            result[added.name or ""] = NodePlan(
-                added.name or "", added.op_type, FOLDED, f"its constant is added by the kernel of {name!r}"
-            )
     return result

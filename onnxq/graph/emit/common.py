@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxq.core.dtypes import Array, QType
 from onnxq.core.mapped import forget
 from onnxq.core.spec import PerAxis, QParams, QTensor
+from onnxq.errors import RecipeError
 from onnxq.graph import edit, spilled, walk
 from onnxq.graph.emit.rewrite import NodeRewrite, Rewrite
 from onnxq.graph.files.io import bytes_of
@@ -20,6 +21,9 @@ IR_TYPES: dict[QType, ir.DataType] = {
     qtype: ir.DataType[qtype.value.upper()] for qtype in QType if qtype.value.upper() in ir.DataType.__members__
 }
 
+
+_CLIPS_INTEGERS = 12
+"""The operator set whose Clip takes integers."""
 
 _SHORT = 1 << 16
 """Bytes up to which a constant is its own key."""
@@ -155,12 +159,21 @@ class Builder:
         )
 
     def limit(self, integers: ir.Value, params: QParams, limits: tuple[int, int] | None) -> ir.Node | None:
-        """Clip of quantized activations; None where every integer of their type may occur."""
+        """Clip of quantized activations; None where every integer of their type may occur.
+
+        Raises:
+            RecipeError: the operator set has no Clip of integers.
+        """
         dtype, spec = params.spec.dtype, params.spec
         if limits is None and spec.bits < dtype.bits:  # a coarser grid than its type: Q goes on to the type's ends
             limits = (spec.qmin, spec.qmax)
         if limits is None:
             return None
+        if (opset := walk.opset(self.graph)) < _CLIPS_INTEGERS:
+            raise RecipeError(
+                f"value {integers.name!r}: a grid of fewer levels than its type has needs operator set "
+                f"{_CLIPS_INTEGERS}, and the model cannot be raised from {opset}; export it with a newer one"
+            )
         bounds = [self.constant(f"{integers.name}_limit", np.asarray(end, dtype.numpy), dtype) for end in limits]
         return self.node(
             "Clip",

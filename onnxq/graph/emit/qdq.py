@@ -73,6 +73,11 @@ def _bytes_read(node: ir.Node) -> ir.Node | None:
     return dequantizer if integers is not None and integers.dtype in _BYTES else None
 
 
+def _multiplies_bytes(node: ir.Node, change: NodeRewrite) -> bool:
+    """Whether both operands of a product with a constant are bytes."""
+    return _bytes_read(node) is not None and change.constants[1].params.spec.dtype.bits == 8
+
+
 class _QdqEmitter:
     def __init__(self, builder: common.Builder, rewrite: Rewrite, nodes: dict[str, ir.Node], style: Style) -> None:
         self._builder = builder
@@ -107,7 +112,7 @@ class _QdqEmitter:
             self._as_product(node, change, self._nodes[change.adds])
             return
         joins = self._style.steered and change.float_output and node.op_type == "MatMul"
-        if joins and 1 in change.constants and _clamped(node):
+        if joins and 1 in change.constants and _clamped(node) and _multiplies_bytes(node, change):
             self._as_product(node, change, None)
             return
         if change.float_output and node.op_type == "Conv" and (read := _bytes_read(node)) is not None:
@@ -213,15 +218,19 @@ class _QdqEmitter:
         builder, base = self._builder, original.name or "constant"
         integers = builder.integers(base, tensor)
         axis = common.channel_axis_of(tensor)
+        # ONNX Runtime (seen in 1.32) makes a MatMulNBits of a DQ and a float MatMul, and fails where the integers lie
+        # outside of their graph.
+        graph = node.graph if _bytes_read(node) is not None else builder.graph
+        assert graph is not None
         # Constants of equal contents are one: a zero point can be what another node dequantizes.
         inputs = (integers, builder.scale(base, tensor.params), builder.zero_point(base, tensor.params))
         for user in integers.consumers():
-            known = user.op_type == "DequantizeLinear" and user.graph is node.graph
+            known = user.op_type == "DequantizeLinear" and user.graph is graph
             if known and tuple(user.inputs) == inputs and _axis(user) == axis:
                 return user.outputs[0]
         output = builder.names.value(f"{base}_DequantizeLinear_Output")
         dq = builder.dequantize(integers, tensor.params, output, base, axis)
-        self._place_first(node, dq)
+        common.place_first(graph, [dq])
         return dq.outputs[0]
 
     def _bias(self, node: ir.Node, original: ir.Value | None, change: NodeRewrite) -> ir.Value:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.graph import traits, walk
-from onnxq.graph.reading.ops import OPS, ROW, Kind, OpRow
+from onnxq.graph.reading.ops import OPS, ROW, Kind, OpRow, has_bias_by_column
 
 _LAYERS = {
     "ConvTranspose": OpRow(Kind.WEIGHTED, weight=1, bias=2),
@@ -53,7 +53,7 @@ def row_for(node: ir.Node) -> OpRow | None:
         return None
     known = OPS.get(node.op_type) or _LAYERS.get(node.op_type)
     if known is not None and known.kind is Kind.WEIGHTED:
-        if known.bias is not None and not _is_plain(walk.input_at(node, known.bias)):
+        if known.bias is not None and not _is_plain(node, known.bias):
             known = replace(known, bias=None)
         weight = walk.const_array(walk.input_at(node, known.weight or 0))
         if known.weight is not None and weight is None and node.op_type != "MatMul":
@@ -72,6 +72,9 @@ def row_for(node: ir.Node) -> OpRow | None:
     return OpRow(Kind.REQUANTIZING, activations=floats, fixed_range=_FIXED.get(node.op_type))
 
 
-def _is_plain(value: ir.Value | None) -> bool:
-    """Whether a bias is left out or constant."""
-    return value is None or walk.const_array(value) is not None
+def _is_plain(node: ir.Node, position: int) -> bool:
+    """Whether a bias is left out, or constant with one value for each channel."""
+    value = walk.input_at(node, position)
+    if value is None:
+        return True
+    return walk.const_array(value) is not None and (node.op_type != "Gemm" or has_bias_by_column(node))

@@ -72,14 +72,20 @@ def _refuse_gemm(node: ir.Node) -> str | None:
         return "alpha or beta is not 1, which the integer kernel does not take"
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = walk.const_array(node.inputs[2])
-        weight = walk.const_array(node.inputs[1])
         if bias is None:
             return "its bias is not constant"
-        if weight is not None:
-            columns = weight.shape[0] if walk.outputs_first(node) else weight.shape[1]
-            if bias.size != columns or (bias.ndim and bias.shape[-1] != columns):
-                return f"its bias of shape {bias.shape} is not one value a column"
+        if not has_bias_by_column(node):
+            return f"its bias of shape {bias.shape} is not one value a column"
     return None
+
+
+def has_bias_by_column(node: ir.Node) -> bool:
+    """Whether the constant bias of a Gemm is one value a column, as far as its weight tells."""
+    bias, weight = walk.const_array(walk.input_at(node, 2)), walk.const_array(node.inputs[1])
+    if bias is None or weight is None or weight.ndim != 2:
+        return bias is not None
+    columns = weight.shape[0] if walk.outputs_first(node) else weight.shape[1]
+    return bias.size == columns and (not bias.ndim or bias.shape[-1] == columns)
 
 
 def _refuse_conv(node: ir.Node) -> str | None:

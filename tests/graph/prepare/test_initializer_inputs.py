@@ -99,3 +99,16 @@ def test_a_second_restore_changes_nothing() -> None:
     before = io.to_bytes(model)
     initializer_inputs.restore(model)
     assert io.to_bytes(model) == before
+
+
+def test_one_without_elements_is_a_constant() -> None:
+    """Resize takes it for a missing input, as long as nobody can override it."""
+    text = """g (float[N,4,6,6] x, float[0] none) => (float[N,4,12,12] y) {
+        h = Conv (x, w)  y = Resize <mode="linear"> (h, roi, none, sizes) }"""
+    more = {"none": np.zeros(0, np.float32), "sizes": np.array([1, 4, 12, 12])}
+    proto = build(text, opset=12, ir=7, w=weights(4, 4, 1, 1), roi=np.zeros(8, np.float32), **more)
+    samples = [{"x": weights(1, 4, 6, 6, seed=i)} for i in range(8)]
+    result = onnxq.quantize(proto, preset="w8a8", include=["*"], calibration=samples, benchmark=False)
+    assert result.model is not None
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    opened(result.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
@@ -11,6 +10,7 @@ import onnx_ir as ir
 from onnxq.graph import walk
 from onnxq.graph.files import io
 from onnxq.graph.prepare.folding import evaluate, fold_constants
+from onnxq.graph.prepare.whole import inferring
 
 _LISTED = 4096
 """Elements up to which onnx may compute the contents of a value; it takes some 100 bytes for each."""
@@ -88,16 +88,15 @@ def infer(model: ir.Model, notes: list[str], *, folded: bool) -> None:
     data_prop = all(_may_list(node, folded) for node in walk.all_nodes(model.graph))
     try:
         with io.detached(model, "weights") as (proto, _):
+            made = {name for node in proto.graph.node for name in node.output}
             for output in proto.graph.output:
-                if output.type.HasField("tensor_type"):
+                if output.name in made and output.type.HasField("tensor_type"):
                     output.type.tensor_type.ClearField("shape")  # it would count as known
-            inferred = onnx.shape_inference.infer_shapes(
-                proto, check_type=False, strict_mode=False, data_prop=data_prop
-            )
+            inferred = inferring.infer_shapes(proto, data_prop=data_prop)
     except Exception as error:  # onnx raises whatever an unknown construct leads to
         notes.append(f"shape inference failed, types come from calibration: {' '.join(str(error).split())}")
         return
-    known = {info.name: info.type for info in _value_infos(inferred.graph)}
+    known = {info.name: info.type for info in inferring.value_infos(inferred.graph)}
     for value in walk.all_values(model.graph):
         found = known.get(value.name or "")
         if found is not None and found.WhichOneof("value") == "tensor_type":
@@ -124,15 +123,9 @@ def _update(value: ir.Value, found: onnx.TypeProto, main: ir.Graph) -> None:
         return
     shape = _shape(found)
     if _is_signature(value, main):
-        if value.shape is None or not _rounds_up(value.producer()):
-            value.shape = _without_contradictions(value.shape, shape)
+        value.shape = _without_contradictions(value.shape, shape)
     elif value.shape is None or (shape.rank() == value.shape.rank() and _known(shape) > _known(value.shape)):
         value.shape = shape
-
-
-def _rounds_up(node: ir.Node | None) -> bool:
-    """Whether onnx may count a window too many: one that would begin behind the end is none, which it does not know."""
-    return node is not None and bool(walk.attr_int(node, "ceil_mode", 0))
 
 
 def _shape(found: onnx.TypeProto) -> ir.Shape:
@@ -165,15 +158,3 @@ def _known(shape: ir.Shape) -> tuple[int, int]:
     """How many sizes are fixed, and how many have a name."""
     names = [dim.value for dim in shape if not isinstance(dim, int)]
     return shape.rank() - len(names), len(names) - names.count(None)
-
-
-def _value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    yield from graph.value_info
-    yield from graph.output
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _value_infos(attribute.g)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for body in attribute.graphs:
-                    yield from _value_infos(body)
