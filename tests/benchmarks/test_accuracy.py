@@ -10,6 +10,8 @@ import onnxq
 from benchmarks import accuracy, hard
 from benchmarks.accuracy import SETTINGS, main, measure, render
 from benchmarks.workloads import Workload
+from onnxq.recipe.recipe import Recipe
+from onnxq.recipe.unused import refuse_unused
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,12 @@ def test_every_network_is_accurate_in_float(networks: dict[str, Workload], tmp_p
     assert scores["depthwise, channels spread"] > 0.9
     assert scores["MLP of cubes"] > 0.8
     assert scores["encoder, outliers x50"] == pytest.approx(0.695, abs=0.002)  # as without outliers
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_recipe_is_one_that_is_taken(setting: accuracy.Setting) -> None:
+    for keys in setting.methods.values():
+        refuse_unused(Recipe().override(**{**setting.base, **keys}))
 
 
 def test_spread_channels_are_lost_and_equalization_wins_them_back(
