@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,40 @@ def test_a_killed_run_goes_on_and_comes_to_the_same_model(tmp_path: Path) -> Non
     finetune(model=path, include=["conv*", "fc"], output=whole)
     assert again.read_bytes() == whole.read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {"net.onnx", "whole.onnx", "again.onnx"}
+
+
+@pytest.mark.torch
+def test_ctrl_c_writes_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    path, data, output = tmp_path / "net.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
+    onnx.save(network(), path)
+    np.savez(data, x=samples(140))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("preset: w8a8\nbits: 2\nepochs: 40\nalgorithm: rtn\ninclude: ['conv*', fc]\n")
+    command = [sys.executable, "-m", "onnxq.cli", "finetune", path, "-c", data, "-o", output, "--recipe", recipe]
+    before = {file.name for file in tmp_path.iterdir()}
+
+    def start() -> subprocess.Popen[str]:
+        given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env={**os.environ, **given}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    state, process = Path(f"{output}.finetune"), start()
+    limit = time.monotonic() + 300
+    while not state.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted: nothing was written")
+    assert "Traceback" not in err
+    assert {file.name for file in tmp_path.iterdir()} == {*before, state.name}
+    again = start()
+    _, err = again.communicate(timeout=600)
+    assert again.returncode == 0 and "went on from where an interrupted run had stopped" in err
+    assert output.is_file() and not state.exists()
 
 
 @pytest.mark.torch
