@@ -48,6 +48,9 @@ _CUTTING = traits.CLAMPS
 _FIXED_16 = {"HardSigmoid": (1.0 / 65536, 0), "Sigmoid": (1.0 / 65536, 0), "Tanh": (1.0 / 32768, 32768)}
 """(scale, zero point) that HTP wants of these in uint16."""
 
+_QUANTIZES, _TAKES_AXES = 10, 13
+"""The operator sets from which on there is a QuantizeLinear, and one with a scale for each channel."""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -187,6 +190,8 @@ def _survey(model: Model, asked: Whole, masked: Mapping[str, float]) -> Survey:
 def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float]) -> str | None:
     if not isinstance(row, OpRow):
         return None
+    if (opset := _opset_of(node)) < _QUANTIZES:
+        return f"operator set {opset}, from which the model cannot be raised, has no QuantizeLinear"
     if asked.spec.dtype.is_float and node.op_type not in _PRODUCTS:
         return "only products have kernels for float8"
     values = [node.inputs[i] for i in activation_positions(node, row)] + list(node.outputs)
@@ -201,6 +206,10 @@ def _why_not(node: Node, row: object, asked: Whole, masked: Mapping[str, float])
         if number is not None and asked.spec_of(node, asked.selection.of(node.name or "", node.op_type)).bits < WIDE:
             return f"it {_mask(number)}"
     return None
+
+
+def _opset_of(node: Node) -> int:
+    return walk.opset(node.graph) if node.graph is not None else _TAKES_AXES
 
 
 def _weights(candidate: Quantizable, asked: Whole) -> dict[int, TensorSpec]:
@@ -224,7 +233,8 @@ def _weight(node: Node, position: int, choice: Choice, asked: Whole) -> TensorSp
     if node.op_type.endswith("Normalization"):  # HTP multiplies by it as by another activation
         return replace(asked.spec, dtype=QType.UINT8, grid_bits=None)
     per_channel = recipe.per_channel if choice.rule.per_channel is None else choice.rule.per_channel
-    axis = channel_axis(node, array.ndim) if per_channel and node.op_type in target.per_channel else None
+    by_channel = per_channel and node.op_type in target.per_channel and _opset_of(node) >= _TAKES_AXES
+    axis = channel_axis(node, array.ndim) if by_channel else None
     bits = choice.rule.bits or recipe.bits or PRESETS[choice.rule.preset or recipe.preset].bits
     layer = node.op_type in traits.LAYERS
     small = bits <= 4 and QType.INT4 in target.weights and layer

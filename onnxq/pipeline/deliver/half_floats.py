@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph.edit import copy_of
 from onnxq.graph.emit.half.halving import Halved, Halving, halve
 from onnxq.graph.emit.half.rounded import values_in_order
 from onnxq.graph.types import Model
 from onnxq.graph.walk import all_nodes
+from onnxq.graph.walk import opset as opset_of
 from onnxq.pipeline.collection import collect_statistics
 from onnxq.pipeline.deliver.half_noise import Compared, NoisyParts
 from onnxq.pipeline.job import Job, probe_shapes
@@ -66,6 +67,8 @@ def _ranges(job: Job, known: Statistics | None, dtypes: dict[str, str], warnings
     return found
 
 
+_BFLOAT16_OPSET = 13
+
 _MOST = 0.2
 """Share of the nodes that may stay float32 for that."""
 
@@ -96,10 +99,15 @@ def to_halves(model: Model, job: Job, plan: Plan, keep: Kept, warnings: list[str
         warnings: lines are appended.
 
     Raises:
-        RecipeError: nothing of the model would have 16 bits.
+        RecipeError: nothing of the model would have 16 bits, or its operator set does not know the type.
     """
     recipe = job.recipe
     assert recipe.half is not None
+    if recipe.half == "bfloat16" and (opset := opset_of(model)) < _BFLOAT16_OPSET:
+        raise RecipeError(
+            f"bfloat16: needs operator set {_BFLOAT16_OPSET}, and the model cannot be raised from {opset}; export it "
+            "with a newer one, or take float16"
+        )
     kernels = job.target.halves.get(recipe.half, Ops())
     asked = Halving(recipe.half, kernels, keep.reasons, recipe.keep_io, recipe.store_only, keep.exact)
     dtypes = probe_shapes(job, job.prepared.model, job.statistics).dtypes

@@ -78,10 +78,14 @@ def _schema(domain: str, op_type: str, version: int, kind: str) -> tuple[tuple[b
         return None
     types = {entry.type_param_str: frozenset(entry.allowed_type_strs) for entry in schema.type_constraints}
 
-    def takes(parameter: onnx.defs.OpSchema.FormalParameter) -> bool:
-        allowed = types.get(parameter.type_str, frozenset({parameter.type_str}))
-        return {f"tensor({kind})", "tensor(float)"} <= allowed
+    def allowed(parameter: onnx.defs.OpSchema.FormalParameter) -> frozenset[str]:
+        return types.get(parameter.type_str, frozenset({parameter.type_str}))
 
+    def takes(parameter: onnx.defs.OpSchema.FormalParameter) -> bool:
+        return {f"tensor({kind})", "tensor(float)"} <= allowed(parameter)
+
+    if not all(any(name.startswith("tensor") for name in allowed(p)) for p in (*schema.inputs, *schema.outputs)):
+        return None  # it makes sequences, or reads them
     return tuple(map(takes, schema.inputs)), tuple(map(takes, schema.outputs))
 
 

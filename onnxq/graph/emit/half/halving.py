@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit.common import place_first
 from onnxq.graph.emit.half.half_types import HalfPlaces, half_places
+from onnxq.graph.emit.half.norm_casts import hold_casts
 from onnxq.graph.prepare.whole.widen import narrow, why_not
 from onnxq.graph.traits import Trait, having
 
@@ -22,6 +23,10 @@ WIDE = ir.DataType.FLOAT
 
 _SCHEMA = "the operator is defined for float32 alone, or its types are not known"
 _BETWEEN = "it stands between nodes that stay float32: the Casts around it would cost more than it"
+
+_SCALES_LOST = "in a subgraph, onnxruntime's kernel of packed weights on int8 activations loses scales of 16 bits"
+"""ONNX Runtime (seen in 1.32) lets a node between others without float16 kernels compute in float32, by Casts at all of
+its inputs; the kernel takes constant scales alone, and gives zeros. In the main graph these Casts are folded."""
 
 _HEAVY = 256
 """Elements of a constant from which a node is computed in 16 bits whatever stands around it."""
@@ -115,6 +120,7 @@ def halve(model: ir.Model, asked: Halving, divide: Divide, dtypes: Mapping[str, 
     if not asked.store_only:
         _Halver(model, asked, kind, dtypes, done).run(divide)
         _drop_idle_casts(model, kind)
+        hold_casts(model, kind)
     kept = {id(value) for n in walk.all_nodes(model.graph) if n.name in asked.exact for value in n.inputs}
     narrow(model, kind, exact=False, but=kept)
     for node in walk.all_nodes(model.graph):
@@ -140,6 +146,7 @@ class _Halver:
         self._made: dict[tuple[int, bool], ir.Value] = {}
         self._turned: set[int] = set()  # ids of the values that have 16 bits now
         self._held: list[ir.Value] = []  # what was replaced: an id is taken again once nothing holds its owner
+        self._followed: set[int] = set()  # ids of the values whose type follows from what they are computed from
 
     def run(self, divide: Divide) -> None:
         """Find what can be halved, place it, and write it."""
@@ -168,6 +175,7 @@ class _Halver:
 
     def _survey(self) -> Sides:
         version = walk.opset(self._model)
+        self._follow_types(version)
         costs: list[float] = []
         forced: dict[int, bool] = {}
         for node in walk.all_nodes(self._model.graph):
@@ -187,6 +195,17 @@ class _Halver:
                 forced[index] = True
             costs.append(_WORK if node.op_type in _WORKING else _LIGHT)
         return Sides(costs, self._edges(forced, costs), forced)
+
+    def _follow_types(self, version: int) -> None:
+        """Find the types of what operators give that onnx does not know, and of what is computed from that."""
+        for node in walk.all_nodes(self._model.graph):
+            places = half_places(node, version, self._asked.kind)
+            if places is None:
+                continue
+            read = [walk.input_at(node, position) for position in places.inputs]
+            if any(map(self._is_wide, read)) and not any(map(self._is_unknown, read)):
+                given = (value for position, value in enumerate(node.outputs) if position in places.outputs)
+                self._followed.update(id(value) for value in given if self._is_unknown(value))
 
     def _edges(self, forced: dict[int, bool], costs: list[float]) -> list[Edge]:
         index = {id(node): i for i, (node, _) in enumerate(self._places)}
@@ -212,11 +231,19 @@ class _Halver:
         return edges
 
     def _why_wide(self, node: ir.Node, places: HalfPlaces | None) -> str:
-        if places is None:
+        touched = ((node.inputs, places.inputs), (node.outputs, places.outputs)) if places is not None else ()
+        known = not any(self._is_unknown(v) for values, at in touched for i, v in enumerate(values) if i in at)
+        if places is None or not known:
             return _SCHEMA
         op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if op_type not in self._asked.kernels:
             return f"the target has no {self._asked.kind} kernel for {op_type}"
+        if (
+            node.op_type == "MatMulNBits"
+            and node.graph is not self._model.graph
+            and walk.attr_int(node, "accuracy_level")
+        ):
+            return _SCALES_LOST
         for position, value in enumerate(node.inputs):
             array = self._constant(value) if position in places.inputs else None
             if array is not None and array.dtype == np.float32 and (reason := why_not(array, self._kind)):
@@ -238,7 +265,14 @@ class _Halver:
             return False
         if value.dtype is not None:
             return value.dtype == WIDE
-        return value.type is None and self._dtypes.get(value.name or "") == "float32"
+        if value.type is not None:
+            return False
+        return id(value) in self._followed or self._dtypes.get(value.name or "") == "float32"
+
+    def _is_unknown(self, value: ir.Value | None) -> bool:
+        if value is None or value.type is not None or (value.is_initializer() and value.const_value is not None):
+            return False
+        return id(value) not in self._followed and (value.name or "") not in self._dtypes
 
     # How it is written.
 
