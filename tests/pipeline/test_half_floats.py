@@ -224,3 +224,12 @@ def test_norms_that_are_written_out(square: str) -> None:
     model = network(body, w=WEIGHT, gain=WEIGHT[0], **used)  # type: ignore[arg-type]
     result = onnxq.quantize(model, preset="fp16", calibration=feeds(), benchmark=False)
     assert result.sqnr_db is not None and result.sqnr_db > 45
+
+
+def test_a_norm_that_the_runtime_writes_out_wrongly_stays_float32() -> None:
+    text = """net (float[n, 4, 6, 6] x) => (float[n, 4, 6, 6] y) {
+        [a] h = Conv <pads = [4, 4, 4, 4]> (x, w) [n] m = MeanVarianceNormalization (h)
+        [b] y = Conv <pads = [4, 4, 4, 4]> (m, w) }"""
+    model = build(text, w=RNG.standard_normal((4, 4, 9, 9)).astype(np.float32) / 20)
+    result = onnxq.quantize(model, preset="fp16", benchmark=False)
+    assert {name for name, _, _ in result.kept_float} >= {"n"}
