@@ -16,7 +16,7 @@ from onnxq.pipeline.clock import Clock
 from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import (
     NO_FASTER_4,
-    SLOW_16,
+    SAID_OF_16,
     check_operators,
     check_recipe,
     check_shapes,
@@ -184,7 +184,7 @@ def _settle_recipe(job: Job, *, measured: bool) -> None:
         given = given.override(preset=default_preset(job.target, job.data is not None or saved is not None))
     wide = any(16 in (rule.bits, rule.convert) for rule in given.values)
     if (wide or any(preset.activation_bits == 16 for preset in given.presets)) and not job.target.provider:
-        job.prepared.notes.append(SLOW_16)
+        job.prepared.notes.append(SAID_OF_16)
     if any(preset.activation_bits == 4 for preset in given.presets):
         job.prepared.notes.append(NO_FASTER_4)
     if job.prepared.training is not None:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from onnxq.errors import TargetError, there_are
 from onnxq.targets import arm, cpu, cpu_avx2, cuda, openvino, qnn, tensorrt, web, web_gpu
-from onnxq.targets.target import INPUTS, MEASURED, WHOLE, Costs, MacRates, Ops, Rate, Target
+from onnxq.targets.target import INPUTS, MEASURED, SLOW_16, WHOLE, Costs, MacRates, Ops, Rate, Target
 
-__all__ = ["INPUTS", "MEASURED", "TARGETS", "WHOLE", "Costs", "MacRates", "Ops", "Rate", "Target", "target_named"]
+__all__ = [
+    "INPUTS",
+    "MEASURED",
+    "SLOW_16",
+    "TARGETS",
+    "WHOLE",
+    "Costs",
+    "MacRates",
+    "Ops",
+    "Rate",
+    "Target",
+    "target_named",
+]
 
 _FILES = (cpu, cpu_avx2, arm, qnn, openvino, tensorrt, cuda, web, web_gpu)
 TARGETS: dict[str, Target] = {file.TARGET.name: file.TARGET for file in _FILES}

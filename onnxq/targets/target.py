@@ -92,6 +92,10 @@ MEASURED, WHOLE, INPUTS = "measured", "whole", "inputs"
 operators that the target runs on integers."""
 
 
+SLOW_16 = "more than twice as slow as float alone (2.2 to 2.4x for digits_resnet)"
+"""What activations of 16 bits cost on a CPU, which has no kernels for them."""
+
+
 @dataclass(frozen=True)
 class Ops:
     """A set of operators, as ``type`` or ``domain.type``: those that are named, or all but those.

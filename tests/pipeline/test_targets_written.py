@@ -538,3 +538,18 @@ def test_what_smoothing_multiplies_by_is_on_integers_too() -> None:
         kinds = [node.op_type for node in result.model.graph.node]
         assert "Mul" in kinds
         assert not onnxq.lint(result.model, target="qnn").findings
+
+
+@pytest.mark.parametrize("rest", ["Relu (d)", "Abs (d)"])
+@pytest.mark.parametrize("preset", ["w8a8", "w8a16", "w4a16"])
+def test_the_kernel_that_multiplies_bytes_and_adds_a_bias_is_given_bytes_alone(preset: str, rest: str) -> None:
+    """onnxruntime does not load a MatMulIntegerToFloat of 16 bits."""
+    text = f"g (float[1, 32, 256] x) => (float[1, 32, 256] y) {{ [m] c = MatMul (x, w) [a] d = Add (c, b) [r] y = {rest} }}"
+    found = made(build(text, w=weights(256, 256), b=weights(256)), "cpu", preset, calibration=feeds((1, 32, 256)))
+    assert bool(found.of("MatMulIntegerToFloat")) == (preset == "w8a8")
+    wide = made(
+        build(text, w=weights(256, 256), b=weights(256)), "cpu", calibration=feeds((1, 32, 256)),
+        recipe={"preset": "w8a8", "values": [{"match": "x", "bits": 16}]}, preset=None,
+    )  # fmt: skip
+    assert not wide.of("MatMulIntegerToFloat")
+    assert wide.result.sqnr_db is not None and wide.result.sqnr_db > 35

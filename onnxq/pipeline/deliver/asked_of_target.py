@@ -11,7 +11,7 @@ from onnxq.graph.types import Model
 from onnxq.plan.activations.activation_grids import WIDE
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
-from onnxq.targets import WHOLE, Target
+from onnxq.targets import SLOW_16, WHOLE, Target
 
 _NAMED = 6
 
@@ -132,8 +132,8 @@ NO_FASTER_4 = (
 )
 """What is said of w4a4."""
 
-SLOW_16 = (
-    "cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, more than twice as "
-    "slow as float alone (2.2 to 2.4x for digits_resnet); the preset is for NPUs, see --target qnn"
+SAID_OF_16 = (
+    f"cpu has no kernels for 16-bit activations: every layer is computed in float between Q and DQ, {SLOW_16}; the "
+    "preset is for NPUs, see --target qnn"
 )
 """What is said of w8a16 and w4a16 on targets without such kernels."""

@@ -11,7 +11,7 @@ from onnxq.graph.emit.wrapped import row_for
 from onnxq.graph.reading.ops import activation_positions
 from onnxq.graph.traits import Trait, having
 from onnxq.graph.types import FLOAT32, Model, Node, Value
-from onnxq.targets import INPUTS, WHOLE, Target
+from onnxq.targets import INPUTS, SLOW_16, WHOLE, Target
 from onnxq.verify.lint.findings import GridNode, LintFinding, dequantizer, pairs_of, readers
 
 _LAYERS = traits.LAYERS
@@ -39,7 +39,11 @@ def activation_type(model: Model, target: Target) -> Iterator[LintFinding]:
             continue
         hard = target.coverage != "measured"
         why = f"activations are {pair.kind}, and {target.name} takes {' or '.join(allowed)}"
-        yield _found(pair, "activation-type", why, "quantize the float model for this target", refuses=hard)
+        remedy = "quantize the float model for this target"
+        if target.is_here and pair.kind in ("int16", "uint16"):
+            why = f"activations are {pair.kind}: {target.name} computes them in float between Q and DQ, {SLOW_16}"
+            remedy = "quantize the float model with --preset w8a8"
+        yield _found(pair, "activation-type", why, remedy, refuses=hard)
 
 
 def activation_zero_point(model: Model, target: Target) -> Iterator[LintFinding]:
