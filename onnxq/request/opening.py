@@ -17,12 +17,13 @@ from onnxq.pipeline.confirm import confirm
 from onnxq.pipeline.deliver.asked_of_target import (
     NO_FASTER_4,
     SAID_OF_16,
+    check_float_outputs,
     check_operators,
     check_recipe,
     check_shapes,
     default_preset,
 )
-from onnxq.pipeline.deliver.on_engine import check_python
+from onnxq.pipeline.deliver.on_engine import check_python, engine_of
 from onnxq.pipeline.float_model import Prepared, Source, Wishes, is_path, load_and_prepare
 from onnxq.pipeline.job import Job, find_calibration, open_data, with_tokens
 from onnxq.pipeline.large.too_large import for_memory, is_large, leave_unconfirmed, spill_beside
@@ -83,6 +84,7 @@ def open_job(
     saved = _statistics(given, options)
     prepared = _float_model(given, model, target, clock, has_statistics=saved is not None)
     check_shapes(prepared.inputs, target)
+    check_float_outputs(given, prepared.model)
     if not options.force:
         check_operators(prepared.model, target)
     job = Job(prepared, given, target, None, saved, clock, stack, options.threads, options.seconds, options.budget)
@@ -212,6 +214,10 @@ def _engine(options: Options, given: Recipe, target: Target, stack: ExitStack) -
     asked = options.runs_on
     if asked is None or asked == RunsOn() or asked.engine == RAY:
         check_python(target, options.engine_python)
+        if options.engine_python is not None:  # an engine that is not there is said before the work, not after it
+            found = engine_of(target, os.fspath(options.engine_python))
+            if not isinstance(found, str):
+                found.close()
         if target.provider != WASM or not web_is_here() or given.kv_cache is not None:
             return None
         asked = RunsOn(engine=WEB)

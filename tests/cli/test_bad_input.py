@@ -708,3 +708,11 @@ def test_two_networks_that_have_nothing_in_common_are_doubted(run: Run, tmp_path
     assert result.exit_code == 0
     assert "are they two forms of one network?" in result.stderr
     assert run("diff", model, model).stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--device", "--provider"])
+def test_an_empty_place_is_not_this_machine(run: Run, model: Path, option: str) -> None:
+    """As from a variable of a shell that is not set."""
+    done = run("benchmark", model, option, "")
+    assert done.exit_code == 2
+    assert f"{option}: is empty" in done.stderr

@@ -6,13 +6,15 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from onnxq.errors import EngineError
 from onnxq.runtime.engines.process_engine import ProcessEngine
-from onnxq.runtime.engines.worker import read_message, write_message
+from onnxq.runtime.engines.worker import _Worker, read_message, write_message
 from onnxq.runtime.session import open_session
 from tests.graph.build import build
 
@@ -116,6 +118,37 @@ def test_floats_fit_a_model_of_another_float_type() -> None:
     with ProcessEngine(sys.executable) as engine:
         got = engine.run(half, [{"x": np.array([1.5], np.float32)}])[0][0]
     assert got.dtype == np.float16
+
+
+def test_a_program_that_is_none_is_named() -> None:
+    with pytest.raises(EngineError, match="openvino: /nonexistent/python cannot be started .*; name a Python that has"):
+        ProcessEngine("/nonexistent/python", label="openvino")
+    with pytest.raises(EngineError, match="openvino: the engine ended with exit code 0 and said nothing; name a "):
+        ProcessEngine([sys.executable, "-c", ""], label="openvino")
+
+
+def test_a_provider_that_refuses_its_options_is_not_the_cpu_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime prints that it falls back, and goes on."""
+
+    def create(self: Any, providers: list[Any], *rest: Any) -> None:
+        if providers != ["CPUExecutionProvider"]:  # what it falls back to
+            raise RuntimeError("invalid option: foo")
+        original(self, providers, *rest)
+
+    original = onnxruntime.InferenceSession._create_inference_session
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    worker = _Worker()
+    worker.open({"provider": "cpu", "options": {"foo": "1"}, "threads": 1}, {})
+    key = worker.load({}, {"model": np.frombuffer(MLP, np.uint8)})[0]["id"]
+    with pytest.raises(RuntimeError, match="invalid option: foo"):
+        worker.run({"id": key}, FEEDS[0])
+
+
+@pytest.mark.openvino
+def test_options_that_openvino_does_not_know_are_refused() -> None:
+    engine = ProcessEngine(os.environ["ONNXQ_OPENVINO_PYTHON"], "openvino", {"foo": "1"})
+    with engine, pytest.raises(EngineError, match="Invalid OpenVINO EP option: foo"):
+        engine.run(MLP, FEEDS)
 
 
 @pytest.mark.openvino

@@ -42,7 +42,7 @@ def engine_options(group: str, *, python: bool = False, ray: bool = False) -> Ca
             if ray:
                 given["address"] = options.pop("ray_address")
             runs_on = None
-            if any(given.values()):
+            if any(value not in (None, ()) and value != {} for value in given.values()):
                 from onnxq.runtime.engines.places import RunsOn
 
                 runs_on = RunsOn(**given)

@@ -31,6 +31,8 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
                 f"{', '.join(target.presets)}"
             )
     check_float8(recipe, target)
+    if recipe.float_outputs and target.coverage != WHOLE:
+        raise RecipeError(f"--float-output: {target.name} leaves outputs float by itself; leave it out")
     if recipe.format is not None and recipe.format not in target.formats:
         raise TargetError(f"--target {target.name}: reads no {recipe.format} models; use --format {target.formats[0]}")
     if (recipe.format or target.formats[0]) == "qoperator":
@@ -106,6 +108,18 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
     if open_:
         fix = " ".join(f"--fix-dim {name}=N" for name in open_)
         raise TargetError(f"--target {target.name}: takes fixed shapes alone; pass {fix}")
+
+
+def check_float_outputs(recipe: Recipe, model: Model) -> None:
+    """Refuse outputs that are to stay float where there are none of these operators.
+
+    Raises:
+        RecipeError: names the operators that there are.
+    """
+    writers = {node.op_type for value in model.graph.outputs if (node := value.producer()) is not None}
+    if recipe.float_outputs and not writers.intersection(recipe.float_outputs):
+        named, there = ", ".join(recipe.float_outputs), ", ".join(sorted(writers))
+        raise RecipeError(f"--float-output: no output of the model is written by {named}; they are by {there}")
 
 
 def check_operators(model: Model, target: Target) -> None:

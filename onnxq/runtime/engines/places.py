@@ -86,6 +86,10 @@ class RunsOn:
             raise RecipeError(f"--node-modules: is for --engine {WEB}; add it")
         if self.provider_options and not self.provider:
             raise RecipeError("--provider-option: name the provider, with --provider")
+        if self.provider_options and str(self.provider).lower() in ("cpu", "cpuexecutionprovider"):
+            raise RecipeError("--provider-option: the CPU provider has no options; leave them out")
+        if self.provider is not None and not self.provider.strip():
+            raise RecipeError("--provider: is empty; name one, such as CUDA, or leave it out")
         if self.device is not None:
             _words(self.device)
 

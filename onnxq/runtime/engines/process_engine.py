@@ -77,6 +77,9 @@ class ProcessEngine:
         """
         command = [str(python), "-u", worker.__file__] if isinstance(python, str | Path) else list(python)
         self._label = label or command[0]
+        self._wanted = "a Python that has onnxruntime"
+        if elsewhere is not None:
+            self._wanted = "a command that gives a shell" if elsewhere.ready else "a program that is there"
         self._loaded: dict[bytes | Path, int] = {}
         self._elsewhere = elsewhere
         self.celsius: list[float | None] = [None, None]
@@ -87,8 +90,10 @@ class ProcessEngine:
             )
         except OSError as error:
             self._errors.close()
-            what = "a Python" if elsewhere is None else "a program that is there"
-            raise EngineError(f"{self._label}: cannot be started ({error.strerror}); name {what}") from None
+            program = "" if self._label == command[0] else f"{command[0]} "
+            raise EngineError(
+                f"{self._label}: {program}cannot be started ({error.strerror}); name {self._wanted}"
+            ) from None
         try:
             if elsewhere is not None:
                 self._send(elsewhere)
@@ -98,6 +103,7 @@ class ProcessEngine:
         except EngineError:
             self.close()
             raise
+        self._wanted = ""
         self._about = About(head["runtime"], head["provider"], head["device"])
         self._shows_kernels = bool(head.get("profiles"))
 
@@ -228,6 +234,7 @@ class ProcessEngine:
             return otherwise
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        said = f": {lines[-1].strip()[:300]}" if lines else ""
+        said = f" and said nothing; name {self._wanted}" if self._wanted else ""
+        said = f": {lines[-1].strip()[:300]}" if lines else said
         ended = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"the engine was {ended}{said}" if code < 0 else f"the engine {ended}{said}"

@@ -204,7 +204,7 @@ class _Worker:
                 given.setdefault("backend_path", importlib.import_module("onnxruntime_qnn").get_qnn_htp_path())
             options.add_provider_for_devices(devices, given)
             return self._ort.InferenceSession(model, options)
-        return self._ort.InferenceSession(model, options, providers=[(self._provider, given)])
+        return self._ort.InferenceSession(model, options, providers=[(self._provider, given)], enable_fallback=0)
 
     def refused(self, head: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Open the model once more, with everything logged, and read what is not on the provider, and why."""
