@@ -126,10 +126,12 @@ def _runs(
         raise ModelError(f"value {hidden!r} cannot be handed out")
     session = session_of(augmented.model, threads=threads, label="float model")
     fetch = list(dict.fromkeys([*augmented.outputs, *(augmented.inner[name] for name in names)]))
+    defaults = {v.name or "": v.const_value.numpy() for v in model.graph.inputs if v.const_value is not None}
     runs: list[Feed] = []
     for feed in feeds:
         got = dict(zip(fetch, session.run(feed, fetch), strict=True))
-        around = {name: got[name] if name in got else feed[name] for name in before.captured}
+        known = {**defaults, **feed, **got}
+        around = {name: known[name] for name in before.captured}
         given = {name: _each(got[augmented.inner[name]], holder.op_type) for name in names}
         count = len(given[names[0]])
         if any(len(arrays) != count for arrays in given.values()):

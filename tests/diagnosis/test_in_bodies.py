@@ -81,3 +81,10 @@ def test_a_branch_that_no_sample_ran_and_a_loop_that_is_given_integers_are_named
     assert warnings == []  # what never ran is not quantized
     _, warnings, _ = diagnosed(COUNTING, [{**feed, "c": np.array(True)} for feed in FEEDS])
     assert any("not looked into: body of Loop 'many': its input 'k' holds no real numbers" in line for line in warnings)
+
+
+def test_what_a_body_reads_may_be_an_input_with_a_default() -> None:
+    text = LOOP.replace("bool c)", "bool c, float[64, 64] u)")
+    found, warnings, _ = diagnosed(text, FEEDS)
+    assert found["inner"].inside == "body of Loop 'many'"
+    assert not any("not looked into" in line for line in warnings)

@@ -75,10 +75,10 @@ def tail(model: ir.Model, name: str) -> Tail:
     for node in reversed(list(graph)):
         if id(node) not in behind:
             edit.remove_node(node)
+    for given in [v for v in graph.inputs if not v.uses()]:  # first: an initializer may be an input too
+        graph.inputs.remove(given)
     for constant in list(graph.initializers.values()):
         edit.drop_unused_initializer(constant)
-    for given in [v for v in graph.inputs if not v.uses()]:
-        graph.inputs.remove(given)
     return Tail(copy, start.name or "", beside, outputs)
 
 
