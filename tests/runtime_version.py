@@ -19,4 +19,5 @@ def needs_runtime(version: str, why: str) -> pytest.MarkDecorator:
 
 
 CACHES = needs_runtime("1.27", "has no GroupQueryAttention with caches of integers, or without caches")
+EXPERTS = needs_runtime("1.31", "has another layout of QMoE, or no accuracy levels in it")
 TWO_BITS = needs_runtime("1.24", "has no MatMulNBits of 2 bits")

@@ -31,6 +31,7 @@ TIERS = [
     ["folders", "modules"],
     ["api"],
     ["compat", "cli"],
+    ["__main__"],
 ]
 LEVEL = {package: level for level, packages in enumerate(TIERS) for package in packages}
 

@@ -49,6 +49,7 @@ from onnxq.plan.solve import solve
 from onnxq.plan.weight_wishes import float_biases
 from onnxq.plan.weights.bit_budget import spend_bits
 from onnxq.qat.computing_time import Allowance
+from onnxq.runtime.engines.installed import newest_pairs
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import MEASURED
 
@@ -111,7 +112,7 @@ def _build(job: Job, *, smoothing: bool = True) -> tuple[Candidate, Transformed]
         plan, used, warnings = plan_and_calibrate(job)
     if recipe.target_bits is not None:
         with clock.step("plan"):
-            recipe = spend_bits(model, plan, recipe, used)
+            recipe = spend_bits(model, plan, recipe, used, job.target.fewest_bits)
             plan, used, warnings = plan_and_calibrate(replace(job, recipe=recipe, statistics=used))
     with clock.step("rewrite"), blas_threads(_largest(used)), ExitStack() as stack:
         training = job.prepared.training
@@ -175,6 +176,7 @@ def _style(job: Job, model: Model) -> Style:
         float_bias=target.float_bias or recipe.float_bias,
         dedicated=recipe.dedicated_pairs,
         own_pairs=recipe.own_pairs,
+        pairs_until=newest_pairs(),
         own_grids=recipe.own_grids,
         float_biases=float_biases(recipe, model.graph),
     )

@@ -40,6 +40,8 @@ def plan_packed(
         return planned
     if preset.weights != "blocks":
         return "experts in one node are packed in blocks alone: with w8, w4 or w2"
+    if not target.expert_levels:
+        return "the installed onnxruntime packs experts in one node in another way; it takes 1.25 or later"
     stacks = stacks_of(node)
     if isinstance(stacks, str):
         return stacks
@@ -50,6 +52,10 @@ def plan_packed(
     spec, notes = _spec(node, bits, widths, recipe, choice)
     asked = recipe.accuracy_level if choice.rule.accuracy_level is None else choice.rule.accuracy_level
     level = FAST_LEVEL if asked is None else asked
+    if level not in target.expert_levels:
+        level = 0
+    if asked and not level:
+        notes.append(f"accuracy level {asked} is left out: the installed onnxruntime has no levels for experts")
     if bits == 8 and level != FAST_LEVEL and spec != grid(bits, 0, recipe):
         spec = grid(bits, 0, recipe)
         notes.append(f"one scale a column: in blocks of 8 bits QMoE has no kernel at accuracy level {level}")

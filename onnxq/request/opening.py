@@ -36,6 +36,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe
 from onnxq.request.run_options import Options
 from onnxq.request.used_as import UsedAs, said_of_texts, texts_of, workload_of
+from onnxq.runtime.engines.installed import as_installed
 from onnxq.runtime.engines.places import RAY, WASM, WEB, RunsOn, spread_over, start, web_is_here
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.stats.statistics import Statistics
@@ -78,7 +79,7 @@ def open_job(
     Raises:
         OnnxqError: the model, the samples, the recipe or the options cannot be used, or not together.
     """
-    target = target_named(given.target)
+    target = as_installed(target_named(given.target))
     check_recipe(given, target)
     engine = _engine(options, given, target, stack)
     saved = _statistics(given, options)

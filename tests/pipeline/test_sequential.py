@@ -15,6 +15,7 @@ from onnxq.pipeline.learned import sequential as module
 from onnxq.recipe.recipe import Recipe
 from tests.correlated_models import network, samples
 from tests.graph.build import run
+from tests.runtime_version import TWO_BITS
 
 Array = np.ndarray
 
@@ -35,13 +36,22 @@ def error_db(model: onnx.ModelProto) -> float:
     return sqnr_db(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
 
 
-@pytest.mark.parametrize(("algorithm", "bits"), [("gptq", 4), ("gptq", 3), ("gptq", 2), ("autoround", 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "bits"),
+    [
+        ("gptq", 4),
+        ("gptq", 3),
+        pytest.param("gptq", 2, marks=TWO_BITS),
+        pytest.param("autoround", 2, marks=TWO_BITS),
+    ],
+)
 def test_outputs_come_nearer_to_those_of_the_float_model(algorithm: str, bits: int) -> None:
     plain = quantized(algorithm=algorithm, bits=bits)
     in_order = quantized(algorithm=algorithm, bits=bits, sequential=True)
     assert error_db(in_order) > error_db(plain) + 0.2
 
 
+@TWO_BITS
 def test_each_layer_reads_what_the_rounded_ones_before_it_give(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, tuple[Array, Array]] = {}
     told: dict[str, Array] = {}

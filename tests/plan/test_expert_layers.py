@@ -14,6 +14,7 @@ import onnxq
 from onnxq.core.error_measures import sqnr_db
 from onnxq.errors import RecipeError
 from onnxq.runtime.session import open_session
+from tests.runtime_version import EXPERTS as LEVELS
 from tests.runtime_version import VERSION
 
 EXPERTS, WIDTH, INNER = 4, 64, 96
@@ -120,6 +121,7 @@ def test_the_packed_mixture_is_the_float_one_of_its_rounded_experts(activation: 
         assert sqnr_db(mixture.in_numpy(tokens(), up, down), run(made, tokens())) > 100
 
 
+@LEVELS
 def test_affine_blocks_have_zero_points_and_lose_less_than_none() -> None:
     model = Mixture().model()
     made, result = packed(model, symmetric=False, accuracy_level=0)
@@ -129,6 +131,7 @@ def test_affine_blocks_have_zero_points_and_lose_less_than_none() -> None:
     assert result.to_dict()["bits_per_weight"] == pytest.approx(4 + 36 / 32)
 
 
+@LEVELS
 def test_kernels_round_activations_unless_told_otherwise() -> None:
     made, _ = packed(Mixture().model())
     node = nodes_of(made)["experts"]
@@ -137,6 +140,7 @@ def test_kernels_round_activations_unless_told_otherwise() -> None:
     assert "block_size" not in {item.name for item in nodes_of(exact)["experts"].attribute}
 
 
+@LEVELS
 def test_blocks_divide_the_rows_or_are_refused() -> None:
     narrow = Mixture(inner=48).model()
     made, _ = packed(narrow)
@@ -152,6 +156,7 @@ def test_blocks_divide_the_rows_or_are_refused() -> None:
     assert sqnr_db(run(odd, tokens()), run(made, tokens())) > 10
 
 
+@LEVELS
 def test_shared_experts_are_packed_once_and_a_second_run_changes_nothing() -> None:
     model = Mixture().model()
     twin = helper.make_node("MoE", ["y", "scores", *model.graph.node[1].input[2:]], ["z"], name="twin")
@@ -166,6 +171,7 @@ def test_shared_experts_are_packed_once_and_a_second_run_changes_nothing() -> No
         packed(made)
 
 
+@LEVELS
 def test_experts_that_are_no_constants_and_tables_of_values_are_refused_with_the_reason() -> None:
     model = Mixture().model()
     model.graph.input.append(helper.make_tensor_value_info("given", FLOAT, [EXPERTS, WIDTH, INNER]))

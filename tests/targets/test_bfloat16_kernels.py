@@ -13,6 +13,7 @@ import onnxq
 from onnxq.runtime.session import open_session
 from onnxq.targets import cpu
 from tests.graph.build import build, weights
+from tests.runtime_version import needs_runtime
 
 OPERATORS = sorted(cpu.HALVES["bfloat16"].names)
 X = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -64,6 +65,7 @@ def model_of(op_type: str, opset: int) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
 
 
+@needs_runtime("1.30", "has fewer kernels for bfloat16")
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("op_type", OPERATORS)
 def test_the_runtime_has_its_kernel(op_type: str, optimize: bool) -> None:

@@ -37,10 +37,10 @@ def emit(model: ir.Model, rewrite: Rewrite, form: str, style: Style = USUAL) -> 
     emit_weight_only(model, rewrite, form)
     if style.dedicated:
         dedicate(model)
-    use_own_pair(model, everywhere=style.own_pairs)
+    use_own_pair(model, everywhere=style.own_pairs, newest=style.pairs_until)
 
 
-def use_own_pair(model: ir.Model, *, everywhere: bool = False) -> int:
+def use_own_pair(model: ir.Model, *, everywhere: bool = False, newest: int = NEWEST) -> int:
     """Move QuantizeLinear and DequantizeLinear into the runtime's domain where it has no kernel for the model's own.
 
     That is so beyond the newest operator set that it knows, and for 16 and 4 bits before the standard knew them.
@@ -48,6 +48,7 @@ def use_own_pair(model: ir.Model, *, everywhere: bool = False) -> int:
     Args:
         model: changed in place.
         everywhere: move them all.
+        newest: the newest operator set of which the runtime has both.
 
     Returns:
         How many were moved.
@@ -59,7 +60,7 @@ def use_own_pair(model: ir.Model, *, everywhere: bool = False) -> int:
             continue
         zero_point = walk.input_at(node, 2)
         bits = zero_point.dtype.bitwidth if zero_point is not None and zero_point.dtype is not None else 8
-        if everywhere or version > NEWEST or (version < _SINCE and bits in (4, 16)):
+        if everywhere or version > newest or (version < _SINCE and bits in (4, 16)):
             node.domain = _DOMAIN
             moved += 1
     if moved:

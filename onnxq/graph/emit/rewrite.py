@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from onnxq.core.codebook import CodebookTensor
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import QParams, QTensor
+from onnxq.graph.prepare.whole.lower_opset import NEWEST
 
 TENSOR, TOKEN, LSTM, ATTENTION, GATHER = "tensor", "token", "lstm", "attention", "gather"
 SPLIT = "split"
@@ -24,6 +25,7 @@ class Style:
         float_biases: names of those that are left if not all are.
         dedicated: give each reader of a value a pair of its own.
         own_pairs: write them as the runtime's own operators.
+        pairs_until: the newest operator set of which the runtime has both; beyond it they are its own operators.
         own_grids: give each value and constant a scale and a zero point of its own, found by its name; those that take
             another value's have the very same.
         settled: move Transposes beside products to where they cost least; without, every value has the name and the
@@ -34,6 +36,7 @@ class Style:
     float_bias: bool = False
     dedicated: bool = False
     own_pairs: bool = False
+    pairs_until: int = NEWEST
     own_grids: bool = False
     settled: bool = True
     float_biases: frozenset[str] = frozenset()

@@ -30,6 +30,7 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
                 f"--target {target.name}: does not run {wrong}, since {target.why_presets}; use --preset "
                 f"{', '.join(target.presets)}"
             )
+    _check_bits(recipe, target)
     check_float8(recipe, target)
     if recipe.float_outputs and target.coverage != WHOLE:
         raise RecipeError(f"--float-output: {target.name} leaves outputs float by itself; leave it out")
@@ -60,6 +61,18 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         raise TargetError(
             f"--target {target.name}: reads operator sets up to {target.max_opset}, not {recipe.opset}; leave it out"
         )
+
+
+def _check_bits(recipe: Recipe, target: Target) -> None:
+    blocks = {preset.name: preset for preset in recipe.presets if preset.weights == "blocks"}
+    asked = [(f"--preset {name}", recipe.bits or preset.bits) for name, preset in blocks.items()]
+    asked += [(f"rule {number}: bits", rule.bits or 8) for number, rule in enumerate(recipe.rules, 1) if blocks]
+    for option, bits in asked:
+        if bits < min(target.fewest_bits, 3):  # 3 bits are stored as 4
+            raise TargetError(
+                f"{option}: the installed onnxruntime has no kernel for blocks of {bits} bits; install 1.24 or later, "
+                "or use w4"
+            )
 
 
 def check_float8(recipe: Recipe, target: Target) -> None:

@@ -30,6 +30,7 @@ from onnxq.plan.decisions import Plan
 from onnxq.qat import need_torch
 from onnxq.qat.computing_time import Allowance
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.engines.installed import newest_pairs
 
 if TYPE_CHECKING:
     from onnxq.qat.reconstruction import Reconstructed
@@ -147,7 +148,7 @@ def _emitted(model: Model, rewrite: Rewrite) -> Model:
     copy = model.clone()
     emit_qdq(copy, rewrite, Style(settled=False))
     emit_dynamic(copy, rewrite)
-    use_own_pair(copy)
+    use_own_pair(copy, newest=newest_pairs())
     return copy
 
 

@@ -41,7 +41,9 @@ class _Weight:
     choices: list[StorageChoice] = field(default_factory=list)
 
 
-def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None) -> Recipe:
+def spend_bits(
+    model: Model, plan: Plan, recipe: Recipe, statistics: Statistics | None = None, fewest: int = 2
+) -> Recipe:
     """Give each packed layer the bits and the block size that serve the model best within ``recipe.target_bits``.
 
     A layer's error is the share of noise in its output when its weight W is rounded to nearest, with E[xxᵀ] = H of its
@@ -53,6 +55,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics 
         plan: its plan without the budget.
         recipe: what the user asked for.
         statistics: with second moments of layer inputs, where there are any.
+        fewest: bits that the kernels take.
 
     Returns:
         The recipe with a rule for each packed layer; the user's own rules win over them.
@@ -62,7 +65,7 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics 
     """
     assert recipe.target_bits is not None
     nodes = {node.name or "": node for node in walk.all_nodes(model.graph)}
-    weights = _weights(nodes, plan, recipe, statistics)
+    weights = _weights(nodes, plan, recipe, statistics, fewest)
     if not weights:
         raise RecipeError(
             f"--target-bits {recipe.target_bits:g}: nothing is packed in blocks with --preset {recipe.preset}; use w4, "
@@ -82,7 +85,9 @@ def spend_bits(model: Model, plan: Plan, recipe: Recipe, statistics: Statistics 
     return replace(recipe, rules=(*rules, *recipe.rules))
 
 
-def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Statistics | None) -> list[_Weight]:
+def _weights(
+    nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Statistics | None, fewest: int
+) -> list[_Weight]:
     known, found = PackedWeights(), []
     for node_plan in plan.nodes.values():
         if node_plan.action != WEIGHT or node_plan.form not in (NBITS, BLOCKED, GATHERED):
@@ -97,7 +102,7 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Sta
     for weight in found:
         plain = np.ascontiguousarray(weight.matrix, np.float32)
         moment = _moment([nodes[node.name] for node in weight.nodes], statistics)
-        for bits, size in _options(weight, recipe):
+        for bits, size in _options(weight, recipe, fewest):
             spec = grid(bits, size, recipe)
             tensor = rtn(plain, spec)
             form = weight.nodes[0].form
@@ -107,14 +112,14 @@ def _weights(nodes: dict[str, Node], plan: Plan, recipe: Recipe, statistics: Sta
     return found
 
 
-def _options(weight: _Weight, recipe: Recipe) -> Iterable[tuple[int, int]]:
+def _options(weight: _Weight, recipe: Recipe, fewest: int) -> Iterable[tuple[int, int]]:
     """(bits, block size) that every reader of a weight can have."""
     fixed = [rule for node in weight.nodes if (rule := recipe.rule_for([node.name])).bits is not None]
     table = any(node.form == GATHERED for node in weight.nodes)
     odd = table and weight.matrix.shape[1] % 2
     for bits in (fixed[0].bits,) if fixed else BITS:
         assert bits is not None
-        if not fixed and ((table and bits < 4) or (odd and bits < 8)):
+        if not fixed and (bits < fewest or (table and bits < 4) or (odd and bits < 8)):
             continue
         given = fixed[0].block_size if fixed and fixed[0].block_size is not None else recipe.block_size
         for size in BLOCKS if given is None else (given,):

@@ -12,6 +12,7 @@ import onnxq
 from onnxq.errors import RecipeError
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build
+from tests.runtime_version import TWO_BITS
 
 RNG = np.random.default_rng(3)
 
@@ -39,7 +40,7 @@ def bits_of(result: onnxq.QuantizeResult) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("target", [3.0, 4.5, 5.0, 6.0, 9.0])
+@pytest.mark.parametrize("target", [pytest.param(3.0, marks=TWO_BITS), 4.5, 5.0, 6.0, 9.0])
 def test_the_budget_is_kept_and_used(target: float) -> None:
     result = quantize(stack(), target_bits=target)
     assert result.bits_per_weight is not None
@@ -52,6 +53,7 @@ def test_more_bits_go_where_the_error_is_larger() -> None:
     assert quantize(stack(), target_bits=9.0).sqnr_db > quantize(stack(), target_bits=4.5).sqnr_db
 
 
+@TWO_BITS
 def test_the_users_own_rules_win_and_count() -> None:
     recipe = Recipe(preset="w4", target_bits=5.0, rules=(Rule("third", bits=8, block_size=32),))
     result = quantize(stack(), recipe=recipe)
@@ -84,6 +86,7 @@ def test_the_inputs_say_where_weights_matter() -> None:
     assert bits["picky"] > bits["plain"]
 
 
+@TWO_BITS
 def test_a_budget_that_no_form_keeps_is_refused() -> None:
     with pytest.raises(RecipeError, match="target bits 2: the cheapest choices take 2.266 bits a weight"):
         quantize(stack(), target_bits=2.0)

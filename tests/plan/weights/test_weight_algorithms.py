@@ -15,6 +15,7 @@ from onnxq.recipe.recipe import Recipe, Rule
 from onnxq.stats.statistics import Statistics
 from tests.correlated_models import network, samples
 from tests.graph.build import build
+from tests.runtime_version import TWO_BITS
 
 DATA = samples(60)
 
@@ -31,7 +32,7 @@ def sqnr(algorithm: str, bits: int = 4, symmetric: bool = True) -> float:
     return found
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=TWO_BITS), 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gptq_beats_rounding_to_nearest_and_leads_by_more_at_fewer_bits(bits: int, symmetric: bool) -> None:
     assert sqnr("gptq", bits, symmetric) > sqnr("rtn", bits, symmetric) + 2

@@ -14,6 +14,7 @@ from onnxq.core.packing import pack
 from onnxq.errors import RecipeError
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.graph.build import build
+from tests.runtime_version import EXPERTS, TWO_BITS
 
 RNG = np.random.default_rng(11)
 
@@ -90,8 +91,12 @@ def test_w8_packs_where_that_is_faster(level: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "w2", "block_size": 16}, r"MatMul 'layer': block size 16 .* at 2 bits \(K = 64\); use 32, 64, 128"),
-        ({"preset": "w2", "block_size": 256}, r"block size 256 has no kernel at 2 bits"),
+        pytest.param(
+            {"preset": "w2", "block_size": 16},
+            r"MatMul 'layer': block size 16 .* at 2 bits \(K = 64\); use 32, 64, 128",
+            marks=TWO_BITS,
+        ),
+        pytest.param({"preset": "w2", "block_size": 256}, r"block size 256 has no kernel at 2 bits", marks=TWO_BITS),
         ({"block_size": 48}, "48 has no kernel; use 16, 32, 64, 128 or 256, or 0 for columns"),
         ({"format": "qdq", "accuracy_level": 0}, "--accuracy-level 0: MatMul 'layer' in the QDQ format"),
         ({"bits": 5}, "5 bits have no kernel; use 2, 3, 4, 8"),
@@ -192,6 +197,7 @@ def packs() -> onnx.ModelProto:
     return model
 
 
+@TWO_BITS
 def test_weights_on_a_grid_already_are_kept() -> None:
     model = packs()
     result = result_of(model)
@@ -204,6 +210,7 @@ def test_weights_on_a_grid_already_are_kept() -> None:
     assert result.sqnr_db is not None and result.sqnr_db > 10
 
 
+@EXPERTS
 def test_experts_in_one_node_are_packed_and_their_router_stays_float() -> None:
     model = build(
         "g (float[N, 64] x) => (float[N, 64] y) { [router] r = MatMul (x, R) \n"

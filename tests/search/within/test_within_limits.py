@@ -26,6 +26,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.search import choosing
 from onnxq.search.within.score import Runner
 from tests.graph.build import Array, build, run, weights
+from tests.runtime_version import TWO_BITS
 
 WIDTH, LAYERS, BAD, DB = 48, 5, 3, 26.0
 
@@ -199,6 +200,7 @@ def test_a_limit_on_what_the_model_does_not_have_is_said_at_once() -> None:
         quantize(model, calibration=samples, min_sqnr=30.0)
 
 
+@TWO_BITS
 def test_perplexity_of_a_language_model_must_not_rise(root: Path) -> None:
     model, data = root / "models" / "tiny_lm.onnx", root / "calibration_data" / "tiny_lm.npz"
     with pytest.raises(VerificationError, match=r"perplexity rises by \d\.\d+; .*outside --max-drop 0(;|$)"):
