@@ -20,6 +20,7 @@ from onnxq.pipeline.job import find_calibration, with_tokens
 from onnxq.recipe.arguments import checked
 from onnxq.report.results import BenchmarkResult
 from onnxq.runtime.custom_ops import Libraries, with_custom_ops
+from onnxq.runtime.engines.engine import left_to_the_cpu
 from onnxq.runtime.engines.engine_session import EngineSession
 from onnxq.runtime.engines.places import RunsOn, start
 from onnxq.runtime.session import Session, open_session
@@ -81,13 +82,15 @@ def compare(
         )
     recurrence = Recurrence(before.output_specs, before.run, states or {})
     reader = open_reader(found, before.input_specs, recurrence=recurrence)
+    left: list[str] = []
     with ExitStack() as stack:
         if runs_on is not None and runs_on != RunsOn():
             engine = start(runs_on, threads)
             stack.callback(engine.close)
             after = EngineSession(after, engine)
+            left = left_to_the_cpu(engine, {after.label: actual})
         result = _compared(before, after, reader, facts_of_file(reference, reader.states))
-    result.warnings.extend(reader.notes)
+    result.warnings.extend([*reader.notes, *left])
     if not optimize:
         result.warnings.append(
             "float8: compared with the optimizations of onnxruntime's CPU provider off, which take it for integers"
@@ -175,6 +178,7 @@ def benchmark(
             engine = start(runs_on, threads)
             stack.callback(engine.close)
             warnings.append(f"measured on {engine.about()}")
+            warnings += left_to_the_cpu(engine, dict(zip(names, paths, strict=True)))
         rows = run_benchmark(
             dict(zip(names, paths, strict=True)),
             feeds,

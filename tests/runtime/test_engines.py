@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
+import onnxq
 from onnxq.errors import EngineError
+from onnxq.runtime.engines.engine import About, Refusal, left_to_the_cpu
+from onnxq.runtime.engines.places import RunsOn
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.engines.worker import _Worker, read_message, write_message
 from onnxq.runtime.session import open_session
@@ -171,3 +175,39 @@ def test_the_simulator_names_what_it_refuses() -> None:
     with ProcessEngine(sys.executable, "qnn") as engine:
         refused = engine.refused(fixed)
     assert [entry.node for entry in refused if entry.op_type == "Det"] == ["n"]
+
+
+class Partial:
+    """An engine that takes some nodes."""
+
+    def __init__(self, provider: str, refused: list[Refusal]) -> None:
+        self._about, self._refused = About("onnxruntime 1", provider, "a chip"), refused
+
+    def about(self) -> About:
+        return self._about
+
+    def refused(self, model: bytes) -> list[Refusal]:
+        return self._refused
+
+
+def test_nodes_that_a_provider_leaves_to_the_cpu_are_said() -> None:
+    left = [Refusal("q", "QuantizeLinear"), *(Refusal(f"n{i}", "Det", "no such kernel") for i in range(4))]
+    (said,) = left_to_the_cpu(Partial("ChipExecutionProvider", left), {"m.onnx": MLP})  # type: ignore[arg-type]
+    assert said.startswith(
+        "m.onnx: 4 nodes run on the CPU and not on ChipExecutionProvider: Det 'n0': no such kernel, "
+    )
+    assert said.endswith(", and 1 more")
+    assert left_to_the_cpu(Partial("ChipExecutionProvider", left[:1]), {"m.onnx": MLP}) == []  # type: ignore[arg-type]
+    assert left_to_the_cpu(Partial("CPUExecutionProvider", left), {"m.onnx": MLP}) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.qnn
+def test_open_shapes_leave_all_to_the_cpu_and_that_is_said(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    onnx.save(build("g (float[N, 4] x) => (float[N, 4] y) { [a] h = Relu (x) [b] y = Tanh (h) }"), model)
+    samples = [{"x": np.ones((2, 4), np.float32)}]
+    runs_on = RunsOn(provider="qnn")
+    timed = onnxq.benchmark([model], data=samples, seconds=0.01, memory=False, runs_on=runs_on)
+    compared = onnxq.compare(model, model, data=samples, runs_on=runs_on)
+    for warnings in (timed.warnings, compared.warnings):
+        assert any("2 nodes run on the CPU and not on QNNExecutionProvider: Relu 'a'" in line for line in warnings)

@@ -16,7 +16,7 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError, RecipeError
 from onnxq.pipeline.job import Job
-from onnxq.runtime.engines.engine import About, Engine, Refusal
+from onnxq.runtime.engines.engine import About, Engine, Refusal, said_of_left
 from onnxq.runtime.engines.places import NODE_MODULES, WASM
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.session import open_session
@@ -175,6 +175,8 @@ def said_of(word: EngineWord, target: Target) -> tuple[list[str], list[str]]:
             f"{target.name}: the engine would leave {len(layers)} nodes to the CPU: {named}{more}; "
             "change the model there, or write it all the same with --force"
         )
+    elif left := said_of_left("the quantized model", word.about, layers):
+        warnings.append(left)
     if word.sqnr_db is not None and word.sqnr_here is not None:
         line = f"on {word.about}: {word.sqnr_db:.1f} dB against float, {word.sqnr_here:.1f} dB on the CPU provider"
         if word.ms:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from onnxq.data.feeds import Feed
+from onnxq.graph import traits
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,25 @@ class Engine(Protocol):
     def close(self) -> None:
         """End it; nothing else may be asked of it then."""
         ...
+
+
+_NAMED = 3
+_CPU = "CPUExecutionProvider"
+
+
+def left_to_the_cpu(engine: Engine, models: Mapping[str, bytes | Path]) -> list[str]:
+    """A line for each model of which a provider leaves layers to the CPU: its times are not the provider's alone."""
+    about = engine.about()
+    if about.provider == _CPU:
+        return []
+    return [line for name, model in models.items() if (line := said_of_left(name, about, engine.refused(model)))]
+
+
+def said_of_left(name: str, about: About, refused: Sequence[Refusal]) -> str:
+    """What to say of the nodes of a model that a provider does not take; empty where it takes every layer."""
+    layers = [entry for entry in refused if entry.op_type not in traits.CONVERSIONS]
+    if not layers:
+        return ""
+    named = ", ".join(str(entry) for entry in layers[:_NAMED])
+    more = f", and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    return f"{name}: {len(layers)} nodes run on the CPU and not on {about.provider}: {named}{more}"
