@@ -18,6 +18,7 @@ from onnxq.graph.names import scopes
 from onnxq.recipe.presets import PRESETS
 from onnxq.recipe.recipe import Recipe, Rule
 from tests.random_graphs import Array, RandomGraph, session
+from tests.runtime_version import needs_runtime
 from tests.wide_graphs import WideGraph
 
 VARIANTS: list[dict[str, object]] = [
@@ -156,6 +157,7 @@ def keeps(given: onnx.ModelProto, made: onnx.ModelProto) -> bool:
     return True
 
 
+@needs_runtime("1.32", "crashes when it opens some of these models as they are")
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(st.integers(0, 1 << 32), st.integers(1, 6), st.sampled_from(WAYS))
 def test_what_exporters_write_is_quantized_in_every_way(seed: int, steps: int, way: dict[str, object]) -> None:
