@@ -23,6 +23,7 @@ from onnxq.runtime.custom_ops import Libraries, with_custom_ops
 from onnxq.runtime.engines.engine import left_to_the_cpu
 from onnxq.runtime.engines.engine_session import EngineSession
 from onnxq.runtime.engines.places import RunsOn, start
+from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.session import Session, open_session
 from onnxq.runtime.synthetic import described, runnable_feed
 from onnxq.verify.benchmark import benchmark as run_benchmark
@@ -84,9 +85,8 @@ def compare(
     reader = open_reader(found, before.input_specs, recurrence=recurrence)
     left: list[str] = []
     with ExitStack() as stack:
-        if runs_on is not None and runs_on != RunsOn():
-            engine = start(runs_on, threads)
-            stack.callback(engine.close)
+        engine = _engine(runs_on, threads, stack)
+        if engine is not None:
             after = EngineSession(after, engine)
             left = left_to_the_cpu(engine, {after.label: actual})
         result = _compared(before, after, reader, facts_of_file(reference, reader.states))
@@ -109,6 +109,15 @@ def _compared(before: Session, after: Session, reader: Reader, facts: Mapping[st
     except VerificationError as error:
         raise ModelError(str(error)) from error
     return result
+
+
+def _engine(runs_on: RunsOn | None, threads: int | None, stack: ExitStack) -> ProcessEngine | None:
+    """The engine that was asked for, which the stack closes; None for this process."""
+    if runs_on is None or runs_on == RunsOn():
+        return None
+    engine = start(runs_on, threads)
+    stack.callback(engine.close)
+    return engine
 
 
 def _called(source: Source, otherwise: str) -> str:
@@ -173,10 +182,8 @@ def benchmark(
         warnings += feeds.notes
     names = _distinct(paths)
     with ExitStack() as stack:
-        engine = None
-        if runs_on is not None and runs_on != RunsOn():
-            engine = start(runs_on, threads)
-            stack.callback(engine.close)
+        engine = _engine(runs_on, threads, stack)
+        if engine is not None:
             warnings.append(f"measured on {engine.about()}")
             warnings += left_to_the_cpu(engine, dict(zip(names, paths, strict=True)))
         rows = run_benchmark(

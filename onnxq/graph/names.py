@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph import walk
+from onnxq.graph.files.endless import bodies
 
 
 def name_unnamed(proto: onnx.GraphProto, graph: ir.Graph) -> None:
@@ -27,18 +28,8 @@ def scopes(proto: onnx.GraphProto) -> list[onnx.GraphProto]:
     """A graph and all subgraphs inside it, outer before inner."""
     found = [proto]
     for node in proto.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             found.extend(scopes(body))
-    return found
-
-
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    found = []
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            found.append(attribute.g)
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            found.extend(attribute.graphs)
     return found
 
 
@@ -52,7 +43,7 @@ def _name_unnamed(proto: onnx.GraphProto, graph: ir.Graph, taken: set[str], coun
                 name += "_"
             taken.add(name)
             node.name = name
-        for inner, (_, body) in zip(_bodies(named), walk.subgraphs(node), strict=True):
+        for inner, (_, body) in zip(bodies(named), walk.subgraphs(node), strict=True):
             _name_unnamed(inner, body, taken, counts)
 
 

@@ -52,7 +52,7 @@ def plan_packed(
     spec, notes = _spec(node, bits, widths, recipe, choice)
     asked = recipe.accuracy_level if choice.rule.accuracy_level is None else choice.rule.accuracy_level
     level = FAST_LEVEL if asked is None else asked
-    if level not in target.expert_levels:
+    if not max(target.expert_levels):
         level = 0
     if asked and not level:
         notes.append(f"accuracy level {asked} is left out: the installed onnxruntime has no levels for experts")

@@ -151,8 +151,9 @@ class Target:
         wide_costs: times that a kernel takes longer where its activations have 16 bits.
         rough_in_8: operators whose kernels for 8-bit activations are off by more than rounding; they have 16 bits.
         sum_unit: products of 16-bit activations that its kernels' sums are a multiple of; what is below is cut off.
-        expert_levels: accuracy levels of its QMoE; empty where experts in one node are not packed.
-        fewest_bits: of weights in blocks.
+        expert_levels: the exact accuracy level of its QMoE and, where it has levels, the fastest; empty where experts
+            in one node are not packed.
+        fewest_bits: of weights in blocks; 3 are stored as 4.
         measured: what ``costs`` were measured on; empty where they stand in for what was not, and nothing is called
             faster.
     """

@@ -141,6 +141,12 @@ def test_kernels_round_activations_unless_told_otherwise() -> None:
 
 
 @LEVELS
+def test_a_level_between_is_kept_as_asked() -> None:
+    made, _ = packed(Mixture().model(), accuracy_level=1)
+    assert {item.name: item.i for item in nodes_of(made)["experts"].attribute}["accuracy_level"] == 1
+
+
+@LEVELS
 def test_blocks_divide_the_rows_or_are_refused() -> None:
     narrow = Mixture(inner=48).model()
     made, _ = packed(narrow)

@@ -68,7 +68,7 @@ def _check_bits(recipe: Recipe, target: Target) -> None:
     asked = [(f"--preset {name}", recipe.bits or preset.bits) for name, preset in blocks.items()]
     asked += [(f"rule {number}: bits", rule.bits or 8) for number, rule in enumerate(recipe.rules, 1) if blocks]
     for option, bits in asked:
-        if bits < min(target.fewest_bits, 3):  # 3 bits are stored as 4
+        if bits < target.fewest_bits:
             raise TargetError(
                 f"{option}: the installed onnxruntime has no kernel for blocks of {bits} bits; install 1.24 or later, "
                 "or use w4"

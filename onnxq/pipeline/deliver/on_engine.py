@@ -16,7 +16,7 @@ from typing import Any
 from onnxq.data.feeds import Feed
 from onnxq.errors import EngineError, RecipeError
 from onnxq.pipeline.job import Job
-from onnxq.runtime.engines.engine import About, Engine, Refusal, said_of_left
+from onnxq.runtime.engines.engine import About, Engine, Refusal, layers_left, listing, said_of_left
 from onnxq.runtime.engines.places import NODE_MODULES, WASM
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.session import open_session
@@ -167,12 +167,10 @@ def said_of(word: EngineWord, target: Target) -> tuple[list[str], list[str]]:
     if word.about is None:
         return [], [word.note]
     failures, warnings = ([word.note] if word.note else []), []
-    layers = [entry for entry in word.refused if entry.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    layers = layers_left(word.refused)
     if layers and target.coverage == WHOLE:
-        named = "; ".join(map(str, layers[:_NAMED]))
-        more = f"; and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
         failures.append(
-            f"{target.name}: the engine would leave {len(layers)} nodes to the CPU: {named}{more}; "
+            f"{target.name}: the engine would leave {len(layers)} nodes to the CPU: {listing(layers, _NAMED, '; ')}; "
             "change the model there, or write it all the same with --force"
         )
     elif left := said_of_left("the quantized model", word.about, layers):

@@ -115,9 +115,17 @@ def left_to_the_cpu(engine: Engine, models: Mapping[str, bytes | Path]) -> list[
 
 def said_of_left(name: str, about: About, refused: Sequence[Refusal]) -> str:
     """What to say of the nodes of a model that a provider does not take; empty where it takes every layer."""
-    layers = [entry for entry in refused if entry.op_type not in traits.CONVERSIONS]
-    if not layers:
-        return ""
-    named = ", ".join(str(entry) for entry in layers[:_NAMED])
-    more = f", and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
-    return f"{name}: {len(layers)} nodes run on the CPU and not on {about.provider}: {named}{more}"
+    layers = layers_left(refused)
+    listed = listing(layers, _NAMED, ", ")
+    return f"{name}: {len(layers)} nodes run on the CPU and not on {about.provider}: {listed}" if layers else ""
+
+
+def layers_left(refused: Sequence[Refusal]) -> list[Refusal]:
+    """The nodes that compute something, of those that a provider does not take."""
+    return [entry for entry in refused if entry.op_type not in traits.CONVERSIONS]
+
+
+def listing(entries: Sequence[Refusal], most: int, between: str) -> str:
+    """The first of them in words, and how many there are besides."""
+    named = between.join(map(str, entries[:most]))
+    return f"{named}{between}and {len(entries) - most} more" if len(entries) > most else named

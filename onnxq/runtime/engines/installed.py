@@ -22,7 +22,7 @@ def as_installed(target: Target) -> Target:
     """A target as the installed runtime is, where that is what runs its models; others stay as they are."""
     if not target.is_here:
         return target
-    return replace(target, expert_levels=expert_levels(), fewest_bits=2 if has_two_bits() else 4)
+    return replace(target, expert_levels=expert_levels(), fewest_bits=2 if has_two_bits() else 3)
 
 
 @cache

@@ -14,6 +14,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from onnxq.graph.names import scopes
+
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
 _SAME = (b"SAME_UPPER", b"SAME_LOWER")
 _AXES = ("Squeeze", "Unsqueeze")
@@ -30,7 +32,7 @@ def infer_shapes(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
     Raises:
         Exception: whatever an unknown construct leads onnx to.
     """
-    nodes = list(_nodes(proto.graph))
+    nodes = [node for graph in scopes(proto.graph) for node in graph.node]
     weights = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
     pending = {id(node) for node in nodes if _may_be_wrong(node)}
     while True:
@@ -53,25 +55,9 @@ def infer_shapes(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
 
 def value_infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     """What is said of the values that nodes give, subgraphs included."""
-    yield from graph.value_info
-    yield from graph.output
-    for body in _bodies(graph):
-        yield from value_infos(body)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    yield from graph.node
-    for body in _bodies(graph):
-        yield from _nodes(body)
-
-
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                yield from attribute.graphs
+    for each in scopes(graph):
+        yield from each.value_info
+        yield from each.output
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -101,9 +101,7 @@ def _is_as_it_was(graph: ir.Graph, known: _Overridable) -> bool:
         return False
     if _readers(value) != known.uses:
         return False
-    if (
-        not tensor.size
-    ):  # nothing else could be given for it, and where it says that something is missing it is constant
+    if not tensor.size:  # nothing else can be given for it; where it says that something is missing, it is constant
         return False
     if tensor is known.tensor:
         return True
