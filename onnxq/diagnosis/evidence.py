@@ -15,7 +15,8 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import sqnr_db
 from onnxq.data.feeds import Feed
 from onnxq.diagnosis.examine import everywhere, spread, take_apart
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.finding import Finding
+from onnxq.diagnosis.ranking import Diagnosis
 from onnxq.diagnosis.value_errors import some
 from onnxq.errors import OnnxqError
 from onnxq.graph.files import io

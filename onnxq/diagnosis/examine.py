@@ -14,8 +14,9 @@ import numpy as np
 from onnxq.core.staging import check_folder, staged_folder
 from onnxq.data.feeds import Feed
 from onnxq.data.readers import Reader
+from onnxq.diagnosis.finding import Finding
 from onnxq.diagnosis.in_bodies import InBodies, look_into_bodies
-from onnxq.diagnosis.ranking import Diagnosis, Finding, Look, ranked
+from onnxq.diagnosis.ranking import Diagnosis, Look, ranked
 from onnxq.diagnosis.ranking import diagnose as run_diagnosis
 from onnxq.diagnosis.saved_tensors import TensorFolder
 from onnxq.errors import RecipeError

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxq.data.feeds import Feed
-from onnxq.diagnosis.ranking import Finding, diagnose
+from onnxq.diagnosis.finding import Finding
+from onnxq.diagnosis.ranking import diagnose
 from onnxq.errors import ModelError
 from onnxq.graph import walk
 from onnxq.graph.types import Model, Node, Value

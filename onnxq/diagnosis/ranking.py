@@ -12,28 +12,19 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.data.feeds import Feed
+from onnxq.diagnosis.finding import Finding
+from onnxq.diagnosis.output_errors import FEEDS, measure_outputs
 from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.reading.optimized import has_float8
 from onnxq.graph.views.isolate import Isolated, Unit
-from onnxq.graph.views.outputs import Model, weight_bytes, with_outputs
-from onnxq.graph.views.tail import tail
+from onnxq.graph.views.outputs import Model, with_outputs
 from onnxq.graph.walk import all_values
 from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart
 from onnxq.runtime.engines.engine import Engine
 from onnxq.runtime.engines.engine_session import EngineSession
 from onnxq.runtime.session import Session, open_session, session_of
-
-SUSPECTS, FEWER = 6, 2
-"""Nodes, those with the largest errors of their own, whose effect on the model's outputs is measured. Each takes a
-session: where the model is large and the samples few, these would take longer than everything else."""
-
-_LARGE, _PER_SUSPECT = 32 << 20, 16
-"""Bytes of weights from which a model is large, and samples for each suspect there."""
-
-_TAIL_FEEDS = 2
-"""Samples on which the effect on the outputs is measured."""
 
 _MOST = 0.7
 """Share of the damage that the worst nodes are to account for."""
@@ -49,46 +40,6 @@ _LARGE_ONES_DB = 12.0
 
 _WIDE = 4.0
 """A range so many times wider than what was seen wastes two bits."""
-
-
-@dataclass
-class Finding:
-    """What one quantized node does to the model.
-
-    Attributes:
-        node: its name in the float model.
-        op_type: its operator.
-        value: the value it computes.
-        own_sqnr_db: of that value where this node alone is quantized and is given float inputs.
-        arriving_sqnr_db: of that value in the whole quantized model; None where the model does not show it.
-        output_sqnr_db: of the model's worst output where this node alone is quantized; None where not measured.
-        weight_sqnr_db: of its weight; None where it has none, or none that can be compared.
-        low: lower end of the range of its output; None where that stays float.
-        high: upper end.
-        seen_low: smallest element of the float value.
-        seen_high: largest.
-        clipped: share of elements outside the range.
-        cause: where most of its own error comes from, in words.
-        remedy: what a recipe can do about it: keys of a rule.
-        inside: the subgraph that it lies in, where what arrives and the effect on the outputs are not measured; empty
-            in the main graph.
-    """
-
-    node: str
-    op_type: str
-    value: str
-    own_sqnr_db: float
-    arriving_sqnr_db: float | None = None
-    output_sqnr_db: float | None = None
-    weight_sqnr_db: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seen_low: float | None = None
-    seen_high: float | None = None
-    clipped: float = 0.0
-    cause: str = ""
-    remedy: dict[str, Any] = field(default_factory=dict)
-    inside: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,15 +163,13 @@ def diagnose(
         if look.keep is not None:
             look.keep(samples, kept)
         samples += 1
-        if len(first) < _TAIL_FEEDS:
+        if len(first) < FEEDS:
             first.append({name: np.array(array) for name, array in feed.items()})
         if progress is not None:
             progress(samples, total)
     findings = [work.finding(unit) for unit in units]
-    few = weight_bytes(float_model) > _LARGE
-    number = min(SUSPECTS, max(FEWER, samples // _PER_SUSPECT)) if few else SUSPECTS
     report = partial(progress, samples, total) if progress is not None else None
-    _measure_outputs(float_model, isolated, work, findings, first, number, report)
+    measure_outputs(float_model, isolated, work.run_apart, findings, first, samples, threads, report)
     return Diagnosis(ranked(findings), work.output_ratios(), samples)
 
 
@@ -351,44 +300,3 @@ def _cause(own: ErrorSum, seen: SeenRange | None, found: Finding, rounds_inputs:
             return "rounding its weights: large ones, which matter little, leave the others few levels", leave
         return f"rounding its weights ({found.weight_sqnr_db:.1f} dB)", leave
     return ("rounding its inputs and weights" if rounds_inputs else "rounding its weights"), leave
-
-
-def _measure_outputs(
-    float_model: Model,
-    isolated: Isolated,
-    work: _Work,
-    findings: Sequence[Finding],
-    feeds: Sequence[Feed],
-    number: int,
-    report: Callable[[], None] | None,
-) -> None:
-    """Let the suspects, one at a time, be the only quantized node, and look at the outputs of the float model."""
-    threads = work.threads
-    made = {value.name for node in float_model.graph for value in node.outputs}
-    suspects = sorted(range(len(findings)), key=lambda i: (findings[i].own_sqnr_db, i))[:number]
-    errors: dict[int, dict[str, ErrorSum]] = {
-        i: {} for i in suspects if findings[i].value in made and math.isfinite(findings[i].own_sqnr_db)
-    }
-    if not errors or not feeds:
-        return
-    tails = {i: tail(float_model, findings[i].value) for i in errors}
-    sessions = {i: session_of(t.model, threads=threads, packed=False, label="float model") for i, t in tails.items()}
-    beside = dict.fromkeys(name for t in tails.values() for name in t.beside)
-    ends = [value.name or "" for value in float_model.graph.outputs]
-    around = with_outputs(float_model, [*beside, *ends, *isolated.sources])
-    float_session = session_of(around.model, threads=threads, packed=False, label="float model")
-    for feed in feeds:
-        if report is not None:  # that time goes on
-            report()
-        values = {**feed, **dict(zip(around.outputs, float_session.run(feed, around.outputs), strict=True))}
-        got = work.run_apart(feed, values, [isolated.units[i].output for i in errors])
-        for i, array in zip(errors, got, strict=True):
-            given = {tails[i].beside[name]: values[name] for name in tails[i].beside}
-            given[tails[i].given] = array
-            session = sessions[i]
-            for output, result in zip(session.output_names, session.run(given), strict=True):
-                name = tails[i].outputs.get(output)
-                if isinstance(result, np.ndarray) and result.dtype.kind == "f" and name is not None:
-                    errors[i].setdefault(name, ErrorSum()).add(values[name].ravel(), result.ravel())
-    for i, outputs in errors.items():
-        findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)

@@ -8,7 +8,7 @@ import pytest
 
 import onnxq
 from onnxq.core.error_measures import sqnr_db
-from onnxq.diagnosis.ranking import Finding
+from onnxq.diagnosis.finding import Finding
 from onnxq.runtime.session import open_session
 from tests.graph.build import build, weights
 

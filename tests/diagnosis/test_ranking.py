@@ -18,8 +18,15 @@ from onnxruntime.quantization import (
 
 import onnxq
 from onnxq.core.error_measures import sqnr_db
+from onnxq.diagnosis.examine import take_apart
 from onnxq.errors import ModelError, OnnxqError, RecipeError
+from onnxq.graph.files import io
+from onnxq.graph.views.outputs import with_outputs
+from onnxq.pipeline.clock import Clock
+from onnxq.pipeline.float_model import load_and_prepare
 from onnxq.recipe.recipe import Recipe
+from onnxq.runtime.session import session_of
+from onnxq.targets import target_named
 from tests.graph.build import build, weights
 from tests.runtime_version import needs_runtime
 
@@ -204,3 +211,49 @@ def test_what_cannot_be_diagnosed(tmp_path: Path) -> None:
         onnxq.diagnose(model)
     with pytest.raises(OnnxqError, match="does not exist; create it"):
         onnxq.diagnose(model, data=feeds, recipe_out=tmp_path / "none" / "r.yaml")
+
+
+def gated(seed: int) -> tuple[onnx.ModelProto, list[Feed]]:
+    """A Conv that reads what a float node gives and writes to a grid, with weights of very different channels."""
+    rng = np.random.default_rng(seed)
+    widths = np.geomspace(0.001, 10, 16).astype(np.float32)[:, None, None, None]
+    text = """g (float[N,3,8,8] x) => (float[N,4,8,8] y, float[N,16,8,8] r) {
+        [first] a = Conv <pads = [1, 1, 1, 1]> (x, w0) [gate] s = Sigmoid (a) [product] p = Mul (a, s)
+        [middle] m = Conv <pads = [1, 1, 1, 1]> (p, w1, b1) [relu] r = Relu (m) [last] y = Conv (r, w2) }"""
+    model = build(
+        text, w0=weights(8, 3, 3, 3), b1=weights(16), w1=(weights(16, 8, 3, 3) * widths).astype(np.float32),
+        w2=(weights(4, 16, 1, 1) / widths.reshape(1, 16, 1, 1)).astype(np.float32),
+    )  # fmt: skip
+    return model, [{"x": rng.normal(0, 1, (2, 3, 8, 8)).astype(np.float32)} for _ in range(12)]
+
+
+def test_what_a_layer_is_said_to_cost_is_not_the_rounding_of_the_runtime() -> None:
+    """Between DQ and Q onnxruntime rounds float weights anew, with one scale: a layer alone keeps its integers.
+
+    The layer has a small channel, which such a scale leaves no level, and one that reads the others with it.
+    """
+    model, feeds = gated(3)
+    prepared = load_and_prepare(model, target_named("cpu"), Clock(None))
+    made = quantized(model, feeds)
+    reference, apart = take_apart(prepared.model, io.load(model), io.load(made), feeds[0], 1)
+    (unit,) = (unit for unit in apart.units if unit.name == "middle")
+    given = {
+        name: value for name, value in apart.sources.items() if value in {v.name for v in apart.model.graph.inputs}
+    }
+    values = with_outputs(reference, given)
+    found = dict(zip(values.outputs, session_of(values.model, threads=1).run(feeds[0], values.outputs), strict=True))
+    found = {given[name]: array for name, array in {**feeds[0], **found}.items() if name in given}
+    quick, plain = (
+        dict(zip(session.output_names, session.run(found), strict=True))[unit.output]
+        for session in (session_of(apart.model, threads=1, optimize=optimize) for optimize in (True, False))
+    )
+    assert sqnr_db(plain, quick) > 45
+
+
+def test_what_a_node_does_to_the_outputs_is_measured_for_all() -> None:
+    model = network(4)
+    found = onnxq.diagnose(model, quantized(model, drawn(4)), data=drawn(4))
+    assert all(finding.output_sqnr_db is not None for finding in found.findings)
+    measured = [finding.output_sqnr_db for finding in found.findings if finding.output_sqnr_db is not None]
+    assert measured == sorted(measured)
+    assert len(measured) > 6 or len(found.findings) <= 6

@@ -313,10 +313,11 @@ class _Taker:
     def _fold_weights(self) -> None:
         """Give layers their weights as the floats they stand for, unless an engine has kernels for integers.
 
-        DequantizeLinear is not folded by the runtime.
+        DequantizeLinear is not folded by the runtime. Layers that read rounded activations keep their integers: between
+        DQ and Q the runtime would round float weights anew, on one grid for all channels (seen in 1.32).
         """
         for node in list(self._graph) if self._shapes is None else ():
-            if node.op_type != "DequantizeLinear":
+            if node.op_type != "DequantizeLinear" or any(map(_reads_rounded, node.outputs[0].consumers())):
                 continue
             array = dequantized(node)
             if array is None:
@@ -348,6 +349,18 @@ class _Taker:
 def _is_dequantized(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _reads_rounded(node: ir.Node) -> bool:
+    """Whether a node reads activations that were dequantized."""
+    found = node.inputs[0] if node.inputs else None
+    return _is_dequantized(found) and not walk.is_constant(_integers(found))
+
+
+def _integers(value: ir.Value | None) -> ir.Value | None:
+    """What the DequantizeLinear that gives a value reads."""
+    producer = value.producer() if value is not None else None
+    return producer.inputs[0] if producer is not None else None
 
 
 def is_quantized(model: ir.Model) -> bool:

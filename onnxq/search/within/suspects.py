@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.finding import Finding
+from onnxq.diagnosis.ranking import Diagnosis
 from onnxq.graph.reading.ops import OPS, Kind
 from onnxq.search.within.history import Suspect
 

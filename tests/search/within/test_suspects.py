@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from onnxq.diagnosis.ranking import Diagnosis, Finding
+from onnxq.diagnosis.finding import Finding
+from onnxq.diagnosis.ranking import Diagnosis
 from onnxq.search.within.suspects import suspects_of
 
 
