@@ -49,6 +49,10 @@ _OTHERS = {
 """Presets worth a try where another is too rough, the fastest first."""
 
 
+_TO_NEAREST = ("w8", "w8a8", "w8a8-dynamic", "w8a8-token")
+"""Presets whose weights can be rounded by their use at no cost in time or size."""
+
+
 def what_helps(job: Job, verdict: Verdict) -> str | None:
     """What was tried and is better, in words; None where the model is good enough, or nothing was found in time.
 
@@ -85,6 +89,9 @@ def _attempts(recipe: Recipe, target: Target) -> list[tuple[str, Recipe]]:
     found = []
     if preset.weights == "blocks" and recipe.accuracy_level not in (0, None):
         found.append(("--accuracy-level 0", recipe.override(accuracy_level=0)))
+    learns = recipe.adaround or recipe.reconstruct or recipe.finetune
+    if recipe.preset in _TO_NEAREST and recipe.algorithm in (None, "rtn") and not learns:
+        found.append(("--algorithm gptq", recipe.override(algorithm="gptq")))
     others = _OTHERS.get(recipe.preset, ())
     if target.presets:  # all that it runs
         wider = () if preset.activation_bits == 16 else ("w8a16",)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import onnxq
 from onnxq.search import remedies
 from onnxq.targets import TARGETS
+from tests.graph.build import build
 from tests.plan.weights.test_levels import DATA, network
 from tests.runtime_version import needs_runtime
 
@@ -29,6 +31,20 @@ def test_presets_that_help_are_named_with_their_figures(preset: str) -> None:
 def test_an_accuracy_level_that_was_asked_for_can_be_the_cause() -> None:
     (line,) = told(preset="w8", accuracy_level=4)
     assert "--accuracy-level 0 gives" in line
+
+
+def test_weights_that_are_rounded_by_their_use_are_tried_first() -> None:
+    """It costs neither time nor bytes at inference."""
+    rng = np.random.default_rng(5)
+    mix = rng.normal(size=(3, 32)).astype(np.float32)  # of inputs that hang together, rounding can be made good
+    feeds = [{"x": rng.normal(size=(16, 3)).astype(np.float32) @ mix} for _ in range(24)]
+    wide = rng.normal(size=(32, 64)).astype(np.float32)
+    wide[0] *= 300
+    feeds = [{"x": feed["x"] * np.r_[1e-3, np.ones(31)].astype(np.float32)} for feed in feeds]
+    model = build("g (float[N,32] x) => (float[N,64] y) { [layer] y = MatMul (x, w) }", w=wide)
+    result = onnxq.quantize(model, calibration=feeds, benchmark=False, force=True, preset="w8")
+    (line,) = (line for line in result.warnings if line.startswith(TRIED))
+    assert "--algorithm gptq gives" in line
 
 
 def test_a_refusal_says_it_too() -> None:
