@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,8 +24,8 @@ RunApart = Callable[[Feed, Mapping[str, Array], Sequence[str]], list[Array]]
 FEEDS = 8
 """Samples on which the effect on the outputs is measured: how far an error spreads is a matter of the sample."""
 
-_SECONDS = 20.0
-"""From this time on no further sample is begun."""
+_SECONDS = 12.0
+"""From this time on no further node is looked at; those with the largest errors of their own come first."""
 
 _MOST_DB = 120.0
 
@@ -72,7 +72,7 @@ def measure_outputs(
         suspects = [i for i in known if i in order[:number]]
         errors = _by_tails(float_model, isolated, run_apart, findings, suspects, feeds[:_FEW_FEEDS], threads, report)
     for i, outputs in errors.items():
-        findings[i].output_sqnr_db = min((error.db for error in outputs.values()), default=None)
+        findings[i].output_sqnr_db = min(map(_mean, outputs.values()), default=None)
 
 
 def _by_offsets(
@@ -84,9 +84,9 @@ def _by_offsets(
     feeds: Sequence[Feed],
     threads: int | None,
     report: Callable[[], None] | None,
-) -> dict[int, dict[str, _Mean]]:
+) -> dict[int, dict[str, list[float]]]:
     """All nodes in one session of the whole model, to whose values their errors are added."""
-    errors: dict[int, dict[str, _Mean]] = {i: {} for i in chosen}
+    errors: dict[int, dict[str, list[float]]] = {i: {} for i in chosen}
     model, given = with_offsets(float_model, [findings[i].value for i in chosen])
     moved = session_of(model, threads=threads, packed=False, label="float model")
     values_of = with_outputs(float_model, [*isolated.sources, *(findings[i].value for i in chosen)])
@@ -94,24 +94,33 @@ def _by_offsets(
     none = dict.fromkeys(given.values(), np.zeros((), np.float32))
     ends = [value.name or "" for value in float_model.graph.outputs]
     end = time.monotonic() + _SECONDS
-    for feed in feeds:
-        if time.monotonic() > end:
-            break
+    for count, feed in enumerate(feeds):
         values = {**feed, **dict(zip(values_of.outputs, plain.run(feed, values_of.outputs), strict=True))}
         expected = moved.run({**feed, **none})
         got = run_apart(feed, values, [isolated.units[i].output for i in chosen])
+        found: dict[int, dict[str, float]] = {}
         for i, array in zip(chosen, got, strict=True):
+            if time.monotonic() > end:
+                break
             if report is not None:
                 report()
-            value = values[findings[i].value]
-            if array.shape != value.shape:
-                continue
-            with np.errstate(invalid="ignore"):
-                offset = np.nan_to_num(array - value, nan=0.0, posinf=0.0, neginf=0.0)
+            offset = _difference(array, values[findings[i].value])
             results = moved.run({**feed, **none, given[findings[i].value]: offset})
-            for name, before, after in zip(ends, expected, results, strict=True):
-                _add(errors[i], name, before, after)
+            same = array.shape == values[findings[i].value].shape
+            found[i] = _ratios(zip(ends, expected, results, strict=True)) if same else {}
+        if count and len(found) < len(chosen):  # all nodes are told by the same samples
+            break
+        for i, ratios in found.items():
+            _add(errors[i], ratios)
     return errors
+
+
+def _difference(array: Array, value: Array) -> Array:
+    """What is to be added to a value, nothing where it is not finite or of another shape."""
+    if array.shape != value.shape:
+        return np.zeros((), np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nan_to_num(array - value, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _by_tails(
@@ -123,9 +132,9 @@ def _by_tails(
     feeds: Sequence[Feed],
     threads: int | None,
     report: Callable[[], None] | None,
-) -> dict[int, dict[str, _Mean]]:
+) -> dict[int, dict[str, list[float]]]:
     """A session for each node, of what lies behind it."""
-    errors: dict[int, dict[str, _Mean]] = {i: {} for i in chosen}
+    errors: dict[int, dict[str, list[float]]] = {i: {} for i in chosen}
     tails = {i: tail(float_model, findings[i].value) for i in errors}
     sessions = {i: session_of(t.model, threads=threads, packed=False, label="float model") for i, t in tails.items()}
     beside = dict.fromkeys(name for t in tails.values() for name in t.beside)
@@ -141,38 +150,32 @@ def _by_tails(
             given = {tails[i].beside[name]: values[name] for name in tails[i].beside}
             given[tails[i].given] = array
             session = sessions[i]
-            for output, result in zip(session.output_names, session.run(given), strict=True):
-                name = tails[i].outputs.get(output)
-                if name is not None:
-                    _add(errors[i], name, values[name], result)
+            results = zip(session.output_names, session.run(given), strict=True)
+            named = ((tails[i].outputs.get(output), result) for output, result in results)
+            _add(errors[i], _ratios((name, values[name], result) for name, result in named if name is not None))
     return errors
 
 
-class _Mean:
-    """The mean SQNR of an output over samples, in dB.
+def _ratios(outputs: Iterable[tuple[str, object, object]]) -> dict[str, float]:
+    """SQNR in dB of each output that holds real numbers, in one sample: (name, float, quantized)."""
+    found = {}
+    for name, before, after in outputs:
+        if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and after.dtype.kind == "f":
+            error = ErrorSum()
+            error.add(before.ravel(), after.ravel())
+            if error.signal or error.noise:
+                found[name] = error.db
+    return found
 
-    The SQNR of all of them together would be that of the one sample whose decision is closest.
+
+def _add(errors: dict[str, list[float]], ratios: Mapping[str, float]) -> None:
+    for name, ratio in ratios.items():
+        errors.setdefault(name, []).append(ratio)
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """The mean over samples: the SQNR of all of them together would be that of the one whose decision is closest.
+
+    Infinite where nothing differs in any sample; samples where nothing does count as `_MOST_DB`.
     """
-
-    def __init__(self) -> None:
-        self._all: list[float] = []
-
-    def add(self, before: Array, after: Array) -> None:
-        """Take in one sample."""
-        error = ErrorSum()
-        error.add(before.ravel(), after.ravel())
-        if error.signal or error.noise:
-            self._all.append(error.db)
-
-    @property
-    def db(self) -> float:
-        """Infinite where nothing differs in any sample; samples where nothing does count as `_MOST_DB`."""
-        if not self._all or min(self._all) == math.inf:
-            return math.inf
-        return float(np.mean(np.minimum(self._all, _MOST_DB)))
-
-
-def _add(errors: dict[str, _Mean], name: str, before: object, after: object) -> None:
-    """Count one output, if it holds real numbers."""
-    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and after.dtype.kind == "f":
-        errors.setdefault(name, _Mean()).add(before, after)
+    return math.inf if min(ratios) == math.inf else float(np.mean(np.minimum(ratios, _MOST_DB)))
