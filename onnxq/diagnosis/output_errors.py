@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from onnxq.graph.types import FLOAT32, Model
 from onnxq.graph.views.isolate import Isolated
 from onnxq.graph.views.outputs import weight_bytes, with_offsets, with_outputs
 from onnxq.graph.views.tail import tail
-from onnxq.runtime.session import session_of
+from onnxq.runtime.session import Session, session_of
 
 RunApart = Callable[[Feed, Mapping[str, Array], Sequence[str]], list[Array]]
 """Quantized forms of values from float ones: (sample, float values by name, outputs of the isolated model)."""
@@ -65,50 +66,73 @@ def measure_outputs(
     if not known or not feeds:
         return
     plain = [i for i in known if made[findings[i].value].dtype == FLOAT32]
+    values = {i: findings[i].value for i in known}
+    nodes = _Nodes(float_model, isolated, run_apart, values, threads, report)
     if weight_bytes(float_model) <= _LARGE and len(plain) == len(known):
-        errors = _by_offsets(float_model, isolated, run_apart, findings, known, feeds, threads, report)
+        errors = _by_offsets(nodes, feeds)
     else:
-        number = min(_SUSPECTS, max(_FEWER, samples // _PER_SUSPECT))
-        suspects = [i for i in known if i in order[:number]]
-        errors = _by_tails(float_model, isolated, run_apart, findings, suspects, feeds[:_FEW_FEEDS], threads, report)
+        suspects = order[: min(_SUSPECTS, max(_FEWER, samples // _PER_SUSPECT))]
+        chosen = {i: name for i, name in values.items() if i in suspects}
+        errors = _by_tails(replace(nodes, values=chosen), feeds[:_FEW_FEEDS])
     for i, outputs in errors.items():
         findings[i].output_sqnr_db = min(map(_mean, outputs.values()), default=None)
 
 
-def _by_offsets(
-    float_model: Model,
-    isolated: Isolated,
-    run_apart: RunApart,
-    findings: Sequence[Finding],
-    chosen: Sequence[int],
-    feeds: Sequence[Feed],
-    threads: int | None,
-    report: Callable[[], None] | None,
-) -> dict[int, dict[str, list[float]]]:
+_Ratios = dict[int, dict[str, list[float]]]
+"""SQNR in dB of each output in each sample, by the place of the node."""
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """What `measure_outputs` is given, and the values of the nodes that are looked at, by place, the worst first."""
+
+    float_model: Model
+    isolated: Isolated
+    run_apart: RunApart
+    values: Mapping[int, str]
+    threads: int | None
+    report: Callable[[], None] | None
+
+    def opened(self, model: Model) -> Session:
+        """A session of a form of the float model."""
+        return session_of(model, threads=self.threads, packed=False, label="float model")
+
+    def alone(self, feed: Feed, values: Mapping[str, Array]) -> Iterator[tuple[int, Array]]:
+        """The quantized form of each node's value, from float inputs."""
+        outputs = [self.isolated.units[i].output for i in self.values]
+        return zip(self.values, self.run_apart(feed, values, outputs), strict=True)
+
+    def tell(self) -> None:
+        """That time goes on."""
+        if self.report is not None:
+            self.report()
+
+
+def _by_offsets(nodes: _Nodes, feeds: Sequence[Feed]) -> _Ratios:
     """All nodes in one session of the whole model, to whose values their errors are added."""
-    errors: dict[int, dict[str, list[float]]] = {i: {} for i in chosen}
-    model, given = with_offsets(float_model, [findings[i].value for i in chosen])
-    moved = session_of(model, threads=threads, packed=False, label="float model")
-    values_of = with_outputs(float_model, [*isolated.sources, *(findings[i].value for i in chosen)])
-    plain = session_of(values_of.model, threads=threads, packed=False, label="float model")
+    errors: _Ratios = {i: {} for i in nodes.values}
+    model, given = with_offsets(nodes.float_model, nodes.values.values())
+    moved = nodes.opened(model)
+    values_of = with_outputs(nodes.float_model, [*nodes.isolated.sources, *nodes.values.values()])
+    plain = nodes.opened(values_of.model)
     none = dict.fromkeys(given.values(), np.zeros((), np.float32))
-    ends = [value.name or "" for value in float_model.graph.outputs]
+    ends = [value.name or "" for value in nodes.float_model.graph.outputs]
     end = time.monotonic() + _SECONDS
     for count, feed in enumerate(feeds):
         values = {**feed, **dict(zip(values_of.outputs, plain.run(feed, values_of.outputs), strict=True))}
         expected = moved.run({**feed, **none})
-        got = run_apart(feed, values, [isolated.units[i].output for i in chosen])
         found: dict[int, dict[str, float]] = {}
-        for i, array in zip(chosen, got, strict=True):
+        for i, array in nodes.alone(feed, values):
             if time.monotonic() > end:
                 break
-            if report is not None:
-                report()
-            offset = _difference(array, values[findings[i].value])
-            results = moved.run({**feed, **none, given[findings[i].value]: offset})
-            same = array.shape == values[findings[i].value].shape
-            found[i] = _ratios(zip(ends, expected, results, strict=True)) if same else {}
-        if count and len(found) < len(chosen):  # all nodes are told by the same samples
+            nodes.tell()
+            name, value = given[nodes.values[i]], values[nodes.values[i]]
+            if array.shape != value.shape:
+                found[i] = {}
+                continue
+            results = moved.run({**feed, **none, name: _difference(array, value)})
+            found[i] = _ratios(zip(ends, expected, results, strict=True))
+        if count and len(found) < len(errors):  # all nodes are told by the same samples
             break
         for i, ratios in found.items():
             _add(errors[i], ratios)
@@ -116,41 +140,27 @@ def _by_offsets(
 
 
 def _difference(array: Array, value: Array) -> Array:
-    """What is to be added to a value, nothing where it is not finite or of another shape."""
-    if array.shape != value.shape:
-        return np.zeros((), np.float32)
+    """What is to be added to a value; nothing where it is not finite."""
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nan_to_num(array - value, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _by_tails(
-    float_model: Model,
-    isolated: Isolated,
-    run_apart: RunApart,
-    findings: Sequence[Finding],
-    chosen: Sequence[int],
-    feeds: Sequence[Feed],
-    threads: int | None,
-    report: Callable[[], None] | None,
-) -> dict[int, dict[str, list[float]]]:
+def _by_tails(nodes: _Nodes, feeds: Sequence[Feed]) -> _Ratios:
     """A session for each node, of what lies behind it."""
-    errors: dict[int, dict[str, list[float]]] = {i: {} for i in chosen}
-    tails = {i: tail(float_model, findings[i].value) for i in errors}
-    sessions = {i: session_of(t.model, threads=threads, packed=False, label="float model") for i, t in tails.items()}
-    beside = dict.fromkeys(name for t in tails.values() for name in t.beside)
-    ends = [value.name or "" for value in float_model.graph.outputs]
-    around = with_outputs(float_model, [*beside, *ends, *isolated.sources])
-    float_session = session_of(around.model, threads=threads, packed=False, label="float model")
+    errors: _Ratios = {i: {} for i in nodes.values}
+    tails = {i: tail(nodes.float_model, name) for i, name in nodes.values.items()}
+    sessions = {i: nodes.opened(part.model) for i, part in tails.items()}
+    beside = dict.fromkeys(name for part in tails.values() for name in part.beside)
+    ends = [value.name or "" for value in nodes.float_model.graph.outputs]
+    around = with_outputs(nodes.float_model, [*beside, *ends, *nodes.isolated.sources])
+    float_session = nodes.opened(around.model)
     for feed in feeds:
-        if report is not None:
-            report()
+        nodes.tell()
         values = {**feed, **dict(zip(around.outputs, float_session.run(feed, around.outputs), strict=True))}
-        got = run_apart(feed, values, [isolated.units[i].output for i in errors])
-        for i, array in zip(errors, got, strict=True):
+        for i, array in nodes.alone(feed, values):
             given = {tails[i].beside[name]: values[name] for name in tails[i].beside}
             given[tails[i].given] = array
-            session = sessions[i]
-            results = zip(session.output_names, session.run(given), strict=True)
+            results = zip(sessions[i].output_names, sessions[i].run(given), strict=True)
             named = ((tails[i].outputs.get(output), result) for output, result in results)
             _add(errors[i], _ratios((name, values[name], result) for name, result in named if name is not None))
     return errors

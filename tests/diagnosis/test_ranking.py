@@ -18,6 +18,7 @@ from onnxruntime.quantization import (
 
 import onnxq
 from onnxq.core.error_measures import sqnr_db
+from onnxq.diagnosis import output_errors
 from onnxq.diagnosis.examine import take_apart
 from onnxq.errors import ModelError, OnnxqError, RecipeError
 from onnxq.graph.files import io
@@ -257,3 +258,16 @@ def test_what_a_node_does_to_the_outputs_is_measured_for_all() -> None:
     measured = [finding.output_sqnr_db for finding in found.findings if finding.output_sqnr_db is not None]
     assert measured == sorted(measured)
     assert len(measured) > 6 or len(found.findings) <= 6
+
+
+def test_both_ways_to_measure_the_effect_on_the_outputs_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model's nodes are looked at in sessions of their own, of what lies behind each."""
+    model, feeds = network(5), drawn(5, 2)
+    made = quantized(model, drawn(5))
+    whole = {f.node: f.output_sqnr_db for f in onnxq.diagnose(model, made, data=feeds).findings}
+    monkeypatch.setattr(output_errors, "_LARGE", -1)
+    apart = {f.node: f.output_sqnr_db for f in onnxq.diagnose(model, made, data=feeds).findings}
+    measured = {node: ratio for node, ratio in apart.items() if ratio is not None}
+    assert 2 <= len(measured) <= 6
+    for node, ratio in measured.items():
+        assert ratio == pytest.approx(whole[node], abs=0.01), node
