@@ -18,6 +18,7 @@ from onnxq.recipe.presets import PRESETS
 from onnxq.search import choice as chooser
 from onnxq.search.choice import DYNAMIC, FLOAT, ROUNDED_AT_INFERENCE, STATIC, STORED, TOKEN
 from onnxq.search.demotion.demoting import Demoting
+from onnxq.search.demotion.nearly_free import without_the_nearly_free
 from onnxq.search.frontier import shown
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trials
@@ -75,6 +76,7 @@ class _AutoSearch:
         trials.time(trials.made.values())
         trials.compare(list(trials.made.values()))
         self._clean()
+        without_the_nearly_free(trials, self._mixing)
         self._learn()
         Demoting(self._job, trials, self._mixing).run()
         self._coarsen()
@@ -119,7 +121,7 @@ class _AutoSearch:
     def _learn(self) -> None:
         """Before layers go back to float for accuracy: blocks learn where static integers are outside the budget."""
         trials, base = self._trials, self._trials.made.get(STATIC)
-        if base is None or base.comparison is None or not trials.outside(base.comparison):
+        if base is None or base.comparison is None or not trials.outside(base.comparison) or self._is_fast_enough(base):
             return
         if not can_learn(self._job):
             self._unlearned = base if lacks_torch(self._job) else None
@@ -138,6 +140,11 @@ class _AutoSearch:
             trials.compare([trial])
         why = next((reason for dropped, reason in trials.dropped if dropped == name), "") if trial is None else ""
         self._trail.append(self._step(trial, time.monotonic() - started, why))
+
+    def _is_fast_enough(self, base: Candidate) -> bool:
+        """Whether a candidate that is inside the budget is about as fast as one that is not."""
+        best = next(iter(chooser.ranked(self._trials.outcomes())), None)
+        return best is not None and base.timing is not None and best.ratio >= (1 - chooser.NOISE) * base.timing.ratio
 
     def _step(self, trial: Candidate | None, seconds: float, why: str) -> dict[str, Any]:
         """A line of the trail on blocks that learned, or why they did not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from onnxq.graph.files import io
 from onnxq.graph.reading.ops import STORABLE, Kind, row_of
 from onnxq.graph.types import Node
 from onnxq.graph.views import extract
-from onnxq.graph.views.outputs import with_offsets, with_outputs
+from onnxq.graph.views.outputs import with_outputs
 from onnxq.pipeline.build import build
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.clock import Clock
@@ -34,7 +33,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.runtime.engines.process_engine import ProcessEngine
 from onnxq.runtime.profile import KernelTime, KernelTimeCache, kernel_times
 from onnxq.runtime.session import open_session, session_of
-from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer, by_damage
+from onnxq.search.choice import DYNAMIC, FLOAT, STATIC, STORED, TOKEN, Form, Layer
 from onnxq.stats.statistics import Statistics
 from onnxq.targets import Target
 
@@ -123,6 +122,7 @@ class Bench:
         rounded: weights of static layers that were rounded by how they are used; None rounds to nearest.
         offsets: what the form of a layer adds to the values it makes, by (layer, form) and name of the value; filled in
             while layers are measured, as far as memory goes.
+        models: files of the layers by (layer, form), float among the forms, for further samples; as far as memory goes.
     """
 
     prepared: Prepared
@@ -135,13 +135,19 @@ class Bench:
     engine: ProcessEngine | None = None
     rounded: Rounded | None = None
     offsets: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict)
+    models: dict[tuple[str, str], bytes] = field(default_factory=dict)
     _bytes: int = 0
 
-    def keep(self, layer: str, form: str, offsets: dict[str, Array]) -> None:
-        """Remember what a form adds, unless that is too much to hold."""
+    def keep(self, layer: str, form: str, offsets: dict[str, Array], models: Mapping[str, bytes]) -> None:
+        """Remember what a form adds, and the layer's models, unless that is too much to hold."""
         self._bytes += sum(array.nbytes for array in offsets.values())
-        if self._bytes <= _MOST_BYTES:
-            self.offsets[layer, form] = offsets
+        if self._bytes > _MOST_BYTES:
+            return
+        self.offsets[layer, form] = offsets
+        size = sum(map(len, models.values()))
+        if self._bytes + size <= _MOST_BYTES:
+            self._bytes += size
+            self.models |= {(layer, name): content for name, content in models.items()}
 
 
 def measure(bench: Bench, layers: Mapping[str, Layer], feed: Feed, forms: Sequence[str], clock: Clock) -> bool:
@@ -202,7 +208,7 @@ def _each(
     """Look at layers one by one, with what they read in one run of the model; whether there was time for all."""
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
-        arrays = _captured(bench, [nodes[name] for name in layers], feed)
+        arrays = captured(bench, [nodes[name] for name in layers], feed)
         report = clock.report("layers")
         for done, (name, layer) in enumerate(layers.items()):
             if time.monotonic() > bench.deadline:
@@ -216,7 +222,7 @@ def _each(
     return True
 
 
-def _captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Array]:
+def captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Array]:
     """What the nodes read in one run of the float model."""
     wanted = {value.name: None for node in nodes for value in node.inputs if value is not None and value.name}
     augmented = with_outputs(bench.prepared.model, wanted)
@@ -333,58 +339,15 @@ def _errors(bench: Bench, layer: str, models: Mapping[str, bytes], feed: Feed) -
         if form == FLOAT:
             expected, names = outputs, session.output_names
         elif expected:
-            pairs = {n: (e, a) for n, e, a in zip(names, expected, outputs, strict=True) if _comparable(e, a)}
+            pairs = {n: (e, a) for n, e, a in zip(names, expected, outputs, strict=True) if comparable(e, a)}
             if pairs:
                 found[form] = _sqnr_db(pairs.values())
-                bench.keep(layer, form, {name: actual - reference for name, (reference, actual) in pairs.items()})
+                offsets = {name: actual - reference for name, (reference, actual) in pairs.items()}
+                bench.keep(layer, form, offsets, {FLOAT: models[FLOAT], form: content})
     return found
 
 
-def measure_damage(bench: Bench, layers: Mapping[str, Layer], form: str, feed: Feed, clock: Clock) -> None:
-    """Fill in what one form of each layer alone does to the outputs of the model: its error is added to the float run.
-
-    Args:
-        bench: as `measure` left it.
-        layers: changed in place, the largest errors first, until the time is over.
-        form: whose errors are added.
-        feed: the sample that `measure` ran.
-        clock: takes the time.
-    """
-    unknown = [layer for layer in by_damage(layers.values(), form) if layer.forms[form].model_db is None]
-    wanted = [layer for layer in unknown if (layer.name, form) in bench.offsets]
-    if not wanted:
-        return
-    values = {name for layer in wanted for name in bench.offsets[layer.name, form]}
-    model, inputs = with_offsets(bench.prepared.model, sorted(values))
-    none = dict.fromkeys(inputs.values(), np.zeros((), np.float32))
-    with clock.step("layers"), contextlib.suppress(ModelError):  # without it, the layers' own errors serve
-        session = session_of(model, threads=bench.threads, packed=False)
-        expected = session.run({**feed, **none})
-        for layer in wanted:
-            if time.monotonic() > bench.deadline:
-                break
-            offsets = bench.offsets[layer.name, form]
-            moved = session.run({**feed, **none, **{inputs[value]: array for value, array in offsets.items()}})
-            real = [_sqnr_db([pair]) for pair in zip(expected, moved, strict=True) if _comparable(*pair)]
-            if real:
-                layer.forms[form] = replace(layer.forms[form], model_db=min(real))
-    _extrapolate(layers.values(), form)
-
-
-def _extrapolate(layers: Iterable[Layer], form: str) -> None:
-    """Give layers that there was no time for the damage that others of their error do."""
-    known = [layer for layer in layers if form in layer.forms and layer.forms[form].sqnr_db is not None]
-    found = [(layer.forms[form].model_db, layer.forms[form].sqnr_db) for layer in known]
-    apart = [
-        model - own for model, own in found if model is not None and own is not None and math.isfinite(model - own)
-    ]
-    for layer in known if apart else ():
-        own = layer.forms[form]
-        if own.model_db is None and own.sqnr_db is not None:
-            layer.forms[form] = replace(own, model_db=own.sqnr_db + float(np.median(apart)))
-
-
-def _comparable(expected: object, actual: object) -> bool:
+def comparable(expected: object, actual: object) -> bool:
     """Whether both are real numbers of one shape."""
     real = [array for array in (expected, actual) if isinstance(array, np.ndarray) and array.dtype == np.float32]
     return len(real) == 2 and real[0].shape == real[1].shape

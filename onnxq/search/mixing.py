@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from onnxq.data.feeds import Feed
 from onnxq.graph.files import io
@@ -15,6 +17,7 @@ from onnxq.recipe.recipe import Recipe
 from onnxq.search import choice as chooser
 from onnxq.search import layers
 from onnxq.search.choice import DYNAMIC, FLOAT, MIXED, STATIC, STORED, Layer, LayerChoice
+from onnxq.search.damage import measure_damage
 from onnxq.search.trials import Trials
 from onnxq.stats.statistics import Statistics
 
@@ -23,6 +26,12 @@ _LAYERS_SHARE = 0.5
 
 _DAMAGE_SHARE = 0.03
 """Share of the time that is left which finding the layers that cost accuracy may take."""
+
+_WIDE_SHARE = 0.08
+"""The same where the damage is that of several samples."""
+
+_DAMAGE_FEEDS = 8
+"""Samples besides the first on which the damage of layers is measured then."""
 
 _SLOW_DAMAGE = 2.0
 """Seconds that finding the damage of layers takes one by one, from which that of their other forms may stand for it."""
@@ -47,6 +56,18 @@ class Mixing:
         """What layers are measured on: of a workload the pass that it has most of."""
         used = self._job.workload
         return self._trials.feed if used is None else used.heaviest
+
+    def _samples(self) -> Iterator[Feed]:
+        """That sample, and further ones, evenly spaced."""
+        yield self._sample
+        data = self._job.data
+        if data is None or self._job.workload is not None:
+            return
+        count = data.calibration.count_feeds()
+        chosen = set(np.linspace(0, count - 1, min(count, _DAMAGE_FEEDS + 1)).astype(int)[1:].tolist())
+        for index, feed in enumerate(data.calibration):
+            if index in chosen:
+                yield feed
 
     def measure(self) -> None:
         """Measure layers and, where some are faster in another form than a whole model gives them, build that."""
@@ -109,7 +130,9 @@ class Mixing:
         """Whether there are layers whose errors can be found."""
         return self._bench is not None
 
-    def find_damage(self, like: Recipe, form: str, *others: str, only: Collection[str] | None = None) -> None:
+    def find_damage(
+        self, like: Recipe, form: str, *others: str, only: Collection[str] | None = None, widely: bool = False
+    ) -> None:
         """What a form of each layer alone does to the outputs, after what it, and others, do to the layer's own.
 
         Args:
@@ -117,6 +140,7 @@ class Mixing:
             form: whose damage is wanted.
             others: forms whose errors at the layer itself are wanted.
             only: names of layers; None takes all.
+            widely: on several samples, if there is time.
         """
         assert self._bench is not None
         bench, left = self._bench, self._trials.seconds_left
@@ -136,8 +160,9 @@ class Mixing:
         slow = timing is not None and len(chosen) * timing.round_ms / 1e3 > _SLOW_DAMAGE
         for layer in chosen.values():
             self._as_it_spread(layer, form, *(layers.FORMS if slow else ()))
-        bench.deadline = time.monotonic() + _DAMAGE_SHARE * left
-        layers.measure_damage(bench, chosen, form, self._sample, self._job.clock)
+        bench.deadline = time.monotonic() + (_WIDE_SHARE if widely else _DAMAGE_SHARE) * left
+        feeds = self._samples() if widely else [self._sample]
+        measure_damage(bench, chosen, form, feeds, self._job.clock)
 
     def _as_it_spread(self, layer: Layer, form: str, *others: str) -> None:
         """Take it that noise spreads from a layer to the outputs as other noise was seen to.

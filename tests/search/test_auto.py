@@ -145,7 +145,8 @@ def test_every_kind_of_network_runs_at_both_levels_and_keeps_the_budget(net: str
         (got,) = run(result.model, feed, optimize)
         assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 20
     assert result.preset != "auto"
-    assert table(result)[result.preset]["verdict"] == "chosen"
+    (chosen,) = (row for row in result.candidates if row["verdict"] == "chosen")
+    assert chosen["name"].partition(" ")[0] == result.preset
     assert ("w8a8" in table(result)) == data
     assert (table(result)["w8"]["sqnr_db"] is None) == (not data)
     assert any("no calibration data" in line for line in result.warnings) == (not data)
@@ -376,7 +377,7 @@ def test_without_time_the_first_form_ships_and_a_warning_says_so(times: Times) -
 
 def test_limits_are_kept_by_a_slower_form(times: Times) -> None:
     times.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 2.0, "w8a8-token": 2.0, "mixed": 1.5}
-    times.kernels = {"float": 30.0, "w8": 30.0, "w8a8": 10.0, "w8a8-dynamic": 20.0, "w8a8-token": 20.0}
+    times.kernels = {"float": 300.0, "w8": 300.0, "w8a8": 100.0, "w8a8-dynamic": 200.0, "w8a8-token": 200.0}
     loose = auto("convnet", min_sqnr=0.0)
     limit = (loose.sqnr_db or 0.0) + 0.5
     tight = auto("convnet", min_sqnr=limit)
