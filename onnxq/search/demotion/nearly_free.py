@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from onnxq.pipeline.candidate import Candidate
@@ -24,6 +25,9 @@ _WORTH = 0.7
 _UNHARMED = 1e-3
 """A loss below which there is nothing to win."""
 
+_HOPELESS = 0.04
+"""A loss outside the budget above which layers that cost no time hardly bring a model inside."""
+
 
 def without_the_nearly_free(trials: Trials, mixing: Mixing) -> None:
     """Add a candidate like the fastest static one with some layers in float.
@@ -36,7 +40,9 @@ def without_the_nearly_free(trials: Trials, mixing: Mixing) -> None:
         mixing: layers that were measured.
     """
     start = _fastest(trials)
-    if start is None or not mixing.measured or trials.job.data is None or trials.loss(start) < _UNHARMED:
+    if start is None or not mixing.measured or trials.job.data is None:
+        return
+    if not _UNHARMED <= trials.loss(start) <= (_HOPELESS if start.refused else math.inf):
         return
     if trials.out_of_time("layers that gain next to no time were not tried in float"):
         return

@@ -25,12 +25,12 @@ NETWORK = """g (float[N,64] x) => (float[N,128] y) {
     [wide] e = MatMul (d, w3) [act2] f = Tanh (e) [out] y = MatMul (f, w4) }"""
 
 
-def network() -> onnx.ModelProto:
+def network(far: float = 100.0) -> onnx.ModelProto:
     """A large common offset cancels in the small layer `down`: 8 bits leave little of what stands on it."""
     down = weights(16, 32)
     down -= down.mean(axis=0)
-    far = np.full(16, 100, np.float32)
-    return build(NETWORK, w1=weights(64, 16), far_away=far, w2=down, w3=weights(32, 512), w4=weights(512, 128))
+    offset = np.full(16, far, np.float32)
+    return build(NETWORK, w1=weights(64, 16), far_away=offset, w2=down, w3=weights(32, 512), w4=weights(512, 128))
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
     return fake
 
 
-def auto(**options: Any) -> QuantizeResult:
-    return onnxq.quantize(network(), calibration=drawn(32, 64), threads=1, cache=False, **options)
+def auto(far: float = 100.0, **options: Any) -> QuantizeResult:
+    return onnxq.quantize(network(far), calibration=drawn(32, 64), threads=1, cache=False, **options)
 
 
 def rows(result: QuantizeResult) -> dict[str, dict[str, Any]]:
@@ -64,8 +64,8 @@ def test_a_layer_that_gains_no_time_and_does_the_damage_stays_float() -> None:
 
 
 def test_it_brings_a_model_inside_its_budget_at_full_speed() -> None:
-    result = auto(min_sqnr=20.0)
-    assert rows(result)["w8a8"]["verdict"].endswith("--min-sqnr asks for 20")
+    result = auto(far=30.0, min_sqnr=25.0)
+    assert rows(result)["w8a8"]["verdict"].endswith("--min-sqnr asks for 25")
     assert rows(result)[CHANGED]["verdict"] == "chosen" and result.latency_ratio == pytest.approx(4.0)
 
 
@@ -89,6 +89,16 @@ def test_a_faster_form_leaves_nothing_to_try(times: Times) -> None:
 def test_nothing_is_tried_where_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearly_free, "_UNHARMED", 1.1)
     assert CHANGED not in rows(auto(min_sqnr=5.0))
+
+
+def test_nothing_is_tried_where_far_too_much_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(nearly_free, "_candidate", lambda *given: tried.append(given))
+    auto(far=30.0, min_sqnr=25.0)
+    assert tried
+    tried.clear()
+    auto(min_sqnr=25.0)
+    assert not tried
 
 
 def test_the_damage_is_the_mean_of_decibels_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
