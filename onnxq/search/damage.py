@@ -14,7 +14,7 @@ from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
-from onnxq.graph.files.shapes import of_any_shape
+from onnxq.graph.files.shapeless import of_any_shape
 from onnxq.graph.views.outputs import with_offsets
 from onnxq.pipeline.clock import Clock
 from onnxq.runtime.session import Session, open_session, session_of

@@ -1,4 +1,4 @@
-"""Shapes that a model file states."""
+"""Model files without the shapes that they state."""
 
 from __future__ import annotations
 
