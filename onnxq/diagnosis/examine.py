@@ -25,7 +25,8 @@ from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
 from onnxq.graph.views.body_models import bodies_of
 from onnxq.graph.views.counterparts import Counterparts
-from onnxq.graph.views.isolate import Isolated, float_values, isolate
+from onnxq.graph.views.isolate import float_values, isolate
+from onnxq.graph.views.isolated_units import Isolated
 from onnxq.graph.views.tail import typed
 from onnxq.passes.recover import recover, weight_fit
 from onnxq.pipeline.build import build

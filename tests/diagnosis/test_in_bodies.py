@@ -34,6 +34,13 @@ COUNTING = """g (float[16, 64] x, bool c) => (float[16, 64] y) {
     [last] y = MatMul (h, w) }"""
 
 
+FROM_OUTSIDE = """g (float[16, 64] x, bool c) => (float[16, 64] y) {
+    [enter] e = MatMul (x, v) [flip] f = Transpose (e) [back] h = Transpose (f)
+    [many] r = Loop (three, c, x) <body = b (int64 i, bool go, float[16, 64] s) => (bool on, float[16, 64] t) {
+        [on] on = Identity (go) [inner] p = MatMul (h, u) [sum] q = Add (p, s) [tanh] t = Tanh (q) }>
+    [last] y = MatMul (r, w) }"""
+
+
 def diagnosed(text: str, feeds: list[dict[str, np.ndarray]]) -> tuple[dict[str, Finding], list[str], onnx.ModelProto]:
     model = build(
         text, w=weights(64, 64), u=weights(64, 64, seed=1), v=weights(64, 64, seed=2), three=np.array(3),
@@ -53,6 +60,13 @@ def test_layers_of_both_branches_have_their_own_error() -> None:
         assert found[name].arriving_sqnr_db is None
         assert found[name].output_sqnr_db is None
     assert not any("looked into" in line for line in warnings)
+
+
+def test_a_value_that_only_bodies_read_rounded_is_looked_at_too() -> None:
+    """Its QuantizeLinear stands in the main graph and the DequantizeLinear behind it in the body."""
+    found, _, _ = diagnosed(FROM_OUTSIDE, FEEDS)
+    assert found["inner"].inside == "body of Loop 'many'"
+    assert 25 < found["enter"].own_sqnr_db < 60 and found["enter"].value in ("e", "f", "h")
 
 
 def test_the_error_is_that_of_the_outputs_where_one_branch_is_the_whole_model() -> None:

@@ -8,7 +8,6 @@ comes from a float node or from outside, to the unit that reads it. So every err
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from onnxq.graph.prepare.whole import initializer_inputs
 from onnxq.graph.views.canonical import to_qdq
 from onnxq.graph.views.channels_first import bring_back
 from onnxq.graph.views.counterparts import bare_name, dequantized, weights_of
+from onnxq.graph.views.isolated_units import Isolated, Unit, grid_of
 
 _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "
@@ -31,58 +31,6 @@ _ROUNDING = frozenset("QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM 
 _SMALL_INTEGERS = frozenset(
     ir.DataType[name] for name in "INT8 UINT8 INT4 UINT4 INT16 UINT16 INT2 UINT2".split() if hasattr(ir.DataType, name)
 )
-
-
-@dataclass(frozen=True)
-class ActivationGrid:
-    """Where a QuantizeLinear puts an activation: (low, high) are the ends of its range, units of the value."""
-
-    scale: float
-    zero_point: int
-    low: float
-    high: float
-
-
-@dataclass
-class Unit:
-    """One quantized node.
-
-    Attributes:
-        name: of the float model's node that it stands for.
-        op_type: that node's operator.
-        value: the float model's value that it computes.
-        output: the output of the isolated model with its quantized form.
-        arriving: the quantized model's value that stands for it; integers on ``grid`` or floats.
-        grid: of its output; None where the output stays float.
-        rounds_inputs: it also quantizes values that come from float nodes or from outside.
-        weight: (float, quantized) weights where both are known and of one shape.
-    """
-
-    name: str
-    op_type: str
-    value: str
-    output: str
-    arriving: str
-    grid: ActivationGrid | None = None
-    rounds_inputs: bool = False
-    weight: tuple[Array, Array] | None = None
-
-
-@dataclass(frozen=True)
-class Isolated:
-    """The units of a quantized model.
-
-    Attributes:
-        model: takes float values by their names in ``sources``, gives each unit's ``output``.
-        units: in graph order.
-        sources: input of ``model`` by name of the float value that it takes.
-        quantized: the quantized model as it came, constants lifted.
-    """
-
-    model: ir.Model
-    units: list[Unit]
-    sources: dict[str, str]
-    quantized: ir.Model
 
 
 def float_values(model: ir.Model) -> dict[str, ir.Node | None]:
@@ -161,7 +109,7 @@ class _Taker:
                 if not on_integers and not any(_is_quantized(inner) for inner in closure):
                     self._cut([output], name, keep=None)
                     continue
-                end = ends[0] if ends else output
+                end = self._end(q, ends) if q is not None and ends else output
                 self._units.append(self._unit(name, output, closure, q, end))
                 self._ends.append(end)
                 self._cut([output, *ends], name, keep=q)
@@ -211,6 +159,16 @@ class _Taker:
                 if back:
                     return user, back
         return None, []
+
+    def _end(self, q: ir.Node, ends: Sequence[ir.Value]) -> ir.Value:
+        """What a DequantizeLinear of the main graph gives; where only bodies of If and Loop have one, a copy of it."""
+        backs = [node for end in ends if (node := end.producer()) is not None]
+        here = next((node.outputs[0] for node in backs if node.graph is self._graph), None)
+        if here is not None:
+            return here
+        end = self._copied(backs[0], [q.outputs[0], *backs[0].inputs[1:]])
+        self._graph.insert_after(q, [node for node in (end.producer(),) if node is not None])
+        return end
 
     def _closure(self, value: ir.Value) -> list[ir.Node]:
         """The nodes that compute a value from values that were cut, and from constants."""
@@ -281,7 +239,7 @@ class _Taker:
             arriving=arriving or "",
         )
         writer = output.producer()
-        unit.grid = _grid(q or (writer if writer is not None and writer.op_type == "DequantizeLinear" else None))
+        unit.grid = grid_of(q or (writer if writer is not None and writer.op_type == "DequantizeLinear" else None))
         unit.rounds_inputs = any(node.op_type in _ROUNDING for node in closure)
         if main is not None:
             pairs = [weights_of(layers[unit.name], main) for layers in self._layers if unit.name in layers]
@@ -374,22 +332,6 @@ def _is_quantized(node: ir.Node) -> bool:
     return any(
         walk.is_constant(value) and value is not None and value.dtype in _SMALL_INTEGERS for value in node.inputs
     )
-
-
-def _grid(node: ir.Node | None) -> ActivationGrid | None:
-    """The grid of a QuantizeLinear or DequantizeLinear with one scale."""
-    if node is None:
-        return None
-    scale = walk.const_array(walk.input_at(node, 1))
-    zero = walk.const_array(walk.input_at(node, 2))
-    if scale is None or scale.size != 1:
-        return None
-    dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
-    if dtype.kind not in "iu":
-        return None
-    ends = np.iinfo(dtype)
-    step, middle = float(scale.reshape(())), int(zero.reshape(())) if zero is not None else 0
-    return ActivationGrid(step, middle, step * (ends.min - middle), step * (ends.max - middle))
 
 
 def _distance(pair: tuple[Array, Array]) -> float:
