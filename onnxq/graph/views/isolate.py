@@ -92,6 +92,7 @@ class _Taker:
 
     def run(self) -> Isolated:
         """Cut the graph at every value that the float model has too."""
+        self._dequantize_for_bodies()
         graph = self._graph
         order = list(graph)
         between = {id(node) for node in order if any(_is_dequantized(value) for value in node.inputs)}
@@ -109,7 +110,7 @@ class _Taker:
                 if not on_integers and not any(_is_quantized(inner) for inner in closure):
                     self._cut([output], name, keep=None)
                     continue
-                end = self._end(q, ends) if q is not None and ends else output
+                end = next((end for end in ends if (back := end.producer()) and back.graph is self._graph), output)
                 self._units.append(self._unit(name, output, closure, q, end))
                 self._ends.append(end)
                 self._cut([output, *ends], name, keep=q)
@@ -160,15 +161,17 @@ class _Taker:
                     return user, back
         return None, []
 
-    def _end(self, q: ir.Node, ends: Sequence[ir.Value]) -> ir.Value:
-        """What a DequantizeLinear of the main graph gives; where only bodies of If and Loop have one, a copy of it."""
-        backs = [node for end in ends if (node := end.producer()) is not None]
-        here = next((node.outputs[0] for node in backs if node.graph is self._graph), None)
-        if here is not None:
-            return here
-        end = self._copied(backs[0], [q.outputs[0], *backs[0].inputs[1:]])
-        self._graph.insert_after(q, [node for node in (end.producer(),) if node is not None])
-        return end
+    def _dequantize_for_bodies(self) -> None:
+        """Give integers that are read in bodies of If and Loop alone a DequantizeLinear in the main graph."""
+        for q in [node for node in self._graph if node.op_type == "QuantizeLinear"]:
+            readers = q.outputs[0].consumers()
+            if not readers or any(reader.graph is self._graph for reader in readers):
+                continue
+            name = self._names.value(f"{q.outputs[0].name}_dequantized")
+            inputs = [q.outputs[0], *q.inputs[1:]]
+            back = ir.node("DequantizeLinear", inputs, q.attributes, name=self._names.node(name))
+            back.outputs[0].name = name
+            self._graph.insert_after(q, [back])
 
     def _closure(self, value: ir.Value) -> list[ir.Node]:
         """The nodes that compute a value from values that were cut, and from constants."""
