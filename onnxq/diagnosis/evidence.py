@@ -21,7 +21,7 @@ from onnxq.diagnosis.value_errors import some
 from onnxq.errors import OnnxqError
 from onnxq.graph.files import io
 from onnxq.graph.types import Model
-from onnxq.graph.views.isolated_units import Unit
+from onnxq.graph.views.apart.isolated_units import Unit
 from onnxq.graph.views.outputs import with_outputs
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.job import Job

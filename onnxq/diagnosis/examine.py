@@ -23,10 +23,10 @@ from onnxq.errors import RecipeError
 from onnxq.graph.edit import copy_of
 from onnxq.graph.files import io, saving
 from onnxq.graph.types import Model
+from onnxq.graph.views.apart.isolate import float_values, isolate
+from onnxq.graph.views.apart.isolated_units import Isolated
 from onnxq.graph.views.body_models import bodies_of
 from onnxq.graph.views.counterparts import Counterparts
-from onnxq.graph.views.isolate import float_values, isolate
-from onnxq.graph.views.isolated_units import Isolated
 from onnxq.graph.views.tail import typed
 from onnxq.passes.recover import recover, weight_fit
 from onnxq.pipeline.build import build

@@ -17,10 +17,10 @@ from onnxq.diagnosis.ranking import diagnose
 from onnxq.errors import ModelError
 from onnxq.graph import walk
 from onnxq.graph.types import Model, Node, Value
+from onnxq.graph.views.apart.isolate import is_quantized
+from onnxq.graph.views.apart.isolated_units import Isolated
 from onnxq.graph.views.body_models import BodyModel, bodies_of, body_model
 from onnxq.graph.views.inner import arrays_of, chains, own_values, why_hidden
-from onnxq.graph.views.isolate import is_quantized
-from onnxq.graph.views.isolated_units import Isolated
 from onnxq.graph.views.outputs import with_outputs
 from onnxq.runtime.session import session_of
 

@@ -14,7 +14,7 @@ from onnxq.data.feeds import Feed
 from onnxq.diagnosis.finding import Finding
 from onnxq.diagnosis.value_errors import ErrorSum
 from onnxq.graph.types import FLOAT32, Model
-from onnxq.graph.views.isolated_units import Isolated
+from onnxq.graph.views.apart.isolated_units import Isolated
 from onnxq.graph.views.outputs import weight_bytes, with_offsets, with_outputs
 from onnxq.graph.views.tail import tail
 from onnxq.runtime.session import Session, session_of

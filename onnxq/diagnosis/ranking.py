@@ -18,7 +18,7 @@ from onnxq.diagnosis.value_errors import ErrorSum, SeenRange, as_real, some
 from onnxq.errors import ModelError
 from onnxq.graph.files import io
 from onnxq.graph.reading.optimized import has_float8
-from onnxq.graph.views.isolated_units import Isolated, Unit
+from onnxq.graph.views.apart.isolated_units import Isolated, Unit
 from onnxq.graph.views.outputs import Model, with_outputs
 from onnxq.graph.walk import all_values
 from onnxq.plan.activations.read_ranges import EVERYTHING, told_apart

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.core.dtypes import Array
 from onnxq.core.error_measures import decibels
-from onnxq.graph.views.isolated_units import ActivationGrid, Unit
+from onnxq.graph.views.apart.isolated_units import ActivationGrid, Unit
 
 _SAMPLED = 1 << 16
 """Elements of a value, evenly spaced, that tell its error in one sample: enough for a tenth of a dB."""

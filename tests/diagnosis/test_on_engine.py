@@ -13,7 +13,7 @@ import onnxq
 from onnxq.errors import EngineError
 from onnxq.graph import walk
 from onnxq.graph.files import io
-from onnxq.graph.views.isolate import isolate
+from onnxq.graph.views.apart.isolate import isolate
 from onnxq.runtime.engines.places import RunsOn
 from onnxq.verify.lint.findings import dequantizer
 from tests.graph.build import build, weights

@@ -17,10 +17,10 @@ from onnxq.graph import edit, traits, walk
 from onnxq.graph.emit import common
 from onnxq.graph.prepare.folding import lift_constants
 from onnxq.graph.prepare.whole import initializer_inputs
+from onnxq.graph.views.apart.isolated_units import Isolated, Unit, grid_of
 from onnxq.graph.views.canonical import to_qdq
 from onnxq.graph.views.channels_first import bring_back
 from onnxq.graph.views.counterparts import bare_name, dequantized, weights_of
-from onnxq.graph.views.isolated_units import Isolated, Unit, grid_of
 
 _WORK = frozenset(
     "Conv ConvTranspose Gemm MatMul MatMulInteger ConvInteger MatMulNBits MatMulBnb4 DynamicQuantizeLSTM QAttention "

@@ -1,0 +1,1 @@
+"""A quantized model taken apart, each node on its own."""
