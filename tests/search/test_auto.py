@@ -301,11 +301,11 @@ def test_what_is_clearly_slower_is_compared_on_a_few_samples(times: Times, monke
         return [found]
 
     monkeypatch.setattr(comparing.Judge, "compare", spy)
-    result = onnxq.quantize(mlp(), calibration=drawn(1, 64, count=40), threads=1)
+    result = onnxq.quantize(mlp(), calibration=drawn(1, 64, count=64), threads=1)
     assert result.preset in ("w8a8", "w8a8-dynamic")
-    assert [(name, count) for name, briefly, count in asked if not briefly] == [("w8a8-dynamic", 40), ("w8a8", 40)]
+    assert [(name, count) for name, briefly, count in asked if not briefly] == [("w8a8-dynamic", 64), ("w8a8", 64)]
     assert {name: count for name, briefly, count in asked if briefly} == {"w8a8-token": 8, "w8": 8}
-    assert result.comparison is not None and result.comparison.samples == 40
+    assert result.comparison is not None and result.comparison.samples == 64
 
 
 def test_a_brief_comparison_is_made_whole_before_a_candidate_is_chosen(

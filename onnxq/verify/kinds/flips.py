@@ -12,7 +12,11 @@ _BINS_PER_OCTAVE = 4
 _LOWEST, _HIGHEST = -12, 16
 _BINS = (_HIGHEST - _LOWEST) * _BINS_PER_OCTAVE
 _NEAR = _BINS_PER_OCTAVE
-"""Bins to either side whose noise is pooled with a bin's own: an octave."""
+"""Bins to either side whose noise is pooled with a bin's own, at the least: an octave."""
+
+_ENOUGH = 64
+"""Decisions whose noise is pooled, where there are so many: their deviation is known to within a tenth. Models that are
+picked among several would else be those in which the few decisions near the threshold happened to move little."""
 
 _EDGES = 2.0 ** (_LOWEST + np.arange(1, _BINS + 1) / _BINS_PER_OCTAVE)
 """Upper ends of the bins; the first one begins at 0."""
@@ -127,7 +131,8 @@ class Flips:
         cost = self._prices(full_price) * self._chances(count)
         last = int(np.searchsorted(np.cumsum(count), min(_NEAREST, count.sum())))
         near = int(count[: last + 1].sum())
-        close = near * float(_WIDTHS[: last + 1] @ cost[: last + 1]) / float(_EDGES[last])
+        within = near - 1 if near >= _NEAREST else near  # the last of them is where the way ends, whatever the density
+        close = within * float(_WIDTHS[: last + 1] @ cost[: last + 1]) / float(_EDGES[last])
         parts = self._groups[: min(self._samples, _GROUPS), last + 1 :] @ cost[last + 1 :]
         bases = self._bases[: len(parts)]
         apart = parts - bases * (parts.sum() / max(bases.sum(), 1e-300))
@@ -142,17 +147,26 @@ class Flips:
         return np.asarray(np.minimum(1.0, np.tanh(self._centers / 2) / full_price))
 
     def _chances(self, count: Array) -> Array:
-        """The chance of a change in each bin; of bins without a decision around them, from those nearest above."""
-        pool = np.ones(2 * _NEAR + 1)
-        held = np.convolve(count, pool, "same")
-        noise = np.convolve(self._noise.sum(axis=0), pool, "same")
-        known = np.flatnonzero(held)
-        nearest = known[np.minimum(np.searchsorted(known, np.arange(_BINS)), len(known) - 1)]
-        power = (noise / np.maximum(held, 1))[nearest]
+        """The chance of a change in each bin."""
+        power = self._pooled(count)
         deviation = np.sqrt(power * self._more_noise(power))
         with np.errstate(over="ignore"):
             ratio = np.where(deviation > 0, self._centers / np.maximum(deviation, 1e-300), np.inf)
         return np.array([0.5 * math.erfc(x / math.sqrt(2)) for x in ratio])
+
+    def _pooled(self, count: Array) -> Array:
+        """Mean square of the noise by bin: of decisions an octave around it, or as far as there are enough."""
+        held, noise = (np.r_[0, np.cumsum(each)] for each in (count, self._noise.sum(axis=0)))
+        enough = min(_ENOUGH, int(held[-1]))
+        power = np.zeros(_BINS)
+        for place in range(_BINS):
+            low, high = 0, _BINS
+            for reach in range(_NEAR, _BINS):
+                low, high = max(place - reach, 0), min(place + reach + 1, _BINS)
+                if held[high] - held[low] >= enough:
+                    break
+            power[place] = (noise[high] - noise[low]) / max(held[high] - held[low], 1)
+        return power
 
     def _more_noise(self, power: Array) -> float:
         """By what factor samples that made no ranges have more noise, at equal margins; 1 where that may be chance.

@@ -52,6 +52,15 @@ def test_few_decisions_are_enough_and_the_upper_end_covers_the_truth(count: int,
     assert np.mean(np.array(upper) > truth) > covered
 
 
+def test_what_is_picked_among_many_is_not_what_was_lucky() -> None:
+    """The few decisions near the threshold happen to move little in one of many models that are equally noisy."""
+    generator = np.random.default_rng(5)
+    margins = np.r_[np.linspace(0.02, 2.0, 8), np.abs(generator.normal(9, 2, 792))]
+    generator.shuffle(margins)
+    found = [flips_of(margins, generator.normal(0, 0.4, margins.shape), 40).estimate()[0] for _ in range(60)]
+    assert min(found) > 0.5 * np.mean(found)
+
+
 def test_a_count_of_none_is_no_proof() -> None:
     generator = np.random.default_rng(2)
     margins = np.linspace(0.5, 6, 16)
