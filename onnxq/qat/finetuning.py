@@ -25,14 +25,11 @@ from onnxq.qat.computing_time import Allowance
 from onnxq.qat.distillation import OutputKind, distance, labelled, squares
 from onnxq.qat.fake_quantization import aligned
 from onnxq.qat.graph_module import GraphModule
+from onnxq.qat.parameter_groups import parameter_groups
 from onnxq.qat.parameters import as_tensor
 from onnxq.qat.recomputed import Recomputed, written_bytes
 from onnxq.qat.torch_ops.call import Tensor
 
-_FEW_BITS = 4
-"""Integers of at most so many bits learn whatever the number of samples."""
-_MANY = 256
-"""Samples from which on integers of 8 bits learn too: with fewer they learn the samples by heart."""
 _BATCH = 16
 """Samples a step, at most."""
 _LEAST_STEPS = 10
@@ -47,14 +44,20 @@ _SHARE = 0.2
 """What all inner values together weigh against the outputs."""
 _PATIENCE = 10
 """Passes without a better state after which it ends, or a third of all where that is more."""
+_WORSE = 1.5
+"""Loss of a pass, against the best one, from which on it goes back there and takes smaller steps."""
+_NO_BETTER = 3
+"""Passes after which it does so too, as long as nothing was won."""
+_SMALLER = 0.25
+"""Those steps, against the ones before. Few bits want large steps, which at 8 bits do more harm than rounding does."""
+_TIMES = 4
+"""How often steps become smaller, at most."""
 _NEARER = 0.49
 """Steps from its integer, or beyond the ends of its grid, within which a weight starts."""
 _ROUNDED = 0.501
 """Steps that an integer lies from its weight, at most, where it was rounded to nearest."""
 _LEARNED = 0.25
 """Steps from an integer within which a weight starts that was rounded to it although another one is nearer."""
-_CACHE_SCALES = 12
-"""Inputs of attention behind which the scales of rounded caches come; what makes keys and values then learns too."""
 _LABELS = 0.5
 """What labels weigh against the teacher."""
 
@@ -171,85 +174,61 @@ class _Run:
             feed = {name: value.to(self.device) for name, value in self.train[0][0].items()}
             inner = task.teacher(feed, self.features)
         self.scales = {name: float(inner[name].var(unbiased=False)) for name in self.features}
-        self.groups, self.weights = self._parameters()
-        self.parameters: list[torch.nn.Parameter] = [p for group in self.groups for p in group["params"]]
-        self.optimizer = torch.optim.Adam(self.groups, betas=(0.9, 0.99))
-        self.first = [group["lr"] for group in self.groups]
+        groups, self.weights = parameter_groups(task.student, task.config.rate, len(task.samples))
+        self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.first = [group["lr"] for group in groups]
 
     def go(self) -> FinetuningResult:
         allowance = Allowance(60.0 * self.config.minutes, by_clock=self.device.type != "cpu")
         epochs = self.config.epochs or max(3, min(60, math.ceil(_STEPS / max(len(self.train), 1))))
         best, kept = self._held_out()[0], self._copy()
         outcome = FinetuningResult(best, best, weights=self.weights)
-        begin, waited = 0, 0
+        epoch, waited, eased = 0, 0, 0
         known = self._load()
         if known is not None:
-            begin, waited, best, kept = known["epoch"], known["waited"], known["best"], known["kept"]
+            epoch, waited, best, kept = known["epoch"], known["waited"], known["best"], known["kept"]
             outcome.before, outcome.after, outcome.resumed = known["before"], best, True
-        for epoch in range(begin, epochs):
-            if not self._epoch(epoch, epochs, allowance):
+            eased = known["eased"]
+            self.first = [rate * _SMALLER**eased for rate in self.first]
+        while epoch < epochs + eased:
+            if not self._epoch(epoch, epochs + eased, allowance):
                 outcome.finite = False
                 break
             loss, decibels = self._held_out()
-            outcome.epochs = epoch + 1
+            epoch += 1
+            outcome.epochs = epoch
             if not math.isfinite(loss):
                 outcome.finite = False
                 break
             waited = 0 if loss < best else waited + 1
             if loss < best:
                 best, kept = loss, self._copy()
-            self.task.report(f"loss {loss:.4g}, SQNR {decibels:.1f} dB", epoch + 1, epochs)
-            self._save({"epoch": epoch + 1, "waited": waited, "best": best, "kept": kept, "before": outcome.before})
+            elif eased < _TIMES and (loss > _WORSE * best or (best == outcome.before and waited >= _NO_BETTER)):
+                waited, eased = 0, eased + 1
+                self._go_back(kept)
+                self.first = [rate * _SMALLER for rate in self.first]
+                self.optimizer.state.clear()  # gradients that led away count no more
+            self.task.report(f"loss {loss:.4g}, SQNR {decibels:.1f} dB", epoch, epochs + eased)
+            progress = {"epoch": epoch, "waited": waited, "best": best, "kept": kept, "before": outcome.before}
+            self._save({**progress, "eased": eased})
             if waited >= max(_PATIENCE, epochs // 3):  # a rate that falls late may still win
                 break
             if allowance.over:
-                outcome.late = epoch + 1 < epochs
+                outcome.late = epoch < epochs + eased
                 break
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, kept, strict=True):
-                parameter.copy_(value)
+        self._go_back(kept)
         for parameter in self.parameters:
             parameter.requires_grad_(False)
         outcome.after = best
         return outcome
 
+    def _go_back(self, kept: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, kept, strict=True):
+                parameter.copy_(value)
+
     # Making it.
-
-    def _parameters(self) -> tuple[list[dict[str, Any]], int]:
-        """Groups of parameters with rates of their own, and how many weights' integers are among them."""
-        rate, student = self.config.rate, self.task.student
-        groups: list[dict[str, Any]] = []
-
-        def add(parameter: torch.nn.Parameter, step: float) -> None:
-            if not any(parameter is p for group in groups for p in group["params"]):
-                parameter.requires_grad_(True)
-                groups.append({"params": [parameter], "lr": step})
-
-        for grid in student.grids.values():
-            add(grid.scale.shift, rate)
-            if grid.zero is not None and not any(grid.zero.at_end):
-                add(grid.zero.shift, 64.0 * rate)
-        for bias in student.biases.values():
-            add(bias.real, rate * _size(bias.real))
-        learned = 0
-        many = len(self.task.samples) >= _MANY
-        caches = any(n.op_type == "GroupQueryAttention" and len(n.inputs) > _CACHE_SCALES for n in student.graph.nodes)
-        for weight in student.weights.values():
-            levels = weight.integers.high - weight.integers.low + 1
-            if weight.scale is not None:
-                add(weight.scale.shift, rate)
-            if levels <= 1 << _FEW_BITS or many or caches:
-                learned += 1
-                add(weight.integers.latent, rate * math.sqrt(levels))
-        readers = {name: node for node in student.graph.nodes for name in node.inputs}
-        for name, value in student.floats.items():
-            node = readers.get(name)
-            if value.ndim == 1 and value.numel() > 1 and node is not None and node.op_type in _GAINS:
-                add(value, rate * _size(value))
-            elif caches and value.ndim == 2 and node is not None and node.op_type in ("MatMul", "Gemm"):
-                learned += 1
-                add(value, rate * _size(value))
-        return groups, learned
 
     def _sizes(self) -> list[int]:
         """Bytes that each node of the student writes for one sample."""
@@ -387,13 +366,3 @@ def start_from(student: GraphModule, weights: Mapping[str, Array], bits: Mapping
         # where the other neighbour was learned, so near to it that the first steps do not undo that
         near = torch.where(away.abs() <= _ROUNDED, away.clamp(-_NEARER, _NEARER), away.clamp(-_LEARNED, _LEARNED))
         part.start_from((part.latent + near).numpy())
-
-
-_GAINS = frozenset(
-    "Add Mul Sum LayerNormalization SimplifiedLayerNormalization SkipLayerNormalization MatMulIntegerToFloat".split()
-)
-"""Operators whose vectors of floats are biases and gains."""
-
-
-def _size(parameter: Tensor) -> float:
-    return max(float(parameter.detach().abs().mean()), 1e-3)

@@ -23,7 +23,7 @@ from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
-from onnxq.pipeline.learned.minutes import finetune_minutes
+from onnxq.pipeline.learned.minutes import FEW_BITS, finetune_minutes
 from onnxq.pipeline.learned.output_targets import output_targets
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
@@ -43,11 +43,11 @@ _LEAST = 8
 _RATE_BEHIND = 5e-4
 """Of learning that goes on from what layers or blocks have learned: steps as long as usual would undo it first."""
 
+_FINER = 1 / 16
+"""Steps where no weight has fewer than 8 bits: sixteen times as fine a grid, whose error large steps exceed at once."""
+
 _LAYERWISE = "autoround"
 """What rounds packed weights of 2 and 3 bits that then learn end to end."""
-
-_FEW_BITS = 4
-"""Bits of weights on integers up to which their blocks learn before all do."""
 
 
 def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
@@ -62,7 +62,7 @@ def rounded_in_order(recipe: Recipe, asked: Recipe) -> Recipe:
 
 
 def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
-    """The recipe of a finetuning whose blocks learn first, where integers have few bits and nothing else rounds them.
+    """The recipe of a finetuning whose blocks learn first, where weights are integers and nothing else rounds them.
 
     From weights rounded to nearest it would have to find what blocks learn by themselves in a fraction of the time.
     """
@@ -70,8 +70,7 @@ def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
     given = recipe.algorithm is not None or recipe.learns or recipe.reconstructs
     if job.prepared.training is not None or given or not integers:
         return recipe
-    bits = [*(recipe.bits or preset.bits for preset in integers), *(rule.bits for rule in recipe.rules if rule.bits)]
-    return recipe.override(reconstruct=True) if min(bits) <= _FEW_BITS else recipe
+    return recipe.override(reconstruct=True)
 
 
 def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
@@ -178,6 +177,9 @@ def _learned(
     config = replace(config, threads=job.threads or free_processors())
     if recipe.reconstructs or recipe.learns:
         config = replace(config, rate=_RATE_BEHIND)
+    levels = [weight.integers.high - weight.integers.low + 1 for weight in student.weights.values()]
+    if levels and min(levels) > 1 << FEW_BITS and not bits and recipe.kv_cache not in BITS:
+        config = replace(config, rate=_FINER * config.rate)
     if recipe.learning_rate is not None:
         config = replace(config, rate=recipe.learning_rate)
 

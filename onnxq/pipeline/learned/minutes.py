@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from onnxq.recipe.recipe import Recipe
 
-_BLOCKS_SHARE = 0.25
-"""Share that blocks take where everything learns end to end after them, which goes slower but further."""
+FEW_BITS = 4
+"""Bits of weights up to which integers have room to learn end to end, and need large steps."""
+
+_BLOCKS_SHARE = {True: 0.25, False: 0.6}
+"""Share that blocks take where everything learns end to end after them, by whether bits are few: then the second goes
+slower but further. At 8 bits it is the blocks that win most."""
+
+
+def has_few_bits(recipe: Recipe) -> bool:
+    """Whether weights on integers have few bits, in the preset or in a rule."""
+    integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
+    bits = [*(recipe.bits or preset.bits for preset in integers), *(rule.bits for rule in recipe.rules if rule.bits)]
+    return min(bits, default=FEW_BITS) <= FEW_BITS
 
 
 def block_minutes(recipe: Recipe) -> float:
     """What blocks may take."""
-    return recipe.minutes * (_BLOCKS_SHARE if recipe.finetune else 1.0)
+    return recipe.minutes * (_BLOCKS_SHARE[has_few_bits(recipe)] if recipe.finetune else 1.0)
 
 
 def finetune_minutes(recipe: Recipe) -> float:
