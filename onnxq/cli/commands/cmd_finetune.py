@@ -94,9 +94,9 @@ def command(
 ) -> None:
     """Quantize the float model MODEL, and let the result learn to give what MODEL gives.
 
-    No labels are needed. Scales, zero points and biases learn; weights learn too where they have few bits, or where
-    there are hundreds of samples. The state that is best on samples of its own is kept. A run that was interrupted goes
-    on where it was when the same command is given again.
+    No labels are needed. Blocks learn first, then everything together: scales, zero points and biases, and weights
+    where they have few bits, or where there are hundreds of samples. The state that is best on samples of its own is
+    kept. A run that was interrupted goes on where it was when the same command is given again.
 
     The result is verified as by 'onnxq quantize'. If that fails, nothing is written and the exit code is 3.
     """

@@ -54,7 +54,7 @@ def learning_options(group: str, *, how: bool = True) -> Decorator:
             group=group,
             default_text="4",
             help="Minutes of computing that learning may take; what they do not suffice for stays as it is. Where "
-            "blocks learn first and then the whole model, blocks take a quarter of them.",
+            "blocks learn first and then the whole model, blocks take a quarter of them, or three fifths at 8 bits.",
         ),
         option(
             "--epochs",
