@@ -45,7 +45,7 @@ def _joins(feeds: Sequence[Mapping[str, Tensor]], student: GraphModule) -> bool:
     """Whether two feeds can be run as one."""
     if len(feeds) < 2 or _shapes(feeds[0]) != _shapes(feeds[1]) or any(not v.ndim for v in feeds[0].values()):
         return False
-    device = next(iter(student.buffers())).device
+    device = next((held.device for held in (*student.buffers(), *student.parameters())), torch.device("cpu"))
     pair = [{name: value.to(device) for name, value in feed.items()} for feed in feeds[:2]]
     with torch.no_grad():
         try:

@@ -117,7 +117,7 @@ class BlockLearner:
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn."""
-        return bool(self._parts.integers and self._block.outputs)
+        return bool(self._parts.integers and self._block.outputs) and self._parts.learns
 
     @property
     def drops(self) -> bool:

@@ -135,6 +135,11 @@ class Parts:
         found.logits = [part.learn_rounding() for part in found.integers]
         return found
 
+    @property
+    def learns(self) -> bool:
+        """Whether anything of it can learn: integers of 8 bits alone do not where there are too few samples."""
+        return any(self.rounds) or bool(self.scales or self.zeros or self.biases)
+
     def groups(self, config: LearningConfig) -> list[dict[str, object]]:
         """Parameters with their rates, as an optimizer takes them; they learn from now on."""
         learned = [logit for rounds, logit in zip(self.rounds, self.logits, strict=True) if rounds]

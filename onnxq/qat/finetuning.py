@@ -128,6 +128,7 @@ class FinetuningResult:
         resumed: whether it went on from a file.
         late: whether time was up before all epochs were done.
         weights: how many weights' integers learned.
+        learns: False where the student has nothing that can.
     """
 
     before: float
@@ -137,10 +138,13 @@ class FinetuningResult:
     resumed: bool = False
     late: bool = False
     weights: int = 0
+    learns: bool = True
 
 
 def finetune(task: Finetuning) -> FinetuningResult:
     """Learn; deterministic by seed on one machine, as long as time is not what ends it."""
+    if not parameter_groups(task.student, task.config.rate, len(task.samples))[0]:
+        return FinetuningResult(0.0, 0.0, learns=False)
     before = torch.get_num_threads()
     torch.set_num_threads(task.config.threads)
     try:

@@ -342,3 +342,22 @@ def test_interrupted_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         onnxq.quantize(model(), out, calibration=feeds(), recipe=recipe, threads=1, benchmark=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"reconstruct": True}, "--reconstruct: nothing was taken over, since no block came nearer to float"),
+        ({"finetune": True, "epochs": 1}, "--finetune: no state was better on held-out samples"),
+    ],
+    ids=["blocks", "finetune"],
+)
+def test_blocks_in_which_nothing_can_learn_stay_as_they_are(options: dict[str, Any], line: str) -> None:
+    """Roundings to 8 bits want many samples, and scales that are found at inference and have no parameters."""
+    model = build("g (float[1,64] x) => (float[1,32] y) { [only] y = MatMul (x, w) }", w=weights(64, 32))
+    feeds = [{"x": np.random.default_rng(index).normal(size=(1, 64)).astype(np.float32)} for index in range(12)]
+    result = onnxq.quantize(model, preset="w8a8-dynamic", calibration=feeds, benchmark=False, threads=1, **options)
+    assert [warning for warning in result.warnings if warning.startswith(line)]
+    assert result.model is not None and result.preset == "w8a8-dynamic"
+    assert any(node.op_type.startswith("DynamicQuantize") for node in result.model.graph.node)

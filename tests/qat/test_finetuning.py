@@ -193,6 +193,15 @@ def test_a_loss_that_is_nan_ends_it_with_the_best_state(monkeypatch: pytest.Monk
 
 
 @pytest.mark.torch
+def test_a_form_in_which_nothing_learns_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.qat import finetuning
+
+    monkeypatch.setattr(finetuning, "parameter_groups", lambda *given: ([], 0))
+    result = finetune(epochs=1)
+    assert [line for line in result.warnings if line.startswith("--finetune: nothing in this form can learn")]
+
+
+@pytest.mark.torch
 def test_steps_become_smaller_until_something_is_won(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of few bits are far too large at eight, where rounding costs little."""
     from onnxq.qat import finetuning

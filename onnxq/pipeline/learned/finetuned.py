@@ -97,9 +97,14 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
         student = with_stored_caches(job, chosen.model) if rounds else model
         outcome, changed = _learned(job, chosen, data, plain_graph(student))
         replace_constants(model, changed)
-    notes = _said(outcome, finetune_minutes(recipe))
+    notes = _said(outcome, _minutes(job, chosen))
     if not outcome.after < outcome.before:
-        chosen.warnings += [*notes, "--finetune: no state was better on held-out samples than the start, which is kept"]
+        why = "no state was better on held-out samples than the start, which is kept"
+        if not outcome.learns:
+            why = (
+                "nothing in this form can learn: its scales are found at inference, and 8-bit weights want more samples"
+            )
+        chosen.warnings += [*notes, f"--finetune: {why}"]
         return chosen
     content = contents(model, job.stack)
     other = replace(
@@ -123,6 +128,12 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
     }
     other.warnings += notes
     return other
+
+
+def _minutes(job: Job, chosen: Candidate) -> float:
+    """Of computing that are left for it."""
+    record = chosen.reconstructed
+    return finetune_minutes(job.recipe, None if record is None else record.seconds)
 
 
 def _loss(comparison: Any) -> float:
@@ -173,7 +184,7 @@ def _learned(
             f"--finetune: labels {every.min()}…{every.max()} are no classes of an output; learned from the float model "
             "alone"
         )
-    config = FinetuneConfig(recipe.epochs, finetune_minutes(recipe), seed=recipe.seed, device=recipe.device)
+    config = FinetuneConfig(recipe.epochs, _minutes(job, chosen), seed=recipe.seed, device=recipe.device)
     config = replace(config, threads=job.threads or free_processors())
     if recipe.reconstructs or recipe.learns:
         config = replace(config, rate=_RATE_BEHIND)
@@ -253,7 +264,7 @@ def _said(outcome: FinetuningResult, minutes: float) -> list[str]:
     if not outcome.finite:
         said.append("--finetune: a loss was NaN or infinite; it stopped there and kept the best state before")
     if outcome.late:
-        said.append(f"--finetune: {outcome.epochs} epochs were done within {minutes:g} minutes; --minutes gives more")
+        said.append(f"--finetune: {outcome.epochs} epochs were done within {minutes:.2g} minutes; --minutes gives more")
     if outcome.resumed:
         said.append("--finetune: went on from where an interrupted run had stopped")
     return said

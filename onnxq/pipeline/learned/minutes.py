@@ -24,6 +24,12 @@ def block_minutes(recipe: Recipe) -> float:
     return recipe.minutes * (_BLOCKS_SHARE[has_few_bits(recipe)] if recipe.finetune else 1.0)
 
 
-def finetune_minutes(recipe: Recipe) -> float:
-    """What learning end to end may take."""
-    return recipe.minutes - (block_minutes(recipe) if recipe.reconstructs else 0.0)
+def finetune_minutes(recipe: Recipe, blocks: float | None = None) -> float:
+    """What learning end to end may take: all that blocks have left.
+
+    Args:
+        recipe: says how much there is.
+        blocks: seconds that they took; None where that is not known.
+    """
+    share = block_minutes(recipe) if recipe.reconstructs else 0.0
+    return recipe.minutes - (share if blocks is None else min(share, blocks / 60.0))

@@ -133,7 +133,7 @@ def reconstructed(
         for name, found in zip(names, figures, strict=True)
     ]
     record.seconds = time.monotonic() - begun
-    if record.reason:
+    if record.reason and not job.recipe.finetune:  # which goes on from there, whoever asked for blocks
         record.notes.append(f"--reconstruct: nothing was taken over, since {record.reason}")
     if record.taken < len(starts):
         return starts[record.taken].rewrite, record
