@@ -188,6 +188,8 @@ class _Run:
         epochs = self.config.epochs or max(3, min(60, math.ceil(_STEPS / max(len(self.train), 1))))
         best, kept = self._held_out()[0], self._copy()
         outcome = FinetuningResult(best, best, weights=self.weights)
+        if not self._loss(*self.train[0]).requires_grad:  # what learns is in front of nothing that is looked at
+            return FinetuningResult(best, best, learns=False)
         epoch, waited, eased = 0, 0, 0
         known = self._load()
         if known is not None:

@@ -79,6 +79,16 @@ def test_the_same_twice() -> None:
     assert first == second
 
 
+def test_weights_in_front_of_16_bit_values_learn() -> None:
+    """What a layer reads is on a grid that needs the runtime's own operators at this opset."""
+    every = [
+        onnxq.quantize(model(), calibration=feeds(), preset="w4a16", include=["*"], adaround=learns, benchmark=False)
+        for learns in (False, True)
+    ]
+    plain, learned = (ratio(result.model, feeds()) for result in every)
+    assert learned > plain + 1.0
+
+
 def test_samples_are_needed(tmp_path: Path, digits: Path) -> None:
     statistics = onnxq.calibrate(digits, tmp_path / "s.npz", threads=1).statistics
     loaded = onnx.load(digits)

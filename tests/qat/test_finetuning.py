@@ -39,6 +39,14 @@ def samples(count: int, seed: int = 0) -> Array:
     return np.asarray(base, np.float32)
 
 
+TABLE_FEEDS = [{"x": np.random.default_rng(index).normal(size=(1, 64)).astype(np.float32)} for index in range(12)]
+
+
+def table_reader() -> onnx.ModelProto:
+    text = "g (float[1,64] x) => (float[1,32] y) { [up] a = MatMul (x, w) [act] b = Tanh (a) [down] y = MatMul (b, v) }"
+    return build(text, w=weights(64, 64), v=weights(64, 32))
+
+
 FEEDS = [{"x": sample[None]} for sample in samples(140)]
 
 
@@ -198,6 +206,13 @@ def test_a_form_in_which_nothing_learns_is_told_apart(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(finetuning, "parameter_groups", lambda *given: ([], 0))
     result = finetune(epochs=1)
+    assert [line for line in result.warnings if line.startswith("--finetune: nothing in this form can learn")]
+
+
+@pytest.mark.torch
+def test_scales_that_reach_no_output_are_nothing_that_learns() -> None:
+    """A table of values stands for the weights, and the gradient ends at its indices."""
+    result = finetune(model=table_reader(), preset="lut4", bits=None, epochs=1, calibration=TABLE_FEEDS)
     assert [line for line in result.warnings if line.startswith("--finetune: nothing in this form can learn")]
 
 

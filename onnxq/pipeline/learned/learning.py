@@ -15,6 +15,7 @@ from onnxq.core.affine import dequantize
 from onnxq.core.dtypes import Array
 from onnxq.core.spec import PerAxis, PerBlock, QParams, QTensor, TensorSpec
 from onnxq.errors import RecipeError
+from onnxq.graph.emit.apply import use_own_pair
 from onnxq.graph.emit.inference.at_inference import emit_dynamic
 from onnxq.graph.emit.qdq import emit_qdq
 from onnxq.graph.emit.rewrite import SPLIT, TENSOR, TOKEN, DynamicRewrite, NodeRewrite
@@ -28,6 +29,7 @@ from onnxq.plan.decisions import Plan
 from onnxq.plan.solve import Solution
 from onnxq.plan.weights.constants import Weights, node_rewrite
 from onnxq.qat.computing_time import Allowance, Mark
+from onnxq.runtime.engines.installed import newest_pairs
 from onnxq.runtime.layer_moments import LayerInput, LayerMoments, SecondStream, layer_moments
 from onnxq.stats.statistics import Statistics
 
@@ -202,6 +204,7 @@ def _stream(model: Model, solution: Solution, value: str) -> SecondStream:
     copy = model.clone()
     emit_qdq(copy, solution.rewrite)
     emit_dynamic(copy, solution.rewrite)
+    use_own_pair(copy, newest=newest_pairs())
     places: dict[str, tuple[str, QParams | None]] = {value: (value, None)}
     for node in copy.graph:
         source = node.inputs[0] if node.inputs else None
