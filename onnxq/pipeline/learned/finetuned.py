@@ -101,9 +101,7 @@ def finetuned(job: Job, chosen: Candidate, *, timed: bool) -> Candidate:
     if not outcome.after < outcome.before:
         why = "no state was better on held-out samples than the start, which is kept"
         if not outcome.learns:
-            why = (
-                "nothing in this form can learn: its scales are found at inference, and 8-bit weights want more samples"
-            )
+            why = "nothing in this form can learn: it has no scales, biases or weights of few bits that could"
         chosen.warnings += [*notes, f"--finetune: {why}"]
         return chosen
     content = contents(model, job.stack)
