@@ -42,13 +42,13 @@ FROM_OUTSIDE = """g (float[16, 64] x, bool c) => (float[16, 64] y) {
 
 
 def diagnosed(
-    text: str, feeds: list[dict[str, np.ndarray]], format: str = "qdq"
+    text: str, feeds: list[dict[str, np.ndarray]], format: str = "qdq", preset: str = "w8a8"
 ) -> tuple[dict[str, Finding], list[str], onnx.ModelProto]:
     model = build(
         text, w=weights(64, 64), u=weights(64, 64, seed=1), v=weights(64, 64, seed=2), three=np.array(3),
         zero=np.array(0),
     )  # fmt: skip
-    found = onnxq.diagnose(model, data=feeds, recipe=onnxq.Recipe(preset="w8a8", include=("*",), format=format))
+    found = onnxq.diagnose(model, data=feeds, recipe=onnxq.Recipe(preset=preset, include=("*",), format=format))
     return {finding.node: finding for finding in found.findings}, found.warnings, model
 
 
@@ -64,10 +64,10 @@ def test_layers_of_both_branches_have_their_own_error() -> None:
     assert not any("looked into" in line for line in warnings)
 
 
-@pytest.mark.parametrize("format", ["qdq", "qoperator"])
-def test_a_value_that_only_bodies_read_rounded_is_looked_at_too(format: str) -> None:
+@pytest.mark.parametrize(("format", "preset"), [("qdq", "w8a8"), ("qoperator", "w8a8"), ("qdq", "w8a16")])
+def test_a_value_that_only_bodies_read_rounded_is_looked_at_too(format: str, preset: str) -> None:
     """It becomes integers in the main graph; what dequantizes them, or computes with them, is in the body."""
-    found, _, _ = diagnosed(FROM_OUTSIDE, FEEDS, format)
+    found, _, _ = diagnosed(FROM_OUTSIDE, FEEDS, format, preset)
     assert format == "qoperator" or found["inner"].inside == "body of Loop 'many'"
     assert 25 < found["enter"].own_sqnr_db < 60 and found["enter"].value in ("e", "f", "h")
 

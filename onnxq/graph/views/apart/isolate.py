@@ -169,7 +169,8 @@ class _Taker:
                 continue
             name = self._names.value(f"{q.outputs[0].name}_dequantized")
             inputs = [q.outputs[0], *q.inputs[1:]]
-            back = ir.node("DequantizeLinear", inputs, q.attributes, name=self._names.node(name))
+            axes = {key: q.attributes[key] for key in ("axis", "block_size") if key in q.attributes}
+            back = ir.node("DequantizeLinear", inputs, axes, domain=q.domain, name=self._names.node(name))
             back.outputs[0].name = name
             self._graph.insert_after(q, [back])
 
