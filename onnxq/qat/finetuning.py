@@ -58,6 +58,8 @@ _ROUNDED = 0.501
 """Steps that an integer lies from its weight, at most, where it was rounded to nearest."""
 _LEARNED = 0.25
 """Steps from an integer within which a weight starts that was rounded to it although another one is nearer."""
+_PROGRESS = {"epoch", "waited", "best", "kept", "before", "eased"}
+"""What a file says of how far an interrupted run came."""
 _LABELS = 0.5
 """What labels weigh against the teacher."""
 
@@ -143,8 +145,6 @@ class FinetuningResult:
 
 def finetune(task: Finetuning) -> FinetuningResult:
     """Learn; deterministic by seed on one machine, as long as time is not what ends it."""
-    if not parameter_groups(task.student, task.config.rate, len(task.samples))[0]:
-        return FinetuningResult(0.0, 0.0, learns=False)
     before = torch.get_num_threads()
     torch.set_num_threads(task.config.threads)
     try:
@@ -180,16 +180,19 @@ class _Run:
         self.scales = {name: float(inner[name].var(unbiased=False)) for name in self.features}
         groups, self.weights = parameter_groups(task.student, task.config.rate, len(task.samples))
         self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.first = [group["lr"] for group in groups]
+        # False where there is nothing, or where it is in front of nothing that is looked at
+        self.learns = self._loss(*self.train[0]).requires_grad
+        if self.learns:
+            self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def go(self) -> FinetuningResult:
         allowance = Allowance(60.0 * self.config.minutes, by_clock=self.device.type != "cpu")
         epochs = self.config.epochs or max(3, min(60, math.ceil(_STEPS / max(len(self.train), 1))))
         best, kept = self._held_out()[0], self._copy()
-        outcome = FinetuningResult(best, best, weights=self.weights)
-        if not self._loss(*self.train[0]).requires_grad:  # what learns is in front of nothing that is looked at
+        if not self.learns:
             return FinetuningResult(best, best, learns=False)
+        outcome = FinetuningResult(best, best, weights=self.weights)
         epoch, waited, eased = 0, 0, 0
         known = self._load()
         if known is not None:
@@ -331,9 +334,9 @@ class _Run:
             known: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             if known["signature"] != self.task.signature or len(known["now"]) != len(self.parameters):
                 return None
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, known["now"], strict=True):
-                    parameter.copy_(value)
+            if not known.keys() >= _PROGRESS:
+                return None
+            self._go_back(known["now"])
             self.optimizer.load_state_dict(known["optimizer"])
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError):
             return None

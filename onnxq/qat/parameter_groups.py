@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
+from onnxq.qat.block_parts import FEW_BITS
 from onnxq.qat.graph_module import GraphModule
 from onnxq.qat.torch_ops.call import Tensor
-
-_FEW_BITS = 4
-"""Integers of at most so many bits learn whatever the number of samples."""
 
 _MANY = 256
 """Samples from which on integers of 8 bits learn too: with fewer they learn the samples by heart."""
@@ -54,7 +52,7 @@ def parameter_groups(student: GraphModule, rate: float, samples: int) -> tuple[l
         levels = weight.integers.high - weight.integers.low + 1
         if weight.scale is not None:
             add(weight.scale.shift, rate)
-        if levels <= 1 << _FEW_BITS or many or caches:
+        if levels <= 1 << FEW_BITS or many or caches:
             learned += 1
             add(weight.integers.latent, rate * math.sqrt(levels))
     readers = {name: node for node in student.graph.nodes for name in node.inputs}

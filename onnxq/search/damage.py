@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxq.core.dtypes import Array
-from onnxq.core.error_measures import decibels
 from onnxq.data.feeds import Feed
 from onnxq.errors import ModelError
 from onnxq.graph.files.shapeless import of_any_shape
@@ -19,7 +18,7 @@ from onnxq.graph.views.outputs import with_offsets
 from onnxq.pipeline.clock import Clock
 from onnxq.runtime.session import Session, open_session, session_of
 from onnxq.search.choice import FLOAT, Layer, by_damage
-from onnxq.search.layers import Bench, captured, comparable
+from onnxq.search.layers import Bench, capturing, comparable, sqnr_of
 
 _MOST_DB = 120.0
 """What the outputs of a sample in which nothing changes count as."""
@@ -61,15 +60,12 @@ class _Spread:
         self._session = session_of(model, threads=bench.threads, packed=False)
         self._ratios: dict[str, list[float]] = {}
         self._opened: dict[str, tuple[Session, Session]] = {}
+        self._captured: Callable[[Feed], dict[str, Array]] | None = None
 
     def add(self, feed: Feed, *, first: bool) -> bool:
         """Take in a sample; False where time was too short for all layers: a further one does not count then."""
         bench = self._bench
-        arrays: Mapping[str, Array] = {}
-        if not first:
-            self._layers = [one for one in self._layers if (one.name, self._form) in bench.models]
-            nodes = {node.name or "": node for node in bench.prepared.model.graph}
-            arrays = captured(bench, [nodes[layer.name] for layer in self._layers], feed)
+        arrays = {} if first else self._read(feed)
         expected = self._session.run({**feed, **self._none})
         found: dict[str, float] = {}
         for layer in self._layers:
@@ -89,6 +85,14 @@ class _Spread:
                 layer.forms[self._form] = replace(layer.forms[self._form], model_db=damage)
         return complete
 
+    def _read(self, feed: Feed) -> dict[str, Array]:
+        """What the layers read in a further sample; those whose models were not kept are left out from there on."""
+        if self._captured is None:
+            self._layers = [one for one in self._layers if (one.name, self._form) in self._bench.models]
+            nodes = {node.name or "": node for node in self._bench.prepared.model.graph}
+            self._captured = capturing(self._bench, [nodes[layer.name] for layer in self._layers])
+        return self._captured(feed)
+
     def _offsets(self, layer: Layer, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """What the form adds to the values that the layer makes, in a further sample."""
         if layer.name not in self._opened:
@@ -106,12 +110,8 @@ class _Spread:
 
 def _worst_db(expected: Sequence[Array], actual: Sequence[Array]) -> float | None:
     """The SQNR of the worst real output, in dB; None where there is none."""
-    found = []
-    for before, after in zip(expected, actual, strict=True):
-        if comparable(before, after):
-            error = after - before
-            found.append(decibels(float(np.vdot(before, before)), float(np.vdot(error, error))))
-    return min(found, default=None)
+    real = [sqnr_of([pair]) for pair in zip(expected, actual, strict=True) if comparable(*pair)]
+    return min(real, default=None)
 
 
 def _extrapolate(layers: Iterable[Layer], form: str) -> None:

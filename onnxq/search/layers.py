@@ -208,7 +208,7 @@ def _each(
     """Look at layers one by one, with what they read in one run of the model; whether there was time for all."""
     with clock.step("layers"):
         nodes = {node.name or "": node for node in bench.prepared.model.graph}
-        arrays = captured(bench, [nodes[name] for name in layers], feed)
+        arrays = capturing(bench, [nodes[name] for name in layers])(feed)
         report = clock.report("layers")
         for done, (name, layer) in enumerate(layers.items()):
             if time.monotonic() > bench.deadline:
@@ -222,16 +222,23 @@ def _each(
     return True
 
 
-def captured(bench: Bench, nodes: Iterable[Node], feed: Feed) -> dict[str, Array]:
-    """What the nodes read in one run of the float model."""
+def capturing(bench: Bench, nodes: Iterable[Node]) -> Callable[[Feed], dict[str, Array]]:
+    """What gives, for a sample, what the nodes read in one run of the float model."""
     wanted = {value.name: None for node in nodes for value in node.inputs if value is not None and value.name}
     augmented = with_outputs(bench.prepared.model, wanted)
     try:
         session = session_of(augmented.model, threads=bench.threads, optimize=False, packed=False)
-        arrays = session.run(feed, augmented.outputs) if augmented.outputs else []
     except ModelError:
-        return dict(feed)
-    return {**feed, **dict(zip(augmented.outputs, arrays, strict=True))}
+        return dict
+
+    def captured(feed: Feed) -> dict[str, Array]:
+        try:
+            arrays = session.run(feed, augmented.outputs) if augmented.outputs else []
+        except ModelError:
+            return dict(feed)
+        return {**feed, **dict(zip(augmented.outputs, arrays, strict=True))}
+
+    return captured
 
 
 def _measure_one(
@@ -341,7 +348,7 @@ def _errors(bench: Bench, layer: str, models: Mapping[str, bytes], feed: Feed) -
         elif expected:
             pairs = {n: (e, a) for n, e, a in zip(names, expected, outputs, strict=True) if comparable(e, a)}
             if pairs:
-                found[form] = _sqnr_db(pairs.values())
+                found[form] = sqnr_of(pairs.values())
                 offsets = {name: actual - reference for name, (reference, actual) in pairs.items()}
                 bench.keep(layer, form, offsets, {FLOAT: models[FLOAT], form: content})
     return found
@@ -353,7 +360,7 @@ def comparable(expected: object, actual: object) -> bool:
     return len(real) == 2 and real[0].shape == real[1].shape
 
 
-def _sqnr_db(pairs: Iterable[tuple[Array, Array]]) -> float:
+def sqnr_of(pairs: Iterable[tuple[Array, Array]]) -> float:
     """SQNR over several arrays together, in dB; in float32, which is quick and good enough to compare forms."""
     signal = noise = 0.0
     for expected, actual in pairs:

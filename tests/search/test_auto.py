@@ -105,13 +105,18 @@ class Times:
         return {form: KernelTime(self.kernels.get(form, 10.0)) for form in models}
 
 
-@pytest.fixture(autouse=True)
-def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
+    """Both clocks, replaced."""
     fake = Times()
     monkeypatch.setattr(trials, "measure", fake.benchmark)
     monkeypatch.setattr(layers, "kernel_times", fake.kernel_times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake
+
+
+@pytest.fixture(autouse=True)
+def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
+    return stand_in(monkeypatch, tmp_path)
 
 
 def auto(net: str, *, data: bool = True, **options: Any) -> QuantizeResult:

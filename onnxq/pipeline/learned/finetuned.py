@@ -23,7 +23,7 @@ from onnxq.pipeline.caches.storing import store_caches, with_stored_caches
 from onnxq.pipeline.candidate import Candidate
 from onnxq.pipeline.gate import verify
 from onnxq.pipeline.job import Data, Job, contents
-from onnxq.pipeline.learned.minutes import FEW_BITS, finetune_minutes
+from onnxq.pipeline.learned.minutes import FEW_BITS, finetune_minutes, integer_presets
 from onnxq.pipeline.learned.output_targets import output_targets
 from onnxq.plan.decisions import Plan
 from onnxq.recipe.recipe import Recipe
@@ -66,9 +66,8 @@ def with_learned_start(recipe: Recipe, job: Job) -> Recipe:
 
     From weights rounded to nearest it would have to find what blocks learn by themselves in a fraction of the time.
     """
-    integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
     given = recipe.algorithm is not None or recipe.learns or recipe.reconstructs
-    if job.prepared.training is not None or given or not integers:
+    if job.prepared.training is not None or given or not integer_presets(recipe):
         return recipe
     return recipe.override(reconstruct=True)
 

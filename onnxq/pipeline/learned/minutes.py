@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxq.recipe.presets import Preset
 from onnxq.recipe.recipe import Recipe
 
 FEW_BITS = 4
@@ -12,9 +13,14 @@ _BLOCKS_SHARE = {True: 0.25, False: 0.6}
 slower but further. At 8 bits it is the blocks that win most."""
 
 
+def integer_presets(recipe: Recipe) -> list[Preset]:
+    """The presets of a recipe and its rules whose weights are integers, not packed and no float8."""
+    return [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
+
+
 def has_few_bits(recipe: Recipe) -> bool:
     """Whether weights on integers have few bits, in the preset or in a rule."""
-    integers = [preset for preset in recipe.presets if preset.weights == "integer" and not preset.float8]
+    integers = integer_presets(recipe)
     bits = [*(recipe.bits or preset.bits for preset in integers), *(rule.bits for rule in recipe.rules if rule.bits)]
     return min(bits, default=FEW_BITS) <= FEW_BITS
 

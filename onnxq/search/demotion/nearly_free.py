@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from onnxq.pipeline.candidate import Candidate
 from onnxq.search import choice as chooser
 from onnxq.search.choice import FLOAT, MIXED, STATIC, Layer, LayerChoice
-from onnxq.search.demotion.worth import by_time, lost_times
+from onnxq.search.demotion.worth import by_time, lost_times, noise_of
 from onnxq.search.mixing import Mixing
 from onnxq.search.trials import Trials
 
@@ -103,8 +103,7 @@ def _nearly_free(static: Sequence[Layer], most_us: float, most_bytes: float) -> 
         most_us: that they may take longer together.
         most_bytes: that they may be larger together: of models as fast the smaller one is chosen.
     """
-    errors = {layer.name: layer.forms[STATIC].error_db for layer in static if STATIC in layer.forms}
-    known = {name: 10.0 ** (-max(error, -100.0) / 10) for name, error in errors.items() if error is not None}
+    known = {layer.name: noise_of([layer], STATIC) for layer in static if STATIC in layer.forms}
     total = sum(known.values())
     worth = [layer for layer in static if known.get(layer.name, 0.0) > _LEAST_SHARE * total and _has_times(layer)]
     chosen: list[Layer] = []

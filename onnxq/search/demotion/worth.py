@@ -22,7 +22,7 @@ def by_bytes(groups: Sequence[Sequence[Layer]], base: str) -> list[Sequence[Laye
         float(group[0].forms[FLOAT].size - group[0].forms[base].size) if FLOAT in group[0].forms else 0.0
         for group in groups
     ]
-    return [groups[index] for index in _by_worth([_noise(group, base) for group in groups], prices)]
+    return [groups[index] for index in _by_worth([noise_of(group, base) for group in groups], prices)]
 
 
 def by_time(layers: Sequence[Layer], base: str, form: str, noise: str) -> list[Layer]:
@@ -35,7 +35,7 @@ def by_time(layers: Sequence[Layer], base: str, form: str, noise: str) -> list[L
         noise: the form whose noise counts.
     """
     prices = [_longer(layer, base, form) for layer in layers]
-    return [layers[index] for index in _by_worth([_noise([layer], noise) for layer in layers], prices)]
+    return [layers[index] for index in _by_worth([noise_of([layer], noise) for layer in layers], prices)]
 
 
 def _by_worth(noise: Sequence[float], prices: Sequence[float]) -> list[int]:
@@ -45,7 +45,8 @@ def _by_worth(noise: Sequence[float], prices: Sequence[float]) -> list[int]:
     return sorted(range(len(known)), key=lambda index: -noise[index] / max(known[index], least))
 
 
-def _noise(group: Sequence[Layer], form: str) -> float:
+def noise_of(group: Sequence[Layer], form: str) -> float:
+    """What the errors of layers in a form do to the outputs, relative to the signal; their powers add up."""
     errors = [layer.forms[form].error_db for layer in group]
     return float(sum(10.0 ** (-max(error, -100.0) / 10) for error in errors if error is not None))
 

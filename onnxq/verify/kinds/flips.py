@@ -158,15 +158,14 @@ class Flips:
         """Mean square of the noise by bin: of decisions an octave around it, or as far as there are enough."""
         held, noise = (np.r_[0, np.cumsum(each)] for each in (count, self._noise.sum(axis=0)))
         enough = min(_ENOUGH, int(held[-1]))
-        power = np.zeros(_BINS)
-        for place in range(_BINS):
-            low, high = 0, _BINS
-            for reach in range(_NEAR, _BINS):
-                low, high = max(place - reach, 0), min(place + reach + 1, _BINS)
-                if held[high] - held[low] >= enough:
-                    break
-            power[place] = (noise[high] - noise[low]) / max(held[high] - held[low], 1)
-        return power
+        places = np.arange(_BINS)
+        reach = np.full(_BINS, _NEAR)
+        while True:
+            low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, _BINS)
+            short = held[high] - held[low] < enough
+            if not short.any():
+                return np.asarray((noise[high] - noise[low]) / np.maximum(held[high] - held[low], 1))
+            reach = reach + short
 
     def _more_noise(self, power: Array) -> float:
         """By what factor samples that made no ranges have more noise, at equal margins; 1 where that may be chance.

@@ -13,10 +13,10 @@ import pytest
 import onnxq
 from onnxq.data.feeds import Feed
 from onnxq.report.results import QuantizeResult
-from onnxq.search import damage, layers, trials
+from onnxq.search import damage
 from onnxq.search.demotion import nearly_free
 from tests.graph.build import build, weights
-from tests.search.test_auto import Times, drawn
+from tests.search.test_auto import Times, drawn, stand_in
 
 CHANGED = "mixed (1 float)"
 
@@ -35,10 +35,7 @@ def network(far: float = 100.0) -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Times:
-    fake = Times()
-    monkeypatch.setattr(trials, "measure", fake.benchmark)
-    monkeypatch.setattr(layers, "kernel_times", fake.kernel_times)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fake = stand_in(monkeypatch, tmp_path)
     fake.models = {"float": 4.0, "w8": 4.0, "w8a8": 1.0, "w8a8-dynamic": 3.0, "w8a8-token": 3.0, "mixed": 1.0}
     return fake
 
